@@ -36,6 +36,23 @@ Reply: TypeAlias = Any
 """A reply of the server: int, bytes, None or a list of these. The decoder of the command checks it."""
 
 
+_MAX_DIGITS = 16
+"""Maximum digits of a stored number, as in the fragment whole_number.lua."""
+
+
+def whole_number(text: str | bytes | None) -> int:
+    """Decode a stored whole number; 0 for None.
+
+    Raises:
+        ValueError: the text is not a whole number of at most 16 digits, so no script wrote it.
+    """
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_DIGITS:
+        raise ValueError(f"{text!r} is not a stored whole number")
+    return int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Command(Generic[T]):
     """Run one script, or one plain read command, and decode its reply.

@@ -16,7 +16,7 @@ size of the key in bytes, and the key precedes the value:
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -38,8 +38,10 @@ _PARTS = 7
 _KEY_MARK = "~"
 """Not in the alphabet of request ids."""
 _KEY_MARK_BYTES = _KEY_MARK.encode()
-_MAX_DIGITS = 4 * 16
-"""Maximum digits of the four numbers together. A double is exact up to 2^53, which has 16 digits."""
+_MAX_DIGITS = 16
+"""Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
+_MAX_VERSION = 2**53
+"""Maximum clock reading; it lies in the year 4824."""
 
 
 class Stored(NamedTuple):
@@ -107,10 +109,13 @@ def parse(entry: bytes) -> Stored:
     """
     try:
         version, expires, request, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
-        if len(version) + len(expires) + len(cost) + len(fresh) > _MAX_DIGITS:
+        # int() would also accept signs, blanks and underscores.
+        if not (version + expires + cost + fresh).isdigit():
+            raise Undecodable("an entry whose header holds other text than whole numbers")
+        if len(cost) > _MAX_DIGITS or len(fresh) > _MAX_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
-        if written < 0 or not 0 <= until <= LAST_MS:
+        if written > _MAX_VERSION or until > LAST_MS:
             raise Undecodable("an entry with an impossible time")
         stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()
@@ -145,11 +150,12 @@ def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
     Raises:
         Undecodable: the bytes are not a valid record.
     """
-    try:
-        cleared_until, tagged, tagged_cleared_until = map(int, gen.split(b" "))
-    except ValueError:
-        raise Undecodable("an invalidation epoch that is not three versions") from None
-    return InvalidationEpoch(cleared_until, tagged, tagged_cleared_until)
+    versions = gen.split(b" ")
+    if len(versions) != len(fields(InvalidationEpoch)) or not all(
+        version.isdigit() and len(version) <= _MAX_DIGITS for version in versions
+    ):
+        raise Undecodable("an invalidation epoch that is not three versions")
+    return InvalidationEpoch(*map(int, versions))
 
 
 def timestamp(clock: int) -> datetime:

@@ -128,7 +128,7 @@ def chosen(value: object) -> bool:
     return value is not None and not isinstance(value, (DefaultCount, DefaultSeconds))
 
 
-_SETTINGS = re.compile(r"(lru|tinylfu) capacity (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
+_SETTINGS = re.compile(r"(lru|tinylfu) capacity {0}/{0}/{0} bytes {0} ttl {0}/{0}/{0}".format(r"([0-9]{1,16})"))
 
 
 @dataclass(frozen=True, slots=True)

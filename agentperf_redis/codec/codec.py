@@ -444,7 +444,7 @@ def _shape_numpy(value: Any, kind: type, max_bytes: int) -> Any:
         allowed = f"numpy scalars that their dtype restores: {dtype.str} is {numpy.dtype(dtype.str).type.__name__}"
         raise InvalidArgument("value", value, allowed)
     if dtype.itemsize > max_bytes or max(value.shape, default=0) > max_bytes:
-        raise InvalidArgument("value", value, f"an array with items and lengths of at most {max_bytes}, as its bytes")
+        raise InvalidArgument("value", value, f"an array whose item size and lengths are at most {max_bytes}")
     if kind is numpy.ndarray:
         return [_MARKS[_ARRAY], dtype.str, list(value.shape), value.tobytes()]
     return [_MARKS[_NUMPY_SCALAR], dtype.str, value.tobytes()]

@@ -24,7 +24,7 @@ from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import local_timestamp
+from agentperf_redis.metrics.windows import LAST_MS, local_timestamp
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
@@ -228,6 +228,8 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
     try:
         for member in reply:
             end_ms, duration, outcome, _ = member.decode().split("|")
+            if len(duration) > _MAX_DURATION_CHARACTERS:
+                raise ValueError(duration)
             kind, _, error = outcome.partition(":")
             found.append(
                 Execution(
@@ -241,6 +243,10 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
     except (AttributeError, TypeError, ValueError, OverflowError, OSError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
     return tuple(found)
+
+
+_MAX_DURATION_CHARACTERS = len("us") + 15
+"""A longer duration is beyond 30 years; another program wrote it."""
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:
@@ -315,6 +321,7 @@ def _read_plain_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str
         for name in _EXTREMES:
             if counts[name] < 0:
                 del counts[name]
+        _check_times(counts)
         counter_sets[reply[at].decode()] = Counters(counts, {}, {}, {}, (), _covered(counts, interval_ms))
     return counter_sets
 
@@ -327,6 +334,12 @@ _PLAIN = (
     *_TOKEN_PARTS,
 )
 """The plain counters, in the order of the reply of `read.lua`."""
+
+
+def _check_times(counts: Mapping[str, int]) -> None:
+    """Raise ValueError for a time after the year 9999, which no datetime can express."""
+    if not all(0 <= counts.get(name, 0) <= LAST_MS for name in ("first_ms", "last_ms")):
+        raise ValueError("a time after the year 9999")
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
@@ -351,6 +364,7 @@ def _counters(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms
         else:
             model, _, measure = name.rpartition(":")
             models.setdefault(keys.decoded(model), {})[measure] = value
+    _check_times(counts)
     durations_us = tuple(map(int, durations.split()))
     return Counters(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
 

@@ -22,8 +22,8 @@ Timestamp = datetime | float | None
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
 _TIMESTAMP_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
-_LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, the last year in slice names."""
+LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, the last year of a datetime and in slice names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def timestamp_ms(argument: str, given: object) -> int:
         raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED) from None
     if seconds is None:
         seconds = arguments.number(argument, given, _TIMESTAMP_ALLOWED)
-    if not 0.0 <= seconds <= _LATEST_S:
+    if not 0.0 <= seconds * 1000 <= LAST_MS:
         raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED)
     return round(seconds * 1000)
 

@@ -12,12 +12,13 @@
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(ids log N)
 --@include corrupt
+--@include whole_number
 local META, RESENT = KEYS[1], KEYS[2]
 local UNTIL_MS, IDS = tonumber(ARGV[1]), 2
 
 local call = redis.call
-local resent = tonumber(call('HGET', META, 'resent') or 0)
-if not resent then return corrupt(META, 'resent that is no number') end
+local resent = whole_number(call('HGET', META, 'resent'), 0)
+if not resent then return corrupt(META, 'resent that is no whole number') end
 call('ZCARD', RESENT)
 resent = string.format('%d', math.max(resent, UNTIL_MS))
 local time = call('TIME')

@@ -21,13 +21,17 @@
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
 --                       for a background refresh: the last computation failed less than retry_ms ago
 -- REPEAT  a second delivery returns the same reply. A late one may take a lease that no caller uses; it expires
--- ERRORS  none
+-- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(1)
+--@include corrupt
+--@include whole_number
 local ENTRY, LEASE, META, EPOCHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local call = redis.call
-local lease, wrong_type = redis.pcall('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms'), 0
+local clock = whole_number(call('HGET', META, 'clock'), 0)
+if not clock then return corrupt(META, 'a clock that is no whole number') end
+local lease, wrong_type = redis.pcall('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms', 'lease_ms'), 0
 if lease.err then
   if not string.find(lease.err, 'WRONGTYPE', 1, true) then return lease end
   call('UNLINK', LEASE)
@@ -35,25 +39,32 @@ if lease.err then
 end
 local found = call('MGET', ENTRY, EPOCHS)
 if not found[1] and call('EXISTS', ENTRY) == 1 then wrong_type = 1 end
-local clock = call('HGET', META, 'clock') or '0'
 local version = string.match(found[1] or '', '^(%d+) ')
 if version and version ~= IGNORE then
   local cleared = string.match(found[2] or '0', '^%d+')
   if cleared and tonumber(version) > tonumber(cleared) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
-if lease[1] == TOKEN then return {2, tonumber(lease[2]), wrong_type} end
+if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end  -- with version 0, put may refuse
 if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  if now_ms < (tonumber(lease[5]) or 0) + RETRY_MS then return {4, lease[4] or ''} end
+  local failed_ms = whole_number(lease[5]) or 0
+  -- A failure in the future was recorded before the server's clock was set back; it counts no longer.
+  if failed_ms <= now_ms and now_ms < failed_ms + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
-  return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
+  -- A lease that lasts longer than its TTL was granted before the server's clock was set back.
+  local left_ms, max_ms = call('PTTL', LEASE), whole_number(lease[6])
+  if max_ms and left_ms > max_ms then
+    call('PEXPIRE', LEASE, max_ms)
+    left_ms = max_ms
+  end
+  return {3, math.max(1, left_ms), lease[1]}
 end
 -- The lease records the last version, not the time: a later invalidation then has a higher version, even if the
 -- server's clock jumps back.
-call('HSET', LEASE, 'token', TOKEN, 'version', clock)
+call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)
-return {2, tonumber(clock), wrong_type}
+return {2, clock, wrong_type}

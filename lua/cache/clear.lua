@@ -18,14 +18,17 @@
 -- RETURNS
 --   {1, cleared, version}  cleared is the number of entries there were
 -- REPEAT  a second or late delivery clears again: a miss is never wrong
--- ERRORS  none
+-- ERRORS  CORRUPT if meta was not written by this library; nothing was written
 -- COST    O(1): one rename, and unlinked keys, whose memory the server frees in the background
+--@include corrupt
+--@include whole_number
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
 
 local call = redis.call
-local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
+local clock = whole_number(call('HGET', META, 'clock'), 0)
+if not clock then return corrupt(META, 'a clock that is no whole number') end
 local cleared = call('HLEN', SIZE)
 local deferred_count = call('LLEN', DEFERRED)
 for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if the type is wrong

@@ -14,8 +14,10 @@
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
 -- REPEAT  a second delivery finds the settings in place
--- ERRORS  none
+-- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1); O(N log N) when the policy changes from tinylfu
+--@include corrupt
+--@include whole_number
 local META, NEW, COLD, GHOST = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SCHEMA, SETTINGS, GIVEN = ARGV[1], ARGV[2], ARGV[3]
 local FORM = '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$'
@@ -25,11 +27,15 @@ local before = call('HMGET', META, 'settings', 'schema')
 call('ZCARD', NEW)
 call('ZCARD', COLD)
 call('ZCARD', GHOST)
-if before[2] and tonumber(before[2]) ~= tonumber(SCHEMA) then return {-1, tonumber(before[2])} end
+local schema = whole_number(before[2], tonumber(SCHEMA))
+if not schema then return corrupt(META, 'a schema that is no number') end
+if schema ~= tonumber(SCHEMA) then return {-1, schema} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local settings, have, want = SETTINGS, {string.match(before[1] or '', FORM)}, {string.match(SETTINGS, FORM)}
-if have[1] then
+local is_usable = have[1] and true       -- false if a number is too long: another program has changed the settings
+for i = 2, #have do is_usable = is_usable and #have[i] <= (i == 5 and 16 or 15) end
+if is_usable then
   for i = 1, #want do if string.sub(GIVEN, i, i) == '0' then want[i] = have[i] end end
   settings = string.format('%s capacity %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want))
 end

@@ -23,6 +23,7 @@
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(keys log N)
 --@include corrupt
+--@include whole_number
 --@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, ENTRIES = KEYS[8], KEYS[9], 9

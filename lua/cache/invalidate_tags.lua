@@ -14,16 +14,20 @@
 -- RETURNS
 --   {1, version}        the version of this invalidation
 -- REPEAT  a second or late delivery invalidates again: a miss is never wrong
--- ERRORS  CORRUPT if epochs was not written by this library
+-- ERRORS  CORRUPT if meta or epochs was not written by this library
 -- COST    O(tags log T)
 --@include corrupt
+--@include whole_number
 local META, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
 local BUS, ORIGIN, MAX_MARKS, FIRST_TAG = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
 
 local call = redis.call
-local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
-local cleared, _, merged = string.match(call('GET', EPOCHS) or '0 0 0', '^(%d+) (%d+) (%d+)$')
-if not cleared then return corrupt(EPOCHS, 'no three versions') end
+local clock = whole_number(call('HGET', META, 'clock'), 0)
+if not clock then return corrupt(META, 'a clock that is no whole number') end
+local cleared, tagged, merged = string.match(call('GET', EPOCHS) or '0 0 0', '^(%d+) (%d+) (%d+)$')
+if not whole_number(cleared) or not whole_number(tagged) or not whole_number(merged) then
+  return corrupt(EPOCHS, 'no three versions')
+end
 call('ZCARD', TAGS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
@@ -35,7 +39,9 @@ end
 local over = call('ZCARD', TAGS) - MAX_MARKS
 if over > 0 then
   local gone = call('ZPOPMIN', TAGS, over)
-  merged = string.format('%d', math.max(tonumber(gone[#gone]), tonumber(merged)))
+  local popped = tonumber(gone[#gone])
+  if popped < 0 or popped > clock then popped = clock end                  -- another program has changed it
+  merged = string.format('%d', math.max(popped, tonumber(merged)))
 end
 call('SET', EPOCHS, cleared .. ' ' .. version .. ' ' .. merged)
 call('HSET', META, 'clock', version)

@@ -54,6 +54,7 @@
 -- ERRORS  CORRUPT if meta or epochs was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt
+--@include whole_number
 --@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
@@ -74,7 +75,7 @@ local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
   local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
-  if id == ID then return {1, tonumber(version), 0} end
+  if id == ID and whole_number(version) then return {1, whole_number(version), 0} end
   if call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if SEEN ~= '' and TOKEN == '' then
     call('ZCARD', RESENT)
@@ -87,7 +88,7 @@ if TOKEN ~= '' then
   local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
   if epochs then
-    local claimed = tonumber(lease[2])
+    local claimed = whole_number(lease[2]) or -1  -- if another program has changed it, every epoch is newer
     local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
     if not cleared then return corrupt(EPOCHS, 'no three versions') end
     local stale = tonumber(cleared) > claimed or (TAG_COUNT > 0 and tonumber(merged) > claimed)

@@ -25,6 +25,7 @@
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(n log N)
 --@include corrupt
+--@include whole_number
 --@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
@@ -34,10 +35,11 @@ local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
+I.call('LLEN', DEFERRED)                 -- fails for another type, before the first write
 local page = I.call('HSCAN', SIZE, CURSOR, 'COUNT', N)
 local fields, idle = I.call('HSCAN', META, 0, 'MATCH', 'w:*', 'COUNT', 256)[2], {}
 for i = 1, #fields, 2 do
-  local seen_ms = tonumber(string.match(fields[i + 1], '%d+$'))
+  local seen_ms = whole_number(string.match(fields[i + 1], '%d+$'))
   if not seen_ms or seen_ms < I.now_ms - WRITER_KEPT_MS then idle[#idle + 1] = fields[i] end
 end
 if #idle > 0 then I.call('HDEL', META, unpack(idle)) end

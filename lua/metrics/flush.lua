@@ -35,10 +35,11 @@
 --   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
 --   {0, now_ms, 0, 0}  this flush was counted before: its number is not new
 -- REPEAT  the number of the flush is known, so nothing is counted twice
--- ERRORS  CORRUPT <key>: it holds another type; nothing was written
+-- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x tiers x fields) + O(samples log N); at a limit, + O(fields) for each name that gives way, at most
 --         16 agents, 16 spans of an agent and 64 errors or models of a series
 --@include corrupt
+--@include whole_number
 --@include slices
 local AGENTS, SETTINGS, WRITER = KEYS[1], KEYS[2], KEYS[3]
 local SEQ, WRITER_KEEP_MS, FIRM = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
@@ -69,14 +70,20 @@ local function holds(key, type)
   return false
 end
 
-if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end
+if holds(WRITER, 'string') then
+  local known = whole_number(call('GET', WRITER))
+  if not known then return corrupt(WRITER, 'a text that is no number') end
+  if SEQ <= known then return {0, now, 0, 0} end
+end
 holds(AGENTS, 'zset')
 -- Readers compute from the stored TTLs which slices exist, so writers must use the stored ones.
 local stored_keep = holds(SETTINGS, 'hash') and call('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
-for t = 1, 4 do
-  local stored = stored_keep and tonumber(stored_keep[t])
-  if not stored then stored_keep = false
-  elseif not FIRM then KEEP[t] = stored end
+if stored_keep then
+  local is_complete = stored_keep[1] and stored_keep[2] and stored_keep[3] and stored_keep[4]
+  local ttls, is_valid = stored_ttls(stored_keep)
+  if not is_valid and not FIRM then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
+  stored_keep = is_valid and is_complete and ttls
+  if stored_keep and not FIRM then KEEP = ttls end
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
@@ -222,7 +229,7 @@ local function take_out_idle(total, guard, prefix)
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
       for i = 1, #guard.stored, 2 do
-        local field, value = guard.stored[i], tonumber(guard.stored[i + 1])
+        local field, value = guard.stored[i], counter(guard.stored[i + 1])
         if field == start or prefix == 'mdl:' and string.sub(field, 1, #start) == start then
           fields[#fields + 1] = field
           local rest = prefix == 'mdl:' and string.sub(field, #start) or ''
@@ -240,23 +247,24 @@ local function limited(total, field)
   local guard = guards[total]
   if not guard then guard = {kinds = {}}; guards[total] = guard end
   local prefix, word, rest = string.match(field, '^(mdl:)([^:]*)(:.*)$')
-  local base, counter = field, 'types'
-  if prefix then base, counter = prefix .. word .. ':n', 'models'
+  local base, kind = field, 'types'
+  if prefix then base, kind = prefix .. word .. ':n', 'models'
   else prefix, word, rest = 'err:', string.sub(field, 5), '' end
   if word == OTHER then return field end
   local known = guard.kinds[base]
   if known == nil then
     known = false
     if holds(total, 'hash') then
-      local got = call('HMGET', total, base, counter)
-      guard[counter] = guard[counter] or tonumber(got[2])
+      local got = call('HMGET', total, base, kind)
+      guard[kind] = guard[kind] or whole_number(got[2], 0)
+      if not guard[kind] then wrong_key, wrong_type = total, 'a field that is no number' end
       known = got[1] and true
     end
-    guard[counter] = guard[counter] or 0
-    if not known and guard[counter] < MAX_ERRORS then
+    guard[kind] = guard[kind] or 0
+    if not known and guard[kind] < MAX_ERRORS then
       known = true
-      guard[counter] = guard[counter] + 1
-      add(total, {names = {counter}, values = {[counter] = 1}, own = true})
+      guard[kind] = guard[kind] + 1
+      add(total, {names = {kind}, values = {[kind] = 1}, own = true})
     elseif not known then
       known = take_out_idle(total, guard, prefix)
     end
@@ -371,7 +379,8 @@ for _, key in ipairs(order) do
   local write = {}
   for i = 1, #names do
     local field, value = names[i], values[names[i]]
-    local old = stored[i] and tonumber(stored[i])
+    local old = stored[i] and counter(stored[i])
+    if stored[i] and not old then wrong_key, wrong_type = key, 'a field that is no number' end
     if old then
       if MIN[field] then if old < value then value = old end
       elseif MAX[field] then if old > value then value = old end
@@ -394,7 +403,7 @@ for _, key in ipairs(order) do
   if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
 end
 for t = 1, 4 do
-  if not stored_keep or tonumber(stored_keep[t]) ~= KEEP[t] then call('HSET', SETTINGS, TIERS[t][NAME], KEEP[t]) end
+  if not stored_keep or stored_keep[t] ~= KEEP[t] then call('HSET', SETTINGS, TIERS[t][NAME], KEEP[t]) end
 end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end

@@ -19,6 +19,7 @@
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
 --@include corrupt
+--@include whole_number
 --@include slices
 local AGENTS, SETTINGS = KEYS[1], KEYS[2]
 local WINDOW_MS, AS_OF_MS = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -26,11 +27,10 @@ local MAX_EXACT, NAMES = tonumber(ARGV[3]), 4
 
 local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
-local KEEP = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
+local KEEP, is_valid = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d'), nil
 if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
--- The TTLs are limited even if the stored settings are larger, so that the loop below ends soon. No valid retention has
--- more than 10080 slices of one width.
-for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
+KEEP, is_valid = stored_ttls(KEEP)
+if not is_valid then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
 local from, to = 0, now + 1
 
 -- Cover the time range from its start. At each point, take the widest slice that starts there and ends in the range.
@@ -98,7 +98,13 @@ end
 -- Integers in a reply have 64 bits. A larger sum, such as of costs in units of 10^-9, is returned as LARGEST.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
-  return number < LARGEST and number or LARGEST
+  if number >= 0 and number < LARGEST then return number end
+  if number >= LARGEST and number < 1e24 then return LARGEST end
+  error('a number that no counter reaches', 0)  -- also NaN
+end
+-- The same for a time or an extreme duration, which is not a sum; -1 if it is unknown.
+local function extreme(number)
+  return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end
 -- An addition converts text to a number in a third of the time of tonumber. It raises for text that is no number; the
 -- pcall at the end of this file catches that.
@@ -138,10 +144,11 @@ local function plain(name)
     end
   end
   if WINDOW_MS == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end
-  reply[size + 1], reply[size + 2], reply[size + 3], reply[size + 4] = n, ok, err, clamped(sum_us)
-  reply[size + 5], reply[size + 6], reply[size + 7] = clamped(llm_calls), clamped(tool_calls), clamped(tok_in)
-  reply[size + 8], reply[size + 9], reply[size + 10] = clamped(tok_out), clamped(cost_nano), min_us
-  reply[size + 11], reply[size + 12], reply[size + 13] = max_us, last_ms, first_ms
+  reply[size + 1], reply[size + 2], reply[size + 3] = clamped(n), clamped(ok), clamped(err)
+  reply[size + 4], reply[size + 5], reply[size + 6] = clamped(sum_us), clamped(llm_calls), clamped(tool_calls)
+  reply[size + 7] = clamped(tok_in)
+  reply[size + 8], reply[size + 9], reply[size + 10] = clamped(tok_out), clamped(cost_nano), extreme(min_us)
+  reply[size + 11], reply[size + 12], reply[size + 13] = extreme(max_us), extreme(last_ms), extreme(first_ms)
   reply[size + 14], reply[size + 15] = clamped(tok_cached_in), clamped(tok_cache_write)
   reply[size + 16] = clamped(tok_reasoning)
   size = size + 16
@@ -162,7 +169,10 @@ local function full(name)
   end
   local counted = size + 1
   append(0)
-  for field, value in pairs(fields) do append(field); append(clamped(value)) end
+  for field, value in pairs(fields) do
+    append(field)
+    append(EXTREME[field] and extreme(value) or clamped(value))
+  end
   reply[counted] = (size - counted) / 2
   local n = fields.n or 0
   local durations = {}
@@ -172,7 +182,7 @@ local function full(name)
     if #members == n then
       for m = 1, n do
         local us = string.match(members[m], '^|(%d+)us|', 14)  -- after 13 digits of ms
-        if not us then durations = {}; break end
+        if not us or #us > 15 then durations = {}; break end
         durations[m] = us
       end
     end

@@ -11,11 +11,12 @@
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1)
 --@include corrupt
+--@include whole_number
 local META = KEYS[1]
 local SCHEMA, EPOCH = ARGV[1], ARGV[2]
 
 local found = redis.call('HMGET', META, 'schema', 'epoch')
-local schema = tonumber(found[1] or SCHEMA)
+local schema = whole_number(found[1], tonumber(SCHEMA))
 if not schema then
   return corrupt(META, 'a schema that is no number')
 end

@@ -10,9 +10,7 @@ import pytest
 from agentperf_redis.metrics import commands
 from agentperf_redis.script import Script
 
-_SEQUENCE_CHECK = (
-    "if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end"
-)
+_SEQUENCE_CHECK = "  if SEQ <= known then return {0, now, 0, 0} end\n"
 
 
 def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> None:

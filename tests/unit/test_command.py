@@ -4,9 +4,20 @@ import threading
 
 import pytest
 
-from agentperf_redis.command import Batch, Command, Flow, Pause, Wait, WakeUp
+from agentperf_redis.command import Batch, Command, Flow, Pause, Wait, WakeUp, whole_number
 from agentperf_redis.errors import AgentPerfError, LeaseLost
 from agentperf_redis.script import Script, parse_header
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), (b"12", 12), ("9" * 16, 10**16 - 1), (None, 0)])
+def test_stored_whole_number_is_decoded(text: str | bytes | None, number: int) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1_0", " 1", "1.5", "nan", "inf", "1e4", "9" * 17, "\u0663", b"\xff"])
+def test_other_text_is_no_whole_number(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        whole_number(text)
 
 
 def echo(key: str) -> Command[int]:

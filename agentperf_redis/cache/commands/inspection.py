@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentperf_redis.cache.commands.replies import texts, unexpected
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, Reply, whole_number
 from agentperf_redis.keys import CacheKeys
 
 COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
@@ -16,7 +16,7 @@ def counters(keys: CacheKeys) -> Command[tuple[str, dict[str, int]]]:
         try:
             settings, *numbers = reply
             return (settings or b"").decode(), {
-                counter: int(number or 0) for counter, number in zip(COUNTERS, numbers, strict=True)
+                counter: whole_number(number) for counter, number in zip(COUNTERS, numbers, strict=True)
             }
         except (AttributeError, TypeError, ValueError):
             raise unexpected(keys.meta, reply) from None

@@ -11,7 +11,7 @@ from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import Undecodable
+from agentperf_redis.errors import CorruptState, Undecodable
 from agentperf_redis.keys import CacheKeys
 
 _PAGE = 1000
@@ -69,7 +69,12 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
     blocked.
     """
     gen = yield from commands.invalidation_epoch(where)
-    invalidation_epoch = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
+    try:
+        invalidation_epoch = (
+            entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
+        )
+    except Undecodable:
+        raise CorruptState(where.epochs, "not three versions") from None
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
     cursor = "0"
     while True:

@@ -28,6 +28,8 @@
 -- functions are built only after the settings have been found. Numbers are formatted with '%d', since Redis 7.0 prints
 -- them with %.17g.
 
+-- Needs corrupt.lua and whole_number.lua.
+
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
 -- used, returns nil and the reply for the script to return: {0} if the cache has no settings, an error if a key holds
 -- unexpected data.
@@ -37,23 +39,34 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if not m[1] then return nil, {0} end
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
     string.match(m[1], '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
-  local clock, held = number(m[2] or 0), number(m[3] or 0)
-  if not policy or not clock or not held then
-    return nil, corrupt(META, 'settings, clock or bytes of another form')
+  -- Nothing here may fail after the first write, so every field that a script needs is checked here.
+  local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
+    and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
+  if not is_short then return nil, corrupt(META, 'settings of another form') end
+  local clock, held = whole_number(m[2], 0), whole_number(m[3], 0)
+  local next_ms, deferred_count = m[4] and m[4] ~= '' and whole_number(m[4]), whole_number(m[5], 0)
+  local resent = whole_number(m[6], 0)
+  local is_whole = clock and held and deferred_count and resent and whole_number(m[7], 0)
+  if not is_whole or (not next_ms and m[4] and m[4] ~= '') then
+    return nil, corrupt(META, 'clock, bytes, next, deferred, resent or removed that is no whole number')
   end
   local lfu = policy == 'tinylfu'
   hot, warm, cold = number(hot), number(warm), number(cold)
   -- Read each key that may be written later: a key of the wrong type fails here, before anything is written.
-  local n, newcomers, ageing = call('HLEN', SIZE), nil, nil
+  local n, newcomers, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil
   if hot > 0 then call('ZCARD', HOT) end
   if warm > 0 then call('ZCARD', WARM) end
   call('ZCARD', COLD)
   if lfu then
     ageing = call('HMGET', META, 'accesses', 'grow', 'halvings')
+    accesses, grow = whole_number(ageing[1], 0), number(ageing[2] or 0)
+    local is_number = grow and grow >= 0 and grow < 9e15
+    if not accesses or not is_number or not string.match(ageing[3] or '0 0 0 0', '^%d+ %d+ %d+ %d+$') then
+      return nil, corrupt(META, 'accesses, grow or halvings of another form')
+    end
     newcomers = call('ZCARD', NEW)
     call('ZCARD', GHOST)
   end
-  local next_ms, deferred_count = number(m[4] or nil), number(m[5] or 0)
   if next_ms then call('ZCARD', EXP) end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
@@ -66,12 +79,12 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     max_bytes = number(bytes), ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
     n = n, newcomers = newcomers, bytes = held,
-    next = next_ms,         -- lower bound of the first expiry, ms; nil if EXP is empty
-    deferred_count = deferred_count, resent = number(m[6] or 0),
+    next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if EXP is empty
+    deferred_count = deferred_count, resent = resent,
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
-    accesses = lfu and number(ageing[1] or 0), grow = lfu and number(ageing[2] or 0),
+    accesses = accesses, grow = grow,
     halvings = lfu and (ageing[3] or '0 0 0 0'),
     halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,
     dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
@@ -84,14 +97,17 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- functions and their counterparts in cache/entry_format.py know the formats.
   function I.pack_size(hits, size) return hits * 1e10 + size end
   function I.unpack_size(packed)
-    local whole = tonumber(packed or nil) or 0
+    local whole = whole_number(packed) or 0                            -- 0 if another program has changed it
     local size = whole % 1e10
     return (whole - size) / 1e10, size
   end
   function I.pack_score(at, frequency) return at * 16 + frequency end
 
   if lfu then                            -- built only where it is used: each function costs about 0.2 us
-    function I.unpack_score(score) return math.floor(score / 16), score % 16 end
+    function I.unpack_score(score)
+      if not (score >= 0 and score < 1.4e17) then return 0, 0 end      -- another program has changed it
+      return math.floor(score / 16), score % 16
+    end
 
     -- `share` returns a fraction of the capacity, in entries. `step` returns the number of entries by which the window
     -- grows or shrinks at a time: 1.5 % of the capacity. If there are fewer entries than the capacity, both use the
@@ -181,7 +197,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
         local e = enter[to]
         e[#e + 1] = I.text(I.pack_score(I.clock, f)); e[#e + 1] = keys[p]
-        local size = I.pack_size(n, tonumber(sizes[p]) or 0)           -- n hits more
+        local size = I.pack_size(n, whole_number(sizes[p]) or 0)       -- n hits more
         if size < I.MAX_SIZE then hits[#hits + 1] = keys[p]; hits[#hits + 1] = I.text(size) end
         found = found + 1
       end
@@ -200,7 +216,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- several times.
   function I.report(writer, seq, keys, counts, counters)
     local field = 'w:' .. writer
-    local last = tonumber(string.match(I.call('HGET', I.meta, field) or '0', '^%d+'))
+    local last = whole_number(string.match(I.call('HGET', I.meta, field) or '0', '^%d+')) or 0
     if last >= seq then return end
     I.writer = {field, seq .. ' ' .. I.text(I.now_ms)}
     I.counters = counters
@@ -324,7 +340,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     for j = 1, #gone do I.remove(gone[j]) end
     I.delete_dropped()
     I.expired = I.expired + #gone
-    I.next = tonumber(I.call('ZRANGE', I.exp, 0, 0, 'WITHSCORES')[2])
+    local first_ms = tonumber(I.call('ZRANGE', I.exp, 0, 0, 'WITHSCORES')[2])
+    I.next = first_ms and math.max(0, math.min(8e15, first_ms))
     return #gone
   end
   -- Deferred deletion: free up to n values that clear.lua has left behind. Returns the number of keys examined.
@@ -349,11 +366,16 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
 
   -- Write the changed state to META. Call this function last, after all commands that free memory.
   function I.save()
-    local stored, evicted, removed = I.stored, I.stored[8] or '0', I.removed or '0'
-    if I.evicted > 0 then evicted = I.text((tonumber(evicted) or 0) + I.evicted) end
+    local stored, removed = I.stored, I.removed or '0'
     if removed ~= stored[7] then removed = I.text(removed) end
-    local f = {'clock', I.text(I.clock), 'bytes', I.text(I.bytes), 'evicted', evicted, 'removed', removed}
+    local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes)), 'removed', removed}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
+    -- A counter that another program has changed is left as it is: only statistics read it, and they report it.
+    local function count(name, before, more)
+      local number = whole_number(before, 0)
+      if number then note(name, I.text(number + more)) end
+    end
+    count('evicted', stored[8], I.evicted)
     if I.next ~= tonumber(stored[4] or nil) then note('next', I.next and I.text(I.next) or '') end
     if I.deferred_count ~= tonumber(stored[5] or 0) then note('deferred', I.deferred_count) end
     if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end
@@ -368,7 +390,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
       local names = {'hot', 'warm', 'cold', 'expired', 'misses', 'saved_ms', 'corrupt'}
       local add, have = {s[1], s[2], s[3] + s[4], I.expired, c[1], c[2], c[3]}, I.call('HMGET', I.meta, unpack(names))
       for i, name in ipairs(names) do
-        if add[i] > 0 then note(name, I.text((tonumber(have[i] or nil) or 0) + add[i])) end
+        if add[i] > 0 then count(name, have[i], add[i]) end
       end
     end
     I.call('HSET', I.meta, unpack(f))

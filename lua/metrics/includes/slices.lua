@@ -1,4 +1,5 @@
--- Shared by the metrics scripts: the widths of the time slices, their names in UTC, and the names of keys.
+-- Shared by the metrics scripts: the widths of the time slices, their names in UTC, and the names of keys. Needs
+-- whole_number.lua.
 local floor, format = math.floor, string.format
 
 local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
@@ -7,6 +8,25 @@ local OTHER = '__other__'
 
 local function whole(number)  -- tostring would lose digits from 2^47 up
   return format('%.0f', number)
+end
+
+-- Read a stored counter: a finite number from 0 on. A sum beyond 2^53 is stored in the form 1.5e+17. Returns nil for a
+-- text that another program has written, and `missing` for a missing text.
+local function counter(text, missing)
+  if not text then return missing end
+  local number = tonumber(text)
+  return number and number >= 0 and number < 1e24 and number or nil
+end
+
+-- The stored TTLs of the slices, ms, by tier; 0 if there are none. The second value is false if another program has
+-- changed one of them. No valid retention has more slices of one width.
+local function stored_ttls(texts)
+  local ttls, is_valid = {}, true
+  for t = 1, 4 do
+    ttls[t] = whole_number(texts[t], 0)
+    is_valid = is_valid and ttls[t] and ttls[t] <= 10080 * TIERS[t][WIDTH]
+  end
+  return ttls, is_valid
 end
 
 local function clock_ms()

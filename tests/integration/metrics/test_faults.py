@@ -247,6 +247,31 @@ def test_non_numeric_counter_is_named(
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize("percentiles", [True, False])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", "9" * 25),
+        ("n", "-5"),
+        ("err", "inf"),
+        ("cost_nano", "nan"),
+        ("max_us", "1e400"),
+        ("last_ms", "253402300800000"),
+    ],
+)
+def test_impossible_counter_is_corrupt_state(
+    backend: Backend, call: Call, raw: Raw, namespace: str, percentiles: bool, field: str, value: str
+) -> None:
+    """Counts are never negative or too large to count, and times lie before the year 10000."""
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("research", 0.5, False)
+    collector.record_llm("research", cost=1.0)
+    collector.flush()
+    raw.hset(keys.metrics_total(namespace, keys.metrics_shard("research"), "research"), field, value)
+    with pytest.raises(CorruptState):
+        call(collector, "snapshots", percentiles=percentiles)
+
+
 @pytest.mark.parametrize("window", [None, "5m"])
 def test_sums_saturate_at_the_largest_reply_integer(backend: Backend, call: Call, window: str | None) -> None:
     collector = MetricsCollector(backend=backend)

@@ -78,3 +78,19 @@ def test_timestamp_follows_the_server_clock() -> None:
 def test_entry_with_impossible_time_is_undecodable(facts: bytes) -> None:
     with pytest.raises(Undecodable):
         entry_format.parse(facts + b" r 0 0  m\x01")
+
+
+@pytest.mark.parametrize("bad", [b"-1", b"+1", b"1_0", b"", b"1.5", b"nan", b"9" * 25])
+@pytest.mark.parametrize("at", [0, 1, 3, 4], ids=["version", "expires", "cost", "fresh"])
+def test_entry_with_a_malformed_number_is_undecodable(at: int, bad: bytes) -> None:
+    fields = [b"1", b"0", b"r", b"0", b"0", b"", b"m\x01"]
+    assert entry_format.parse(b" ".join(fields))
+    fields[at] = bad
+    with pytest.raises(Undecodable):
+        entry_format.parse(b" ".join(fields))
+
+
+@pytest.mark.parametrize("epoch", [b"1 2", b"1 2 3 4", b"1 -2 3", b"1 2 +3", b"1_0 2 3", b"1  3", b"1 2 " + b"9" * 25])
+def test_malformed_invalidation_epoch_is_undecodable(epoch: bytes) -> None:
+    with pytest.raises(Undecodable):
+        entry_format.parse_invalidation_epoch(epoch)
