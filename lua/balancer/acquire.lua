@@ -36,6 +36,7 @@ local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include records
 --@include grants
 --@include pool
+--@include labels
 --@include pick
 
 local EXPIRIES, ROUNDS = 8, 8
@@ -47,10 +48,15 @@ local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '
 if facts[1] then
   local instance, fence, late = match(facts[1], LEASE)
   if not instance then return {SPENT, match(facts[1], TOMBSTONE) or match(facts[1], '^%S*')} end
+  fence = tonumber(fence)
+  if fence > 9e15 then return corrupt(TOKEN) end
   local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
   if expiry_ms <= now_ms then return {SPENT, 'expired'} end
-  if LATE == '1' and late == '' then call('HSET', STATE, TOKEN, write_lease(instance, fence, '1')) end
-  return {DONE, instance, expiry_ms, tonumber(fence), call('HGET', STATE, instance) or ''}
+  local record = call('HGET', STATE, instance) or ''
+  if LATE == '1' and late == '' and match(record, GRANT) then
+    call('HSET', STATE, TOKEN, write_lease(instance, format('%d', fence), '1', TTL_MS))
+  end
+  return {DONE, instance, math.min(expiry_ms, now_ms + TTL_MS), fence, record}
 end
 local refused, strategy, score, how = opened(facts[2])
 if refused then return refused end
@@ -59,49 +65,60 @@ if WANTED ~= '-' and WANTED ~= strategy then
   if call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 end
 if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
-local invalid = invalid_counter(facts[3], facts[4], facts[5], facts[6])
-if invalid then return corrupt(invalid) end
+local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
+local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
 local id, record
-local expiry_ms, next_ms = now_ms + TTL_MS, tonumber(facts[3] or 0)
-local look, several = next_ms <= now_ms, string.find(LABELS, ',', 1, true)
+local expiry_ms = now_ms + TTL_MS
+local several = string.find(LABELS, ',', 1, true)
+-- If these are not whole numbers, another program has changed one of them, and `maintenance` names it. Their total is
+-- not a whole number either if one of them is infinite or NaN.
+local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
+local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- The usual case: nothing is due, the queue is empty, and the instance has no rate limits. The other cases need the
 -- files included further down. These are not included above, which saves 1.3 us per call in the usual case.
 if not look and not several then
-  id, record = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6])
+  id, record = pick(how, from, RANDOM, POINT, now_ms, sum, cap)
   record = id and (record or call('HGET', STATE, id))
   if id and not record then return corrupt(id) end
   local load, limit, fence, peak, rest, weight, labels, flags = match(record or '', GRANT)
   if load then
-    load, limit = tonumber(load), tonumber(limit)
+    local is_heavy = score == 'free_share' and tonumber(weight) > MAX_WEIGHT
+    if #load > 10 or #limit > 10 or is_heavy then return corrupt(id) end
+    load, limit, fence = tonumber(load), tonumber(limit), fence + 1
     if load >= limit then
       id = nil
     elseif flags == '-' or not string.find(flags, 'metered', 1, true) then
+      if fence > 9e15 then return corrupt(id) end
       if labels ~= '-' then check_types(labels) end
-      load, fence = load + 1, fence + 1
+      load = load + 1
       if fence < now_us then fence = now_us end
       if load > tonumber(peak) then peak = load end
-      local seq = format('%d', (facts[4] or 0) + 1)
+      local seq = format('%d', picks + 1)
       local fence_text = format('%d', fence)
       record = write_grant(load, limit, seq, fence_text, peak, rest)
       call('ZADD', DUE, format('%d', expiry_ms), TOKEN)
-      call('HSET', STATE, id, record, TOKEN, write_lease(id, fence_text, LATE),
-        '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
+      call('HSET', STATE, id, record, TOKEN, write_lease(id, fence_text, LATE, TTL_MS),
+        '#picks', seq, '#load', format('%d', sum + 1))
       if expiry_ms < next_ms then call('HSET', STATE, '#next', format('%d', expiry_ms)) end
       index(score, id, load, limit, seq, weight, labels, true)
       return {DONE, id, expiry_ms, fence, record}
     end
   end
 end
+--@include whole_number
 --@include whole_records
 --@include health
 --@include maintenance
 
 -- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. Repeat this, at most
--- ROUNDS times, while more leases may have expired: a pool with expired leases is not full.
+-- ROUNDS times, while more leases may have expired: a pool with expired leases is not full. If the pool seems full and
+-- a timer is far off, the server's clock may have been set back: `maintain` corrects the timers then.
+if not look and not several and not id then look = has_distant_timer(now_ms) end
 local pool = (look or several or id) and maintenance(now_us)
+if pool and pool.invalid then return corrupt(pool.invalid) end
 if look then  -- check the types of the keys that are read after the first write
   call('ZCARD', IDS)
   call('ZCARD', RING)
@@ -121,8 +138,9 @@ for _ = 1, (look or several) and ROUNDS or 0 do
 end
 if id then
   local r = pool.read(id)
-  if not r then return corrupt(id) end
-  if r.load < r.limit then
+  -- If this call has written something, the next one reports the record.
+  if not r and not pool.changed then return corrupt(id) end
+  if r and r.load < r.limit then
     local fence, text = pool.grant(r, TOKEN, expiry_ms, write_lease, LATE, tonumber(TOKENS))
     pool.reschedule()
     return {DONE, id, expiry_ms, fence, text}
@@ -133,6 +151,6 @@ local retry_ms = retry_after_ms(now_ms)
 local away, registered = call('ZCARD', string.sub(READY, 1, -6) .. 'away'), call('ZCARD', IDS)
 if away > 0 then retry_ms = (pool or maintenance(now_us)).back_after_ms() or retry_ms end
 local counts = call('HMGET', STATE, '#usable', '#unhealthy')
-local usable, unhealthy = tonumber(counts[1]) or 0, tonumber(counts[2]) or 0
+local usable, unhealthy = whole_number(counts[1]) or 0, whole_number(counts[2]) or 0
 local disabled, rate_limited = math.max(0, registered - usable), math.max(0, away - unhealthy)
 return {NOTHING, retry_ms, registered, call('ZCARD', WAITQ), disabled, unhealthy, rate_limited}

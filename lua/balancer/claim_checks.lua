@@ -12,28 +12,37 @@
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  claims other due checks: if a reply is lost, the instances in it miss one check
 -- ERRORS  none
--- COST    O(count log N), and O(N log N) after instances were registered or removed; N instances
+-- COST    O(count log N); O(N log N) after instances were registered or removed, or the clock was set back; N instances
 local STATE, IDS, CHECKS = KEYS[1], KEYS[2], KEYS[3]
 local INTERVAL_MS, COUNT = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 --@include whole_records
 
-local fact = call('HGET', STATE, '#pool')
-local refused = opened(fact)
+local known = call('HMGET', STATE, '#pool', '#claimed')
+local refused = opened(known[1])
 if refused then return refused end
+local claimed_ms = whole_number(known[2], 0)
+if not claimed_ms then return corrupt('#claimed') end
 local clock = call('TIME')
 local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
-local known, registered = call('ZCARD', CHECKS), call('ZCARD', IDS)
-local newcomers = known ~= registered and call('ZDIFF', 2, IDS, CHECKS) or {}
+local scheduled, registered = call('ZCARD', CHECKS), call('ZCARD', IDS)
+local newcomers = scheduled ~= registered and call('ZDIFF', 2, IDS, CHECKS) or {}
 table.sort(newcomers)
-local claimable = call('ZRANGEBYSCORE', CHECKS, '-inf', format('%.0f', now_ms), 'LIMIT', 0, COUNT)
+local before_ms = format('%.0f', math.max(now_ms, claimed_ms))
+local claimable = call('ZRANGEBYSCORE', CHECKS, '-inf', before_ms, 'LIMIT', 0, COUNT)
 for i = 1, math.min(#newcomers, tonumber(COUNT)) do claimable[#claimable + 1] = newcomers[i] end
 for i, record in ipairs(#claimable > 0 and call('HMGET', STATE, unpack(claimable)) or {}) do
   if record and not read_record(record) then return corrupt(claimable[i]) end
 end
 call('ZREM', CHECKS, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
-if known ~= registered then
+if claimed_ms > now_ms then  -- the server's clock was set back since then: all checks are due earlier by as much
+  local all = call('ZRANGE', CHECKS, 0, -1, 'WITHSCORES')
+  for i = 1, #all, 2 do call('ZADD', CHECKS, format('%.0f', all[i + 1] - (claimed_ms - now_ms)), all[i]) end
+end
+call('HSET', STATE, '#claimed', format('%.0f', now_ms))
+if scheduled ~= registered then
   -- New instances are due at once: ZUNIONSTORE gives them the score 0.
   call('ZUNIONSTORE', CHECKS, 2, CHECKS, IDS, 'WEIGHTS', 1, 0, 'AGGREGATE', 'MAX')
 end

@@ -21,9 +21,11 @@
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -33,11 +35,10 @@ if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE,
 local known = call('HMGET', STATE, '#pool', '#settings')
 local refused, strategy = opened(known[1])
 if refused then return refused end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 local page, registered = call('ZRANGE', IDS, first, first + count - 1), call('ZCARD', IDS)
 local pool = maintenance(now_us)
+if pool.invalid and pool.invalid ~= '#settings' then return corrupt(pool.invalid) end
 local corrupt_id = pool.first_corrupt(page)
 if corrupt_id then return corrupt(corrupt_id) end
 call('HSET', STATE, '#settings', SETTINGS)

@@ -16,9 +16,11 @@
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SILENCE_MS = ARGV[1]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -26,19 +28,20 @@ local DEFAULT_MS = 30000
 local fact = call('HGET', STATE, '#pool')
 local refused = opened(fact)
 if refused then return refused end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
 local reply, revived = {DONE}, false
 local names, alive, extras = {}, {}, {}
 for i = 2, #ARGV do names[i - 1], alive[i - 1], extras[i - 1] = 'H:' .. ARGV[i], ARGV[i], '+' .. ARGV[i] end
 local ends = call('ZMSCORE', DUE, unpack(names))
 local records = SILENCE_MS == '0' and call('HMGET', STATE, unpack(extras)) or {}
-local function due_ms(i)
-  local silence_ms = SILENCE_MS
-  if silence_ms == '0' then silence_ms = tonumber(field(records[i] or '', 'heartbeat_ms')) or DEFAULT_MS end
-  return format('%.0f', pool.now_ms + silence_ms)
+local function silence_ms(i)
+  return SILENCE_MS ~= '0' and SILENCE_MS or whole_number(field(records[i] or '', 'heartbeat_ms'), DEFAULT_MS)
 end
+for i = 1, #names do
+  if not silence_ms(i) then return corrupt(extras[i]) end
+end
+local function due_ms(i) return format('%.0f', pool.now_ms + silence_ms(i)) end
 local late = {}
 for i in ipairs(names) do
   if not ends[i] or tonumber(ends[i]) <= pool.now_ms then late[#late + 1] = alive[i] end

@@ -17,6 +17,7 @@
 local STATE, DUE = KEYS[1], KEYS[2]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 
 local fact = call('HGET', STATE, '#pool')

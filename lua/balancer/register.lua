@@ -37,9 +37,11 @@ local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV
 local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -78,9 +80,10 @@ elseif WANTED ~= '-' or not strategy then
   -- No instance is registered: the pool is new, or is empty and may change its strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
+local born = whole_number(known[3], now_us)
+if not born then return corrupt('#born') end
 local pool = maintenance(now_us)
+if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
@@ -96,8 +99,7 @@ if fact ~= known[1] or settings ~= known[4] then
   call('HSET', STATE, '#pool', fact)
   pool = maintenance(now_us)
 end
-local born = known[3] or format('%.0f', pool.now_us)
-if not known[3] then call('HSET', STATE, '#born', born) end
+if not known[3] then call('HSET', STATE, '#born', format('%.0f', born)) end
 local is_newcomer = pool.settings().slow_start_ms > 0 and has_warm_instance(pool)
 local added = call('ZADD', IDS, 'NX', format('%.0f', pool.now_us), ID)
 r = r or pool.new(ID)
@@ -131,4 +133,4 @@ if how == 'ring' then
 end
 pool.dispatch()
 pool.reschedule()
-return {added, strategy, tonumber(born) or 0, before}
+return {added, strategy, born, before}

@@ -25,6 +25,7 @@ local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
 local RESPONSE_US, BURY_MS, AGAIN, TOKENS = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 --@include strategies
 --@include records
+--@include releases
 --@include pool
 
 local LATE_MS = 120000
@@ -54,7 +55,9 @@ if holder then
   if load == '0' then return corrupt(id) end
   if not load then  -- either the fields are in another order, or the library did not write the record
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
-    if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
+    if not tonumber(ewma_us or '') or not tonumber(ewma_at_ms or '') then return corrupt(id) end
+  elseif #load > 10 or #limit > 10 or #seq > 15 or #ewma_us > 15 or #served > 15 then
+    return corrupt(id)
   end
   local slow_after_us = more and more ~= '' and match(more, SLOW_AFTER)
   slow = OUTCOME == 'o' and slow_after_us and response_us > tonumber(slow_after_us)
@@ -66,7 +69,7 @@ if holder then
       local clock = call('TIME')
       local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
       if response_us < ewma_us then
-        local keep = math.exp((ewma_at_ms - now_ms) / 10000)
+        local keep = math.exp(math.min(0, ewma_at_ms - now_ms) / 10000)
         response_us = ewma_us * keep + response_us * (1 - keep)
       end
       ewma_us, ewma_at_ms = response_us, format('%d', now_ms)
@@ -89,6 +92,7 @@ if holder then
     if not weight then
       labels, flags, weight = field(rest, 'labels'), field(rest, 'flags'), match(rest, ' weight=(%d+%.?%d*) ')
     end
+    if weight and tonumber(weight) > MAX_WEIGHT then return corrupt(id) end
   elseif not string.find(rest, PLAIN, 1, true) then
     labels, flags = field(rest, 'labels'), field(rest, 'flags')
   end
@@ -100,7 +104,9 @@ if holder then
     local was = load < limit
     -- An instance that was ready stays ready. Its index entry changes only if the score depends on the load.
     local is_indexed = not was or score == 'load' or score == 'free_share'
-    if is_indexed then check_types(labels) end
+    if is_indexed then
+      if labels == '-' then call('ZCARD', READY) else check_types(labels) end
+    end
     load = load - 1
     if OUTCOME == 'o' then served, streak = format('%d', served + 1), '0' end
     call('ZREM', DUE, TOKEN)
@@ -111,13 +117,14 @@ if holder then
     return DONE
   end
 end
+--@include whole_number
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
 if not holder then
   pool.tombstone(TOKEN, 'cancelled', bury_ms)
   call('ZREM', WAITQ, TOKEN)

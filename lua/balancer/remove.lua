@@ -21,9 +21,11 @@
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -38,9 +40,8 @@ call('ZCARD', CHECKS)
 local refused = opened(fact)
 if refused then return refused end
 if not call('ZSCORE', IDS, ID) then return NOTHING end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
+if pool.invalid then return corrupt(pool.invalid) end
 local r, is_corrupt = pool.read(ID)
 if is_corrupt then return corrupt(ID) end
 call('ZREM', IDS, ID)

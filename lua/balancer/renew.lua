@@ -1,4 +1,5 @@
--- renew: extend the expiry of many leases in one call; never shorten a lease.
+-- renew: extend the expiry of many leases in one call. A lease is shortened only if it would last longer than its TTL
+-- from now: then the server's clock was set back.
 -- KEYS
 --   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
@@ -27,6 +28,6 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
 end
 if #prolong > 0 then
   call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
-  call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
+  call('ZADD', DUE, 'XX', unpack(prolong))
 end
 return reply

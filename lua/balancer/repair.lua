@@ -23,9 +23,11 @@
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -35,11 +37,12 @@ local registered = call('ZCARD', IDS)
 if not fact then return {NOTHING} end
 local refused = opened(fact)
 if refused then return refused end
-for _ = 1, 4 do
-  local invalid = invalid_counter()
-  if invalid then call('HDEL', STATE, invalid) end
-end
 local pool = maintenance()
+if pool.invalid == '#settings' then return corrupt(pool.invalid) end
+while pool.invalid and pool.invalid ~= '#settings' do
+  call('HDEL', STATE, pool.invalid)
+  pool = maintenance(pool.now_us)
+end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
@@ -60,7 +63,10 @@ for _ = 1, ROUNDS do
       local id, fence = match(record, LEASE)
       if not id then id, fence = match(record, GRANTED) end
       local is_waiting = match(record, WAITING)
-      if (id or is_waiting) and not call('ZSCORE', DUE, (is_waiting and 'W' or '') .. name) then
+      local timer = (is_waiting and 'W' or '') .. name
+      local due_ms = (id or is_waiting) and call('ZSCORE', DUE, timer)
+      if due_ms then pool.correct_timer(timer, tonumber(due_ms)) end
+      if (id or is_waiting) and not due_ms then
         orphans[#orphans + 1] = name
       elseif is_waiting then
         waiting[name] = true

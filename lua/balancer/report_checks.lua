@@ -19,9 +19,11 @@
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -31,9 +33,8 @@ if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE,
 local fact = call('HGET', STATE, '#pool')
 local refused = opened(fact)
 if refused then return refused end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
+if pool.invalid then return corrupt(pool.invalid) end
 local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)

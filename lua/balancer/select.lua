@@ -22,9 +22,11 @@
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 --@include pick
@@ -36,12 +38,11 @@ if not facts[1] then return {NOTHING} end
 local refused, strategy, _, how = opened(facts[1])
 if refused then return refused end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
 call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 pool.maintain(EXPIRIES)
 local id
@@ -53,5 +54,5 @@ end
 if several and not id then id = pool.best(LABELS) end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
-if not read_record(record or '') then return corrupt(id) end
-return {DONE, id, record}
+if read_record(record or '') then return {DONE, id, record} end
+return pool.changed and {NOTHING} or corrupt(id)  -- if this call has written something, the next one reports the record

@@ -21,9 +21,11 @@
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -34,9 +36,24 @@ local registered = call('ZCARD', IDS)
 if not fact then return {NOTHING} end
 local refused = opened(fact)
 if refused then return refused end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
+local page = call('ZRANGE', IDS, first, first + count - 1)
+-- Call a function with the ids, records and extra records of up to 1000 instances at a time.
+local function for_each_part(take)
+  for from = 1, #page, 1000 do
+    local ids, extras = {unpack(page, from, math.min(#page, from + 999))}, {}
+    for i, id in ipairs(ids) do extras[i] = '+' .. id end
+    take(ids, call('HMGET', STATE, unpack(ids)), call('HMGET', STATE, unpack(extras)))
+  end
+end
+local invalid_id
+for_each_part(function(ids, found, extras)
+  for i, id in ipairs(ids) do
+    if not found[i] or not pool.is_valid(found[i], extras[i]) then invalid_id = id end
+  end
+end)
+if invalid_id then return corrupt(invalid_id) end
 call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 pool.maintain(EXPIRIES)
 local late = 0
@@ -48,21 +65,17 @@ for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do
   if #some < CHUNK then break end
 end
 local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')
-local page = call('ZRANGE', IDS, first, first + count - 1)
+page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0
 local reply = {
-  DONE, pool.strategy, registered, call('ZCARD', WAITQ), late, tonumber(facts[1] or 0), next_rank, pool.now_ms,
-  tonumber(facts[2] or 0) or 0, facts[3] or '',
+  DONE, pool.strategy, registered, call('ZCARD', WAITQ), late, whole_number(facts[1]) or 0, next_rank, pool.now_ms,
+  whole_number(facts[2]) or 0, facts[3] or '',
 }
-for from = 1, #page, 1000 do
-  local some = {unpack(page, from, math.min(#page, from + 999))}
-  local extras = {}
-  for i, id in ipairs(some) do extras[i] = '+' .. id end
-  extras = call('HMGET', STATE, unpack(extras))
-  for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
-    reply[#reply + 1] = some[i]
-    reply[#reply + 1] = record or ''
+for_each_part(function(ids, found, extras)
+  for i, id in ipairs(ids) do
+    reply[#reply + 1] = id
+    reply[#reply + 1] = found[i] or ''
     reply[#reply + 1] = extras[i] or ''
   end
-end
+end)
 return reply

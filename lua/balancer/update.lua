@@ -26,9 +26,11 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
 --@include strategies
+--@include whole_number
 --@include records
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -40,9 +42,8 @@ local known = call('HMGET', STATE, '#pool', ID)
 local refused = opened(known[1])
 if refused then return refused end
 if not known[2] then return {NOTHING} end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
+if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
 call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it

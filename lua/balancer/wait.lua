@@ -25,42 +25,60 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include strategies
+--@include whole_number
 --@include records
 --@include grants
 --@include pool
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
 local EXPIRIES = 16
-local fact = call('HGET', STATE, '#pool')
-local refused = opened(fact)
+local facts = call('HMGET', STATE, '#pool', '#arrived')
+local refused = opened(facts[1])
 if refused then return refused end
+local arrived_us = whole_number(facts[2], 0)
+if not arrived_us then return corrupt('#arrived') end
 if LABELS ~= '-' then check_types(LABELS) end
-local invalid = invalid_counter()
-if invalid then return corrupt(invalid) end
 local known = call('HGET', STATE, TOKEN)
 local function is_ours(record)
-  return match(record, LEASE) or match(record, GRANTED) or match(record, WAITING) or match(record, TOMBSTONE)
+  local _, fence = match(record, LEASE)
+  if not fence then _, fence = match(record, GRANTED) end
+  local ticket, _, need = match(record, WAITING)
+  if ticket then return #ticket <= 17 and whole_number(need) end
+  return fence and whole_number(fence) or match(record, TOMBSTONE)
 end
 if known and not is_ours(known) then return corrupt(TOKEN) end
 local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
+local held = known and (match(known, LEASE) or match(known, GRANTED))
+if held and not pool.read(held) then return corrupt(held) end
 pool.expire(EXPIRIES)
 
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
-  -- A new waiter, or a waiter that did not fetch its grant in time; the latter queues again with its old ticket.
-  local ticket = TICKET ~= '-' and TICKET or format('%.0f', pool.now_us - BOOST_MS * 1000)
+  -- A new waiter, or a waiter that did not fetch its grant in time; the latter queues again with its old ticket. While
+  -- others wait, times of arrival rise even if the server's clock was set back.
+  local ticket = TICKET
+  if ticket == '-' then
+    if arrived_us < pool.now_us or call('ZCARD', WAITQ) == 0 then arrived_us = pool.now_us - 1 end
+    ticket = format('%.0f', arrived_us + 1 - BOOST_MS * 1000)
+    call('HSET', STATE, '#arrived', format('%.0f', arrived_us + 1))
+  end
   known = write_waiting(ticket, TTL_MS, LABELS, TOKENS)
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
-  call('ZADD', WAITQ, ticket, TOKEN)
 else
   -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes this check. So
   -- the poll of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
-if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end
+local ticket = match(known, WAITING)
+if ticket then
+  call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN)
+  call('ZADD', WAITQ, 'NX', ticket, TOKEN)  -- only if the queue has lost the waiter
+end
 pool.dispatch()
 
 known = call('HGET', STATE, TOKEN)
@@ -70,14 +88,14 @@ if id then
   -- The grant is fetched. Other copies of this request may still arrive, so write late=1: the release of this lease
   -- will then leave a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
-  call('HSET', STATE, TOKEN, write_lease(id, fence, '1'))
+  call('HSET', STATE, TOKEN, write_lease(id, fence, '1', TTL_MS))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
 else
   id, fence = match(known, LEASE)
-  expiry_ms = id and tonumber(call('ZSCORE', DUE, TOKEN) or 0)
+  expiry_ms = id and math.min(tonumber(call('ZSCORE', DUE, TOKEN) or 0), pool.now_ms + TTL_MS)
 end
 pool.reschedule()
-local ticket = match(known, WAITING)
+ticket = match(known, WAITING)
 if ticket then return {NOTHING, call('ZRANK', WAITQ, TOKEN), retry_after_ms(pool.now_ms), ticket} end
 if not id then return {SPENT, match(known, TOMBSTONE)} end
 if expiry_ms <= pool.now_ms then return {SPENT, 'expired'} end

@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 import re
 
+from agentperf_redis.arguments import MAX_COUNT
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.replies import text_of
-from agentperf_redis.balancer.model import Facts, InstanceState, InstanceStatus, LeaseStatus, WaiterStatus, snapshot
-from agentperf_redis.command import Reply
+from agentperf_redis.balancer.model import (
+    MAX_WEIGHT,
+    Facts,
+    InstanceState,
+    InstanceStatus,
+    LeaseStatus,
+    WaiterStatus,
+    snapshot,
+)
+from agentperf_redis.command import Reply, whole_number
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 
@@ -24,6 +33,8 @@ _NAMES = (
     *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
     *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
 )
+_MAX_LEFT_S = 1e9
+"""Maximum time until a lease expires, s. It lies beyond every TTL, so only a damaged time is further off."""
 _NO_LABELS: frozenset[str] = frozenset()
 _UNHEALTHY_FLAGS = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
 """The flags with which an instance is reported as not healthy."""
@@ -100,22 +111,25 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
     """Decode an instance record with its counters, and the extra record, which is empty for most instances."""
     instance = snapshot(facts_of(pool, name, record))
     try:
-        _, limit, fence, peak, _, served, failed, streak, _, _, words, _ = _matched(record).groups()
+        _, *texts, _, _, words, _ = _matched(record).groups()
+        limit, fence, peak, _, served, failed, streak = map(whole_number, texts)
         flags = words.split(b",")
         more = fields_of(extra.decode()) if extra else {}
-        ejections, until_ms = int(more.get("ejections", 0)), int(more.get("ejected_until_ms", 0))
+        if instance.max_capacity > MAX_COUNT or instance.weight > MAX_WEIGHT:
+            raise ValueError(record)
+        ejections, until_ms = whole_number(more.get("ejections")), whole_number(more.get("ejected_until_ms"))
         requests, tokens = (float(more.get(rate, 0)) or math.inf for rate in ("rpm", "tpm"))
     except (AttributeError, TypeError, ValueError):
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)} {shown(extra)}") from None
     return InstanceStatus(
         instance,
-        int(peak),
-        int(served),
-        int(failed),
-        int(streak),
-        int(fence),
+        peak,
+        served,
+        failed,
+        streak,
+        fence,
         state=next((state for flag, state in _STATES if flag in flags), InstanceState.UP),
-        limit=int(limit),
+        limit=limit,
         ejections=ejections,
         ejected_for=max(0.0, (until_ms - now_ms) / 1000) if b"ejected" in flags else 0.0,
         requests_per_minute=requests,
@@ -134,10 +148,12 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
     process = name.removeprefix("@").rpartition(":")[0]
     try:
         left = (float(ends) - now_ms) / 1000
+        if not abs(left) <= _MAX_LEFT_S:
+            raise ValueError(ends)
         match text.partition(" ")[0]:
             case "lease" | "grant" as kind:
                 fields = fields_of(text)
-                fence = int(fields["fence"])
+                fence = whole_number(fields["fence"])
                 return LeaseStatus(
                     token=name,
                     instance_id=decoded(fields["instance"]),
@@ -149,7 +165,9 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
                 )
             case "waiting":
                 fields = fields_of(text)
-                waited = max(0.0, now_ms / 1000 - int(fields["ticket"]) / 1e6)
+                ticket = fields["ticket"]
+                whole_number(ticket.removeprefix("-"))  # negative for a high priority; raises for another text
+                waited = max(0.0, now_ms / 1000 - int(ticket) / 1e6)
                 return WaiterStatus(name, process, waited, labels_of(fields["labels"]))
             case _:
                 return None

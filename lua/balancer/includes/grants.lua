@@ -8,6 +8,6 @@ local GRANT = '^load=(%d+) limit=(%d+) seq=%d+ fence=(%d+) peak=(%d+)( ewma_us=%
 local function write_grant(load, limit, seq, fence, peak, rest)
   return 'load=' .. load .. ' limit=' .. limit .. ' seq=' .. seq .. ' fence=' .. fence .. ' peak=' .. peak .. rest
 end
-local function write_lease(id, fence, late)
-  return 'lease instance=' .. id .. ' fence=' .. fence .. (late == '1' and ' late=1' or '')
+local function write_lease(id, fence, late, ttl_ms)
+  return 'lease instance=' .. id .. ' fence=' .. fence .. (late == '1' and ' late=1 ttl_ms=' or ' ttl_ms=') .. ttl_ms
 end

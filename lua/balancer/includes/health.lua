@@ -11,12 +11,13 @@
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
 local function health(self, facts)
-  local EVENTS_KEPT, BATCH, TENTHS, CUT = 1000, 64, 10, 0.8
+  local EVENTS_KEPT, BATCH, TENTHS, CUT, DAY_MS = 1000, 64, 10, 0.8, 86400000
   local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
   local TAG = string.sub(READY, 1, -6)
   local AWAY, EVENTS = TAG .. 'away', TAG .. 'events'
   local now_us, now_ms = self.now_us, self.now_ms
   local usable, unhealthy, warming = facts.usable, facts.unhealthy, facts.warming
+  local calm_ms = facts.calm_ms <= now_ms and facts.calm_ms or 0  -- 0 after the server's clock was set back
   local settings
   self.panic = facts.panic
   call('ZCARD', AWAY)
@@ -25,6 +26,21 @@ local function health(self, facts)
   function self.add_event(kind, id, ...)
     call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'id', id, ...)
   end
+
+  -- Whether the library wrote the settings. The usual text is checked by a single match.
+  local function is_valid(text)
+    local USUAL = '^eject_after=%d+ base_ejection_ms=%d+ max_ejection_ms=%d+ max_ejection_share=%d%.?%d* '
+      .. 'panic_threshold=%d%.?%d* slow_after_us=%d+ adaptive=%d slow_start_ms=%d+ rate_burst_ms=%d+ '
+      .. 'unhealthy_threshold=%d+ healthy_threshold=%d+$'
+    local LONG = '=[%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.]'
+    if string.find(text, LONG) then return false end
+    if string.find(text, USUAL) then return true end
+    for word in string.gmatch(text, '%S+') do
+      if not match(word, '^[%a_]+=%d+%.?%d*$') then return false end
+    end
+    return text ~= ''
+  end
+  if facts.settings and not is_valid(facts.settings) then self.invalid = self.invalid or '#settings' end
 
   -- Return the pool's settings. In a pool without settings, no instance is ejected or limited.
   function self.settings()
@@ -99,6 +115,27 @@ local function health(self, facts)
     return limit
   end
 
+  -- Return the time of the last grant of an instance, or now if that is later: it is not, unless the server's clock was
+  -- set back, because fencing tokens always rise. Fencing tokens of later grants are higher.
+  local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
+
+  -- If the server's clock was set back since the arrival times were changed, shift them by as much. Returns whether it
+  -- was.
+  local function correct_arrivals(extra)
+    local ahead_us = extra.metered_us - now_us
+    if ahead_us <= 0 then return false end
+    extra.metered_us = now_us
+    extra.rpm_arrival_us = math.max(0, extra.rpm_arrival_us - ahead_us)
+    extra.tpm_arrival_us = math.max(0, extra.tpm_arrival_us - ahead_us)
+    return true
+  end
+
+  -- Advance an arrival time. `tokens` / `rate` is in minutes. Three years is a limit that no sum exceeds.
+  local function advanced_us(arrival_us, tokens, rate)
+    local MAX_US = 1e14
+    return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
+  end
+
   local function rate_limited_until_us(r)
     local extra = r.extra
     if not extra or not r.flags.metered then return 0 end
@@ -128,7 +165,7 @@ local function health(self, facts)
     if panic then
       call('HSET', STATE, '#panic', format('%.0f', now_ms))
     else
-      facts.calm_ms = now_ms
+      calm_ms = now_ms
       call('HDEL', STATE, '#panic')
       call('HSET', STATE, '#calm', format('%.0f', now_ms))
     end
@@ -195,7 +232,7 @@ local function health(self, facts)
   function self.warm_up(r)
     local slow_start_ms, others = self.settings().slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
-    if self.panic or (now_ms - facts.calm_ms) * TENTHS <= slow_start_ms then return end
+    if self.panic or (now_ms - calm_ms) * TENTHS <= slow_start_ms then return end
     self.extra(r).warm_tenths = 1
     self.set(r, 'warming', true)
     schedule_step(r)
@@ -205,7 +242,7 @@ local function health(self, facts)
     local extra, of = self.extra(r), self.settings()
     if now_ms - extra.ejected_until_ms > of.max_ejection_ms then extra.ejections = 0 end
     local for_ms = math.min(of.base_ejection_ms * 2 ^ extra.ejections, of.max_ejection_ms)
-    extra.ejections, extra.probe_since_us = math.min(extra.ejections + 1, 30), now_us
+    extra.ejections, extra.probe_since_us = math.min(extra.ejections + 1, 30), after_last_grant_us(r)
     extra.ejected_until_ms = math.max(extra.ejected_until_ms, now_ms + for_ms)
     r.streak = 0
     self.set(r, 'half_open', false)
@@ -254,7 +291,7 @@ local function health(self, facts)
       if good then
         if limit < full and 2 * (r.load + 1) >= r.limit then limit = limit + 1000000 / limit end
       elseif fence > self.extra(r).limit_cut_us then
-        limit, r.extra.limit_cut_us = math.max(1000, floor(limit * CUT)), now_us
+        limit, r.extra.limit_cut_us = math.max(1000, floor(limit * CUT)), after_last_grant_us(r)
       end
       -- While the limit can still be lowered, an overload does not count as a bad outcome for ejection.
       overload = overload and limit > 1000
@@ -282,10 +319,11 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed. A
-  -- result is ignored if a check claimed at the same time or later has been recorded.
+  -- result is ignored if a check claimed at the same time or later has been recorded, unless the server's clock was set
+  -- back since.
   function self.record_check(r, good, claimed_ms)
     local of, extra = self.settings(), self.extra(r)
-    if claimed_ms <= extra.checked_ms then return end
+    if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
     extra.checked_ms = claimed_ms
     if (extra.checks < 0) == good then extra.checks = 0 end
     extra.checks = math.max(-1000, math.min(1000, extra.checks + (good and 1 or -1)))
@@ -301,6 +339,7 @@ local function health(self, facts)
 
   -- Set or clear the flag rate_limited of an instance, depending on whether its rate limits are used up.
   function self.limit_rate(r)
+    if r.extra then correct_arrivals(r.extra) end
     local until_us = rate_limited_until_us(r)
     if until_us > now_us then
       self.set(r, 'rate_limited', true)
@@ -315,12 +354,10 @@ local function health(self, facts)
   -- limit is left, and may use more tokens than are left; the next requests then wait longer.
   function self.count_request(r, tokens)
     local extra = self.extra(r)
-    if extra.rpm ~= '0' then
-      extra.rpm_arrival_us = math.max(extra.rpm_arrival_us, now_us) + math.ceil(60000000 / extra.rpm)
-    end
-    if extra.tpm ~= '0' then
-      extra.tpm_arrival_us = math.max(extra.tpm_arrival_us, now_us) + math.ceil(tokens * 60000000 / extra.tpm)
-    end
+    correct_arrivals(extra)
+    extra.metered_us = now_us
+    if extra.rpm ~= '0' then extra.rpm_arrival_us = advanced_us(extra.rpm_arrival_us, 1, extra.rpm) end
+    if extra.tpm ~= '0' then extra.tpm_arrival_us = advanced_us(extra.tpm_arrival_us, tokens, extra.tpm) end
     self.limit_rate(r)
   end
 
@@ -328,8 +365,9 @@ local function health(self, facts)
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end
-    extra.tpm_arrival_us = math.max(extra.tpm_arrival_us, now_us) + math.ceil(tokens * 60000000 / extra.tpm)
-    extra.tpm_arrival_us = math.max(0, extra.tpm_arrival_us)
+    correct_arrivals(extra)
+    extra.metered_us = now_us
+    extra.tpm_arrival_us = advanced_us(extra.tpm_arrival_us, tokens, extra.tpm)
     self.limit_rate(r)
   end
 
@@ -339,11 +377,31 @@ local function health(self, facts)
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
-    return soonest_ms and tonumber(soonest_ms) > now_ms and soonest_ms - now_ms or nil
+    return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
+  end
+
+  -- Correct the times of an instance that are further off than they can be, because the server's clock was set back.
+  -- Returns whether the record has changed.
+  function self.correct_times(r)
+    local is_changed = r.extra and correct_arrivals(r.extra) or false
+    if is_changed then self.limit_rate(r) end
+    local max_ms = now_ms + self.settings().max_ejection_ms
+    if r.flags.ejected and self.extra(r).ejected_until_ms > max_ms then
+      r.extra.ejected_until_ms = max_ms
+      call('ZADD', DUE, format('%.0f', max_ms), 'E:' .. r.id)
+      is_changed = true
+    end
+    local step_at_ms = r.flags.warming and call('ZSCORE', DUE, 'V:' .. r.id)
+    if step_at_ms and tonumber(step_at_ms) > now_ms + self.settings().slow_start_ms then
+      self.changed = true
+      schedule_step(r)
+    end
+    return is_changed
   end
 
   -- Add the lost timers of an instance to due again.
   function self.restore_timers(r)
+    self.correct_times(r)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
     if r.flags.ejected and lost('E:') then
       call('ZADD', DUE, format('%.0f', self.extra(r).ejected_until_ms), 'E:' .. r.id)
@@ -371,7 +429,7 @@ local function health(self, facts)
       local extra = self.extra(r)
       self.set(r, 'ejected', false)
       self.set(r, 'half_open', true)
-      extra.probe_since_us, extra.leases_before = now_us, r.load
+      extra.probe_since_us, extra.leases_before = after_last_grant_us(r), r.load
       self.add_event('half_open', id)
     elseif kind == 'V' and r.flags.warming then
       local extra = self.extra(r)

@@ -1,5 +1,10 @@
 -- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
--- whole_records.lua, pool.lua and health.lua.
+-- whole_records.lua, pool.lua, labels.lua and health.lua.
+
+-- Read #load or #cap. These are sums of changes, so a sum may be below 0 after one of the fields was deleted.
+local function whole_sum(text)
+  return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
+end
 
 -- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
 -- grant; at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy queue
@@ -16,28 +21,44 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
+-- Whether the last timer in `due` is so far off that the server's clock may have been set back since it was set. Most
+-- timers are due within two minutes.
+local function has_distant_timer(now_ms)
+  local DISTANT_MS = 120000
+  local last_ms = call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2]
+  return last_ms and tonumber(last_ms) > now_ms + DISTANT_MS
+end
+
 -- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
 -- the object, since its creation costs some microseconds. They call it before their first write, because it raises an
 -- error for keys of a wrong type.
+--   invalid  the name of a field of state whose value the library did not write, nil if there is none. Arithmetic on it
+--            would fail after the first write, so a script must return `corrupt(pool.invalid)` first
+--   changed  whether the functions of this object have written anything
 local function maintenance(now_us)
-  local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
-  local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5
+  local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, 4503599627370496
+  local MAX_TTL_MS, LIVE_MS = 86400000, 3000  -- as in operations.py and queue.py
+  local GRANTS, FEW, MANY, LOOKS, LAST = 16, 4, 32, 5, 100
   -- The fields of the extra record in the order in which they are written, each followed by its format.
   local EXTRA = {
     'ejections', '%d', 'ejected_until_ms', '%.0f', 'probe_since_us', '%.0f', 'leases_before', '%d',
     'adaptive_limit_milli', '%.15g', 'limit_cut_us', '%.0f', 'warm_tenths', '%d', 'checks', '%d', 'checked_ms', '%.0f',
-    'rpm', '%s', 'tpm', '%s', 'rpm_arrival_us', '%.0f', 'tpm_arrival_us', '%.0f', 'heartbeat_ms', '%.0f',
+    'rpm', '%s', 'tpm', '%s', 'rpm_arrival_us', '%.0f', 'tpm_arrival_us', '%.0f', 'metered_us', '%.0f',
+    'heartbeat_ms', '%.0f',
   }
   if not now_us then
     local clock = call('TIME')
     now_us = clock[1] * 1000000 + clock[2]
   end
   local now_ms = floor(now_us / 1000)
-  local function number(text) return whole(text) and tonumber(text or 0) or 0 end
-  local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm')
+  local function number(text) return whole_number(text) or 0 end
+  local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm',
+    '#next', '#picks', '#load', '#cap')
   local _, strategy, score, _, waiter = opened(known[1])
   if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
-  local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
+  local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
+    or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap' or nil
+  local self = {now_us = now_us, now_ms = now_ms, strategy = strategy, invalid = invalid, changed = false}
   call('ZCARD', READY)
   call('ZCARD', DUE)
   call('ZCARD', WAITQ)
@@ -62,14 +83,19 @@ local function maintenance(now_us)
         if text ~= '-' then return nil end
       elseif extra[name] == nil then
         extra.later = extra.later .. ' ' .. word
-      elseif not match(value, '^%-?%d+%.?%d*$') then
-        return nil
       else
-        extra[name] = extra[name] == '0' and value or tonumber(value)
+        local number = #value <= 17 and match(value, '^%-?%d+%.?%d*$') and tonumber(value)
+        local is_rate = extra[name] == '0'
+        if not number or math.abs(number) >= 9e15 or (number < 0 and name ~= 'checks') then return nil end
+        if is_rate and number == 0 and value ~= '0' then return nil end
+        extra[name] = is_rate and value or number
       end
     end
     return extra
   end
+
+  -- Whether the library wrote the record of an instance and its extra record, if there is one.
+  function self.is_valid(record, extra) return read_record(record) and (not extra or read_extra(extra)) and true end
 
   local function write_extra(extra)
     local words = {}
@@ -81,8 +107,14 @@ local function maintenance(now_us)
     return text == '' and '-' or match(text, '^ ?(.*)$')
   end
 
+  -- Return the size of a sorted set, nil for a key of another type. After the first write, nothing may raise an error.
+  local function size_of(key)
+    local size = redis.pcall('ZCARD', key)
+    return type(size) == 'number' and size or nil
+  end
+
   -- Return the record of an instance. Return nil, false if there is no record; nil, true if the library did not write
-  -- the record.
+  -- the record or the index of one of its labels.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
@@ -90,7 +122,9 @@ local function maintenance(now_us)
       later = read_record(found[1])
     local extra = found[2] and read_extra(found[2]) or nil
     if not load or (found[2] and not extra) then return nil, true end
-    check_types(labels)
+    for label in string.gmatch(labels == '-' and '' or labels, '[^,]+') do
+      if not size_of(READY .. '@' .. label) then return nil, true end
+    end
     return {
       id = id, load = tonumber(load), limit = tonumber(limit), seq = seq, fence = tonumber(fence),
       peak = tonumber(peak), ewma_us = tonumber(ewma_us), ewma_at_ms = tonumber(ewma_at_ms), served = tonumber(served),
@@ -109,11 +143,15 @@ local function maintenance(now_us)
     }
   end
 
-  -- Return the first of these instances whose record the library did not write; nil if there is none.
+  -- Return the first of these instances whose record the library did not write; nil if there is none. Raises an error
+  -- if the index of a label has a wrong type. Called before the first write.
   function self.first_corrupt(ids)
     for _, id in ipairs(ids) do
       local _, is_corrupt = self.read(id)
-      if is_corrupt then return id end
+      if is_corrupt then
+        check_types(field(call('HGET', STATE, id), 'labels') or '-')
+        return id
+      end
     end
   end
 
@@ -130,6 +168,7 @@ local function maintenance(now_us)
   -- fields, and updates the pool's sums, counts and indexes. Returns the text of the record, nil if it was deleted.
   function self.store(r)
     local panic_changed, text = self.count(r), nil
+    self.changed = true
     r.limit = self.limit(r)
     if r.load ~= r.old_load then call('HINCRBY', STATE, '#load', format('%d', r.load - r.old_load)) end
     local cap = r.limit > 0 and r.cap or 0
@@ -150,6 +189,7 @@ local function maintenance(now_us)
   -- Write a tombstone for a token. ZREM comes first, because it is allowed at maxmemory even if it removes nothing.
   -- After the first write of a script, the server does not check the memory again.
   function self.tombstone(token, why, keep_ms)
+    self.changed = true
     call('ZREM', DUE, token)
     call('HSET', STATE, token, write_tombstone(why))
     call('ZADD', DUE, format('%.0f', now_ms + (keep_ms or TOMBSTONE_MS)), 'X' .. token)
@@ -175,15 +215,49 @@ local function maintenance(now_us)
     r.seq = format('%.0f', call('HINCRBY', STATE, '#picks', 1))
     if r.flags.metered then self.count_request(r, tokens) end
     call('ZADD', DUE, format('%.0f', due_ms), token)
-    call('HSET', STATE, token, write(r.id, format('%d', r.fence), last))
+    call('HSET', STATE, token, write(r.id, format('%d', r.fence), last, format('%.0f', due_ms - now_ms)))
     return r.fence, self.store(r)
+  end
+
+  -- Correct the timer of a token or an instance if it is further off than it can be: then the server's clock was set
+  -- back after the timer was set. The timer is set as if that happened now. Timers of heartbeats and tombstones stay,
+  -- since their greatest length is not stored.
+  function self.correct_timer(name, at_ms)
+    local kind, rest, max_ms = string.sub(name, 1, 1), string.sub(name, 2), nil
+    if kind == '@' then
+      local record = call('HGET', STATE, name) or ''
+      if match(record, LEASE) then
+        max_ms = whole_number(match(record, LEASE_TTL)) or MAX_TTL_MS
+      elseif match(record, GRANTED) then
+        max_ms = CLAIM_MS
+      end
+    elseif kind == 'W' then
+      max_ms = LIVE_MS
+    elseif kind == 'P' then
+      max_ms = 0
+    elseif kind == 'E' or kind == 'R' or kind == 'V' then
+      local r = self.read(string.sub(rest, 2))
+      if r and self.correct_times(r) then self.store(r) end
+    end
+    if max_ms and at_ms > now_ms + max_ms then
+      self.changed = true
+      call('ZADD', DUE, format('%.0f', now_ms + max_ms), name)
+    end
+  end
+
+  -- Correct the timers that are furthest off, if the server's clock may have been set back.
+  local function correct_timers()
+    local last = has_distant_timer(now_ms) and call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES') or {}
+    for i = 1, #last, 2 do self.correct_timer(last[i], tonumber(last[i + 1])) end
   end
 
   -- Process at most `limit` due timers. Returns the number processed.
   function self.expire(limit)
+    correct_timers()
     local names = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', now_ms), 'LIMIT', 0, limit)
     for _, name in ipairs(names) do
       local kind, rest = string.sub(name, 1, 1), string.sub(name, 2)
+      self.changed = true
       call('ZREM', DUE, name)
       if kind == '@' then
         local record = call('HGET', STATE, name) or ''
@@ -201,7 +275,8 @@ local function maintenance(now_us)
       elseif kind == 'X' then
         if match(call('HGET', STATE, rest) or '', TOMBSTONE) then call('HDEL', STATE, rest) end
       elseif kind == 'P' then
-        self.store_away(string.sub(rest, 2))
+        local cursor = match(rest, '^:(%d+)$')
+        if cursor and #cursor <= 20 then self.store_away(cursor) end
       else
         self.timer(kind, string.sub(rest, 2))
       end
@@ -217,7 +292,8 @@ local function maintenance(now_us)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
     if labels ~= '-' then
       for label in string.gmatch(labels, '[^,]+') do
-        local size = call('ZCARD', READY .. '@' .. label)
+        local size = size_of(READY .. '@' .. label)
+        if not size then return nil end
         if not smallest or size < smallest then from, smallest = READY .. '@' .. label, size end
       end
     end
@@ -256,6 +332,7 @@ local function maintenance(now_us)
       for i, record in ipairs(call('HMGET', STATE, unpack(tokens))) do
         local token, ticket, labels, need = tokens[i], match(record or '', WAITING)
         if live_until[i] and tonumber(live_until[i]) <= now_ms then labels = nil end
+        if labels and not whole_number(need) then labels = nil end
         local id = labels and not vain[labels] and self.best(labels)
         local r = id and self.read(id)
         if r and r.load < r.limit then
@@ -278,7 +355,11 @@ local function maintenance(now_us)
   -- Store in #next when the pool next needs maintenance.
   function self.reschedule()
     local next_ms = '0'
-    if call('ZCARD', WAITQ) == 0 then next_ms = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER end
+    if call('ZCARD', WAITQ) == 0 then
+      local first_ms = tonumber(call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER)
+      next_ms = format('%.0f', math.max(0, math.min(NEVER, first_ms)))
+    end
+    self.changed = self.changed or next_ms ~= known[8]
     call('HSET', STATE, '#next', next_ms)
   end
 

@@ -1,4 +1,5 @@
--- How each strategy picks from the ready instances, in O(log N). Needs strategies.lua, pool.lua, and the key RING.
+-- How each strategy picks from the ready instances, in O(log N). Needs strategies.lua, pool.lua, labels.lua, and the
+-- key RING.
 --
 -- pick(how, from, random, point, now_ms, load, cap, labels) returns the id of an instance, and also its record if the
 -- pick has read it. Returns nil if there is no suitable instance.
@@ -64,7 +65,9 @@ local function cheaper(one, other, now_ms)
     local load, ewma_us, ewma_at_ms = match(record or '', PRICED)
     if load then
       local price = load == '0' and 0 or 1e15 + load
-      if ewma_us ~= '0' then price = ewma_us * math.exp((ewma_at_ms - now_ms) / 10000) * (load + 1) end
+      local age_ms = now_ms - ewma_at_ms
+      if age_ms < 0 then age_ms = 0 end  -- the server's clock was set back
+      if ewma_us ~= '0' then price = ewma_us * math.exp(age_ms / -10000) * (load + 1) end
       if not lowest or price < lowest then best, lowest, its = i == 1 and one or other, price, record end
     end
   end
@@ -77,16 +80,17 @@ end
 -- order is skipped until a script has rewritten the record.
 local function clockwise(from, point, share, labels)
   local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
-  for _, first in ipairs({'0', FEW}) do
-    local count = first == '0' and FEW or POINTS
+  for round = 1, 2 do
+    local first, count = '0', FEW
+    if round == 2 then first, count = FEW, POINTS end
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
     local missing = count - #names
     if missing > 0 then
       -- At the end of the ring, continue at its beginning. Looking at a point twice is harmless.
       for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
     end
-    for _, name in ipairs(names) do
-      local id = match(name, '^[^#]*')
+    for i = 1, #names do
+      local id = match(names[i], '^[^#]*')
       local record = call('HGET', STATE, id)
       local load, limit = match(record or '', LOADED)
       load, limit = tonumber(load), tonumber(limit)

@@ -37,12 +37,13 @@
 --       checked_ms           when the last counted check was claimed
 --       rpm, tpm             rate limits: requests and tokens per minute, decimal
 --       rpm_arrival_us, tpm_arrival_us   theoretical arrival times (GCRA) of the two rate limits
+--       metered_us           when the arrival times were last changed
 --       heartbeat_ms         time without a heartbeat after which the instance is disabled, as registered
 --     @<token>   the state of a request for a lease; one of
---       lease instance= fence= [late=1]         late: another copy of the acquire request may still arrive
---       grant instance= fence= ticket=          granted to a waiter that has not fetched the grant yet
+--       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
+--       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: the score of the waiter in waitq
---       tombstone why=                          the request has ended: released, expired, unfetched, cancelled
+--       tombstone why=                            the request has ended: released, expired, unfetched, cancelled
 --     #pool      schema= strategy=, and slow_after_us= when slow outcomes count as bad
 --     #settings  eject_after base_ejection_ms max_ejection_ms max_ejection_share panic_threshold slow_after_us adaptive
 --                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, name=value each; the PoolSettings
@@ -50,6 +51,7 @@
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
 --     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
+--     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
@@ -74,15 +76,6 @@ local function check_types(labels)
   if labels ~= '-' then
     for label in string.gmatch(labels, '[^,]+') do call('ZCARD', READY .. '@' .. label) end
   end
-end
-
--- Return the name of the first counter that is not a whole number, nil when all are whole. Arithmetic on an invalid
--- counter would fail after the first write. The caller passes the counters if it has read them; otherwise this function
--- reads them.
-local function invalid_counter(next_ms, picks, load, cap)
-  if not next_ms then next_ms, picks, load, cap = unpack(call('HMGET', STATE, '#next', '#picks', '#load', '#cap')) end
-  return not whole(next_ms) and '#next' or not whole(picks) and '#picks' or not whole(load) and '#load'
-    or not whole(cap) and '#cap' or nil
 end
 
 -- Pack the relative load, in 1/8192, and the number of the last pick into one score. The score orders by load first.
@@ -120,12 +113,4 @@ local function index(score, id, load, limit, seq, weight, labels, was)
       if value then call('ZADD', READY .. '@' .. label, value, id) else call('ZREM', READY .. '@' .. label, id) end
     end
   end
-end
-
--- Whether `labels` include all of `others`. Both have the format of a record: a,b.
-local function has_all(labels, others)
-  for label in string.gmatch(others, '[^,]+') do
-    if not string.find(',' .. labels .. ',', ',' .. label .. ',', 1, true) then return false end
-  end
-  return true
 end

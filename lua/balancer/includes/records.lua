@@ -1,6 +1,6 @@
 -- Reads and writes the records in the hash `state`. Needs strategies.lua; pool.lua describes all fields. Only this
--- file, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order of the first
--- few.
+-- file, releases.lua, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order
+-- of the first few.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write fields in the order of
 -- the patterns below: the fields that change most often come first, so that a call copies the rest of a record without
@@ -13,21 +13,11 @@
 -- costs time when the function is created.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
--- Matches the fields that a release reads or writes. A release reads limit and seq, and copies limit, seq, fence and
--- peak unchanged.
-local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
-  .. 'failed=(%d+) streak=(%d+)( .*)$'
-local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)
-  return 'load=' .. load .. ' ' .. same .. ' ewma_us=' .. ewma_us .. ' ewma_at_ms=' .. ewma_at_ms
-    .. ' served=' .. served .. ' failed=' .. failed .. ' streak=' .. streak .. rest
-end
--- Most instances have neither labels nor flags. A search for this text is the fastest test for that.
-local PLAIN = ' labels=- flags=- cap='
-local PLAIN_WEIGHT = '^ weight=(%d+%.?%d*) labels=%- flags=%- cap='
-local LEASE, GRANTED = '^lease instance=(%S+) fence=(%d+)(.*)$', '^grant instance=(%S+) fence=(%d+) ticket=(%S+)'
-local WAITING = '^waiting ticket=(%S+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
+local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- l: the beginning of late=1
+local GRANTED = '^grant instance=(%S+) fence=(%d+) ticket=(%-?%d+)'
+local WAITING = '^waiting ticket=(%-?%d+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
-local SLOW_AFTER = ' slow_after_us=(%d+)'
+local MAX_WEIGHT = 1e6  -- as in model.py
 
 -- The status at the start of every reply; the same values as `Status` in replies.py. The common refusals:
 --   {-3, fact}                     another major version of the library wrote #pool; fact: the text of #pool
@@ -60,6 +50,3 @@ local function field(record, name)
   local _, at = string.find(' ' .. record, ' ' .. name .. '=', 1, true)
   return at and match(record, '^%S+', at)
 end
-
--- Whether the text of a counter is a whole number; true when the counter is missing.
-local function whole(text) return not text or (#text <= 16 and match(text, '^%-?%d+$')) end

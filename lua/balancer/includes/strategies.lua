@@ -16,11 +16,11 @@ local DEFAULT_STRATEGY = 'least_loaded'
 local function rules(strategy)
   --                                          score         pick              waiter   response
   if strategy == 'least_loaded'    then return 'load',       'first',          'first', 'mean' end
+  if strategy == 'consistent_hash' then return 'load',       'ring',           'first', 'mean' end
   if strategy == 'round_robin'     then return 'last_pick',  'first',          'first', 'mean' end
   if strategy == 'weighted'        then return 'free_share', 'proportional',   'last',  'mean' end
   if strategy == 'random'          then return 'none',       'any',            'any',   'mean' end
   if strategy == 'power_of_two'    then return 'load',       'lower_of_two',   'first', 'mean' end
   if strategy == 'peak_ewma'       then return 'none',       'cheaper_of_two', 'any',   'peak' end
-  if strategy == 'consistent_hash' then return 'load',       'ring',           'first', 'mean' end
   return nil
 end

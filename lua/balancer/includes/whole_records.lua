@@ -2,7 +2,8 @@
 -- created. Needs records.lua; pool.lua describes all fields.
 
 -- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
--- for a record that the library did not write. Fields in another order are sorted first.
+-- for a record that the library did not write, also if only a number in it is too large. Fields in another order are
+-- sorted first.
 local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
   local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
@@ -20,7 +21,13 @@ local function read_record(text)
       if not name or fields[name] then later = later .. ' ' .. word end
     end
     values = {match(table.concat(words, ' ') .. later, RECORD)}
+    if not values[1] then return nil end
   end
+  for i = 1, 10 do
+    if not whole_number(values[i]) then return nil end
+  end
+  local load, limit, peak, cap = values[1], values[2], values[5], values[14]
+  if #load > 10 or #limit > 10 or #peak > 10 or #cap > 10 or tonumber(values[11]) > MAX_WEIGHT then return nil end
   return unpack(values)
 end
 

@@ -319,7 +319,7 @@ def test_release_returns_whether_it_freed_a_unit(
     instance = acquire(call, balancer, "planner")
     assert instance.lease is not None
     assert instance.lease.held
-    assert raw.hget(pool.state, instance.lease.token) == f"lease instance=p0 fence={instance.lease.fence}"
+    assert raw.hget(pool.state, instance.lease.token) == f"lease instance=p0 fence={instance.lease.fence} ttl_ms=30000"
     assert call(balancer, "release", instance) is True
     assert call(balancer, "release", instance) is False
     assert call(balancer, "release", instance.lease) is False

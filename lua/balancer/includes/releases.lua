@@ -1,0 +1,15 @@
+-- The record of an instance, as a release reads and writes it. It is not in records.lua, so that acquire does not
+-- create this function. Needs records.lua; pool.lua describes all fields.
+
+-- Matches the fields that a release reads or writes. A release reads limit and seq, and copies limit, seq, fence and
+-- peak unchanged.
+local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
+  .. 'failed=(%d+) streak=(%d+)( .*)$'
+local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)
+  return 'load=' .. load .. ' ' .. same .. ' ewma_us=' .. ewma_us .. ' ewma_at_ms=' .. ewma_at_ms
+    .. ' served=' .. served .. ' failed=' .. failed .. ' streak=' .. streak .. rest
+end
+-- Most instances have neither labels nor flags. A search for this text is the fastest test for that.
+local PLAIN = ' labels=- flags=- cap='
+local PLAIN_WEIGHT = '^ weight=(%d+%.?%d*) labels=%- flags=%- cap='
+local SLOW_AFTER = ' slow_after_us=(%d+)'

@@ -1,0 +1,158 @@
+"""The server's clock is set back by an hour: every time in a pool is judged by the clock as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, PoolSettings
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import LoadBalancingStrategy, Outcome, commands
+from agentperf_redis.balancer.commands import Granted, Pool, Queued, Rates, Refused
+from tests.support import records
+from tests.support.clock import server_ms, set_back_pool
+from tests.support.servers import Raw, wait_until
+
+pytestmark = pytest.mark.every_server
+
+HOUR = 3600
+TTL_MS = 30_000
+SHORT_MS = 400
+
+
+@pytest.fixture
+def pool(backend: Backend) -> Pool:
+    return Pool.of(backend.namespace, "planner")
+
+
+def register(backend: Backend, pool: Pool, capacity: int = 1, **options: Any) -> None:
+    instance = AgentInstance("p0", "planner", max_capacity=capacity)
+    backend.run(commands.register(pool, instance, options.pop("strategy", None), 0, **options))
+
+
+def acquire(backend: Backend, pool: Pool, token: str, ttl_ms: int = TTL_MS) -> Any:
+    return backend.run(commands.acquire(pool, token, ttl_ms, commands.ANY))
+
+
+def wait(pool: Pool, token: str) -> Any:
+    none = frozenset[str]()
+    return commands.wait(pool, token, ttl_ms=TTL_MS, live_ms=3000, boost_ms=0, require=none, position="-")
+
+
+CALLS: dict[str, Callable[[Pool], Any]] = {
+    "acquire": lambda pool: commands.acquire(pool, "@other", TTL_MS, commands.ANY),
+    "wait": lambda pool: wait(pool, "@other"),
+    "select": lambda pool: commands.select(pool, commands.ANY),
+    "status": lambda pool: commands.status(pool, 0, 10),
+    "repair": lambda pool: commands.repair(pool, 0, 10),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_unit_of_a_dead_holder_is_free_after_its_ttl(backend: Backend, raw: Raw, pool: Pool, call: str) -> None:
+    register(backend, pool)
+    assert isinstance(acquire(backend, pool, "@dead", SHORT_MS), Granted)
+    set_back_pool(raw, pool.keys, HOUR)
+
+    backend.run(CALLS[call](pool))
+    assert raw.zscore(pool.keys.due, "@dead") <= server_ms(raw) + SHORT_MS
+
+    wait_until(lambda: isinstance(acquire(backend, pool, "@new"), Granted), "the unit to be free")
+
+
+def test_renewal_sets_the_ttl_from_now(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool)
+    acquire(backend, pool, "@held")
+    set_back_pool(raw, pool.keys, HOUR)
+    assert backend.run(commands.renew(pool, ["@held"], TTL_MS)) == frozenset()
+    assert raw.zscore(pool.keys.due, "@held") <= server_ms(raw) + TTL_MS
+
+
+def test_lease_acquired_again_ends_within_its_ttl(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool)
+    first = acquire(backend, pool, "@held")
+    set_back_pool(raw, pool.keys, HOUR)
+    again = acquire(backend, pool, "@held")
+    assert again.fence == first.fence + HOUR * 10**6
+    assert again.expiry_ms <= server_ms(raw) + TTL_MS
+
+
+def test_leases_of_other_ttls_are_kept(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool, capacity=2)
+    acquire(backend, pool, "@long", HOUR * 1000)
+    due = raw.zscore(pool.keys.due, "@long")
+    acquire(backend, pool, "@short", TTL_MS)
+    assert isinstance(acquire(backend, pool, "@refused"), Refused)
+    backend.run(commands.repair(pool, 0, 10))
+    assert raw.zscore(pool.keys.due, "@long") == due
+
+
+def test_waiters_keep_their_order(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool)
+    acquire(backend, pool, "@held")
+    first = backend.run(wait(pool, "@first"))
+    set_back_pool(raw, pool.keys, HOUR)
+    assert backend.run(wait(pool, "@first")).ahead == 0
+    second = backend.run(wait(pool, "@second"))
+    assert isinstance(second, Queued)
+    assert second.ahead == 1
+    assert int(second.position) > int(first.position)
+
+
+def test_ejection_lasts_at_most_its_maximum(backend: Backend, raw: Raw, pool: Pool) -> None:
+    settings = PoolSettings(eject_after=1, base_ejection_time=20.0, max_ejection_time=40.0)
+    register(backend, pool, settings=settings)
+    backend.run(commands.register(pool, AgentInstance("p1", "planner"), None, 0))
+    token = "@bad"
+    bad = acquire(backend, pool, token).facts[0]
+    backend.run(commands.release(pool, token, outcome=Outcome.ERROR))
+    set_back_pool(raw, pool.keys, HOUR)
+    page = backend.run(commands.status(pool, 0, 10))
+    assert page is not None
+    (ejected,) = (each for each in page.instances if each.instance.id == bad)
+    assert 0 < ejected.ejected_for <= settings.max_ejection_time
+
+
+def test_lease_from_before_is_no_probe(backend: Backend, raw: Raw, pool: Pool) -> None:
+    """Fencing tokens of leases from before are later than the clock. They must not count as granted after an ejection."""
+    register(backend, pool, capacity=3, settings=PoolSettings(eject_after=1))
+    backend.run(commands.register(pool, AgentInstance("p1", "planner", max_capacity=3), None, 0))
+    held = [f"@held:{number}" for number in range(4)]
+    where = {token: acquire(backend, pool, token).facts[0] for token in held}
+    bad, old = [token for token in held if where[token] == "p0"][:2]
+    set_back_pool(raw, pool.keys, HOUR)
+    backend.run(commands.release(pool, bad, outcome=Outcome.ERROR))
+    assert "ejected" in records.flags(raw.hget(pool.keys.state, "p0"))
+    backend.run(commands.release(pool, old, outcome=Outcome.OK))
+    assert "ejected" in records.flags(raw.hget(pool.keys.state, "p0")), "an old success does not end the ejection"
+
+
+def test_rate_limit_recovers_as_soon_as_before(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool, capacity=9, rates=Rates(60, 60), settings=PoolSettings(rate_burst=0.0))
+    assert isinstance(acquire(backend, pool, "@first"), Granted)  # the next one is allowed a second later
+    set_back_pool(raw, pool.keys, HOUR)
+    wait_until(lambda: isinstance(acquire(backend, pool, "@second"), Granted), "the rate limit to recover")
+
+
+def test_checks_go_on(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool, settings=PoolSettings(unhealthy_threshold=1))
+    claimed = backend.run(commands.claim_checks(pool, SHORT_MS, 10))
+    backend.run(commands.report_checks(pool, claimed.at_ms, [("p0", True)]))
+    set_back_pool(raw, pool.keys, HOUR)
+    found = backend.run(commands.claim_checks(pool, SHORT_MS, 10))
+    assert found.next_after <= SHORT_MS / 1000
+    wait_until(lambda: backend.run(commands.claim_checks(pool, SHORT_MS, 10)).instances, "the check to be due")
+    backend.run(commands.report_checks(pool, server_ms(raw), [("p0", False)]))
+    assert "down" in records.flags(raw.hget(pool.keys.state, "p0"))
+
+
+def test_response_times_stay_plausible(backend: Backend, raw: Raw, pool: Pool) -> None:
+    register(backend, pool, capacity=3, strategy=LoadBalancingStrategy.PEAK_EWMA)
+    for number, seconds in enumerate((0.5, 0.1)):
+        acquire(backend, pool, f"@{number}")
+        backend.run(commands.release(pool, f"@{number}", outcome=Outcome.OK, response_time=seconds))
+        set_back_pool(raw, pool.keys, HOUR)
+    assert 100_000 <= records.number(raw.hget(pool.keys.state, "p0"), "ewma_us") <= 500_001
+    assert isinstance(acquire(backend, pool, "@last"), Granted)

@@ -1,0 +1,56 @@
+"""Sets a server's clock back, as far as the stored state can tell.
+
+A test cannot set the clock of its machine. But a clock that was set back by an hour differs from stored times that lie
+an hour later only in what it reads, and no script knows that. So the stored times are changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentperf_redis.keys import CacheKeys, PoolKeys
+from tests.support import records
+
+_TIMES = {"fence": 10**6, "ticket": 10**6, "ewma_at_ms": 1000, "ejected_until_ms": 1000, "probe_since_us": 10**6} | {
+    "limit_cut_us": 10**6,
+    "checked_ms": 1000,
+    "metered_us": 10**6,
+    "rpm_arrival_us": 10**6,
+    "tpm_arrival_us": 10**6,
+}
+"""The fields of a pool's records that hold times, and their units per second."""
+_FACTS = {"#born": 10**6, "#panic": 1000, "#calm": 1000, "#next": 1000, "#claimed": 1000, "#arrived": 10**6}
+_NEVER = 4503599627370496
+"""The value of #next without timers; see maintenance.lua."""
+
+
+def set_back_pool(raw: Any, pool: PoolKeys, seconds: int) -> None:
+    """Change all times in a pool as if the server's clock had then been set back."""
+    for name, text in raw.hgetall(pool.state).items():
+        if name in _FACTS:
+            if text not in ("0", str(_NEVER)):
+                raw.hset(pool.state, name, int(text) + seconds * _FACTS[name])
+        elif name[0] != "#":
+            times = {field: unit for field, unit in _TIMES.items() if records.number(text, field)}
+            kind = f"{records.kind_of(text)} " if "=" not in records.kind_of(text) else ""
+            moved = {field: int(records.number(text, field)) + seconds * unit for field, unit in times.items()}
+            raw.hset(pool.state, name, kind + records.changed(text, **moved) if times else text)
+    for key, unit in ((pool.due, 1000), (pool.waitq, 10**6), (pool.ids, 10**6), (pool.checks, 1000), (pool.away, 1000)):
+        for member, score in raw.zrange(key, 0, -1, withscores=True):
+            raw.zadd(key, {member: score + seconds * unit if score else 0})
+
+
+def set_back_cache(raw: Any, cache: CacheKeys, seconds: int) -> None:
+    """Change the TTLs of a cache's keys and the times of failed computations, as `set_back_pool`."""
+    for key in raw.scan_iter(f"{cache.tag}:*"):
+        expiry_ms = raw.execute_command("PEXPIRETIME", key)
+        if expiry_ms > 0:
+            raw.pexpireat(key, expiry_ms + seconds * 1000)
+        if key.startswith(cache.lease_prefix) and (failed_ms := raw.hget(key, "failed_ms")):
+            raw.hset(key, "failed_ms", int(failed_ms) + seconds * 1000)
+
+
+def server_ms(raw: Any) -> int:
+    """Return the server's time, ms."""
+    seconds, micros = raw.time()
+    return int(seconds) * 1000 + int(micros) // 1000
