@@ -1,0 +1,401 @@
+"""Damaged state: an operation that fails has written nothing and raises a documented error, whatever field is damaged.
+
+`tests/support/damage.py` damages each field of each key of a filled namespace in turn. Then each operation of the
+service runs on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer import commands as lb
+from agentperf_redis.cache import commands as cached
+from agentperf_redis.cache import entry_format, operator
+from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.model import Settings
+from agentperf_redis.cache.process.access_buffer import AccessReport
+from agentperf_redis.command import Command
+from agentperf_redis.metrics import commands as metered
+from agentperf_redis.metrics.accumulator import FAILED, OK, Part
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.retention import Retention
+from tests.support import records
+from tests.support.damage import Namespace, faults
+from tests.support.servers import Server
+
+Operations = dict[str, Callable[[], Any]]
+"""By name: makes a command or a flow."""
+
+pytestmark = [pytest.mark.thorough, pytest.mark.standalone]
+
+HELD_MS = 600_000
+
+
+@pytest.fixture
+def stored(own_server: Server) -> Iterator[Namespace]:
+    with own_server.client() as raw, own_server.client(decode_responses=False) as binary:
+        yield Namespace(raw, binary)
+
+
+def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
+    """Whether the last part of a key is one of `parts`; if there are none, whether it is none of `others`."""
+
+    def accept(key: str) -> bool:
+        name = key.rpartition("}:")[2]
+        return name in parts if parts else name not in others
+
+    return accept
+
+
+def shortened(found: list[str]) -> list[str]:
+    return [*found[:20], f"and {len(found) - 20} more"] if len(found) > 20 else found
+
+
+# The load balancer
+
+SETTINGS = PoolSettings(eject_after=2, adaptive=True, slow_start=60.0, slow_after=5.0)
+GPU, BOTH = frozenset({"gpu"}), frozenset({"gpu", "eu"})
+POOL_PARTS = ("state", "due")
+
+
+def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingStrategy, stored: Namespace) -> None:
+    """Make a pool in which each kind of record, flag and timer occurs."""
+    unlimited, limited = lb.UNLIMITED, lb.Rates(600, 90_000)
+    for name, labels, rates in (("p0", BOTH, unlimited), ("p1", BOTH, limited), ("p2", frozenset[str](), unlimited)):
+        instance = AgentInstance(name, pool.agent_type, max_capacity=9, weight=1.5, labels=labels)
+        run(lb.register(pool, instance, strategy, HELD_MS, rates=rates, settings=SETTINGS))
+    for number in range(3):
+        run(lb.acquire(pool, f"@held:{number}", HELD_MS, lb.Choice(require=BOTH), tokens=10))
+    run(lb.acquire(pool, "@ended", HELD_MS, lb.ANY, tokens=10))
+    run(lb.release(pool, "@ended", outcome=Outcome.TIMEOUT, response_time=1.0, tombstone_ms=HELD_MS))
+    claimed = run(lb.claim_checks(pool, HELD_MS, 100))
+    run(lb.report_checks(pool, claimed.at_ms, [("p0", True), ("p1", False)]))
+    for name in ("p0", "p1", "p2"):  # waiters stay in the queue while all instances are drained
+        run(lb.update(pool, name, on="draining"))
+    for number in range(3):
+        run(wait(pool, f"@wait:{number}"))
+    # One waiter gets a grant.
+    stored.raw.hset(pool.keys.state, "@granted", f"grant instance=p0 fence={claimed.at_ms * 1000} ticket=5")
+    now_ms = claimed.at_ms
+    state = pool.keys.state
+    for name, flags in (("p0", "-"), ("p1", "metered"), ("p2", "ejected")):
+        records.change(stored.raw, state, name, flags=flags)
+    stored.raw.hset(
+        state,
+        "+p2",
+        records.changed(
+            stored.raw.hget(state, "+p2"),
+            ejections=1,
+            ejected_until_ms=now_ms + HELD_MS,
+            probe_since_us=now_ms * 1000,
+            checks=-1,
+        ),
+    )
+    stored.raw.hset(state, "#calm", now_ms - HELD_MS)
+    timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS}
+    stored.raw.zadd(pool.keys.due, {name: now_ms + left_ms for name, left_ms in timers.items()})
+    stored.raw.zadd(pool.keys.ready, {"p0": 1.0, "p1": 2.0})
+    for label in BOTH:
+        stored.raw.zadd(pool.keys.ready_with(label), {"p0": 1.0, "p1": 2.0})
+    loads = {"p0": 0, "p1": 0, "p2": 0}
+    for text in stored.raw.hgetall(state).values():
+        if records.kind_of(text) in records.HELD:
+            loads[records.fields(text)["instance"]] += 1
+    for name, load in loads.items():
+        records.change(stored.raw, state, name, load=load, limit=0 if name == "p2" else 9)
+    counts = {"#load": sum(loads.values()), "#cap": 18, "#usable": 3, "#unhealthy": 1, "#next": 0}
+    stored.raw.hset(state, mapping=counts)
+
+
+def wait(pool: lb.Pool, token: str) -> Command[Any]:
+    none = frozenset[str]()
+    return lb.wait(pool, token, ttl_ms=HELD_MS, live_ms=3000, boost_ms=0, require=none, position="-")
+
+
+def pool_operations(pool: lb.Pool) -> Operations:
+    numbers = itertools.count()
+    new, held = AgentInstance("p9", pool.agent_type, labels=GPU), AgentInstance("p0", pool.agent_type, labels=BOTH)
+    found: Operations = {
+        "acquire": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(affinity="a"), tokens=5),
+        "acquire gpu": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(require=GPU)),
+        "acquire both": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(require=BOTH)),
+        "acquire again": lambda: lb.acquire(pool, "@held:0", HELD_MS, lb.ANY),
+        "wait": lambda: wait(pool, f"@new:{next(numbers)}"),
+        "wait again": lambda: wait(pool, "@wait:0"),
+        "fetch": lambda: wait(pool, "@granted"),
+        "release": lambda: lb.release(pool, "@held:0", outcome=Outcome.OK, response_time=0.5),
+        "release neutral": lambda: lb.release(pool, "@held:0", "p0"),
+        "release failed": lambda: lb.release(pool, "@held:1", outcome=Outcome.ERROR, response_time=0.5, tokens=7),
+        "release by hand": lambda: lb.release(pool, "@granted", by_hand=True, tombstone_ms=1000),
+        "cancel": lambda: lb.release(pool, "@wait:2", tombstone_ms=1000),
+        "renew": lambda: lb.renew(pool, ["@held:0", "@held:1", "@held:2"], 30_000),
+        "select": lambda: lb.select(pool, lb.ANY),
+        "select both": lambda: lb.select(pool, lb.Choice(require=BOTH)),
+        "register": lambda: lb.register(pool, held, None, 0),
+        "register new": lambda: lb.register(pool, new, None, 1000, settings=SETTINGS),
+        "update": lambda: lb.update(pool, "p1", max_capacity=5, labels=frozenset({"eu"}), requests_per_minute=5.0),
+        "mark healthy": lambda: lb.update(pool, "p2", off="unhealthy,heartbeat_missed,down,ejected,half_open,warming"),
+        "remove": lambda: lb.remove(pool, "p1"),
+        "heartbeat": lambda: lb.heartbeat(pool, ["p0", "p1", "p2"], 0),
+        "status": lambda: lb.status(pool, 0, 100),
+        "leases": lambda: lb.leases_page(pool, 0, 100),
+        "repair": lambda: lb.repair(pool, 0, 100),
+        "configure": lambda: lb.configure(pool, SETTINGS, 0, 100),
+        "claim checks": lambda: lb.claim_checks(pool, 1000, 100),
+        "report checks": lambda: lb.report_checks(pool, int(time.time() * 1000), [("p0", False), ("p2", True)]),
+        "events": lambda: lb.events(pool, None, 100),
+        "find registered": lambda: lb.find_registered(pool, ["p0", "p9"]),
+    }
+    return found
+
+
+@pytest.mark.parametrize("overdue", [False, True], ids=["usual", "overdue"])
+@pytest.mark.parametrize("parts", [("state",), ("due",), ()], ids=["state", "due", "others"])
+def test_damaged_pool_is_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...], overdue: bool
+) -> None:
+    backend = connect(own_server.url)
+    pool = lb.Pool.of(backend.namespace, "planner")
+    fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
+    operations = pool_operations(pool)
+    if overdue:  # the script first ends a lease and grants its unit, then does its own work
+        stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
+        operations = {
+            name: operations[name] for name in ("acquire", "wait again", "release failed", "register", "status")
+        }
+    damages = stored.damages(is_one_of(parts, POOL_PARTS))
+    assert shortened(faults(stored, backend.run, damages, operations)) == []
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [LoadBalancingStrategy.LEAST_LOADED, LoadBalancingStrategy.PEAK_EWMA, LoadBalancingStrategy.CONSISTENT_HASH],
+)
+def test_damaged_pool_of_other_strategy_is_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], strategy: LoadBalancingStrategy
+) -> None:
+    backend = connect(own_server.url)
+    pool = lb.Pool.of(backend.namespace, "planner")
+    fill_pool(backend.run, pool, strategy, stored)
+    stored.raw.zrem(pool.keys.waitq, *(f"@wait:{number}" for number in range(3)))
+    stored.raw.hset(pool.keys.state, "#next", 4503599627370496)  # no maintenance is due: the fast paths run
+    operations = pool_operations(pool)
+    operations = {name: operations[name] for name in ("acquire", "select", "release", "release neutral")}
+    damages = stored.damages(is_one_of(("state", "ready", "ring")))
+    assert shortened(faults(stored, backend.run, damages, operations)) == []
+
+
+# The cache
+
+CACHES = {
+    "lru": "lru capacity 0/0/6 bytes 1000 ttl 0/0/600000",
+    "tinylfu": "tinylfu capacity 0/0/6 bytes 0 ttl 0/0/0",
+    "tiered": "tinylfu capacity 1/2/3 bytes 0 ttl 600000/600000/600000",
+}
+
+
+def put(where: keys.CacheKeys, name: str, *, request: str, again: bool = False, token: str = "", tag: str = "t") -> Any:
+    now_ms = int(time.time() * 1000)
+    payload = entry_format.payload(request, 5, 60_000, (tag,), b"m\x01")
+    report = AccessReport(7, 1, 5, 0, (("k1", 1), ("k2", 2)))
+    return cached.put(
+        where,
+        name,
+        payload,
+        request,
+        until_ms=now_ms + HELD_MS,
+        seen=0,
+        again=again,
+        ttl_ms=-1,
+        tier=None,
+        token=token,
+        origin="o",
+        writer="w1",
+        report=report,
+        tags=(tag,),
+    )
+
+
+def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) -> None:
+    """Make a cache in which each kind of key and field occurs: evicted, expired, cleared and tagged entries, leases."""
+    parsed = Settings.parse(settings)
+    assert parsed is not None
+    run(cached.deploy(where, parsed))
+    for number in range(3):
+        run(put(where, f"c{number}", request=f"c{number}"))
+    run(cached.clear(where, "o"))
+    for number in range(9):
+        run(put(where, f"k{number}", request=f"r{number}"))
+    run(cached.invalidate_tags(where, ("u",), "o"))
+    for number in (7, 8):
+        run(cached.read_strictly(where, f"k{number}"))
+    run(cached.cancel_puts(where, ("gone",), int(time.time() * 1000) + HELD_MS))
+    run(cached.claim(where, "m1", "token", lease_ms=HELD_MS, ignore=""))
+    run(cached.claim(where, "m2", "token", lease_ms=HELD_MS, ignore=""))
+    run(cached.release(where, "m2", "token", error="ValueError no", error_ms=HELD_MS, origin="o"))
+
+
+def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> Operations:
+    report = AccessReport(9, 1, 5, 1, (("k7", 1), ("k8", 2)))
+    numbers = itertools.count(1)
+    parsed = Settings.parse(CACHES["lru"])
+    assert parsed is not None
+    found: Operations = {
+        "put": lambda: put(where, "k9", request=f"q{next(numbers)}"),
+        "put known": lambda: put(where, "k8", request=f"q{next(numbers)}"),
+        "put again": lambda: put(where, "k8", request=f"q{next(numbers)}", again=True),
+        "put repeated": lambda: put(where, "k8", request="r8", again=True),
+        "put computed": lambda: put(where, "m1", request=f"q{next(numbers)}", token="token"),
+        "get": lambda: cached.read_strictly(where, "k8"),
+        "report": lambda: cached.report_reads(where, "w1", report),
+        "claim": lambda: cached.claim(where, "new", f"t{next(numbers)}", lease_ms=1000, ignore=""),
+        "claim held": lambda: cached.claim(where, "m1", f"t{next(numbers)}", lease_ms=1000, ignore="", awaited="token"),
+        "claim again": lambda: cached.claim(where, "m1", "token", lease_ms=1000, ignore=""),
+        "claim failed": lambda: cached.claim(where, "m2", "t", lease_ms=1000, ignore="", retry_ms=60_000),
+        "claim known": lambda: cached.claim(where, "k8", "t", lease_ms=1000, ignore=""),
+        "renew": lambda: cached.renew(where, "m1", "token", 1000),
+        "release": lambda: cached.release(where, "m1", "token", error="x y", error_ms=10, origin="o"),
+        "delete": lambda: cached.delete(where, ["k7", "k8"], "o"),
+        "clear": lambda: cached.clear(where, "o"),
+        "invalidate": lambda: cached.invalidate_tags(where, ("t", "v"), "o"),
+        "sweep": lambda: cached.sweep(where, "0"),
+        "cancel": lambda: cached.cancel_puts(where, ("r1",), int(time.time() * 1000)),
+        "deploy": lambda: cached.deploy(where, parsed),
+        "deploy defaults": lambda: cached.deploy(where, parsed, "00000000"),
+        "settings": lambda: cached.stored_settings(where),
+        "counters": lambda: inspection.counters(where),
+        "failed": lambda: cached.computing_failed(where, "m2"),
+        "stats": lambda: existing(backend, service).stats(),
+        "keys": lambda: existing(backend, service).keys(),
+        "top": lambda: existing(backend, service).top(3),
+        "entry": lambda: existing(backend, service).entry("k8"),
+    }
+    return found
+
+
+def existing(backend: Backend, service: str) -> operator.ExistingCache:
+    settings = Settings.parse(CACHES["lru"])
+    assert settings is not None
+    return operator.ExistingCache(backend, service, "c", settings)
+
+
+@pytest.mark.parametrize("parts", [("meta",), ()], ids=["meta", "others"])
+@pytest.mark.parametrize("kind", CACHES)
+def test_damaged_cache_is_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], kind: str, parts: tuple[str, ...]
+) -> None:
+    backend = connect(own_server.url)
+    service = "tiered" if kind == "tiered" else "cache"
+    where = keys.cache(backend.namespace, service, "c")
+    fill_cache(backend.run, where, CACHES[kind])
+    damages = stored.damages(is_one_of(parts, ("meta",)))
+    assert shortened(faults(stored, backend.run, damages, cache_operations(where, backend, service))) == []
+
+
+# Metrics
+
+SHARD = keys.metrics_shard("a")
+
+
+def flush(namespace: str, seq: int, *, firm: bool = False, server_ms: int = -1, span: str = "plan") -> Command[Any]:
+    """Flush executions, failures, tokens and a span of one agent, as the process "w"."""
+    buffer = Buffer(on_first=lambda: None, clock=lambda: 0.0)
+    for number in range(3):
+        buffer.record("a", 0.1 + number, OK)
+        buffer.record("a", 0.5, f"{FAILED}:TimeoutError")
+    buffer.add("a", {"llm_calls": 1, "tok_in": 5, "tok_out": 6, "cost_nano": 7, "mdl:m:n": 1, "mdl:m:tok_in": 5})
+    buffer.record(Part("a", (span,)), 0.1, OK)
+    buffer.aggregate()
+    (batch,) = buffer.batches()
+    batch.writer, batch.seq = "w", seq
+    return metered.flush(namespace, batch, now=0.0, retention=Retention(), firm=firm, server_ms=server_ms)
+
+
+def metrics_operations(backend: Backend) -> Operations:
+    space = backend.namespace
+    numbers = itertools.count(100)
+    collector = MetricsCollector(backend=backend)
+    times: dict[str, dict[str, int]] = {
+        "in all": {"window_ms": 0, "as_of_ms": -1},
+        "in a window": {"window_ms": 300_000, "as_of_ms": -1},
+    }
+    found: Operations = {
+        "flush": lambda: flush(space, next(numbers)),
+        "flush another span": lambda: flush(space, next(numbers), span="search"),
+        "flush repeated": lambda: flush(space, 1),
+        "flush firmly": lambda: flush(space, next(numbers), firm=True),
+        **{
+            f"read {form} {name}": partial(metered.read, space, SHARD, ("a", "a/plan"), **time, max_exact=most)
+            for name, time in times.items()
+            for form, most in (("all", 100), ("plain", -1))
+        },
+        "agents": lambda: metered.agents(space, SHARD),
+        "parts": lambda: metered.parts(space, "a"),
+        "recent": lambda: metered.recent(space, "a", 10),
+        "slowest": lambda: metered.slowest(space, "a", 10),
+        "forget": lambda: metered.forget(space, "a", SHARD),
+        "snapshots": lambda: partial(collector.snapshots, percentiles=True),
+        "plain snapshots": lambda: partial(collector.snapshots, percentiles=False),
+        "snapshots in a window": lambda: partial(collector.snapshots, window="5m"),
+        "summary": lambda: partial(collector.get_system_summary),
+        "spans": lambda: partial(collector.spans, "a"),
+        "streams": lambda: partial(collector.streams, "a"),
+        "rank": lambda: partial(collector.rank),
+    }
+    return found
+
+
+@pytest.mark.parametrize("part", ["total", "slices", "others"])
+def test_damaged_metrics_are_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], part: str
+) -> None:
+    backend = connect(own_server.url)
+    backend.run(flush(backend.namespace, 1))
+    widths = ("10s", "1m", "1h", "1d")
+
+    def is_part(key: str) -> bool:
+        kind = key.rpartition("}:")[2].partition(":")[0]
+        return {"total": kind == "total", "slices": kind in widths, "others": kind not in (*widths, "total")}[part]
+
+    def run(what: Any) -> Any:
+        return what() if callable(what) else backend.run(what)
+
+    found = faults(stored, run, stored.damages(is_part), metrics_operations(backend))
+    assert shortened(found) == []
+
+
+# The namespace
+
+
+def test_damaged_namespace_is_reported_and_unchanged(stored: Namespace, own_server: Server, namespace: str) -> None:
+    with AgentPerf(own_server.url, namespace=namespace) as perf:
+        perf.balancer().register_instance(AgentInstance("p0", "planner"))
+        perf.cache("c", max_size=5).put("k", 1)
+        perf.tiered_cache("c").put("k", 1)
+        perf.metrics.record_execution("a", 0.1, True)
+        perf.metrics.flush()
+
+    def opened(use: Callable[[AgentPerf], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            with AgentPerf(own_server.url, namespace=namespace) as other:
+                return use(other)
+
+        return call
+
+    operations: Operations = {
+        "pools": lambda: opened(lambda perf: perf.balancer().status()),
+        "caches": lambda: opened(lambda perf: perf.caches()),
+        "cache": lambda: opened(lambda perf: perf.cache("c", max_size=5).put("k2", 2)),
+        "metrics": lambda: opened(lambda perf: perf.metrics.snapshots()),
+    }
+    damages = stored.damages(lambda key: key in (f"{namespace}:meta", f"{namespace}:resources"))
+    assert shortened(faults(stored, lambda what: what(), damages, operations)) == []

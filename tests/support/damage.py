@@ -1,0 +1,244 @@
+"""Damages stored state: every field of every key of a namespace, one at a time, with values that no script writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, ScriptFailed
+
+TEXTS = ("", "x", "nan", "inf", "-1", "1e400", "9" * 25, "253402300800000")
+"""The values that replace a field, or one number or word of it. The last one is the beginning of the year 10000 in ms."""
+NAMES = ("", "x", "9" * 25)
+"""The values that replace the name of a member."""
+SCORES = (float("inf"), float("-inf"), -1.0, 1.5, 1e25, 253402300800000.0)
+"""The values that replace the score of a member of a sorted set."""
+_PART = re.compile(r"(?<==)\S+|(?<![\w=.-])\d[\d.]*(?=[ /]|$)")
+"""Matches the value of a word "name=value", or a number that stands alone."""
+_POISON = re.compile(r"-?922337203685477\d{4}|(?<![a-z])-?(?:nan|inf)(?![a-z])")
+"""Matches a number that results from arithmetic on a damaged one, or from converting it to an integer."""
+_NO_POISON = re.compile(r"""'[^']*'|"[^"]*"|(?:_per_minute|_execution_time)=(?:inf|nan)""")
+"""Matches the parts of a result in which such a number is no fault: texts, missing limits and durations."""
+
+State = Mapping[str, tuple[bytes, int]]
+"""By key: the value as DUMP returns it, and its expiry as PEXPIRETIME returns it."""
+
+
+_NONE = (b"", -2)
+
+_READ = """\
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  all[#all + 1] = key
+  all[#all + 1] = redis.call('DUMP', key)
+  all[#all + 1] = redis.call('PEXPIRETIME', key)
+end
+return all
+"""
+_WRITE = """\
+for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('DEL', key) end
+for at = 1, #ARGV, 3 do
+  local expiry_ms = tonumber(ARGV[at + 2])
+  redis.call('RESTORE', ARGV[at], math.max(0, expiry_ms), ARGV[at + 1], 'ABSTTL')
+end
+return 1
+"""
+_SHOW = """\
+local shown = {}
+for at, key in ipairs(ARGV) do
+  local kind, texts = redis.call('TYPE', key).ok, {}
+  if kind == 'hash' then
+    local pairs = redis.call('HGETALL', key)
+    for i = 1, #pairs, 2 do texts[#texts + 1] = pairs[i] .. ' = ' .. pairs[i + 1] end
+  elseif kind == 'zset' then
+    local pairs = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+    for i = 1, #pairs, 2 do texts[#texts + 1] = pairs[i] .. ' at ' .. pairs[i + 1] end
+  elseif kind == 'list' then texts = redis.call('LRANGE', key, 0, -1)
+  elseif kind == 'string' then texts = {redis.call('GET', key)}
+  elseif kind == 'stream' then texts = {redis.call('XLEN', key) .. ' entries'}
+  end
+  table.sort(texts)
+  shown[at] = texts
+end
+return shown
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One change of the stored state.
+
+    Attributes:
+        name: names the key, the field and the new value.
+        inflict: makes the change, with a client that decodes replies.
+    """
+
+    name: str
+    inflict: Callable[[Any], object]
+
+
+class Namespace:
+    """All keys on a server that nothing else uses.
+
+    Args:
+        raw: a client with `decode_responses`.
+        binary: a client without.
+    """
+
+    def __init__(self, raw: Any, binary: Any) -> None:
+        self.raw = raw
+        self._read = binary.register_script(_READ)
+        self._write = raw.register_script(_WRITE)
+        self._show = raw.register_script(_SHOW)
+
+    def state(self) -> State:
+        """Return the whole state."""
+        flat = self._read()
+        return {
+            name.decode(): (dump, expiry_ms)
+            for name, dump, expiry_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        }
+
+    def restore(self, state: State) -> None:
+        """Replace everything by a former state."""
+        self._write(args=[part for name, pair in state.items() for part in (name, *pair)])
+
+    def undo(self, before: State) -> dict[str, tuple[list[str], list[str]]]:
+        """Restore a former state. Returns the contents of each key that had changed: the former and the later ones.
+
+        The DUMP of an unchanged hash may differ, because the server rehashes it. The contents decide then.
+        """
+        after = self.state()
+        differing = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+        if not differing:
+            return {}
+        later = self._show(args=differing)
+        self.restore(before)
+        former = self._show(args=differing)
+        return {
+            key: (first, last)
+            for key, first, last in zip(differing, former, later, strict=True)
+            if first != last or before.get(key, _NONE)[1] != after.get(key, _NONE)[1]
+        }
+
+    def damages(self, only: Callable[[str], bool] = lambda _: True) -> Iterator[Damage]:
+        """Yield every damage of every key, for keys that `only` accepts."""
+        for name in sorted(self.raw.keys()):
+            if only(name):
+                yield from self._of_key(name)
+
+    def _of_key(self, name: str) -> Iterator[Damage]:
+        kind = self.raw.type(name)
+        for other, make in _MAKERS.items():
+            if other != kind:
+                yield Damage(f"{name} as {other}", _remade(name, make))
+        match kind:
+            case "hash":
+                for field, value in self.raw.hgetall(name).items():
+                    for text in _damaged(value):
+                        yield Damage(f"{name} {field} = {text[:60]!r}", _call("hset", name, field, text))
+            case "string":
+                expiry = {"keepttl": True}
+                for text in _damaged(self.raw.get(name)):
+                    yield Damage(f"{name} = {text[:60]!r}", _call("set", name, text, **expiry))
+            case "zset":
+                for member, score in self.raw.zrange(name, 0, -1, withscores=True):
+                    for bad in SCORES:
+                        yield Damage(f"{name} {member} at {bad}", _call("zadd", name, {member: bad}))
+                    for text in NAMES:
+                        yield Damage(f"{name} {member} -> {text[:60]!r}", _renamed(name, member, text, score))
+            case "list":
+                for at, value in enumerate(self.raw.lrange(name, 0, -1)):
+                    for text in _damaged(value):
+                        yield Damage(f"{name}[{at}] = {text[:60]!r}", _call("lset", name, at, text))
+            case "stream":
+                yield Damage(f"{name} with another entry", _call("xadd", name, {"kind": "x", "odd": "inf"}))
+
+
+_MAKERS: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda raw, name: raw.set(name, "x"),
+    "hash": lambda raw, name: raw.hset(name, "x", "y"),
+    "zset": lambda raw, name: raw.zadd(name, {"x": 1.0}),
+    "list": lambda raw, name: raw.rpush(name, "x"),
+}
+
+
+def _damaged(value: str) -> Iterator[str]:
+    """Yield the damaged forms of a value: other texts for all of it, and for each number and word in it."""
+    yield from (text for text in TEXTS if text != value)
+    for part in _PART.finditer(value):
+        if part[0] != value:
+            for text in TEXTS:
+                yield value[: part.start()] + text + value[part.end() :]
+
+
+def _call(method: str, *args: Any, **options: Any) -> Callable[[Any], object]:
+    return lambda raw: getattr(raw, method)(*args, **options)
+
+
+def _remade(name: str, make: Callable[[Any, str], object]) -> Callable[[Any], object]:
+    def inflict(raw: Any) -> None:
+        raw.delete(name)
+        make(raw, name)
+
+    return inflict
+
+
+def _renamed(name: str, member: str, text: str, score: float) -> Callable[[Any], object]:
+    def inflict(raw: Any) -> None:
+        raw.zrem(name, member)
+        raw.zadd(name, {text: score})
+
+    return inflict
+
+
+def faults(
+    namespace: Namespace,
+    run: Callable[[Any], Any],
+    damages: Iterator[Damage],
+    operations: Mapping[str, Callable[[], Any]],
+) -> list[str]:
+    """Run each operation on each damaged state. Return a line for each promise that was broken.
+
+    An operation that fails has written nothing, and raises an error that the library documents for damaged state. An
+    operation that succeeds neither returns nor stores a number that results from arithmetic on a damaged one.
+
+    Args:
+        namespace: the keys, undamaged.
+        run: runs what an operation makes: a command or a flow.
+        damages: the damages to try.
+        operations: by name.
+    """
+    whole = namespace.state()
+    found = []
+    for damage in list(damages):
+        namespace.restore(whole)
+        damage.inflict(namespace.raw)
+        before = namespace.state()
+        for name, make in operations.items():
+            where = f"{name} after {damage.name}"
+            refused = None
+            try:
+                result = run(make())
+            except Exception as error:  # noqa: BLE001  the library documents only its own errors
+                refused = f"{type(error).__name__}: {str(error)[:200]}"
+                if not isinstance(error, AgentPerfError) or isinstance(error, (ScriptFailed, BackendUnavailable)):
+                    found.append(f"{where}: {refused}")
+            else:
+                if _POISON.search(_NO_POISON.sub("", repr(result))):
+                    found.append(f"{where}: returned {result!r:.300}")
+            changes = namespace.undo(before)
+            if changes and refused:
+                found.append(f"{where}: {refused} after writing {sorted(changes)}")
+            known = _poisons(text for former, _ in changes.values() for text in former)
+            stored = [text for _, later in changes.values() for text in later if not _poisons((text,)) <= known]
+            if stored:
+                found.append(f"{where}: stored {stored}")
+    namespace.restore(whole)
+    return found
+
+
+def _poisons(texts: Iterable[str]) -> set[str]:
+    return {found[0] for text in texts for found in _POISON.finditer(text)}
