@@ -5,6 +5,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
 
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
+    agentperf:{...}:absent                    never exists: see `absent`
 
     agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
@@ -110,6 +111,18 @@ def meta(namespace: str) -> str:
 def resources(namespace: str) -> str:
     """``agentperf:resources``."""
     return f"{namespace}:resources"
+
+
+def absent(key: str) -> str:
+    """Return a key in the slot of a key of this library. No program writes it: ``agentperf:{lb:planner}:absent``.
+
+    On a Cluster, a call of a script declares this key after its other keys. While the keys of a slot are moved one by
+    one, the server refuses any call that declares both this key and another one (TRYAGAIN, or ASK), since it finds one
+    of them nowhere. So a script runs only where all keys of its slot are.
+    """
+    head, _, rest = key.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return f"{head}{{{tag}}}:absent" if closed and tag else f"{key}:{{{key}}}:absent"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from agentperf_redis.errors import (
 )
 from agentperf_redis.script import Script
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.resp import ServerError, pack, pack_call
+from agentperf_redis.transport.resp import ServerError, needs_whole_slot, pack, pack_call
 from agentperf_redis.transport.topology import Node, Topology
 
 PIPELINE_COMMANDS = 512
@@ -42,6 +42,7 @@ _SPLIT_ABOVE_S = 0.5
 So one lost packet does not use up the whole deadline.
 """
 
+_SLOT_MOVES = "the slot is being moved"
 _TRANSIENT = {
     "BUSY": "it is busy with a slow script",
     "CLUSTERDOWN": "the Cluster is down",
@@ -51,12 +52,24 @@ _TRANSIENT = {
     "MISCONF": "it cannot save to disk and refuses writes (see its log)",
     "NOREPLICAS": "it has fewer replicas than min-replicas-to-write",
     "READONLY": "it is a read-only replica",
-    "TRYAGAIN": "the slot is being moved",
+    "TRYAGAIN": _SLOT_MOVES,
     "UNBLOCKED": "it is failing over",
 }
 """Prefix of a transient error reply -> its meaning.
 
 A command with such a reply was not applied, so it is retried until the deadline.
+"""
+
+_TRANSIENT_IN_SCRIPT = {
+    "access a non local key": _SLOT_MOVES,
+    "undeclared keys were accessed during rehashing": _SLOT_MOVES,
+    "attempted to access a slot not served": "the Cluster is down",
+    "while the cluster is down": "the Cluster is down",
+}
+"""Part of a transient error that a server raises at one command of a script -> its meaning.
+
+The texts before and after it differ between servers, and a script may put the error into its own error reply. The
+script may have written something before that command, so the retry has to repair it.
 """
 
 _REFUSED = {
@@ -182,7 +195,10 @@ def deliver(
         broken, replies = None, ()
         try:
             replies = yield Exchange(
-                node, pack_call(single, by_source=False, again=False), 1, _attempt_timeout(deadline_s)
+                node,
+                pack_call(single, by_source=False, again=False, scattered=topology.scattered),
+                1,
+                _attempt_timeout(deadline_s),
             )
         except ExchangeFailed as failed:
             broken = failed
@@ -380,7 +396,10 @@ def _send(
         _add_sources(node, items, context)
     try:
         replies = yield Exchange(
-            node, _payload(items, asking=asking), len(items) * (1 + asking), context.attempt_timeout()
+            node,
+            _payload(items, asking=asking, scattered=context.topology.scattered),
+            len(items) * (1 + asking),
+            context.attempt_timeout(),
         )
     except ExchangeFailed as failed:
         broken, replies = failed, failed.replies
@@ -470,13 +489,11 @@ def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Co
         context.lacking.add((node, script.sha))
 
 
-def _payload(items: list[_Item], *, asking: bool) -> bytes:
-    if len(items) == 1 and not asking:
-        item = items[0]
-        return pack_call(item.command, by_source=item.by_source, again=item.maybe_applied)
+def _payload(items: list[_Item], *, asking: bool, scattered: bool) -> bytes:
     prefix = pack(("ASKING",)) if asking else b""
     return b"".join(
-        prefix + pack_call(item.command, by_source=item.by_source, again=item.maybe_applied) for item in items
+        prefix + pack_call(item.command, by_source=item.by_source, again=item.maybe_applied, scattered=scattered)
+        for item in items
     )
 
 
@@ -496,7 +513,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
     """Return the error for the caller of a command, or None to retry the command."""
     address = topology.address.masked
     code, _, detail = text.partition(" ")
-    item.at_once = code == "ASK"
+    item.at_once = False
     if code in ("MOVED", "ASK"):
         if topology.fixed:
             scheme = "rediss+cluster" if topology.address.tls else "redis+cluster"
@@ -506,10 +523,16 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         if code == "MOVED":
             topology.doubt()
             item.reason = "the Cluster is being rearranged"
+        elif needs_whole_slot(item.command):
+            item.reason = _SLOT_MOVES
         else:
+            item.at_once = True
             item.node = topology.redirected(detail.rpartition(" ")[2], node)
         return None
     meaning = transient_reason(text)
+    if meaning is None:
+        meaning = next((f"{known} ({text})" for part, known in _TRANSIENT_IN_SCRIPT.items() if part in text), None)
+        item.maybe_applied |= meaning is not None
     if meaning is not None:
         item.reason = meaning
         if code in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):

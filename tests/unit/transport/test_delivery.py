@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 import pytest
 
 from agentperf_redis.command import Arg, Command
@@ -17,12 +18,27 @@ from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node, Topology, key_slot
 
 SCRIPT = Script("namespace/open")
+RELEASE_CLAIM = Script("cache/release_claim")
 Answer = list[Any] | ExchangeFailed
 ONE_SERVER = Topology(parse_url("redis://h:1/0"))
 
 
 def echo(key: str) -> Command[bytes]:
     return Command("ECHO", (key,), ("first",), lambda reply: reply)
+
+
+def of_two_keys(key: str) -> Command[int]:
+    args = dict.fromkeys(("token", "outcome", "error", "bus", "origin", "key"), "x") | {"error_ms": 1}
+    ordered = {slot.name: args[slot.name] for slot in RELEASE_CLAIM.header.argv}
+    return Command(RELEASE_CLAIM, (f"{{{key}}}:l:x", f"{{{key}}}:e:x"), ordered, lambda reply: reply)
+
+
+def words(payload: bytes) -> list[bytes]:
+    """Return the words of a request that consists of one command."""
+    reader = hiredis.Reader()
+    reader.feed(payload)
+    found: Any = reader.gets()
+    return list(found)
 
 
 def scripted(key: str, resend: dict[str, Arg] | None = None) -> Command[int]:
@@ -283,6 +299,99 @@ def test_ask_redirect_resends_unknown_script_as_source() -> None:
     )
     assert results == [[1]]
     assert SCRIPT.source.encode() in exchanges[-1].payload
+
+
+CLUSTER = "redis+cluster://seed:7"
+ASK, TRYAGAIN = ServerError("ASK 3300 n2:2"), ServerError("TRYAGAIN Multiple keys request during rehashing of slot")
+
+
+@pytest.mark.parametrize("reply", [ASK, TRYAGAIN])
+def test_script_of_several_keys_waits_for_its_slot(reply: ServerError) -> None:
+    """On the node that ASK names, the script would miss the keys that have not been moved yet."""
+    moved = [[0, 16383, [b"n2", 2, b"id2"]]]
+    results, exchanges = run(
+        [of_two_keys("b")],
+        [[LAYOUT], [reply], [reply], [reply], [ServerError("MOVED 3300 n2:2")], [moved], [[1]]],
+        CLUSTER,
+    )
+    assert results == [[1]]
+    calls = [step for step in exchanges if b"SLOTS" not in step.payload]
+    assert [step.node.host for step in calls] == ["n1", "n1", "n1", "n1", "n2"]
+    assert not any(b"ASKING" in step.payload for step in exchanges)
+
+
+@pytest.mark.parametrize("reply", [ASK, TRYAGAIN])
+def test_script_whose_slot_stays_open_is_not_applied(reply: ServerError) -> None:
+    (error,), exchanges = drive(
+        [of_two_keys("b")],
+        Topology(parse_url(CLUSTER)),
+        Clock(),
+        lambda step: [LAYOUT] if b"SLOTS" in step.payload else [reply],
+    )
+    assert isinstance(error, BackendUnavailable)
+    assert error.outcome == "not_applied"
+    assert "the slot is being moved" in str(error)
+    assert len(exchanges) > 10
+
+
+def test_redirected_command_leaves_its_pipeline() -> None:
+    results, exchanges = run(
+        [echo("b"), of_two_keys("b"), scripted("{b}"), echo("b")],
+        [[LAYOUT], [ASK, ASK, ASK, b"4"], [[2]], [b"OK", b"1", b"OK", [3]]],
+        CLUSTER,
+    )
+    assert results == [b"1", [2], [3], b"4"]
+    assert [(step.node.host, step.count) for step in exchanges] == [("seed", 1), ("n1", 4), ("n1", 1), ("n2", 4)]
+
+
+@pytest.mark.parametrize(
+    ("url", "command", "declared"),
+    [
+        (CLUSTER, of_two_keys("b"), [b"{b}:l:x", b"{b}:e:x", b"{b}:absent"]),
+        ("redis://h:1/0", of_two_keys("b"), [b"{b}:l:x", b"{b}:e:x"]),
+        (CLUSTER, scripted("b"), [b"b:meta"]),
+        ("redis://h:1/0", scripted("b"), [b"b:meta"]),
+    ],
+)
+def test_scripts_of_several_keys_declare_an_absent_key(url: str, command: Command[int], declared: list[bytes]) -> None:
+    """So the server refuses them while the slot is being moved."""
+    answers: list[Answer] = [[LAYOUT], [ServerError("NOSCRIPT No matching script.")], [[1]]]
+    _, exchanges = run([command], answers if url == CLUSTER else answers[1:], url)
+    sent = [words(step.payload) for step in exchanges[-2:]]
+    assert [request[0] for request in sent] == [b"EVALSHA", b"EVAL"]
+    for request in sent:
+        assert request[2:3] + request[3 : 3 + len(declared)] == [str(len(declared)).encode(), *declared]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ERR Attempted to access a non local key in a cluster node script: on @user_script:1.",  # Valkey 9.1
+        "ERR Script attempted to access a non local key in a cluster node script: 898113, on @user_script:1.",  # Redis 8.2
+        (
+            "ERR Unable to execute command 'exists' in script because undeclared keys were accessed during rehashing of "
+            "the slot script: 38650e, on @user_script:1."
+        ),  # Redis 8.2
+        "CORRUPT ns:{metrics:01}:settings something else (ERR Attempted to access a non local key in a cluster node)",
+        "ERR Script attempted to execute a write command while the cluster is down and readonly",  # Redis 8.2
+        "ERR Can not execute a command 'get' while the cluster is down",  # Valkey 9.1
+    ],
+)
+def test_script_broken_off_by_a_slot_move_is_retried(text: str) -> None:
+    refused = ServerError(text)
+    command = scripted("a", {"epoch": "again"})
+    results, exchanges = run([command], [[LAYOUT], [refused], [refused], [[1]]], CLUSTER)
+    assert results == [[1]]
+    assert b"again" in exchanges[-1].payload, "it may have been applied in part"
+    (error,), _ = drive(
+        [command],
+        Topology(parse_url(CLUSTER)),
+        Clock(),
+        lambda step: [LAYOUT] if b"SLOTS" in step.payload else [refused],
+    )
+    assert isinstance(error, BackendUnavailable)
+    assert error.outcome == "unknown"
+    assert text in str(error)
 
 
 def test_dead_seeds_are_skipped() -> None:

@@ -1,0 +1,248 @@
+"""Slots that are moved key by key while all three services use them (CLUSTER SETSLOT, MIGRATE).
+
+While a slot is moved, its keys are on two nodes, and a script on either node misses some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, keys
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.transport import delivery, resp
+from agentperf_redis.transport.topology import key_slot
+from tests.support.servers import Node, Servers, wait_until
+from tests.support.slot_moves import SlotMover
+
+TIMEOUT = 60.0
+STALE_S = 0.25
+BRIEF_S = 0.3
+"""Deadline of the calls that are expected to fail, s."""
+
+
+@pytest.fixture(scope="module", params=["cluster", pytest.param("cluster82", marks=pytest.mark.thorough)])
+def cluster(request: pytest.FixtureRequest, servers: Servers) -> Iterator[SlotMover]:
+    server = servers.fresh(request.param)
+    made = SlotMover(server)
+    yield made
+    made.close()
+    server.stop()
+
+
+@pytest.fixture
+def mover(cluster: SlotMover) -> Iterator[SlotMover]:
+    yield cluster
+    cluster.finish_all()
+
+
+@pytest.fixture
+def connected(cluster: SlotMover, namespace: str) -> Iterator[Callable[..., AgentPerf]]:
+    """Connect to the server as a process of its own: `connected(deadline=60)`."""
+    made: list[AgentPerf] = []
+
+    def connect(deadline: float = TIMEOUT) -> AgentPerf:
+        made.append(AgentPerf(cluster.server.url, namespace=namespace, deadline=deadline))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+class HalfMoved:
+    """A slot, some keys of which have been moved to another node."""
+
+    def __init__(self, mover: SlotMover, tag: str, moved: Callable[[str], bool]) -> None:
+        self._mover = mover
+        self.slot = key_slot(f"{tag}:")
+        self.source = mover.owners[self.slot]
+        self.target = mover.next_after(self.source)
+        names = mover.keys(self.slot)
+        chosen = [name for name in names if moved(name.removeprefix(f"{tag}:"))]
+        assert 0 < len(chosen) < len(names), names
+        mover.open(self.slot, self.target)
+        mover.migrate(self.slot, self.target, *chosen)
+
+    def keys(self) -> dict[Node, set[str]]:
+        found = {}
+        for node in (self.source, self.target):
+            with node.client() as client:
+                found[node] = set(client.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 1000))
+        return found
+
+    def finish(self) -> None:
+        self._mover.finish(self.slot, self.target)
+
+
+def asked(mover: SlotMover) -> int:
+    """Return how many commands a client sent to the new node of a slot that is being moved."""
+    count = 0
+    for node in mover.nodes:
+        with node.client() as client:
+            count += client.info("commandstats").get("cmdstat_asking", {}).get("calls", 0)
+    return count
+
+
+def counted(perf: AgentPerf, agent: str, count: int) -> None:
+    for _ in range(count):
+        with perf.metrics.track(agent), perf.metrics.span(agent, "step"):
+            pass
+    perf.metrics.flush()
+
+
+def shard_tag(namespace: str, agent: str) -> str:
+    return keys.metrics_tag(namespace, keys.metrics_shard(agent))
+
+
+def test_windowed_read_waits_for_the_whole_slot(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
+) -> None:
+    assert windowed_read_of_half_moved_slot(mover, connected, namespace) == 20
+
+
+def test_mutant_that_follows_ask_reads_too_little(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above detects a client that sends scripts to a node without all keys of the slot."""
+    for module in (delivery, resp):
+        monkeypatch.setattr(module, "needs_whole_slot", lambda _: False)
+    assert windowed_read_of_half_moved_slot(mover, connected, namespace) == 0
+
+
+def windowed_read_of_half_moved_slot(mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str) -> int:
+    counted(connected(), "planner", 20)
+    reader = connected()
+    assert reader.metrics.snapshots(window="1h")["planner"].task_count == 20
+    # the declared keys of the script are on the new node, the slices are on the old one
+    half = HalfMoved(mover, shard_tag(namespace, "planner"), lambda part: part in ("agents", "settings"))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader.metrics.snapshots, window="1h")
+        answered_early = waits(reading)
+        half.finish()
+        count = reading.result(TIMEOUT)["planner"].task_count
+    assert count == 20 or answered_early
+    return count
+
+
+def waits(call: Future[Any]) -> bool:
+    """Give a call the time to end early. Return whether it did."""
+    try:
+        call.exception(BRIEF_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_flush_creates_no_key_on_the_new_node(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
+) -> None:
+    """If it did, MIGRATE would fail with BUSYKEY."""
+    perf = connected()
+    counted(perf, "planner", 100)
+    recorded = perf.metrics.delivery().recorded
+    slices = ("10s", "1m", "1h", "1d")
+    half = HalfMoved(mover, shard_tag(namespace, "planner"), lambda part: part.partition(":")[0] not in slices)
+    before = half.keys()
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(counted, perf, "planner", 50)
+        waits(flushing)
+        assert half.keys() == before
+        half.finish()
+        flushing.result(TIMEOUT)
+    assert connected().metrics.snapshots(window="1h")["planner"].task_count == 150
+    assert perf.metrics.get_or_create_metrics("planner").task_count == 150
+    assert perf.metrics.delivery().counted == perf.metrics.delivery().recorded > recorded
+
+
+@pytest.mark.parametrize("part", ["total:planner/step", "parts:planner", "agents"])
+def test_forget_removes_all_or_nothing(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, part: str
+) -> None:
+    counted(connected(), "planner", 20)
+    tag = shard_tag(namespace, "planner")
+    perf, patient = connected(deadline=BRIEF_S), connected()
+    half = HalfMoved(mover, tag, lambda name: name == part)
+    before = half.keys()
+    with pytest.raises(BackendUnavailable, match="the slot is being moved") as caught:
+        perf.metrics.forget("planner")
+    assert caught.value.outcome == "not_applied"
+    assert half.keys() == before
+    half.finish()
+    assert patient.metrics.forget("planner")
+    own = [name.removeprefix(f"{tag}:") for name in mover.keys(half.slot) if name.startswith(tag)]
+    left = {name.partition(":")[0] for name in own}
+    assert left <= {"settings", "w", "10s", "1m", "1h", "1d"}
+    assert "planner" not in patient.metrics.snapshots()
+
+
+@pytest.mark.parametrize("part", ["state", "ready", "due"])
+def test_release_and_waiter_finish_after_the_move(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, part: str
+) -> None:
+    perf = connected()
+    balancer = perf.balancer()
+    for name in ("a", "b"):
+        balancer.register_instance(AgentInstance(id=name, agent_type="coder", max_capacity=1))
+    held = balancer.acquire("coder")
+    other = connected().balancer()
+    half = HalfMoved(mover, keys.pool(namespace, "coder").tag, lambda name: name == part)
+    with ThreadPoolExecutor(3) as pool:
+        acquiring = [pool.submit(other.acquire, "coder", wait=TIMEOUT) for _ in range(2)]
+        releasing = pool.submit(balancer.release, held)
+        waits(releasing)
+        half.finish()
+        assert releasing.result(TIMEOUT)
+        leased = [each.result(TIMEOUT) for each in acquiring]
+    assert {each.id for each in leased if each is not None} == {"a", "b"}
+    assert all(other.release(each) for each in leased)
+    assert balancer.status("coder")[0].current_load == 0
+    assert balancer.repair("coder").wrong == 0
+
+
+def test_lease_is_renewed_while_its_slot_is_moved(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
+) -> None:
+    """A renewal uses a single key, so it is correct on the node that has this key."""
+    perf = connected()
+    balancer = perf.balancer()
+    balancer.register_instance(AgentInstance(id="a", agent_type="coder", max_capacity=1))
+    tag = keys.pool(namespace, "coder").tag
+    with balancer.lease("coder", ttl=6.0) as lease:
+        half = HalfMoved(mover, tag, lambda name: name == "due")
+
+        def expiry() -> float:
+            """Return when the lease expires, read from the new node of its slot."""
+            with half.target.client() as client, client.pipeline(transaction=False) as asking:
+                asking.execute_command("ASKING").zscore(f"{tag}:due", lease.token)
+                return float(asking.execute()[1])
+
+        first = expiry()
+        wait_until(lambda: expiry() > first, "a renewal")
+        half.finish()
+        lease.check()
+
+
+def test_cached_values_are_read_while_their_slot_is_moved(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
+) -> None:
+    """Reads use plain commands, all keys of which the server checks. Writes wait."""
+    cache = connected().cache("answers")
+    cache.put_many({"moved": 1, "left": 2})
+    cache.invalidate_tags("none")  # creates the key of the epochs, which each read uses
+    assert cache.get_many(["moved", "left"]) == {"moved": 1, "left": 2}
+    brief = connected(deadline=BRIEF_S).cache("answers")
+    assert brief.get("left") == 2
+    half = HalfMoved(mover, keys.cache(namespace, "cache", "answers").tag, lambda part: part in ("e:moved", "epochs"))
+    before = half.keys()
+    assert cache.get("moved") == 1
+    assert asked(mover) > 0
+    for write in (lambda: brief.put("left", 3), lambda: brief.delete("moved"), brief.clear):
+        with pytest.raises(BackendUnavailable):
+            write()
+    assert half.keys() == before
+    half.finish()
+    assert connected().cache("answers").get_many(["moved", "left"])["left"] == 2
