@@ -38,8 +38,8 @@ def needs_whole_slot(command: Command[Any]) -> bool:
     on either node: the server checks all of its keys, and redirects it if they are on the other node. But the server
     checks only the declared keys of a script. There is no redirect for the other keys, and none for a key that the
     script itself deletes and writes again. So a script would find its keys missing on one node, and break off between
-    two writes on the other node. Scripts with a single key have no other keys and do not delete theirs (see
-    tests/contract/test_slots.py).
+    two writes on the other node. A script with a single key uses no other key and does not delete it; the tests check
+    that for every script.
     """
     return isinstance(command.script, Script) and len(command.keys) > 1
 
