@@ -19,9 +19,10 @@ from tests.support.servers import Node, Servers, wait_until
 from tests.support.slot_moves import SlotMover
 
 TIMEOUT = 60.0
-STALE_S = 0.25
-BRIEF_S = 0.3
-"""Deadline of the calls that are expected to fail, s."""
+BRIEF_S = 2.0
+"""Deadline of the calls that are expected to fail, s. A busy machine may take a good part of it for one request."""
+EARLY_S = 0.3
+"""Time given to a call that must wait for the end of the move, s. A call that does not wait ends within it."""
 
 
 @pytest.fixture(scope="module", params=["cluster", pytest.param("cluster82", marks=pytest.mark.thorough)])
@@ -131,7 +132,7 @@ def windowed_read_of_half_moved_slot(mover: SlotMover, connected: Callable[..., 
 def waits(call: Future[Any]) -> bool:
     """Give a call the time to end early. Return whether it did."""
     try:
-        call.exception(BRIEF_S)
+        call.exception(EARLY_S)
     except TimeoutError:
         return False
     return True
@@ -158,7 +159,7 @@ def test_flush_creates_no_key_on_the_new_node(
     assert perf.metrics.delivery().counted == perf.metrics.delivery().recorded > recorded
 
 
-@pytest.mark.parametrize("part", ["total:planner/step", "parts:planner", "agents"])
+@pytest.mark.parametrize("part", ["total:planner/step", "agents"])
 def test_forget_removes_all_or_nothing(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, part: str
 ) -> None:
@@ -179,7 +180,7 @@ def test_forget_removes_all_or_nothing(
     assert "planner" not in patient.metrics.snapshots()
 
 
-@pytest.mark.parametrize("part", ["state", "ready", "due"])
+@pytest.mark.parametrize("part", ["state", "due"])
 def test_release_and_waiter_finish_after_the_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, part: str
 ) -> None:
@@ -201,6 +202,21 @@ def test_release_and_waiter_finish_after_the_move(
     assert all(other.release(each) for each in leased)
     assert balancer.status("coder")[0].current_load == 0
     assert balancer.repair("coder").wrong == 0
+
+
+def test_release_that_fails_during_the_move_is_repeated_after_it(
+    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
+) -> None:
+    balancer = connected(deadline=BRIEF_S).balancer()
+    balancer.register_instance(AgentInstance(id="a", agent_type="coder", max_capacity=1))
+    held = balancer.acquire("coder", ttl=600)
+    half = HalfMoved(mover, keys.pool(namespace, "coder").tag, lambda name: name == "state")
+    with pytest.raises(BackendUnavailable) as caught:
+        balancer.release(held)
+    assert caught.value.outcome == "not_applied"
+    half.finish()
+    patient = connected().balancer()
+    wait_until(lambda: patient.status("coder")[0].current_load == 0, "the release")
 
 
 def test_lease_is_renewed_while_its_slot_is_moved(
@@ -235,12 +251,11 @@ def test_cached_values_are_read_while_their_slot_is_moved(
     cache.invalidate_tags("none")  # creates the key of the epochs, which each read uses
     assert cache.get_many(["moved", "left"]) == {"moved": 1, "left": 2}
     brief = connected(deadline=BRIEF_S).cache("answers")
-    assert brief.get("left") == 2
     half = HalfMoved(mover, keys.cache(namespace, "cache", "answers").tag, lambda part: part in ("e:moved", "epochs"))
     before = half.keys()
     assert cache.get("moved") == 1
     assert asked(mover) > 0
-    for write in (lambda: brief.put("left", 3), lambda: brief.delete("moved"), brief.clear):
+    for write in (lambda: brief.put("left", 3), brief.clear):
         with pytest.raises(BackendUnavailable):
             write()
     assert half.keys() == before
