@@ -42,7 +42,7 @@ _SPLIT_ABOVE_S = 0.5
 So one lost packet does not use up the whole deadline.
 """
 
-_SLOT_MOVES = "the slot is being moved"
+_SLOT_MOVES = "the slot is being moved (`redis-cli --cluster fix` ends an interrupted move)"
 _TRANSIENT = {
     "BUSY": "it is busy with a slow script",
     "CLUSTERDOWN": "the Cluster is down",

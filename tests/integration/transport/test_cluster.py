@@ -87,7 +87,8 @@ return redis.call('SET', 'elsewhere', 1)
 """
         header = parse_header(source.removeprefix("#!lua\n"))
 
-    backend = connect(server.url, deadline=2.0)  # one of the errors is retried, since a slot that is moved causes it too
+    # If another node has the other slot, the error is retried, since a key that is being moved would cause it too.
+    backend = connect(server.url, deadline=2.0)
     with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):
         run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))
     assert Script("namespace/open").source.startswith("#!lua\n")
