@@ -412,10 +412,12 @@ def _send(
 def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
-    The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long.
+    The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
+    command that was refused before is chosen last: while its slot is being moved, it is refused again, and then it does
+    not load the script.
     """
     loading: set[str] = set()
-    for item in items:
+    for item in sorted(items, key=lambda item: bool(item.reason)):
         script = item.command.script
         if isinstance(script, Script) and (node, script.sha) in context.lacking and script.sha not in loading:
             item.by_source = True

@@ -33,12 +33,14 @@ def of_two_keys(key: str) -> Command[int]:
     return Command(RELEASE_CLAIM, (f"{{{key}}}:l:x", f"{{{key}}}:e:x"), ordered, lambda reply: reply)
 
 
-def words(payload: bytes) -> list[bytes]:
-    """Return the words of a request that consists of one command."""
+def requests(payload: bytes) -> list[list[bytes]]:
+    """Return the words of each command of a pipeline."""
     reader = hiredis.Reader()
     reader.feed(payload)
-    found: Any = reader.gets()
-    return list(found)
+    commands: list[Any] = []
+    while command := reader.gets():
+        commands.append(command)
+    return commands
 
 
 def scripted(key: str, resend: dict[str, Arg] | None = None) -> Command[int]:
@@ -344,6 +346,26 @@ def test_redirected_command_leaves_its_pipeline() -> None:
     assert [(step.node.host, step.count) for step in exchanges] == [("seed", 1), ("n1", 4), ("n1", 1), ("n2", 4)]
 
 
+def test_open_slot_does_not_keep_a_script_from_other_slots() -> None:
+    """The source goes with a command that the node runs, not with one that waits for its slot."""
+    times_sent = 0
+
+    def answer(step: Exchange) -> Answer:
+        nonlocal times_sent
+        if b"SLOTS" in step.payload:
+            return [LAYOUT]
+        times_sent += b"{c}:absent" in step.payload
+        return [
+            TRYAGAIN if b"{b}:absent" in request else [1] if request[0] == b"EVAL" else UNKNOWN
+            for request in requests(step.payload)
+        ]
+
+    (blocked, free), _ = drive([of_two_keys("b"), of_two_keys("c")], Topology(parse_url(CLUSTER)), Clock(), answer)
+    assert isinstance(blocked, BackendUnavailable)
+    assert free == [1]
+    assert times_sent == 2
+
+
 @pytest.mark.parametrize(
     ("url", "command", "declared"),
     [
@@ -357,7 +379,7 @@ def test_scripts_of_several_keys_declare_an_absent_key(url: str, command: Comman
     """So the server refuses them while the slot is being moved."""
     answers: list[Answer] = [[LAYOUT], [ServerError("NOSCRIPT No matching script.")], [[1]]]
     _, exchanges = run([command], answers if url == CLUSTER else answers[1:], url)
-    sent = [words(step.payload) for step in exchanges[-2:]]
+    sent = [requests(step.payload)[0] for step in exchanges[-2:]]
     assert [request[0] for request in sent] == [b"EVALSHA", b"EVAL"]
     for request in sent:
         assert request[2:3] + request[3 : 3 + len(declared)] == [str(len(declared)).encode(), *declared]
