@@ -205,7 +205,7 @@ def test_release_and_waiter_finish_after_the_move(
     assert balancer.repair("coder").wrong == 0
 
 
-def test_release_that_fails_during_the_move_is_repeated_after_it(
+def test_failed_release_is_repeated_after_the_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
     balancer = connected(deadline=BRIEF_S).balancer()
@@ -220,9 +220,7 @@ def test_release_that_fails_during_the_move_is_repeated_after_it(
     wait_until(lambda: patient.status("coder")[0].current_load == 0, "the release")
 
 
-def test_lease_is_renewed_while_its_slot_is_moved(
-    mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
-) -> None:
+def test_lease_is_renewed_during_a_move(mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str) -> None:
     """A renewal uses a single key, so it is correct on the node that has this key."""
     perf = connected()
     balancer = perf.balancer()
@@ -243,7 +241,7 @@ def test_lease_is_renewed_while_its_slot_is_moved(
         lease.check()
 
 
-def test_cached_values_are_read_while_their_slot_is_moved(
+def test_cached_values_stay_readable_during_a_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
     """Reads use plain commands, all keys of which the server checks. Writes wait."""

@@ -346,7 +346,7 @@ def test_redirected_command_leaves_its_pipeline() -> None:
     assert [(step.node.host, step.count) for step in exchanges] == [("seed", 1), ("n1", 4), ("n1", 1), ("n2", 4)]
 
 
-def test_open_slot_does_not_keep_a_script_from_other_slots() -> None:
+def test_open_slot_holds_up_no_other_slot() -> None:
     """The source goes with a command that the node runs, not with one that waits for its slot."""
     times_sent = 0
 
