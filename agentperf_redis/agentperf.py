@@ -80,15 +80,26 @@ class AgentPerf:
         namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``. None: AGENTPERF_NAMESPACE, else
             "agentperf".
         deadline: total seconds that one command may take, retries included.
+        flush_on_sigterm: whether SIGTERM flushes the metrics of this process, and of children forked from it, before it
+            has its usual effect: the handler that was installed before, or the end of the process. The flush takes 2 s
+            at most if the server does not reply, and 8 s at most in all. As with every handler written in Python, a
+            main thread in a long call of C code delays all of this. The handler stays until `close`. The default is
+            False, because a library should not install signal handlers unasked.
 
     Raises:
-        InvalidArgument: for an invalid URL, namespace or deadline.
+        InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread, the only one on
+            which Python installs signal handlers.
     """
 
     def __init__(
-        self, url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        deadline: float = DEFAULT_DEADLINE_S,
+        flush_on_sigterm: bool = False,
     ) -> None:
-        self.backend = Backend(url, namespace=namespace, deadline=deadline)
+        self.backend = Backend(url, namespace=namespace, deadline=deadline, flush_on_sigterm=flush_on_sigterm)
 
     def __repr__(self) -> str:
         return f"AgentPerf({self.backend.address.masked!r}, namespace={self.backend.namespace!r})"

@@ -23,7 +23,7 @@ from asyncio import _get_running_loop  # returns None without a loop, in a tenth
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
-from agentperf_redis import arguments, keys
+from agentperf_redis import arguments, keys, sigterm
 from agentperf_redis.background import Background, ModuleLock, register_for_fork
 from agentperf_redis.blocking_calls import warn_of_blocking_call
 from agentperf_redis.command import Command, Flow, Reply, running_loop
@@ -65,17 +65,24 @@ class Backend:
             in REDIS_URL, else localhost.
         namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, else "agentperf".
         deadline: total seconds that one command may take, retries included.
+        flush_on_sigterm: whether SIGTERM flushes the metrics before it has its effect; see `AgentPerf`.
 
     Raises:
-        InvalidArgument: for an invalid URL, namespace or deadline.
+        InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread.
     """
 
     def __init__(
-        self, url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        deadline: float = DEFAULT_DEADLINE_S,
+        flush_on_sigterm: bool = False,
     ) -> None:
         self.address = parse_url(resolve_url(url))
         self.namespace = keys.check_namespace("namespace", resolve_namespace(namespace))
         self.deadline = arguments.seconds("deadline", deadline, minimum=0.01, maximum=3600.0)
+        self.flush_on_sigterm = arguments.flag("flush_on_sigterm", flush_on_sigterm)
         self.process = _process_id()
         self.closed = False
         self._made_at = place_of_creation()
@@ -103,6 +110,8 @@ class Backend:
         self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._check_server_soon)
         _backends.add(self)
         register_for_fork(self)
+        if flush_on_sigterm:
+            sigterm.flush_at_sigterm(self)
 
     def _make_drivers(self) -> None:
         self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._handshake)
@@ -277,6 +286,7 @@ class Backend:
         self._executor.close()
         if self._open_client is not None:
             self._open_client.closed()
+        sigterm.release(self)
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the loop."""
@@ -425,13 +435,20 @@ def chosen_backend(backend: object) -> Backend:
     return backend
 
 
-def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:
+def configure(
+    url: str | None = None,
+    *,
+    namespace: str | None = None,
+    deadline: float = DEFAULT_DEADLINE_S,
+    flush_on_sigterm: bool = False,
+) -> Backend:
     """Set the process-wide default backend. Clients that are created without a backend use it.
 
     Args:
         url: where the server is.
         namespace: prefix of all keys.
         deadline: total seconds that one command may take, retries included.
+        flush_on_sigterm: whether SIGTERM flushes the metrics before it has its effect; see `AgentPerf`.
 
     Returns:
         The new default.
@@ -441,10 +458,15 @@ def configure(url: str | None = None, *, namespace: str | None = None, deadline:
     """
     global _default  # noqa: PLW0603  as above
     with _default_lock.lock:
-        new = Backend(url, namespace=namespace, deadline=deadline)
+        new = Backend(url, namespace=namespace, deadline=deadline, flush_on_sigterm=flush_on_sigterm)
         old = _default
         if old is not None and not old.closed:
-            if (old.address, old.namespace, old.deadline) == (new.address, new.namespace, new.deadline):
+            if (old.address, old.namespace, old.deadline, old.flush_on_sigterm) == (
+                new.address,
+                new.namespace,
+                new.deadline,
+                new.flush_on_sigterm,
+            ):
                 return old
             raise AgentPerfError(
                 f"the default is already {old!r}, and objects may be using it: call configure() before creating any, "

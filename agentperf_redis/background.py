@@ -18,14 +18,19 @@ import itertools
 import logging
 import math
 import os
+import signal
+import sys
 import threading
 import time
+import warnings
 import weakref
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
+from types import BuiltinFunctionType
 from typing import Protocol, TypeAlias
 
 _log = logging.getLogger("agentperf_redis")
@@ -256,16 +261,48 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
 
     Args:
         thread: the thread to start.
-        otherwise: called on the thread that runs the returned function, if the thread limit prevents the start.
+        otherwise: called on the thread that runs the returned function, if the thread limit or gevent prevents the
+            start.
     """
+    patched = _patched_since_import()
+    if patched:
+        _warn_patched()
 
     def start() -> None:
+        if patched:
+            otherwise()
+            return
         try:
             thread.start()
         except RuntimeError:  # the thread limit is reached: `otherwise` runs on the current thread
             otherwise()
 
     return start
+
+
+def _patched_since_import() -> bool:
+    """Whether gevent has replaced threads by greenlets after this module was imported.
+
+    This module then uses real threads, queues and locks. A greenlet that waits for them blocks all others, and
+    `Thread.start` may never return on a real thread. gunicorn patches this late with ``--preload`` and gevent workers.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    return (
+        monkey is not None
+        and isinstance(start_new_thread, BuiltinFunctionType)
+        and monkey.is_module_patched("threading")
+    )
+
+
+@cache
+def _warn_patched() -> None:
+    warnings.warn(
+        "gevent replaced threads and sockets after agentperf_redis was imported. Metrics are sent, but other calls may "
+        "fail or block all greenlets. Call gevent.monkey.patch_all() before the import; for gunicorn --preload, at the "
+        "top of its configuration file",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 class Forkable(Protocol):
@@ -288,15 +325,44 @@ def register_for_fork(forkable: Forkable) -> None:
     _forkables[next(_registrations)] = forkable
 
 
+_held: set[int] = set()
+_masks: dict[int, set[int | signal.Signals]] = {}
+"""The signal masks of the threads that fork at this moment, by thread."""
+
+
+def hold_during_fork(number: int) -> None:
+    """From now on, deliver this signal to a forked child only when the child has called all `after_fork`.
+
+    Python drops signals that arrive in a child before its first line of Python code, if they have a handler in Python.
+    `multiprocessing.Pool.terminate` would then wait without end for a worker that was just forked. A blocked signal
+    stays pending.
+    """
+    _held.add(number)
+
+
+def _before_fork() -> None:
+    if _held:
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, _held)
+
+
+def _after_fork() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _after_fork_in_child() -> None:
-    for forkable in list(_forkables.values()):
-        try:
-            forkable.after_fork()
-        except Exception:  # noqa: BLE001  the other objects must still replace their locks
-            _log.exception("in a forked child, %r could not reset its state", forkable)
+    try:
+        for forkable in list(_forkables.values()):
+            try:
+                forkable.after_fork()
+            except Exception:  # noqa: BLE001  the other objects must still replace their locks
+                _log.exception("in a forked child, %r could not reset its state", forkable)
+    finally:
+        _after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class ModuleLock:

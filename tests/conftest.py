@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from agentperf_redis import keys
 from agentperf_redis.command import Command
 from tests.support import leftovers
 from tests.support.calls import Call
 from tests.support.fake import Fake
 from tests.support.headers import misfit
+from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
 from tests.support.workers import Workers
@@ -297,6 +299,21 @@ def workers() -> Iterator[Workers]:
     started = Workers()
     yield started
     started.close()
+
+
+@pytest.fixture
+def programs(tmp_path: Path, server: Server, namespace: str) -> Iterator[Programs]:
+    """Runs programs as processes of their own: `programs.write("app.py", source)`, `programs.run("app")`."""
+    made = Programs(tmp_path, server, namespace)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def counted(raw: Raw, namespace: str) -> Callable[[], int]:
+    """Read the number of executions of the agent `worker` that the server has counted."""
+    where = keys.metrics_total(namespace, keys.metrics_shard("worker"), "worker")
+    return lambda: int(raw.hget(where, "n") or 0)
 
 
 @pytest.fixture

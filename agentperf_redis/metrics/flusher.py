@@ -1,5 +1,7 @@
 """Sends the buffer to the server: once per flush interval (by default a second), on request, and on closing.
 
+The first intervals of a child process are shorter, because it may be killed soon: see `_FIRST_FLUSH_S`.
+
 One background thread of the process does all sending. The first record starts the thread. Requests reach it through a
 `SimpleQueue`, because `SimpleQueue.put` is safe everywhere, even in a signal handler or in `__del__`.
 """
@@ -8,12 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from agentperf_redis import process_end, sigterm
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Flow, Wait, WakeUp
@@ -31,8 +37,14 @@ _log = logging.getLogger("agentperf_redis")
 FLUSH_EVERY_S = 1.0
 """The default flush interval. After a failed flush it also replaces an interval that the user chose."""
 MAX_FLUSH_EVERY_S = 60.0
+_FIRST_FLUSH_S = 0.05
+"""The first interval of a child process. Each further one is twice as long, up to the flush interval. A child that is
+killed early thus loses about the second half of its records, and a child of any age costs five more flushes."""
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 """How long the flush on closing may run without progress, s. The second value applies if the previous flush failed."""
+MAX_LAST_FLUSH_S = 8.0
+"""How long a process that ends without `close` may flush if the server makes progress, s. Docker and other supervisors
+kill a process 10 s after SIGTERM."""
 _LAST_COMMAND_SHARE = 0.8
 """Share of that time that one command may take. The error of the command is then known before the time is over."""
 _UNLIMITED_S = 3600.0
@@ -70,6 +82,7 @@ class Flusher:
         self._begin()
         backend.on_close(self.close)
         register_for_fork(self)
+        process_end.register(self)
 
     def settle(self, retention: Retention) -> None:
         """Set the retention.
@@ -94,7 +107,10 @@ class Flusher:
         self._flush_every = flush_every
 
     def _rhythm(self) -> float:
-        return FLUSH_EVERY_S if self._flush_every is None or self._last_error is not None else self._flush_every
+        if self._last_error is not None:
+            return FLUSH_EVERY_S
+        regular = FLUSH_EVERY_S if self._flush_every is None else self._flush_every
+        return min(regular, self._early) if process_end.is_child() else regular
 
     def after_fork(self) -> None:
         """In a forked child: start empty, as a new writer. The parent flushes the records that the fork copied."""
@@ -110,14 +126,15 @@ class Flusher:
     def _begin(self) -> None:
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._last_error: AgentPerfError | None = None
-        self._ends_with_worker = False
         self._tried_last = False
+        self._early = _FIRST_FLUSH_S
 
     def _wake(self) -> None:
         if self._closed:
             self._warn_closed()
             return
-        self._end_with_worker()
+        process_end.watch()
+        sigterm.renew()
         self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
     def _warn_closed(self) -> None:
@@ -136,21 +153,11 @@ class Flusher:
             registry={},  # an empty registry, so that a second client with the same URL can warn at the same line
         )
 
-    def _end_with_worker(self) -> None:
-        """Register a finalizer of multiprocessing, because worker processes of multiprocessing do not run atexit."""
-        if self._ends_with_worker:
-            return
-        self._ends_with_worker = True
-        process = sys.modules.get("multiprocessing.process")
-        if process is not None and process.parent_process() is not None:
-            from multiprocessing.util import Finalize
-
-            Finalize(None, self.close, exitpriority=10)
-
     def _flush_due(self) -> None:
         if self._closed:  # the last flush follows
             return
         self._flush(self._take_requests())
+        self._early = min(2 * self._early, MAX_FLUSH_EVERY_S)
         if not self.buffer.empty:
             self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
@@ -269,7 +276,6 @@ class Flusher:
             return True, None
         request = _Request()
         if not self._closed:
-            self._end_with_worker()
             self._requests.put(request)
         if self._closed or not self._jobs.put(self._flush_requested):
             return True, (yield from self.delivery())
@@ -289,10 +295,41 @@ class Flusher:
         self.buffer.announce_next()  # so that a later record calls `_wake`, which warns
         if not self.buffer.empty:
             self._jobs.put(self._flush_last)
-        settled, ended = -1, False
-        while not ended and settled < (settled := self._settled):
-            ended = self._jobs.close(attempt_timeout)
+        ended = self._while_counting(self._jobs.close, attempt_timeout)
         if not self.buffer.empty:
+            self._warn_lost(attempt_timeout, in_flight=not ended)
+
+    def _while_counting(self, wait: Callable[[float], bool], attempt_timeout: float, until: float = math.inf) -> bool:
+        """Call `wait` with a time limit until it returns True, as long as the server counts batches meanwhile."""
+        settled, ended = -1, False
+        while not ended and settled < (settled := self._settled) and time.monotonic() < until:
+            ended = wait(attempt_timeout)
+        return ended
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is data to flush. Takes no lock."""
+        return not (self._closed or self.buffer.empty)
+
+    def begin_last_flush(self) -> Callable[[], None]:
+        """Begin to flush, because the process ends soon and not by `close`.
+
+        Returns:
+            A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
+            It warns about data that is lost then.
+        """
+        request = _Request()
+        self._requests.put(request)
+        if not self._jobs.put(self._flush_requested):
+            self._flush_requested()  # no thread can be started
+        return partial(self._await_last_flush, request, time.monotonic() + MAX_LAST_FLUSH_S)
+
+    def _await_last_flush(self, request: _Request, until: float) -> None:
+        attempt_timeout = self._attempt_timeout()
+        ended = self._while_counting(
+            lambda seconds: self.backend.run(iter(Wait(request.wake_up, seconds))), attempt_timeout, until
+        )
+        if not ended or request.error is not None:
             self._warn_lost(attempt_timeout, in_flight=not ended)
 
     def _attempt_timeout(self) -> float:

@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -557,3 +558,19 @@ def test_close_without_a_thread_reports_unrun_jobs(monkeypatch: pytest.MonkeyPat
     assert done == [1]
     assert jobs.close(5.0) is True
     assert done == [1, 2]
+
+
+def test_late_patch_of_gevent_warns_once_and_uses_the_real_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Thread.start` would start a greenlet on the real thread, and may never return."""
+    monkey = ModuleType("gevent.monkey")
+    monkey.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    background._warn_patched.cache_clear()
+    made = Background(NAME)
+    with pytest.warns(RuntimeWarning, match=r"Call gevent.monkey.patch_all\(\) before the import"):
+        do(made)
+    assert not threads(), "there is no Thread object of the name"
+    assert made.close(LIMIT_S)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        do(Background(NAME, lingers=False))

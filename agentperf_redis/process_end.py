@@ -1,0 +1,187 @@
+"""Flushes the buffers of a process that ends without running its exit handlers.
+
+`atexit` covers a process whose interpreter shuts down. It does not cover these processes:
+
+- A child of multiprocessing or billiard ends with `os._exit`, after the finalizers of `multiprocessing.util`.
+- A pool process of Celery ends with `os._exit`, after the signal `worker_process_shutdown`.
+- A work horse of RQ ends with `os._exit`, directly after its job.
+- uvicorn ends its process by SIGTERM with the default action, directly after `Server.shutdown`.
+
+This module never imports these packages. `watch` attaches a hook to those that are in `sys.modules`. A buffer calls it
+when the buffer is created and at the first record of each flush interval, so packages that are imported later are found
+too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+from agentperf_redis.background import register_for_fork
+
+_log = logging.getLogger("agentperf_redis")
+
+
+class Buffered(Protocol):
+    """An object with data to flush."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is data to flush. Takes no lock, because a signal handler reads it."""
+
+    def begin_last_flush(self) -> Callable[[], None]:
+        """Start to flush. Return a function that waits for the end of the flush, for a bounded time."""
+
+
+_buffers: set[weakref.ref[Buffered]] = set()
+
+
+def register(buffer: Buffered) -> None:
+    """Flush this buffer when the process ends, as long as the buffer exists."""
+    # Additions and removals are single calls of C code, so a signal handler never finds the set half changed.
+    _buffers.add(weakref.ref(buffer, _buffers.discard))
+    watch()
+
+
+def _registered() -> list[Buffered]:
+    return [buffer for reference in tuple(_buffers) if (buffer := reference()) is not None]
+
+
+def pending() -> bool:
+    """Whether a buffer has data to flush. Takes no lock."""
+    return any(buffer.pending for buffer in _registered())
+
+
+def flush_all() -> None:
+    """Flush all buffers at the same time, and wait for a bounded time. Errors are logged."""
+    waits = []
+    for buffer in _registered():
+        try:
+            if buffer.pending:
+                waits.append(buffer.begin_last_flush())
+        except Exception:  # noqa: BLE001  the process must end, and the other buffers must be flushed
+            _log.exception("the last flush failed")
+    for wait in waits:
+        try:
+            wait()
+        except Exception:  # noqa: BLE001  as above; also a warning that is an error
+            _log.exception("the last flush failed")
+
+
+class _Process:
+    """This process. A forked child has an object of its own, with other values."""
+
+    def __init__(self) -> None:
+        self.forked = False
+        self.has_finalizer = False
+        register_for_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: note that it is one. It does not inherit the finalizers of multiprocessing."""
+        self.forked = True
+        self.has_finalizer = False
+
+
+_process = _Process()
+
+
+def is_child() -> bool:
+    """Whether this process was forked, or started by multiprocessing or billiard. Such a process may live briefly."""
+    multiprocessing, billiard = sys.modules.get("multiprocessing.process"), sys.modules.get("billiard.process")
+    return (
+        _process.forked
+        or (multiprocessing is not None and multiprocessing.parent_process() is not None)
+        or (billiard is not None and billiard.current_process()._parent_pid is not None)  # noqa: SLF001  not public
+    )
+
+
+def watch() -> None:
+    """Attach the hooks of the packages that are imported now. Cheap if there is nothing to attach."""
+    for name in tuple(_hooks):
+        module = sys.modules.get(name)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            hook = _hooks.pop(name, None)  # one thread gets it
+            if hook is not None:
+                _attach(name, hook, module)
+    if not _process.has_finalizer and "multiprocessing.util" in sys.modules and is_child():
+        _process.has_finalizer = True
+        from multiprocessing.util import Finalize
+
+        Finalize(None, flush_all, exitpriority=10)
+
+
+def _attach(name: str, hook: Callable[[Any], None], module: ModuleType) -> None:
+    try:
+        hook(module)
+    except Exception:  # noqa: BLE001  a package of another version must not disturb the calls that record
+        _log.warning(
+            "%s is of an unknown version: metrics may be lost when its processes end. Call flush() at the end of the "
+            "work",
+            name,
+            exc_info=True,
+        )
+
+
+def _attach_to_celery(signals: Any) -> None:
+    signals.worker_process_shutdown.connect(_flush_at_signal, weak=False, dispatch_uid=__name__)
+
+
+def _flush_at_signal(**_: object) -> None:
+    flush_all()
+
+
+def _attach_to_rq(worker: Any) -> None:
+    """Flush before `os._exit` in the module of RQ's worker.
+
+    RQ has no hook at the end of a work horse. When a job records first, the frame that will call `os._exit` is already
+    running, so only the name `os` of its module can still be replaced.
+    """
+    names = worker.Worker.main_work_horse.__globals__
+    if isinstance(names["os"], _OsOfRq):
+        return
+    names["os"] = _OsOfRq("os")
+
+
+class _OsOfRq(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _exit(self, status: int) -> None:
+        try:
+            flush_all()
+        finally:
+            os._exit(status)
+
+
+def _attach_to_uvicorn(server: Any) -> None:
+    """Flush after `Server.shutdown`: all requests have ended then, and the application has shut down."""
+    shutdown = server.Server.shutdown
+
+    @functools.wraps(shutdown)
+    async def flushing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await shutdown(*args, **kwargs)
+        finally:
+            if pending():
+                import asyncio
+                from concurrent.futures import ThreadPoolExecutor
+
+                # The default executor may be full of requests that did not end in time.
+                with ThreadPoolExecutor(1, "agentperf-end") as executor:
+                    await asyncio.get_running_loop().run_in_executor(executor, flush_all)
+
+    server.Server.shutdown = flushing
+
+
+_hooks: dict[str, Callable[[Any], None]] = {
+    "celery.signals": _attach_to_celery,
+    "rq.worker": _attach_to_rq,
+    "uvicorn.server": _attach_to_uvicorn,
+}
+"""Hooks that are not attached yet, by the module that must have been imported."""
