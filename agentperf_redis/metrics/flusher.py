@@ -68,6 +68,7 @@ class Flusher:
     """
 
     def __init__(self, backend: Backend, retention: Retention | None = None) -> None:
+        _import_what_flushes_import()
         self.backend = backend
         self.retention = retention or Retention()
         self._firm = retention is not None
@@ -365,3 +366,14 @@ class Flusher:
             usage_inconsistent=self.inconsistent_usage.count,
             last_error=None if self._last_error is None else str(self._last_error),
         )
+
+
+def _import_what_flushes_import() -> None:
+    """Import the modules that the first flush would import on its thread.
+
+    If the process forks while the thread imports a module, the lock of the module stays held in the child, and the
+    first flush of the child waits for it without end.
+    """
+    import encodings.idna  # noqa: F401  by `socket.getaddrinfo`
+
+    commands.FLUSH.source  # noqa: B018  reading a script imports modules for resources of packages

@@ -97,6 +97,28 @@ def test_young_child_flushes_early(programs: Programs, counted: Callable[[], int
     assert program.poll() is None
 
 
+def test_first_flush_imports_no_module(programs: Programs) -> None:
+    """If a process forks while its flushing thread imports a module, the lock of the module stays held in the child.
+
+    The first flush of the child would then wait for the lock without end.
+    """
+    programs.write(
+        "first.py",
+        """
+        import sys
+        from agentperf_redis import MetricsCollector
+
+        collector = MetricsCollector()
+        collector.record_execution("worker", 0.1, True)
+        before = set(sys.modules)
+        assert collector.flush()
+        print(sorted(set(sys.modules) - before))
+        """,
+    )
+    programs.run("first")
+    assert programs.log() == "[]\n"
+
+
 def test_own_child_flushes_before_os_exit(programs: Programs, counted: Callable[[], int]) -> None:
     """`os._exit` runs no exit handler, so the data since the last flush would be lost."""
     programs.write(
