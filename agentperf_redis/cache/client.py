@@ -65,7 +65,10 @@ class Cache(ABC):
             self._shared_state.adopt(self, settings, marks)
         except InvalidArgument:
             gc.collect()  # the other objects may be unused, but kept alive by reference cycles
-            self._shared_state.adopt(self, settings, marks)
+            try:
+                self._shared_state.adopt(self, settings, marks)
+            except InvalidArgument as refused:
+                raise refused from None  # the first refusal says the same
         if place is not None:
             place.warn(f"{type(self).__name__}()", self._shared_state.users)
         self._maintenance = maintenance

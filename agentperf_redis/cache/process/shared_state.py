@@ -104,8 +104,9 @@ class SharedState:
                         continue
                     if marks[at] == "1":
                         value = int(requested) if requested.isdigit() else requested
-                        is_open = f"cache {self.name!r} is open here with {argument}={held[at]}"
-                        raise InvalidArgument(argument, value, f"{is_open}; name='...' makes a cache of its own")
+                        is_open = f"cache {self.name!r} is open in this process with {argument}={held[at]}"
+                        allowed = f"{held[at]}, since {is_open}; name='...' makes a cache of its own"
+                        raise InvalidArgument(argument, value, allowed)
                     held[at], marks[at] = requested, "1"
                     self.deployed = False
                 self.settings, self.given = Settings.of(held), "".join(marks)

@@ -448,7 +448,7 @@ def test_last_settings_apply_and_local_conflicts_are_refused(
 ) -> None:
     cache = LRUCache(max_size=5, name="default", backend=backend)
     assert LRUCache(max_size=5, name="default", backend=backend).put("a", 1)
-    with pytest.raises(InvalidArgument, match=r"max_size is [0-9]+; allowed: cache .* open here with max_size=5"):
+    with pytest.raises(InvalidArgument, match=r"max_size is 6; allowed: 5, since cache .* is open in this process"):
         LRUCache(max_size=6, name="default", backend=backend)
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
@@ -514,7 +514,7 @@ def test_each_tiered_object_applies_its_own_ttls(
 
 def test_settings_of_one_process_do_not_alternate(backend: Backend) -> None:
     first = LRUCache(max_size=10, name="c", backend=backend)
-    with pytest.raises(InvalidArgument, match="cache 'c' is open here with max_size=10"):
+    with pytest.raises(InvalidArgument, match="cache 'c' is open in this process with max_size=10"):
         LRUCache(max_size=20, name="c", backend=backend)
     second = LRUCache(max_bytes=10**6, default_ttl=5, name="c", backend=backend)
     second.put("k", 1)
