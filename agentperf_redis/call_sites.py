@@ -1,8 +1,9 @@
 """The calls in a source file, each with a name that describes its place: module variable, attribute or function.
 
-A name does not contain line numbers, so it survives edits elsewhere in the file. Two calls of a file never have the
-same name: calls that would share a name are numbered, such as ``users-1of2``. When one of them is added or removed, the
-total changes, so all of them get new names, and none gets the old name of another.
+A name does not contain line numbers, so it survives edits elsewhere in the file. It contains the text of the called
+function, except for the usual constructors, so that no other call can have the name of a constructor's call. Two calls
+of a file never have the same name: calls of one function with one target are numbered, such as ``users-1of2``. When one
+of them is added or removed, the total changes, so all of them get new names, and none gets the old name of another.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ class CallSite:
     """A call in a source file.
 
     Attributes:
-        name: such as ``users``, ``Agent.cache`` or ``make``; unique in its file.
-        callee: the text of the function called, such as ``LRUCache`` or ``self.factory``; empty if it is not a name.
+        name: such as ``users``, ``Agent.cache`` or ``make``; unique in its file. For a call that is not assigned and
+            is outside functions, it is the call itself, such as ``LRUCache()``, so it differs from all variables.
+        callee: the text of the function called, such as ``LRUCache`` or ``self.factory``; see `_text`.
         scope: the function whose body contains the call, as `types.CodeType` names it: ``<module>`` outside functions.
         scope_line: the first line of that function, decorators included.
         repeats: whether the call is in a loop or a comprehension.
@@ -127,27 +129,25 @@ class _Finder:
                 self.visit(node, scope)
 
     def _call(self, node: ast.Call, scope: _Scope) -> None:
-        callee = _dotted(node.func)
-        function = callee.rpartition(".")[2] or "call"
+        callee = _text(node.func)
         end = (node.end_lineno or 0, node.end_col_offset or 0)
-        self.found.append((end, self._name(scope, function), (callee, scope)))
+        self.found.append((end, self._name(scope, callee), (callee, scope)))
         self.visit(node.func, scope)
         self._visit_all(node.args, scope)
         for keyword in node.keywords:
             plain = keyword.arg is None or keyword.arg in _PLAIN_KEYWORDS
-            self.visit(keyword.value, scope if plain else _within(scope, str(keyword.arg), function))
+            self.visit(keyword.value, scope if plain else _within(scope, str(keyword.arg), f"{callee}()"))
 
-    def _name(self, scope: _Scope, function: str) -> str:
+    def _name(self, scope: _Scope, callee: str) -> str:
         target, path = scope.target, scope.path
         if target.startswith("."):  # an attribute of self belongs to the class
             target, path = target[1:], path[:-1]
         in_function = bool(path) and scope.self_name != _CLASS_BODY
         if not target and not in_function:
-            target = function
-        name = ".".join((*path, target)) if target else ".".join(path)
-        # The name of the function distinguishes calls with the same target, as in x = f(g()).
-        plain = function in self._usual or function == name.rpartition(".")[2]
-        return name if plain else f"{name}-{function}"
+            return ".".join((*path, f"{callee}()"))
+        name = ".".join((*path, target) if target else path)
+        # The text of the function distinguishes calls with the same target, as in x = f(g()).
+        return name if callee.rpartition(".")[2] in self._usual else f"{name}-{callee or '()'}"
 
     def _function(self, node: _Function, scope: _Scope) -> None:
         """Visit a function. Its decorators and defaults are evaluated outside it."""
@@ -235,7 +235,8 @@ def _target(node: ast.expr, scope: _Scope) -> str:
             return f".{name}"
         case ast.Attribute(value=owner, attr=name) | ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
             before = _target(owner, scope)
-            return f"{before}.{name}" if before and name.isidentifier() else before or name
+            # Only an identifier cannot look like the name of another call, such as "users-wrap".
+            return ".".join(filter(None, (before, name))) if name.isidentifier() else before
         case ast.Subscript(value=owner):
             return _target(owner, scope)
         case ast.Tuple(elts=[first, *_]) | ast.List(elts=[first, *_]) | ast.Starred(value=first):
@@ -248,14 +249,20 @@ def _within(scope: _Scope, part: str, otherwise: str) -> _Scope:
     return scope._replace(target=f"{before}.{part}" if before else part)
 
 
-def _dotted(node: ast.expr) -> str:
-    """Return the text of a name and its attributes, such as ``self.factory``.
+def _text(node: ast.expr) -> str:
+    """Return the text of a called function, such as ``self.factory``, ``make().cache`` or ``factories['users']``.
 
-    Other expressions have an empty text, so ``make().cache`` becomes ``.cache``.
+    Arguments are left out, and so are indexes that are not constants. Expressions of other kinds have an empty text.
     """
     match node:
         case ast.Name(id=name):
             return name
         case ast.Attribute(value=owner, attr=name):
-            return f"{_dotted(owner)}.{name}"
+            return f"{_text(owner)}.{name}"
+        case ast.Call(func=function):
+            return f"{_text(function)}()"
+        case ast.Subscript(value=owner, slice=ast.Constant(value=str() | int() as key)):
+            return f"{_text(owner)}[{key!r}]"
+        case ast.Subscript(value=owner):
+            return f"{_text(owner)}[]"
     return ""

@@ -1,9 +1,10 @@
 """The place in a program where an object without a name is made, which gives the object its name.
 
 The name is made of the module and of the variable, attribute or function to which the object is assigned. It is the
-same in every process that runs the program, in whatever folder, and survives edits of other lines. In a script, a
-digest of the file is part of it, since other scripts may have the same name. Two places never have the same name. All
-objects made at one place, such as in a function that is called often, have one name.
+same in every process that runs the program, in whatever folder, and survives edits of other lines, unless a second
+constructor call for the same variable, attribute or function is added. In a script, a digest of the file is part of it,
+since other scripts may have the same name. Two places never have the same name. All objects made at one place, such as
+in a function that is called often, have one name.
 
 Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that
 other processes share: the code belongs to no file, as in a notebook; or the class is passed to other code, and that
@@ -32,8 +33,9 @@ from agentperf_redis.call_sites import CallSite, Position, call_sites
 from agentperf_redis.program import as_script, is_script, module_name, program_digest, script_file
 
 _THIS_LIBRARY: Final = __name__.partition(".")[0]
-_USUAL: Final = frozenset({"LRUCache", "TieredCache", "cache", "tiered_cache"})
-"""The functions that make named objects; they are left out of the names of places."""
+_USUAL: Final = frozenset({"LRUCache", "TieredCache"})
+"""Constructors that are left out of the names of places. Other functions, such as ``perf.cache``, are part of the name,
+since a call of a function with the name `cache` need not make an object of this library."""
 _INLINED: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})
 """Code that is part of the surrounding function from Python 3.12 on."""
 _DEFAULT_OF_FIELD: Final = re.compile(r"__dataclass_dflt_(.+)__|_dflt_(.+)|__attr_factory_(.+)")
@@ -58,6 +60,7 @@ class Place:
     Attributes:
         name: the name of the objects made there.
         unknown: why there is no place that other processes share; empty if there is one.
+        indirect: whether other code performs the call, so that the user's code cannot pass an argument.
         repeats: whether the place is in a loop, which makes several objects of one name.
         file: the file of the code.
         line: the line of the code.
@@ -65,6 +68,7 @@ class Place:
 
     name: str
     unknown: str
+    indirect: bool
     repeats: bool
     file: str
     line: int
@@ -77,9 +81,12 @@ class Place:
             objects: the number of live objects of the name in this process.
         """
         if self.unknown:
+            remedy = "Give it name='...'"
+            if self.indirect:
+                remedy = "Call it in your own code, for example lambda size: LRUCache(size, name=...)"
             message = (
-                f"{call} without name= gets no name from its place in the code, because {self.unknown}. It is "
-                f"{self.name!r}, and no other process shares it. Give it name='...'"
+                f"{call} has no name, and {self.unknown}. It becomes {self.name!r}, which no other process shares. "
+                f"{remedy}"
             )
         elif self.repeats and objects > 1:
             message = f"{call} in a loop makes one cache, {self.name!r}, for all its objects. Give each name='...'"
@@ -101,7 +108,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     """
     frame = _frame_outside(made, method)
     code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
-    place = functools.partial(Place, repeats=False, file=code.co_filename, line=frame.f_lineno)
+    place = functools.partial(Place, indirect=False, repeats=False, file=code.co_filename, line=frame.f_lineno)
     # one place can make objects of several classes of the user
     kind = "" if method or _of_library(type(made).__module__) else type(made).__name__
     field = _generated_field(frame, kind)
@@ -110,16 +117,17 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     in_file = _has_file(code, variables)
     text = None if in_file else _command_with(code, variables)
     site = _site(frame, offset, text)
-    unknown = ""
-    if text is None and not in_file:
-        unknown = "its code belongs to no file"
-    elif not dis.opname[code.co_code[offset]].startswith("CALL"):
-        unknown = "no call in the source makes it"
+    caller = ""
+    if not dis.opname[code.co_code[offset]].startswith("CALL"):
+        caller = "other code"
     elif site is not None and not method and not _calls_class(frame, site.callee, type(made)):
-        unknown = f"{site.callee}() calls the class (pass a lambda instead)"
+        caller = f"{site.callee}()"
+    unknown = f"is called by {caller}, not by a line of your code that could give it one" if caller else ""
+    if text is None and not in_file:
+        unknown = "its code is in no file that could give it one"
     if unknown:
         label = f"{hash((code, offset, code.co_filename, kind)) % 2**64:016x}"
-        return place(_fitted(f"unnamed-{label}@{process}", ""), unknown)
+        return place(_fitted(f"unnamed-{label}@{process}", ""), unknown, indirect=bool(caller))
     program = program_digest(variables).hex() if text is None else _digest(text)
     module = module_name(variables)
     if site is not None:

@@ -34,9 +34,12 @@ def names(source: str, *usual: str) -> list[str]:
         ("caches[name] = new()", ["caches"]),
         ("f.users = new()", ["f.users"]),
         ("f().users = new()", ["users"]),
-        ("register(new())", ["new"]),
-        ("register(users=new())", ["register.users"]),
-        ("new(); new()", ["new-1of2", "new-2of2"]),
+        ("register(new())", ["new()"]),
+        ("register(users=new())", ["register().users"]),
+        ("f()[0].register(users=new())", ["f()[0].register().users"]),
+        ("def f(): register(users=new())", ["f.register().users"]),
+        ("f()['users-register'] = new()", ["new()"]),
+        ("new(); new()", ["new()-1of2", "new()-2of2"]),
         ("with new() as users: pass", ["users"]),
         ("users = field(default_factory=lambda: new())", ["users"]),
         ("users = [new() for _ in range(3)]", ["users"]),
@@ -69,6 +72,33 @@ def test_calls_are_named_after_their_targets(source: str, expected: list[str]) -
 
 def test_unusual_functions_are_part_of_the_name() -> None:
     assert names("users = both(new(), Sub())", "new") == ["users", "users-Sub"]
+
+
+@pytest.mark.parametrize(
+    ("callee", "text"),
+    [
+        ("make", "make"),
+        ("self.make", "self.make"),
+        ("self.f(1).make", "self.f().make"),
+        ("makers['users']", "makers['users']"),
+        ("makers[0].make", "makers[0].make"),
+        ("makers[key]", "makers[]"),
+        ("(f or g)", "()"),
+    ],
+)
+def test_names_contain_the_text_of_unusual_functions(callee: str, text: str) -> None:
+    (last,) = [
+        site for end, site in call_sites(f"users = {callee}()", ()).items() if end[1] == len(f"users = {callee}()")
+    ]
+    assert last.name == f"users-{text}"
+
+
+@pytest.mark.parametrize(
+    "line", ["make(1)", "make(1); make(2)", "register(make(1))", "make = make(1)", "users = users()", "new.users()"]
+)
+def test_other_calls_do_not_number_the_call_of_a_constructor(line: str) -> None:
+    source = "def make(n): return new()\nusers = new()\n"
+    assert names(f"{source}{line}") == names(source) == ["make", "users"]
 
 
 def test_names_do_not_depend_on_other_lines() -> None:

@@ -197,7 +197,8 @@ def test_factories_of_agentperf_name_by_place_too() -> None:
         mine = own.cache()
         assert len({perf.cache() for _ in range(3)}) == 1, "one place is one object"
     assert [one.name, other.name, tiers.name, mine.name] == [
-        f"{scope}.{name}" for name in ("one", "other", "tiers", "mine")
+        f"{scope}.{name}"
+        for name in ("one-perf.cache", "other-perf.cache", "tiers-perf.tiered_cache", "mine-own.cache")
     ]
     assert named.name == "docs"
 
@@ -232,21 +233,98 @@ class Model(pydantic.BaseModel):
     ids=["map", "defaultdict", "pydantic"],
 )
 def test_class_called_by_other_code_warns_and_stays_in_the_process(make: Callable[[], LRUCache]) -> None:
-    with pytest.warns(RuntimeWarning, match=r"no other process shares it. Give it name='\.\.\.'") as seen:
+    with pytest.warns(RuntimeWarning, match="could give it one. It becomes 'unnamed-.*no other process shares") as seen:
         cache, again = make(), make()
     assert (cache.name, len(seen)) == (again.name, 1)
     assert cache.name.startswith("unnamed-")
     assert cache.name.endswith(f"@{agentperf_redis.configure(NOWHERE).process}")
+    assert "and is called by " in str(seen[0].message)
+    assert str(seen[0].message).endswith("Call it in your own code, for example lambda size: LRUCache(size, name=...)")
 
 
 def test_executed_code_warns_once_and_stays_in_the_process() -> None:
     variables: dict[str, Any] = {"__name__": __name__, "LRUCache": LRUCache}
     program = "for _ in range(2): a = LRUCache(); b = LRUCache(); c = LRUCache(name='c')"
-    with pytest.warns(RuntimeWarning, match=r"its code belongs to no file.*name='\.\.\.'") as seen:
+    with pytest.warns(RuntimeWarning, match=r"its code is in no file.*name='\.\.\.'") as seen:
         exec(program, variables)
     assert len(seen) == 2, "one warning for each of a and b"
     assert variables["a"].name != variables["b"].name
     assert variables["c"].name == "c"
+
+
+FACTORY = """
+from agentperf_redis import AgentPerf, LRUCache
+perf = AgentPerf("redis://127.0.0.1:1")
+def get_cache(n):
+    return get_cache(n - 1) if n else LRUCache(10)
+def owned():
+    return perf.cache()
+def users_of(key):
+    users = LRUCache()
+    users = keep(users)
+    return users
+def keep(thing, **_):
+    return thing
+cache = LRUCache()
+class Owner:
+    def __init__(self):
+        self.users = LRUCache()
+    def found(self):
+        return LRUCache()
+    def cache(self, thing=None):
+        return thing
+owner = Owner()
+def names():
+    caches = [get_cache(1), owned(), users_of(1), cache, owner.users, owner.found()]
+    return [each.name for each in caches]
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = get_cache(1)",
+        "get_cache(1)",
+        "[].append(get_cache(1))",
+        "keep(get_cache(1)); keep(get_cache(2)); get_cache(3)",
+        "get_cache = keep(get_cache)",
+        "users_of(users=get_cache(1)) if False else keep(1, users=users_of(1))",
+        "owned(); owner.cache(); owner.found(); owner.users",
+        "owner.cache(cache); cache = keep(cache)",
+        "class get_cache_: keep(get_cache(1)); get_cache = get_cache",
+        "keep(LRUCache())",
+        "keep(LRUCache()); users_of(users=LRUCache()) if False else LRUCache()",
+    ],
+)
+def test_calls_of_a_factory_rename_no_cache(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "factories.py").write_text(f"{FACTORY}\n{line}\n")
+    monkeypatch.delitem(sys.modules, "factories", raising=False)  # of another line
+    module = __import__("factories")
+    expected = ("get_cache", "owned-perf.cache", "users_of.users", "cache", "Owner.users", "Owner.found")
+    assert module.names() == [f"factories.{name}" for name in expected]
+    module.perf.close()
+
+
+def test_calls_of_other_functions_in_a_factory_do_not_rename_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = (
+        "",
+        "store.cache(size)",
+        "users = store.cache(size)",
+        "make(size); make(size)",
+        "dict(users=store.cache(1))",
+    )
+    for number, line in enumerate(lines):
+        (tmp_path / f"factory{number}.py").write_text(
+            "from unittest.mock import Mock\n"
+            "from agentperf_redis import LRUCache\n"
+            "store = Mock()\n"
+            f"def make(size):\n    if size: {line or 'pass'}\n    return LRUCache()\n"
+        )
+        assert __import__(f"factory{number}").make(0).name == f"factory{number}.make"
 
 
 def test_modules_that_cannot_be_imported_are_told_apart_by_contents(tmp_path: Path) -> None:
@@ -279,7 +357,7 @@ def test_changed_source_is_not_misread(tmp_path: Path, monkeypatch: pytest.Monke
 def test_executed_methods_are_no_generated_constructors() -> None:
     variables: dict[str, Any] = {"__name__": __name__, "LRUCache": LRUCache}
     exec("class A:\n    def __init__(self): self.a, self.b = LRUCache(), LRUCache()", variables)
-    with pytest.warns(RuntimeWarning, match="its code belongs to no file"):
+    with pytest.warns(RuntimeWarning, match="its code is in no file"):
         made = variables["A"]()
     assert made.a.name != made.b.name
 
@@ -406,7 +484,7 @@ def test_command_text_is_a_program(tmp_path: Path) -> None:
     program = users.removeprefix("__main__.users")
     assert program.startswith("#")
     assert (tiers, made) == (f"__main__.tiers{program}", f"__main__.make{program}")
-    assert "belongs to no file" in run("-c", f"exec({SCRIPT!r})", folder=tmp_path, warned=True)[1]
+    assert "is in no file" in run("-c", f"exec({SCRIPT!r})", folder=tmp_path, warned=True)[1]
 
 
 def test_typed_and_piped_code_says_that_it_has_no_place(tmp_path: Path) -> None:
@@ -414,4 +492,4 @@ def test_typed_and_piped_code_says_that_it_has_no_place(tmp_path: Path) -> None:
     assert len(set(lines[0].split())) == 3
     warned = [line for line in lines[1:] if "RuntimeWarning" in line]
     assert len(warned) == 3
-    assert all("its code belongs to no file" in line and "name='...'" in line for line in warned)
+    assert all("its code is in no file" in line and "name='...'" in line for line in warned)
