@@ -71,7 +71,10 @@ def demo(
     workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64)] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way through.")] = True,
     namespace: Annotated[
-        str | None, typer.Option("--namespace", help="Prefix of all keys. Default: a new one.", metavar="NAME")
+        str | None,
+        typer.Option(
+            "--namespace", help="Prefix of all keys. Default: with --url a new one, else agentperf.", metavar="NAME"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -142,7 +145,11 @@ def forget(
     ],
     yes: Yes = False,
 ) -> Exit | None:
-    """Delete agents: their all-time counts, raw samples and spans. Their time slices remain until they expire."""
+    """Delete agents: their all-time counts, raw samples and spans. Their time slices remain until they expire.
+
+    So when such an agent records again, windows show its old slices. If a name or a glob matches no agent, the others
+    are deleted, and the exit code is 4.
+    """
     from agentperf_redis.cli.metrics import forget as work
 
     return work(target, agents, yes=yes, as_json=target.as_json)
@@ -195,13 +202,11 @@ def compare(
     agent: Agent,
     other: Annotated[
         str | None,
-        typer.Argument(
-            help="Agent to compare it with. Default: itself, in the time before --window.", metavar="[OTHER]"
-        ),
+        typer.Argument(help="Agent to compare it with. Without it, --window is required.", metavar="[OTHER]"),
     ] = None,
     window: Window = None,
 ) -> Exit | None:
-    """Compare an agent with another, or with itself in the time before the window."""
+    """Compare an agent with another, or with itself in the time before the window. Give OTHER, --window or both."""
     from agentperf_redis.cli.metrics import compare as work
 
     return work(target, agent, other, window, as_json=target.as_json)

@@ -36,6 +36,7 @@ from agentperf_redis.cli.console import (
     out,
     print_json,
     printable,
+    quoted,
 )
 from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.cli.status import pools_table
@@ -65,15 +66,17 @@ def status(
     mode, s; in panic mode, unhealthy instances get work too. peak: the highest number of leases that an instance has
     had at once.
     """
-    with target.connect() as perf:
-        pools = perf.balancer().status(*(() if pool is None else (pool,)))
-    if pool is not None and not pools:
-        return not_found(f"pool {pool}, or any instance in it")
+    if pool is None:
+        with target.connect() as perf:
+            pools = perf.balancer().status()
+    else:
+        with _in_pool(target, pool) as lb:
+            pools = lb.status(pool)
     if target.as_json:
         print_json("lb status", {"pools": [_plain_pool(each) for each in pools]})
         return None
     if not pools:
-        err.print("No instance is registered.")
+        err.print("No instance is registered." if pool is None else f"No instance is registered in pool {pool}.")
         return None
     table = new_table(
         "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue", "panic s"]
@@ -181,7 +184,7 @@ def drain(
     with _in_pool(target, pool) as lb:
         limit = 0.0 if wait is None else arguments.seconds("--wait", wait, minimum=0.0, endless=True)
         if not lb.drain(pool, instance):
-            return not_found(f"instance {instance} in pool {pool}")
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
         if wait is not None and limit > 0 and not target.as_json:
             until = "" if limit == math.inf else f" for at most {limit:g} s"
             err.print(f"{instance} takes no new work; waiting{until} until it is idle.")
@@ -204,7 +207,7 @@ def undrain(
     """Put a drained instance back into rotation."""
     with _in_pool(target, pool) as lb:
         if not lb.undrain(pool, instance):
-            return not_found(f"instance {instance} in pool {pool}")
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
         if target.as_json:
             print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
         else:
@@ -224,13 +227,13 @@ def remove(
     with _in_pool(target, pool) as lb:
         found = _instance(lb, pool, instance)
         if found is None:
-            return not_found(f"instance {instance} in pool {pool}")
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
         load = counted(found.instance.current_load, "lease")
         refused = confirmed(f"Remove {instance}, which holds {load}, from {pool}?", yes=yes)
         if refused is not None:
             return refused
         if not lb.remove_instance(pool, instance):
-            return not_found(f"instance {instance} in pool {pool}: it was just removed")
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}: it was just removed")
         if target.as_json:
             print_json("lb remove", {"pool": pool, "instance": instance, "removed": True})
         else:
@@ -254,7 +257,7 @@ def release(
     with _in_pool(target, pool) as lb:
         subject = _described(lb.leases(pool), token)
         if subject is None:
-            return not_found(f"token {token} in pool {pool}")
+            return not_found(f"token {quoted(token)} in pool {quoted(pool)}")
         refused = confirmed(f"End {subject}?", yes=yes)
         if refused is not None:
             return refused
@@ -282,10 +285,12 @@ def repair(
             counts = {"instances": found.instances, "wrong": found.wrong, "orphans": found.orphans}
             print_json("lb repair", {"pool": pool, **counts})
         else:
-            out.print(
-                f"Checked {counted(found.instances, 'instance')} of {pool}: corrected the load of {found.wrong}, "
-                f"dropped {counted(found.orphans, 'orphaned lease')} or queue entries, which would never have ended."
-            )
+            repaired = [f"corrected the load of {found.wrong}"] if found.wrong else []
+            if found.orphans:
+                dropped = counted(found.orphans, "orphaned lease or queue entry", "orphaned leases or queue entries")
+                repaired.append(f"dropped {dropped} that nothing else would ever have ended")
+            done = ", ".join(repaired) or "nothing to repair"
+            out.print(f"Checked {counted(found.instances, 'instance')} of {pool}: {done}.")
 
 
 @contextlib.contextmanager
@@ -298,7 +303,7 @@ def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
     arguments.name("POOL", pool)
     with target.connect() as perf:
         if pool not in perf.backend.run(perf.backend.entered("lb")):
-            raise NotFound(f"pool {pool}")
+            raise NotFound(f"pool {quoted(pool)}")
         yield perf.balancer()
 
 

@@ -23,18 +23,21 @@ from agentperf_redis.cli.console import (
     Exit,
     NotFound,
     Target,
+    WrongUsage,
     confirmed,
     counted,
+    duration,
     err,
     new_table,
     not_found,
     out,
     print_json,
     printable,
+    quoted,
+    seconds_cell,
     unescaped,
 )
 from agentperf_redis.cli.options import Yes, on_server
-from agentperf_redis.errors import InvalidArgument
 
 app = typer.Typer(
     help="Show caches and invalidate entries. No command changes a cache's settings.",
@@ -43,6 +46,8 @@ app = typer.Typer(
 )
 
 _MIB = 2**20
+_SHOWN_KEYS = 10
+"""Maximum number of keys that an error shows."""
 
 
 class CacheKind(StrEnum):
@@ -51,6 +56,8 @@ class CacheKind(StrEnum):
     LRU = "lru"
     TIERED = "tiered"
 
+
+_A_KIND = {CacheKind.LRU.value: "an lru", CacheKind.TIERED.value: "a tiered"}
 
 Name = Annotated[str, typer.Argument(help="Name of the cache.", metavar="CACHE")]
 KindOption = Annotated[
@@ -112,11 +119,12 @@ def stats(
         if target.as_json:
             print_json("cache stats", _plain_stats(cache, found))
             return None
-        size = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
+        size = f"{found.size} of {counted(found.max_size, 'entry', 'entries')}, {found.bytes / _MIB:.2f} MiB"
         out.print(f"{cache.name} ({KINDS[cache.service]}, policy {found.settings.policy.value})")
         out.print(size + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
-        out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
-        out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
+        misses, damaged = counted(found.misses, "miss", "misses"), counted(found.corrupt, "read")
+        out.print(f"{counted(found.hits, 'hit')}, {misses}, hit rate {found.hit_rate:.1%}")
+        out.print(f"{found.evictions} evicted, {found.expirations} expired, {damaged} of damaged entries")
         out.print(f"{found.seconds_saved:.1f} s of computing saved")
         table = new_table("tiers", ["tier"], ["entries", "limit", "default TTL s", "hits", "misses"])
         for tier, ttl_ms, each in _tiers(found):
@@ -186,7 +194,7 @@ def top(
                     printable(entry.name),
                     f"{entry.size_bytes / 1024:.1f}",
                     str(entry.reads),
-                    f"{entry.compute_seconds:.3f}" if entry.compute_seconds else "",
+                    seconds_cell(entry.compute_seconds) if entry.compute_seconds else "",
                     f"{entry.saved_seconds:.1f}" if entry.compute_seconds else "",
                 )
             out.print(table)
@@ -204,7 +212,7 @@ def get(
     with _on_cache(target, name, kind) as (perf, cache):
         entry = perf.backend.run(cache.entry(_meant(perf, cache, key)))
         if entry is None:
-            return not_found(f"key {printable(key)} in cache {cache.name}")
+            return not_found(f"key {quoted(key)} in cache {quoted(cache.name)}")
         plain = _plain_entry(entry)
         if target.as_json:
             print_json("cache get", {**_plain_name(cache), **plain})
@@ -218,7 +226,7 @@ def get(
         if entry.tags:
             table.add_row("tags", ", ".join(sorted(entry.tags)))
         if entry.compute_seconds:
-            table.add_row("computed in", f"{entry.compute_seconds:.3f} s")
+            table.add_row("computed in", duration(entry.compute_seconds))
         out.print(table)
         return None
 
@@ -244,7 +252,10 @@ def delete(
             print_json("cache delete", {**_plain_name(cache), "asked": len(keys), "removed": removed})
         elif removed:
             out.print(f"Removed {counted(removed, 'key')} of {len(keys)} from cache {cache.name}.")
-        return Exit.OK if removed else not_found(f"any of {counted(len(keys), 'key')} in cache {cache.name}")
+        if removed:
+            return Exit.OK
+        shown = quoted(*keys[:_SHOWN_KEYS]) + (", ..." if len(keys) > _SHOWN_KEYS else "")
+        return not_found(f"{'key' if len(keys) == 1 else 'keys'} {shown} in cache {quoted(cache.name)}")
 
 
 @app.command()
@@ -264,7 +275,7 @@ def clear(
         if target.as_json:
             print_json("cache clear", {**_plain_name(cache), "entries": cleared})
         else:
-            out.print(f"Cleared cache {cache.name}, which held {cleared} {'entry' if cleared == 1 else 'entries'}.")
+            out.print(f"Cleared cache {cache.name}, which held {counted(cleared, 'entry', 'entries')}.")
         return None
 
 
@@ -298,17 +309,19 @@ def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tup
 
     Raises:
         NotFound: no such cache.
-        InvalidArgument: there is a cache of each kind with this name, and no kind was given.
+        WrongUsage: there is a cache of each kind with this name, and no kind was given.
     """
     arguments.name("CACHE", name)
-    services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
     with target.connect() as perf:
-        found = [perf.backend.run(find(perf.backend, service, name)) for service in services]
-        caches = [cache for cache in found if cache is not None]
+        services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
+        others = [service for service in SERVICES if service not in services]
+        caches = [cache for each in services if (cache := perf.backend.run(find(perf.backend, each, name))) is not None]
         if not caches:
-            raise NotFound(f"cache {name}")
+            what = "cache" if kind is None else f"{kind.value} cache"
+            there = [each for each in others if perf.backend.run(find(perf.backend, each, name)) is not None]
+            raise NotFound(f"{what} {quoted(name)}" + (f"; there is {_A_KIND[KINDS[there[0]]]} one" if there else ""))
         if len(caches) > 1:
-            raise InvalidArgument("--kind", None, f"lru or tiered: there is one of each kind named {name}")
+            raise WrongUsage(f"give --kind lru or --kind tiered: there is one of each kind named {quoted(name)}")
         yield perf, caches[0]
 
 
@@ -325,7 +338,7 @@ def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:
 
 
 def _gone(cache: ExistingCache) -> Exit:
-    return not_found(f"cache {cache.name}: it was just removed")
+    return not_found(f"cache {quoted(cache.name)}: it was just removed")
 
 
 def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:

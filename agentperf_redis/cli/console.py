@@ -40,6 +40,8 @@ class Exit(IntEnum):
     NOT_FOUND = 4
 
 
+_SHORT_S = 0.01
+"""Below this duration, s, three decimals would leave at most one significant digit."""
 _ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})")
 """An escape that `printable` makes."""
 
@@ -88,10 +90,13 @@ class NotFound(Exception):
     """The object of a command does not exist. The text of this error names the object."""
 
 
+class WrongUsage(Exception):
+    """The options of a command do not fit together. The text of this error says what to give."""
+
+
 _OPTIONS = {
     "deadline": "--timeout",
     "namespace": "--namespace",
-    "other": "OTHER",
     "url": "--url",
     "window": "--window",
 }
@@ -104,9 +109,13 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         return work() or Exit.OK
     except NotFound as missing:
         return not_found(str(missing))
+    except WrongUsage as misused:
+        err.print(f"agentperf: {misused}", style="red")
+        return Exit.USAGE
     except InvalidArgument as error:
         option = _OPTIONS.get(error.argument, error.argument)
-        err.print(f"agentperf: {InvalidArgument(option, error.value, error.allowed)}", style="red")
+        allowed = error.allowed.removeprefix("None, ")  # an omitted option; it cannot be written on the command line
+        err.print(f"agentperf: {InvalidArgument(option, error.value, allowed)}", style="red")
         return Exit.USAGE
     except AgentPerfError as error:
         err.print(f"agentperf: {error}", style="red")
@@ -153,9 +162,26 @@ def unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return ``1 task`` or ``2 tasks``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def quoted(*names: str) -> str:
+    """Return names in quotes, as `printable` shows them: ``'a', 'b'``."""
+    return ", ".join(f"'{printable(name)}'" for name in names)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 task`` or ``2 tasks``. Nouns whose plural does not end in a plain s need `plural`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def seconds_cell(seconds: float) -> str:
+    """Return a duration for a column of seconds: to 1 ms, or to 1 µs below 10 ms. Durations are exact to 1 µs."""
+    return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with its unit: ``12.500 s``, ``3.25 ms``, ``40 µs``."""
+    if not 0 < seconds < _SHORT_S:
+        return f"{seconds:.3f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"  # noqa: PLR2004
 
 
 def new_table(title: str, left: list[str], right: list[str]) -> Table:

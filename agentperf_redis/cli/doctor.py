@@ -171,7 +171,7 @@ def _assess_scripts(backend: Backend) -> Diagnosis:
         backend.run(opening)
     except AgentPerfError as error:
         return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
-    return Diagnosis("scripts", "ok", "run")
+    return Diagnosis("scripts", "ok", "can be run")
 
 
 def assess_version(facts: Mapping[str, str]) -> Diagnosis:

@@ -11,22 +11,27 @@ from rich.table import Table
 from agentperf_redis.cli.console import (
     Exit,
     Target,
+    WrongUsage,
     confirmed,
     counted,
+    duration,
     err,
     new_table,
     not_found,
     out,
     print_json,
     printable,
+    quoted,
+    seconds_cell,
 )
 from agentperf_redis.cli.status import agents_table, plain_agent
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.comparison import RankBy
+from agentperf_redis.metrics.comparison import Change, RankBy
 from agentperf_redis.metrics.model import OTHER, Execution, Interval, ModelUsage, PerformanceMetrics
 
 _NOTHING = "Nothing was recorded."
+_MISSING = "–"
 _SHOWN_NAMES = 10
 """Maximum number of names that the question before a deletion shows."""
 
@@ -70,19 +75,19 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
             f"{found.cancelled_count} cancelled; {found.throughput:.3g} per second"
         )
         out.print(
-            f"duration   average {found.avg_execution_time:.3f} s, from {found.min_execution_time:.3f} "
-            f"to {found.max_execution_time:.3f} s, {found.total_execution_time:.1f} s in all"
+            f"duration   average {duration(found.avg_execution_time)}, from {duration(found.min_execution_time)} "
+            f"to {duration(found.max_execution_time)}, {duration(found.total_execution_time)} in all"
         )
         out.print(
-            f"quantiles  p50 {about}{found.p50_execution_time:.3f} s, p95 {about}{found.p95_execution_time:.3f} s, "
-            f"p99 {about}{found.p99_execution_time:.3f} s; "
+            f"quantiles  p50 {about}{duration(found.p50_execution_time)}, "
+            f"p95 {about}{duration(found.p95_execution_time)}, p99 {about}{duration(found.p99_execution_time)}; "
             + ("exact" if found.exact else f"within {found.error_bound:.2%}")
         )
     if streams.first.task_count:
         out.print(
             f"streams    {streams.first.task_count} with {counted(streams.items, 'item')}; "
-            f"first item p95 {streams.first.p95_execution_time:.3f} s, "
-            f"between items p95 {streams.between.p95_execution_time:.3f} s"
+            f"first item p95 {duration(streams.first.p95_execution_time)}, "
+            f"between items p95 {duration(streams.between.p95_execution_time)}"
         )
     if found.llm_calls or found.tool_calls:
         out.print(
@@ -114,7 +119,7 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
             missing += [] if matching else [pattern]
         chosen = sorted(set(found))
         if not chosen:
-            return _unknown(", ".join(missing))
+            return _unknown(*missing)
         shown = ", ".join(map(printable, chosen[:_SHOWN_NAMES])) + (", ..." if len(chosen) > _SHOWN_NAMES else "")
         refused = confirmed(f"Delete the metrics of {counted(len(chosen), 'agent')} ({shown})?", yes=yes)
         if refused is not None:
@@ -122,11 +127,9 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
         forgotten = [name for name in chosen if perf.metrics.forget(name)]
     if as_json:
         print_json("forget", {"asked": patterns, "agents": forgotten, "missing": missing})
-        return Exit.OK
-    out.print(f"Forgot {counted(len(forgotten), 'agent')}.")
-    if missing:
-        err.print(f"No agent matches {', '.join(map(printable, missing))}.")
-    return Exit.OK
+    else:
+        out.print(f"Forgot {counted(len(forgotten), 'agent')}.")
+    return _unknown(*missing) if missing else Exit.OK
 
 
 def errors(target: Target, agent: str | None, window: str | None, *, as_json: bool) -> Exit:
@@ -192,7 +195,7 @@ def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_j
             f"{each.value:.1%}" if by is RankBy.ERROR_RATE else f"{about}{_number(each.value)}",
             str(each.metrics.task_count),
             f"{each.metrics.success_rate:.1%}",
-            f"{each.metrics.avg_execution_time:.3f}",
+            seconds_cell(each.metrics.avg_execution_time),
         )
     out.print(table)
     return Exit.OK
@@ -200,6 +203,8 @@ def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_j
 
 def compare(target: Target, agent: str, other: str | None, window: str | None, *, as_json: bool) -> Exit:
     """Print two agents, or one agent in two time ranges, figure by figure."""
+    if other is None and window is None:
+        raise WrongUsage("give OTHER, or --window to compare with the time before it")
     with target.connect() as perf:
         found = perf.metrics.compare(agent, other, window=_parsed_window(window))
         for name in dict.fromkeys((agent, other or agent)):
@@ -223,19 +228,33 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
         print_json("compare", {"window": window, **sides, "changes": changes})
         return Exit.OK
     table = new_table(f"{first} → {agent}, {_window_text(window)}", ["figure"], [first, agent, "change"])
+    ran = (found.first.task_count > 0, found.second.task_count > 0)
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
             continue  # both figures are zero or missing
-        ratio = None if each.ratio is None else _finite(each.ratio)
-        change = "equal" if each.first == each.second else "not significant" if not each.certain else "–"
-        if each.certain and ratio:
-            change = f"{ratio - 1:+.1%}"
-        table.add_row(each.name, _number(each.first), _number(each.second), change)
-    if table.row_count:
-        out.print(table)
-    else:
+        values = zip(ran, (each.first, each.second), strict=True)
+        cells = [_number(value) if known else _MISSING for known, value in values]
+        table.add_row(each.name, *cells, _change_text(each) if all(ran) else _MISSING)
+    if not table.row_count:
         err.print(f"Nothing was recorded for either side in {_window_text(window)}.")
+        return Exit.OK
+    out.print(table)
+    if not ran[0]:
+        when = f"the time before {_window_text(window)}" if other is None else _window_text(window)
+        err.print(f"{other or agent} had no executions in {when}.")
+    elif not ran[1]:
+        err.print(f"{agent} had no executions in {_window_text(window)}.")
     return Exit.OK
+
+
+def _change_text(change: Change) -> str:
+    """Say how a figure changed between two sides that both had executions."""
+    if change.first == change.second:
+        return "equal"
+    if not change.certain:
+        return "not significant"
+    ratio = None if change.ratio is None else _finite(change.ratio)
+    return f"{ratio - 1:+.1%}" if ratio is not None else _MISSING
 
 
 def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
@@ -276,17 +295,17 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
         about = "" if each.metrics.exact else "≈"
         table.add_row(
             "  " * len(each.path) + (each.path[-1] if each.path else agent),
-            f"{each.self_time:.3f}",
+            seconds_cell(each.self_time),
             f"{each.share:.1%}",
             str(each.metrics.task_count),
             str(each.metrics.failure_count),
-            f"{each.metrics.avg_execution_time:.3f}",
-            f"{about}{each.metrics.p95_execution_time:.3f}",
+            seconds_cell(each.metrics.avg_execution_time),
+            f"{about}{seconds_cell(each.metrics.p95_execution_time)}",
         )
     out.print(table)
     out.print()
     out.print(
-        f"Most of the time, {bottleneck.share:.1%} of {report.total:.3f} s, is spent in "
+        f"Most of the time, {bottleneck.share:.1%} of {duration(report.total)}, is spent in "
         f"{bottleneck.name or 'the work of ' + agent + ' itself'}."
     )
     return Exit.OK
@@ -314,8 +333,9 @@ def _is_known(metrics: MetricsCollector, agent: str) -> bool:
     return bool(found.task_count or found.llm_calls or found.tool_calls or metrics.spans(agent).spans)
 
 
-def _unknown(agent: str) -> Exit:
-    return not_found(f"agent {agent!r}, which has no records; `agentperf agents` lists all agents")
+def _unknown(*names: str) -> Exit:
+    what = "agent" if len(names) == 1 else "agents"
+    return not_found(f"{what} {quoted(*names)}: no records; `agentperf agents` lists all agents")
 
 
 def _active(found: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
@@ -360,7 +380,7 @@ def _executions_table(title: str, found: Iterable[tuple[str, Iterable[Execution]
     table = new_table(title, ["ended", "agent", "outcome"], ["s"])
     for agent, executions in found:
         for each in executions:
-            table.add_row(f"{each.ended:%Y-%m-%d %H:%M:%S}", agent, _outcome(each), f"{each.seconds:.3f}")
+            table.add_row(f"{each.ended:%Y-%m-%d %H:%M:%S}", agent, _outcome(each), seconds_cell(each.seconds))
     return table
 
 
@@ -430,6 +450,6 @@ def _finite(value: float) -> float | None:
 
 def _number(value: float) -> str:
     if _finite(value) is None:
-        return "–"
+        return _MISSING
     # Below 1e15, a double represents whole numbers exactly.
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"  # noqa: PLR2004

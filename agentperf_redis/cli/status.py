@@ -8,7 +8,7 @@ from rich.table import Table
 
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.console import Exit, Target, counted, new_table, out, print_json
+from agentperf_redis.cli.console import Exit, Target, counted, new_table, out, print_json, seconds_cell
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
 
 _MIB = 2**20
@@ -60,9 +60,9 @@ def agents_table(agents: list[PerformanceMetrics]) -> Table:
             each.agent_name,
             str(each.task_count),
             f"{each.success_rate:.1%}",
-            f"{each.avg_execution_time:.3f}",
-            *(f"{about}{value:.3f}" for value in (each.p50_execution_time, each.p95_execution_time)),
-            f"{about}{each.p99_execution_time:.3f}",
+            seconds_cell(each.avg_execution_time),
+            *(f"{about}{seconds_cell(value)}" for value in (each.p50_execution_time, each.p95_execution_time)),
+            f"{about}{seconds_cell(each.p99_execution_time)}",
             f"{errors[0][0]} × {errors[0][1]}" if errors else "",
         )
     return table

@@ -57,7 +57,7 @@ class DemoOptions:
         workers: number of worker processes, 1 to 64.
         kill: whether the last worker is killed half-way through; only with two or more workers and at least
             `MIN_FILES_TO_KILL_IN` files.
-        namespace: prefix of all keys; None makes a new namespace. It holds no results of earlier demos, and its keys
+        namespace: prefix of all keys. None: `agentperf` on a private server; with `url`, a new namespace, whose keys
             expire after a day.
         lease_ttl: TTL of a lease without renewal, s. The capacity that a dead worker leased stays occupied this long.
         program: arguments to the Python interpreter that start a worker.

@@ -226,7 +226,7 @@ def compare(flusher: Flusher, query: AgentQuery, other: AgentQuery) -> Flow[Comp
     other_name, other_window, other_as_of = other
     if other_name is None and other_window is None and other_as_of is None and window is None:
         raise InvalidArgument(
-            "other", None, "an agent to compare with; None only with a window, for the time before it"
+            "other", None, "the name of an agent; None needs a window, and compares with the time before it"
         )
     names = ("window" if other_window is None else "other_window", "as_of" if other_as_of is None else "other_as_of")
     other_time = asked_time(

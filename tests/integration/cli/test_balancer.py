@@ -141,31 +141,34 @@ def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, name
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)
     raw.hset(state, "@orphan", "lease instance=p0 fence=5")
-    assert "corrected the load of 1, dropped 1 orphaned lease" in lb("repair", "planner").stdout
+    assert "corrected the load of 1, dropped 1 orphaned lease or queue entry that" in lb("repair", "planner").stdout
+    assert lb("repair", "planner").stdout == "Checked 2 instances of planner: nothing to repair.\n"
     assert perf.balancer().status("planner")[0].current_load == 0
     again = document(lb("repair", "planner", "--json"), "lb repair")
     assert (again["instances"], again["wrong"], again["orphans"]) == (2, 0, 0)
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "missing"),
     [
-        ("status", "unknown"),
-        ("leases", "unknown"),
-        ("drain", "unknown", "p0"),
-        ("drain", "planner", "p9"),
-        ("undrain", "planner", "p9"),
-        ("remove", "planner", "p9", "--yes"),
-        ("release", "planner", "@a:1:b:1", "--yes"),
-        ("repair", "unknown"),
+        (("status", "unknown"), "pool 'unknown'"),
+        (("leases", "unknown"), "pool 'unknown'"),
+        (("drain", "unknown", "p0"), "pool 'unknown'"),
+        (("drain", "planner", "p9"), "instance 'p9' in pool 'planner'"),
+        (("undrain", "planner", "p9"), "instance 'p9' in pool 'planner'"),
+        (("remove", "planner", "p9", "--yes"), "instance 'p9' in pool 'planner'"),
+        (("release", "planner", "@a:1:b:1", "--yes"), "token '@a:1:b:1' in pool 'planner'"),
+        (("repair", "unknown"), "pool 'unknown'"),
     ],
 )
-def test_missing_objects_exit_4_and_change_nothing(lb: Run, raw: Raw, namespace: str, words: tuple[str, ...]) -> None:
+def test_missing_objects_exit_4_and_change_nothing(
+    lb: Run, raw: Raw, namespace: str, words: tuple[str, ...], missing: str
+) -> None:
     pool = keys.pool(namespace, "planner")
     before = (set(raw.scan_iter(f"{namespace}:*")), raw.hgetall(pool.state))
     done = lb(*words)
     assert (done.returncode, done.stdout) == (NOT_FOUND, "")
-    assert done.stderr.startswith("agentperf: not found: ")
+    assert done.stderr == f"agentperf: not found: {missing}\n"
     assert (set(raw.scan_iter(f"{namespace}:*")), raw.hgetall(pool.state)) == before
 
 

@@ -218,31 +218,34 @@ def test_kind_selects_between_caches_of_one_name(cache: Run, perf: AgentPerf) ->
     perf.tiered_cache("both").put("a", 2)
     unclear = cache("get", "both", "a")
     assert (unclear.returncode, unclear.stdout) == (USAGE, "")
-    assert "--kind" in unclear.stderr
+    assert unclear.stderr == "agentperf: give --kind lru or --kind tiered: there is one of each kind named 'both'\n"
     assert document(cache("get", "both", "a", "--kind", "lru", "--json"), "cache get")["value"] == 1
     assert document(cache("get", "both", "a", "--kind", "tiered", "--json"), "cache get")["value"] == 2
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "missing"),
     [
-        ("stats", "nothing"),
-        ("stats", "answers", "--kind", "tiered"),
-        ("keys", "nothing"),
-        ("get", "nothing", "a"),
-        ("get", "answers", "z"),
-        ("delete", "nothing", "a", "--yes"),
-        ("clear", "nothing", "--yes"),
-        ("invalidate-tag", "nothing", "odd", "--yes"),
+        (("stats", "nothing"), "cache 'nothing'"),
+        (("stats", "answers", "--kind", "tiered"), "tiered cache 'answers'; there is an lru one"),
+        (("stats", "nothing", "--kind", "lru"), "lru cache 'nothing'"),
+        (("keys", "nothing"), "cache 'nothing'"),
+        (("get", "nothing", "a"), "cache 'nothing'"),
+        (("get", "answers", "z"), "key 'z' in cache 'answers'"),
+        (("delete", "nothing", "a", "--yes"), "cache 'nothing'"),
+        (("delete", "answers", "z", "--yes"), "key 'z' in cache 'answers'"),
+        (("delete", "answers", "y", "z", "--yes"), "keys 'y', 'z' in cache 'answers'"),
+        (("clear", "nothing", "--yes"), "cache 'nothing'"),
+        (("invalidate-tag", "nothing", "odd", "--yes"), "cache 'nothing'"),
     ],
 )
 def test_missing_objects_exit_4_and_change_nothing(
-    cache: Run, raw: Raw, namespace: str, words: tuple[str, ...]
+    cache: Run, raw: Raw, namespace: str, words: tuple[str, ...], missing: str
 ) -> None:
     before = set(raw.scan_iter(f"{namespace}:*"))
     done = cache(*words)
     assert (done.returncode, done.stdout) == (NOT_FOUND, "")
-    assert done.stderr.startswith("agentperf: not found: ")
+    assert done.stderr == f"agentperf: not found: {missing}\n"
     assert set(raw.scan_iter(f"{namespace}:*")) == before
 
 

@@ -20,6 +20,7 @@ def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: s
     assert (done.returncode, document["healthy"]) == (OK, True)
     assert set(levels) == {"commands", "version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
     assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
+    assert {each["subject"]: each["found"] for each in document["findings"]}["scripts"] == "can be run"
 
 
 def test_doctor_reports_an_evicting_policy_as_bad(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -95,17 +96,32 @@ def test_forget_deletes_agents_by_name_and_glob(agentperf: Run, used: AgentPerf)
     assert (unconfirmed.returncode, "--yes" in unconfirmed.stderr) == (USAGE, True)
     assert "Delete the metrics of 3 agents (job-1, job-2, job-3)?" in unconfirmed.stderr
     done = agentperf("forget", "job-[12]", "[x]", "nothing", "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (OK, "Forgot 3 agents.\n", "No agent matches nothing.\n")
-    found = document(agentperf("forget", "*", "no-*", "--yes", "--json"), "forget")
+    assert (done.returncode, done.stdout) == (NOT_FOUND, "Forgot 3 agents.\n")
+    assert done.stderr.startswith("agentperf: not found: agent 'nothing': no records;")
+    done = agentperf("forget", "*", "no-*", "neither", "--yes", "--json")
+    assert done.stderr.startswith("agentperf: not found: agents 'no-*', 'neither': no records;")
+    assert done.returncode == NOT_FOUND
+    found = json.loads(done.stdout)
     assert (found["asked"], found["agents"], found["missing"]) == (
-        ["*", "no-*"],
+        ["*", "no-*", "neither"],
         ["critic", "job-3", "planner"],
-        ["no-*"],
+        ["no-*", "neither"],
     )
     assert list(used.metrics.snapshots()) == ["__other__"], "a glob leaves it"
     assert agentperf("forget", "*", "--yes").returncode == NOT_FOUND
     assert agentperf("forget", "__other__", "--yes").returncode == OK
     assert not used.metrics.snapshots()
+
+
+def test_short_durations_are_shown_in_ms_and_us(agentperf: Run, perf: AgentPerf) -> None:
+    for seconds in (0.000_04, 0.000_04, 0.003_25):
+        perf.metrics.record_execution("quick", seconds, True)
+    perf.metrics.flush()
+    text = shown(agentperf("show", "quick"))
+    assert "from 40 µs to 3.25 ms, 3.33 ms in all" in text
+    assert "p50 40 µs, p95 3.25 ms" in text
+    assert has_line(text.replace(":", " "), "quick", "ok", "0.000040")
+    assert has_line(shown(agentperf("agents")), "quick", "0.001110", "0.000040")
 
 
 def test_errors_are_listed_by_frequency(agentperf: Run, used: AgentPerf) -> None:
@@ -159,9 +175,12 @@ def test_compare_shows_two_agents(agentperf: Run, used: AgentPerf) -> None:
 
 
 def test_compare_shows_an_agent_before_the_window(agentperf: Run, used: AgentPerf) -> None:
-    text = shown(agentperf("compare", "planner", "--window", "1h"))
-    assert text.startswith("before → planner, the last 1h")
-    assert has_line(text, "min_execution_time", "–", "0.25")
+    done = agentperf("compare", "planner", "--window", "1h")
+    assert (done.returncode, done.stderr) == (OK, "planner had no executions in the time before the last 1h.\n")
+    assert done.stdout.startswith("before → planner, the last 1h")
+    assert has_line(done.stdout, "task_count", "–", "10", "–")
+    assert has_line(done.stdout, "min_execution_time", "–", "0.25", "–")
+    assert {line.split()[1] for line in done.stdout.splitlines()[2:]} == {"–"}
     found = document(agentperf("compare", "planner", "--window", "1h", "--json"), "compare")
     assert found["changes"]["task_count"]["first"] == 0.0
     assert found["changes"]["min_execution_time"]["first"] is None
