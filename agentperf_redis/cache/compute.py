@@ -292,10 +292,7 @@ def _in_words(value: object, refused: InvalidArgument) -> str:
     """Say which part of a computed value cannot be stored, and why."""
     kind = type(refused.value)
     allowed = refused.allowed.partition(PLACE)[0]
-    return (
-        f"{path_of(refused.value, value)} is a {kind.__module__}.{kind.__qualname__}; allowed: {allowed}. "
-        "Instances of a class can be stored after @agentperf_redis.storable registers the class"
-    )
+    return f"{path_of(refused.value, value)} is a {kind.__module__}.{kind.__qualname__}; allowed: {allowed}"
 
 
 def _warn_once(function: object, reason: str) -> None:

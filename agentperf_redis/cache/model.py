@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument, shown
 
 
 class Policy(Enum):
@@ -281,4 +283,7 @@ def default_ttl_ms(argument: str, ttl: object) -> int:
 
 def chosen_tier(priority: Tier | str | None) -> Tier | None:
     """Check the tier of a put; None lets the policy place the entry."""
+    if isinstance(priority, numbers.Real) and not isinstance(priority, bool):  # probably a TTL, as `LRUCache.put` takes
+        tiers = ", ".join(repr(tier.value) for tier in Tier)
+        raise InvalidArgument("priority", priority, f"one of {tiers}; for a TTL, write ttl={shown(priority)}")
     return None if priority is None else arguments.choice("priority", priority, Tier)

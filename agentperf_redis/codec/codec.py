@@ -72,7 +72,8 @@ _PLAIN, _DEFLATED = b"m", b"z"
 
 _ALLOWED: Final = (
     "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime, date, time, "
-    "timedelta, Decimal, UUID, numpy arrays and scalars without objects, and classes added to the registry"
+    "timedelta, Decimal, UUID, numpy arrays and scalars without objects, and instances of classes "
+    "that are decorated with @agentperf_redis.storable"
 )
 
 # Codes of the extensions. They are stored, so a number never changes its meaning.

@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, TierStats, default_ttl_ms, ttl_ms
+from agentperf_redis.cache.model import (
+    CacheEntry,
+    CacheStats,
+    Policy,
+    Settings,
+    TierStats,
+    chosen_tier,
+    default_ttl_ms,
+    ttl_ms,
+)
 from agentperf_redis.errors import InvalidArgument
 
 SETTINGS = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 60_000))
@@ -28,6 +37,15 @@ def test_ttls_are_milliseconds_rounded_up() -> None:
     assert [default_ttl_ms("ttl", ttl) for ttl in (None, math.inf, 300)] == [0, 0, 300_000]
     with pytest.raises(InvalidArgument):
         ttl_ms("ttl", 0)
+
+
+@pytest.mark.parametrize("ttl", [5, 0.5])
+def test_number_in_place_of_tier_names_ttl(ttl: float) -> None:
+    with pytest.raises(InvalidArgument, match=f"one of 'hot', 'warm', 'cold'; for a TTL, write ttl={ttl}"):
+        chosen_tier(ttl)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument) as error:
+        chosen_tier("lukewarm")
+    assert "ttl" not in str(error.value)
 
 
 def test_entry_is_expired_after_its_expiry_time() -> None:

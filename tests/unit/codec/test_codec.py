@@ -332,6 +332,11 @@ def test_values_that_cannot_round_trip_are_refused(value: Any) -> None:
     assert str(caught.value)
 
 
+def test_refused_object_names_the_decorator() -> None:
+    with pytest.raises(InvalidArgument, match=r"decorated with @agentperf_redis\.storable; not builtins\.object"):
+        Codec(registry=Registry()).encode(object())
+
+
 def test_deepest_allowed_value_round_trips() -> None:
     assert codec.decode(codec.encode(deep(MAX_DEPTH))) == deep(MAX_DEPTH)
     assert codec.decode(codec.encode([*deep(MAX_DEPTH), 2**70])) == [*deep(MAX_DEPTH), 2**70]
