@@ -198,15 +198,20 @@ class NoCapacity(AgentPerfError):
         agent_type: the agent type of the pool.
         reason: description of the cause.
         retry_after: seconds until a retry may succeed.
+        none_exists: whether the pool has no instance at all, or none with the required labels, and no fallback pool
+            was named. Then a retry cannot succeed before such an instance is registered.
     """
 
-    def __init__(self, agent_type: str, reason: str, retry_after: float) -> None:
-        super().__init__(agent_type, reason, retry_after)
+    def __init__(self, agent_type: str, reason: str, retry_after: float, none_exists: bool = False) -> None:
+        super().__init__(agent_type, reason, retry_after, none_exists)
         self.agent_type = agent_type
         self.reason = reason
         self.retry_after = retry_after
+        self.none_exists = none_exists
 
     def __str__(self) -> str:
+        if self.none_exists:
+            return self.reason
         return f"no instance of {self.agent_type} is free: {self.reason}; try again in {self.retry_after:.3f} s"
 
 

@@ -109,7 +109,7 @@ class Refused:
         }
         causes = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         queue = f"; {self.waiting} waiting in the queue" if self.waiting else ""
-        return f"of {self.registered} instances, {causes}{queue}"
+        return f"of {self.registered} {'instance' if self.registered == 1 else 'instances'}, {causes}{queue}"
 
 
 @dataclass(frozen=True, slots=True)

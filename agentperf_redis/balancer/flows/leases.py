@@ -229,25 +229,33 @@ def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
     answer = yield from acquire(keeper, queues, pool, request)
     if isinstance(answer, Refused):
         require = request.choice.require
-        reason = (yield from _reason_among(pool, require)) if require and answer.registered else None
-        raise NoCapacity(pool.agent_type, reason or answer.reason(pool.agent_type), answer.retry_after)
+        reason, none_exists = answer.reason(pool.agent_type), answer.registered == 0
+        if require and answer.registered:
+            reason, none_exists = yield from _reason_among(pool, require)
+        raise NoCapacity(pool.agent_type, reason, answer.retry_after, none_exists and not request.fallback)
     return answer
 
 
-def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
-    """Explain why no instance with these labels is available. Gives details only for small pools."""
-    labels = f"the labels {', '.join(sorted(require))}"
+def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]:
+    """Explain why no instance with these labels is available. Gives details only for small pools.
+
+    Returns:
+        The reason, and whether it is certain that no instance has the labels.
+    """
+    labels = f"the {'label' if len(require) == 1 else 'labels'} {', '.join(map(repr, sorted(require)))}"
     try:
         page = yield from commands.status(pool, 0, _EXPLAINED)
     except AgentPerfError:
         page = None
     if page is None or page.next_rank:
-        return f"all instances with {labels}, if any, are full, rate-limited, unhealthy or out of rotation"
+        return f"all instances with {labels}, if any, are full, rate-limited, unhealthy or out of rotation", False
     fitting = [each for each in page.instances if require <= each.instance.labels]
     if not fitting:
-        return f"no instance of {pool.agent_type!r} has {labels}"
+        return f"no instance of {pool.agent_type!r} has {labels}", True
     counts = Counter("full" if each.limit else each.state.value for each in fitting)
-    return f"of {len(fitting)} instances with {labels}, {', '.join(f'{n} {what}' for what, n in counts.items())}"
+    instances = "instance" if len(fitting) == 1 else "instances"
+    causes = ", ".join(f"{n} {what}" for what, n in counts.items())
+    return f"of {len(fitting)} {instances} with {labels}, {causes}", False
 
 
 def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -663,20 +664,30 @@ def test_overdue_counts_leases_but_no_tombstones(
 
 
 def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: LoadBalancer) -> None:
-    def why(**request: Any) -> str:
+    def refusal(**request: Any) -> NoCapacity:
         with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **request):
             pass
-        return refused.value.reason
+        copy: NoCapacity = pickle.loads(pickle.dumps(refused.value))
+        assert (str(copy), copy.none_exists) == (str(refused.value), refused.value.none_exists)
+        return copy
+
+    def why(**request: Any) -> str:
+        return refusal(**request).reason
 
     assert why() == "no instance of 'planner' is registered"
     for number in range(4):
         labels = frozenset({"gpu"} if number < 2 else ())
         instance = AgentInstance(f"p{number}", "planner", max_capacity=1, labels=labels)
         call(balancer, "register_instance", instance, requests_per_minute=1 if number == 3 else math.inf)
-    assert why(require=("tpu", "gpu")) == "no instance of 'planner' has the labels gpu, tpu"
+    assert why(require=("tpu", "gpu")) == "no instance of 'planner' has the labels 'gpu', 'tpu'"
+    assert str(refusal(require=("tpu",))) == "no instance of 'planner' has the label 'tpu'"
+    assert refusal(require=("tpu",)).none_exists
+    assert not refusal(require=("tpu",), fallback=("critic",)).none_exists
     call(balancer, "drain", "planner", "p0")
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
-    assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
+    assert not refusal(require=("gpu",)).none_exists
+    assert "; try again in " in str(refusal(require=("gpu",)))
+    assert why(require=("gpu",)) == "of 2 instances with the label 'gpu', 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
     assert call(balancer, "release", held["p3"]) is True  # p3 is no longer full, but its rate limit is used up
     assert (
