@@ -192,6 +192,15 @@ def running(folder: Path) -> EmbeddedServer | None:
         return None
 
 
+def url_if_running() -> str | None:
+    """Return the URL of the server in this user's default folder, or None. Sends nothing, so it does not wait."""
+    with contextlib.suppress(BackendUnavailable, OSError):  # no home folder, or an unsafe folder of the socket
+        folder = data_folder(None)
+        if _is_running(folder):
+            return f"unix://{_socket_of(folder)}"
+    return None
+
+
 def stop(folder: Path) -> bool:
     """Stop the server of a folder. When this returns, the data is on disk.
 

@@ -71,10 +71,18 @@ class Connector:
 
     def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
-        self.advice = _advice(address, defaulted=defaulted)
-        """Advice for the user if the server is unreachable."""
+        self._defaulted = defaulted
+        if defaulted or address.kind is ServerKind.EMBEDDED:
+            # Imported here rather than at a later call, since the flushing thread may make that call: a fork during an
+            # import leaves the lock of the module held in the child.
+            import agentperf_redis.embedded  # noqa: F401
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
+
+    @property
+    def advice(self) -> str:
+        """Advice for the user if the server is unreachable."""
+        return _advice(self.address, defaulted=self._defaulted)
 
     def after_fork(self) -> None:
         """In a forked child: replace the lock, because another thread may have held it at the fork."""
@@ -209,9 +217,13 @@ class Connector:
 
 def _advice(address: Address, *, defaulted: bool) -> str:
     if defaulted:
-        return (
-            "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; `agentperf up` "
-            "starts a server on this machine and prints the URL to set"
+        from agentperf_redis.embedded import url_if_running
+
+        url = url_if_running()
+        return "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; " + (
+            "`agentperf up` starts a server on this machine and prints the URL to set"
+            if url is None
+            else f"a server of `agentperf up` is running: export AGENTPERF_REDIS_URL={url}"
         )
     if address.kind is ServerKind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
         return "is a server running there? `agentperf up` starts one on this machine"

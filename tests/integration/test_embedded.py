@@ -19,6 +19,8 @@ from agentperf_redis.cli.console import Target
 from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.transport.address import parse_url
+from agentperf_redis.transport.connector import Connector
 from tests.support.servers import Raw, gone, wait_until
 from tests.support.stalls import hurry
 from tests.support.workers import Workers
@@ -50,6 +52,40 @@ def test_default_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.setenv("XDG_DATA_HOME", unset)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert embedded.data_folder("") == tmp_path.resolve() / ".local/share/agentperf-redis/default"
+
+
+def test_failed_default_address_names_the_running_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    connector = Connector(parse_url("redis://127.0.0.1:1/0"), defaulted=True)
+    assert connector.advice.endswith("`agentperf up` starts a server on this machine and prints the URL to set")
+    folder = embedded.data_folder(None)
+    folder.mkdir(parents=True)
+    try:
+        embedded.ensure(folder)
+        export = f"export AGENTPERF_REDIS_URL={_found(folder).url}"
+        assert connector.advice.endswith(f"; a server of `agentperf up` is running: {export}")
+        assert "agentperf up` is" not in Connector(parse_url("redis://127.0.0.1:1/0")).advice
+    finally:
+        embedded.stop(folder)
+    assert embedded.url_if_running() is None
+
+
+@pytest.mark.parametrize("address", ["Connector(parse_url(DEFAULT_URL), defaulted=True)", "Connector(parse_url(URL))"])
+def test_connector_imports_early_what_it_needs_later(address: str) -> None:
+    """A fork during an import on the flushing thread would leave the lock of the module held in the child."""
+    program = f"""
+import sys
+from agentperf_redis.transport.address import DEFAULT_URL, parse_url
+from agentperf_redis.transport.connector import Connector
+URL = "embedded://"
+assert "agentperf_redis.embedded" not in sys.modules
+connector = {address}
+before = set(sys.modules)
+assert "agentperf_redis.embedded" in before
+connector.advice
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
