@@ -137,11 +137,20 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     assert ended is not None
     assert ended.lease is not None
     assert lb.release_token("coder", ended.lease.token)
-    perf.cache("docs", default_ttl=300).put("page", "hello")
-    perf.tiered_cache("docs").put("page", {"title": "Agents"}, "hot")
+    lru, tiered = perf.cache("docs", default_ttl=300), perf.tiered_cache("docs")
+    for cache in (lru, tiered):
+        cache.put("gone", 1, tags=("letters",))
+        cache.invalidate_tags("letters")
+        cache.delete("gone")
+    lru.put("page", "hello")
+    tiered.put("page", {"title": "Agents"}, "hot")
+    tiered.put("draft", {"title": "Caches"})  # a newcomer, since no tier is named
+    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the list names one entry; the indexes keep the draft
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)
     perf.metrics.record_execution("planner", 0.0214, success=False, error_type="TimeoutError")
+    with perf.metrics.span("planner", "think"):
+        pass
     perf.metrics.flush()
 
     def plain(key: str) -> str:
