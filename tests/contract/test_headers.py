@@ -132,6 +132,9 @@ local TTL_MS = tonumber(ARGV[1])
 -- tostring, os.time and KEYS[7] in a comment are allowed
 for i = ENTRIES, #KEYS do redis.call('DEL', KEYS[i]) end
 local text = 'os.time tostring KEYS'
+local field,
+  value = 'a', 'b'
+redis.call('HSET', STATE, field, value)
 for i = 2, #ARGV do redis.call('HSET', STATE, ARGV[i], TTL_MS) end
 return 1
 """

@@ -344,7 +344,7 @@ def _undeclared(part: str, whole: str) -> Iterator[str]:
     """Yield names that are declared nowhere, such as mistyped ones. Lua would treat them as globals at run time."""
     everything = _without(whole, "comment", "string")
     declared = _KEYWORDS | _GLOBALS
-    for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|\n|;|$))", everything):
+    for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|(?<!,)\n|;|$))", everything):
         declared |= set(re.findall(r"\w+", names))
     declared |= set(re.findall(r"\blocal\s+function\s+(\w+)", everything))
     for names in re.findall(r"\bfunction\b[\s\w.:]*\(([^)]*)\)", everything):
