@@ -47,7 +47,7 @@ pool = maintenance(now_us)
 for _, id in ipairs(page) do
   local r = pool.read(id)
   if r and next(r.flags) then
-    if pool.settings().adaptive == 0 then pool.set(r, 'adaptive', false) end
+    if pool.settings.adaptive == 0 then pool.set(r, 'adaptive', false) end
     pool.limit_rate(r)
     pool.store(r)
   end

@@ -50,7 +50,7 @@ local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 -- Whether some healthy, warm instance was registered at least one warm-up time ago. If there is none, the whole fleet
 -- is just starting, and its instances do not warm up. Drained or dead instances of an earlier fleet do not count.
 local function has_warm_instance(pool)
-  local before_us = format('%.0f', pool.now_us - pool.settings().slow_start_ms * 1000)
+  local before_us = format('%.0f', pool.now_us - pool.settings.slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do
     local some = call('ZRANGEBYSCORE', IDS, '-inf', before_us, 'LIMIT', look * LOOK, LOOK)
     for _, record in ipairs(#some > 0 and call('HMGET', STATE, unpack(some)) or {}) do
@@ -100,7 +100,7 @@ if fact ~= known[1] or settings ~= known[4] then
   pool = maintenance(now_us)
 end
 if not known[3] then call('HSET', STATE, '#born', format('%.0f', born)) end
-local is_newcomer = pool.settings().slow_start_ms > 0 and has_warm_instance(pool)
+local is_newcomer = pool.settings.slow_start_ms > 0 and has_warm_instance(pool)
 local added = call('ZADD', IDS, 'NX', format('%.0f', pool.now_us), ID)
 r = r or pool.new(ID)
 pool.relabel(r, LABELS)

@@ -10,6 +10,40 @@
 --   trip, and raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
+
+-- Decode the text of #settings. Returns the pool's settings, and whether the library wrote the text. In a pool without
+-- settings, no instance is ejected or limited. Every number has at most 12 digits. A single match checks and splits the
+-- usual text. The lengths are compared afterwards, because a bound in the pattern would be slower.
+local function read_settings(text)
+  local USUAL = '^eject_after=(%d+) base_ejection_ms=(%d+) max_ejection_ms=(%d+) max_ejection_share=(%d%.?%d*) '
+    .. 'panic_threshold=(%d%.?%d*) slow_after_us=(%d+) adaptive=(%d) slow_start_ms=(%d+) rate_burst_ms=(%d+) '
+    .. 'unhealthy_threshold=(%d+) healthy_threshold=(%d+)$'
+  local after, base, max, share, panic, slow, adaptive, start, burst, down, up = match(text or '', USUAL)
+  local is_valid = after and #after <= 12 and #base <= 12 and #max <= 12 and #share <= 12 and #panic <= 12
+    and #slow <= 12 and #start <= 12 and #burst <= 12 and #down <= 12 and #up <= 12
+  if not is_valid then
+    after, base, max, share, panic, slow, adaptive, start, burst, down, up = 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+  end
+  local settings = {
+    eject_after = after + 0, base_ejection_ms = base + 0, max_ejection_ms = max + 0, max_ejection_share = share + 0,
+    panic_threshold = panic + 0, slow_after_us = slow + 0, adaptive = adaptive + 0, slow_start_ms = start + 0,
+    rate_burst_ms = burst + 0, unhealthy_threshold = down + 0, healthy_threshold = up + 0,
+  }
+  if not is_valid then
+    is_valid = text ~= ''
+    for word in string.gmatch(text or '', '%S+') do
+      local name, value = match(word, '^([%a_]+)=(%d+%.?%d*)$')
+      if not name or #value > 12 then return settings, false end
+      settings[name] = value + 0
+    end
+  end
+  -- Shares are compared in whole thousandths, because in floating point 0.29 * 100 is less than 29.
+  settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
+  settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
+  return settings, is_valid
+end
+
+-- Add the functions of health to the object `self`, and the pool's settings as `self.settings`.
 local function health(self, facts)
   local EVENTS_KEPT, BATCH, TENTHS, CUT, DAY_MS = 1000, 64, 10, 0.8, 86400000
   local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
@@ -18,46 +52,14 @@ local function health(self, facts)
   local now_us, now_ms = self.now_us, self.now_ms
   local usable, unhealthy, warming = facts.usable, facts.unhealthy, facts.warming
   local calm_ms = facts.calm_ms <= now_ms and facts.calm_ms or 0  -- 0 after the server's clock was set back
-  local settings
-  self.panic = facts.panic
+  local settings, is_valid = read_settings(facts.settings)
+  self.panic, self.settings = facts.panic, settings
+  if not is_valid then self.invalid = self.invalid or '#settings' end
   call('ZCARD', AWAY)
   call('XLEN', EVENTS)
 
   function self.add_event(kind, id, ...)
     call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'id', id, ...)
-  end
-
-  -- Whether the library wrote the settings. The usual text is checked by a single match.
-  local function is_valid(text)
-    local USUAL = '^eject_after=%d+ base_ejection_ms=%d+ max_ejection_ms=%d+ max_ejection_share=%d%.?%d* '
-      .. 'panic_threshold=%d%.?%d* slow_after_us=%d+ adaptive=%d slow_start_ms=%d+ rate_burst_ms=%d+ '
-      .. 'unhealthy_threshold=%d+ healthy_threshold=%d+$'
-    local LONG = '=[%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.][%d.]'
-    if string.find(text, LONG) then return false end
-    if string.find(text, USUAL) then return true end
-    for word in string.gmatch(text, '%S+') do
-      if not match(word, '^[%a_]+=%d+%.?%d*$') then return false end
-    end
-    return text ~= ''
-  end
-  if facts.settings and not is_valid(facts.settings) then self.invalid = self.invalid or '#settings' end
-
-  -- Return the pool's settings. In a pool without settings, no instance is ejected or limited.
-  function self.settings()
-    if not settings then
-      settings = {
-        eject_after = 0, base_ejection_ms = 0, max_ejection_ms = 0, max_ejection_share = 0, panic_threshold = 0,
-        slow_after_us = 0, adaptive = 0, slow_start_ms = 0, rate_burst_ms = 0, unhealthy_threshold = 0,
-        healthy_threshold = 0,
-      }
-      for name, value in string.gmatch(facts.settings or '', '(%S+)=(%d+%.?%d*)') do
-        settings[name] = tonumber(value)
-      end
-      -- Shares are compared in whole thousandths, because in floating point 0.29 * 100 is less than 29.
-      settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
-      settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
-    end
-    return settings
   end
 
   -- Return the text of #pool, which every acquire and release reads.
@@ -140,7 +142,7 @@ local function health(self, facts)
     local extra = r.extra
     if not extra or not r.flags.metered then return 0 end
     return math.max(extra.rpm ~= '0' and extra.rpm_arrival_us or 0, extra.tpm ~= '0' and extra.tpm_arrival_us or 0)
-      - self.settings().rate_burst_ms * 1000
+      - settings.rate_burst_ms * 1000
   end
 
   -- After panic began or ended, store the instances in `away` again, because the limits of unhealthy ones have changed.
@@ -158,7 +160,7 @@ local function health(self, facts)
 
   -- Begin or end panic, depending on the share of unhealthy instances. Returns whether panic began or ended.
   function self.update_panic()
-    local threshold = self.settings().panic_threshold
+    local threshold = settings.panic_threshold
     local panic = usable > 0 and unhealthy * 1000 > usable * threshold and threshold > 0
     if panic == self.panic then return false end
     self.panic = panic
@@ -222,7 +224,7 @@ local function health(self, facts)
   end
 
   local function schedule_step(r)
-    local step_ms = math.ceil(self.settings().slow_start_ms / TENTHS)
+    local step_ms = math.ceil(settings.slow_start_ms / TENTHS)
     call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
@@ -230,7 +232,7 @@ local function health(self, facts)
   -- healthy and warm. When a whole fleet comes back at once, all of its capacity is needed. Therefore no instance
   -- starts a warm-up during a panic or within one warm-up step after it.
   function self.warm_up(r)
-    local slow_start_ms, others = self.settings().slow_start_ms, usable - unhealthy - warming
+    local slow_start_ms, others = settings.slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
     if self.panic or (now_ms - calm_ms) * TENTHS <= slow_start_ms then return end
     self.extra(r).warm_tenths = 1
@@ -239,7 +241,7 @@ local function health(self, facts)
   end
 
   local function eject(r)
-    local extra, of = self.extra(r), self.settings()
+    local extra, of = self.extra(r), settings
     if now_ms - extra.ejected_until_ms > of.max_ejection_ms then extra.ejections = 0 end
     local for_ms = math.min(of.base_ejection_ms * 2 ^ extra.ejections, of.max_ejection_ms)
     extra.ejections, extra.probe_since_us = math.min(extra.ejections + 1, 30), after_last_grant_us(r)
@@ -266,7 +268,7 @@ local function health(self, facts)
   -- Whether one more instance may be ejected. The instance must not be the last healthy one. The unhealthy instances,
   -- including this one, must be within max_ejection_share, unless this one is the only unhealthy one.
   local function may_eject()
-    local most = math.max(1, floor(usable * self.settings().max_ejection_share / 1000))
+    local most = math.max(1, floor(usable * settings.max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most
   end
 
@@ -282,7 +284,7 @@ local function health(self, facts)
   --   kind   o: ok, s: ok but slow; e, t, j as in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
-    local of, good = self.settings(), kind == 'o'
+    local of, good = settings, kind == 'o'
     local overload = kind ~= 'o' and kind ~= 'e'
     if good or kind == 's' then r.served = r.served + 1 else r.failed = r.failed + 1 end
     if of.adaptive == 1 then
@@ -322,7 +324,7 @@ local function health(self, facts)
   -- result is ignored if a check claimed at the same time or later has been recorded, unless the server's clock was set
   -- back since.
   function self.record_check(r, good, claimed_ms)
-    local of, extra = self.settings(), self.extra(r)
+    local of, extra = settings, self.extra(r)
     if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
     extra.checked_ms = claimed_ms
     if (extra.checks < 0) == good then extra.checks = 0 end
@@ -385,14 +387,14 @@ local function health(self, facts)
   function self.correct_times(r)
     local is_changed = r.extra and correct_arrivals(r.extra) or false
     if is_changed then self.limit_rate(r) end
-    local max_ms = now_ms + self.settings().max_ejection_ms
+    local max_ms = now_ms + settings.max_ejection_ms
     if r.flags.ejected and self.extra(r).ejected_until_ms > max_ms then
       r.extra.ejected_until_ms = max_ms
       call('ZADD', DUE, format('%.0f', max_ms), 'E:' .. r.id)
       is_changed = true
     end
     local step_at_ms = r.flags.warming and call('ZSCORE', DUE, 'V:' .. r.id)
-    if step_at_ms and tonumber(step_at_ms) > now_ms + self.settings().slow_start_ms then
+    if step_at_ms and tonumber(step_at_ms) > now_ms + settings.slow_start_ms then
       self.changed = true
       schedule_step(r)
     end

@@ -78,17 +78,21 @@ local function maintenance(now_us)
   local function read_extra(text)
     local extra = self.no_extra()
     for word in string.gmatch(text, '%S+') do
-      local name, value = match(word, '^([%a_]+)=(%S+)$')
-      if not name or name == 'later' then
-        if text ~= '-' then return nil end
-      elseif extra[name] == nil then
-        extra.later = extra.later .. ' ' .. word
+      local name, value = match(word, '^([%a_]+)=(%-?%d+%.?%d*)$')
+      local before = name and extra[name]
+      if before and name ~= 'later' then
+        local number = #value <= 17 and value + 0
+        if not number or number >= 9e15 or (number < 0 and (name ~= 'checks' or number <= -9e15)) then return nil end
+        if before == '0' and number == 0 and value ~= '0' then return nil end
+        extra[name] = before == '0' and value or number
       else
-        local number = #value <= 17 and match(value, '^%-?%d+%.?%d*$') and tonumber(value)
-        local is_rate = extra[name] == '0'
-        if not number or math.abs(number) >= 9e15 or (number < 0 and name ~= 'checks') then return nil end
-        if is_rate and number == 0 and value ~= '0' then return nil end
-        extra[name] = is_rate and value or number
+        -- Either a field of a later version, which may have any value, or a word that the library did not write.
+        name = match(word, '^([%a_]+)=%S+$')
+        if name and name ~= 'later' and extra[name] == nil then
+          extra.later = extra.later .. ' ' .. word
+        elseif name or text ~= '-' then
+          return nil
+        end
       end
     end
     return extra

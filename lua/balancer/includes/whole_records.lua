@@ -8,9 +8,10 @@ local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
   local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
     .. 'failed=(%d+) streak=(%d+) weight=(%d+%.?%d*) labels=(%S+) flags=(%S+) cap=(%d+)%f[%s%z](.*)$'
-  local values = {match(text, RECORD)}
-  if not values[1] then
-    local fields, words, later = {}, {}, ''
+  local load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap,
+    later = match(text, RECORD)
+  if not load then
+    local fields, words, others = {}, {}, ''
     for name, value in string.gmatch(text, '([%a_]+)=(%S+)') do fields[name] = value end
     for name in string.gmatch(NAMES, '%S+') do
       words[#words + 1] = name .. '=' .. (fields[name] or '')
@@ -18,17 +19,21 @@ local function read_record(text)
     end
     for word in string.gmatch(text, '%S+') do
       local name = match(word, '^([%a_]+)=')
-      if not name or fields[name] then later = later .. ' ' .. word end
+      if not name or fields[name] then others = others .. ' ' .. word end
     end
-    values = {match(table.concat(words, ' ') .. later, RECORD)}
-    if not values[1] then return nil end
+    load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap,
+      later = match(table.concat(words, ' ') .. others, RECORD)
+    if not load then return nil end
   end
-  for i = 1, 10 do
-    if not whole_number(values[i]) then return nil end
+  if #load > 10 or #limit > 10 or #peak > 10 or #cap > 10 or weight + 0 > MAX_WEIGHT then return nil end
+  -- The pattern admits only digits, so a number of at most 15 digits is whole. Usually only `fence` is longer.
+  if #fence > 15 and not whole_number(fence) or #seq > 15 and not whole_number(seq)
+    or #ewma_us > 15 and not whole_number(ewma_us) or #ewma_at_ms > 15 and not whole_number(ewma_at_ms)
+    or #served > 15 and not whole_number(served) or #failed > 15 and not whole_number(failed)
+    or #streak > 15 and not whole_number(streak) then
+    return nil
   end
-  local load, limit, peak, cap = values[1], values[2], values[5], values[14]
-  if #load > 10 or #limit > 10 or #peak > 10 or #cap > 10 or tonumber(values[11]) > MAX_WEIGHT then return nil end
-  return unpack(values)
+  return load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap, later
 end
 
 -- Write #pool, and the records of tokens other than leases: a grant that is not fetched yet, a waiter, a tombstone.
