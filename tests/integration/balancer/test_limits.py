@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentInstance, NoCapacity, PoolSettings, keys
+from agentperf_redis import AgentInstance, CorruptState, NoCapacity, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, commands
 from agentperf_redis.balancer.commands import Pool
@@ -413,6 +413,36 @@ def test_refusal_by_rate_has_its_retry_after(call: Call, backend: Backend) -> No
     assert call(balancer, "update_instance", "planner", "p0", requests_per_minute=math.inf)
     assert balancer.acquire("planner") is not None
     assert status_of(balancer, "p0").requests_per_minute == math.inf
+
+
+def test_settings_apply_in_any_order_and_with_later_fields(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(rate_burst=6), backend=backend)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), requests_per_minute=6)
+    state = keys.pool(namespace, "planner").state
+    stored = records.changed(raw.hget(state, "#settings"), rate_burst_ms=0, later=7)
+    raw.hset(state, "#settings", " ".join(reversed(stored.split())))
+    begin = time.monotonic()
+    balancer.release(balancer.acquire("planner"))
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        pass
+    assert 9.99 - (time.monotonic() - begin) < caught.value.retry_after <= 10.01
+
+
+@pytest.mark.parametrize("later", ["", " later=7"], ids=["usual", "with_later_fields"])
+def test_settings_with_too_many_digits_are_corrupt(
+    call: Call, backend: Backend, raw: Raw, namespace: str, later: str
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), requests_per_minute=6)
+    state = keys.pool(namespace, "planner").state
+    usual = raw.hget(state, "#settings")
+    for name in records.fields(usual):
+        too_long = "0." + "1" * 11 if name in ("max_ejection_share", "panic_threshold") else "1" * 13
+        raw.hset(state, "#settings", records.changed(usual, **{name: too_long}) + later)
+        with pytest.raises(CorruptState, match="#settings"):
+            call(balancer, "acquire", "planner")
 
 
 def test_token_rate_settles_to_the_tokens_used(call: Call, backend: Backend) -> None:
