@@ -294,7 +294,7 @@ def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
 def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
     """Return the call that a frame performs; None if its source is unavailable or has changed.
 
-    A call that was found stays known, even if its source changes while the program runs.
+    A call that was found is remembered, so that its name stays if the source changes while the program runs.
 
     Args:
         frame: the frame that performs the call.

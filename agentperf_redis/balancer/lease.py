@@ -130,7 +130,7 @@ class Lease:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
     def __copy__(self) -> Self:
-        """Return the lease itself: a copy of an acquired instance carries the same lease."""
+        """Return the lease itself. A copied `AgentInstance` therefore carries the same lease as the original."""
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

@@ -45,7 +45,10 @@ class WithoutServer(Enum):
 
 
 class Tier(Enum):
-    """A tier of a TieredCache, with its own capacity and TTL. A value is not moved when its entry changes tiers."""
+    """A tier of a TieredCache, with its own capacity and TTL.
+
+    When an entry changes tiers, its key moves to the index of the other tier. The stored value stays where it is.
+    """
 
     HOT = "hot"
     WARM = "warm"

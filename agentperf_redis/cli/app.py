@@ -189,7 +189,7 @@ def rank(
     window: Window = None,
     min_tasks: Annotated[int, typer.Option("--min-tasks", help="Leave out agents with fewer executions.", min=0)] = 1,
 ) -> Exit | None:
-    """Rank the agents. By score, the best comes first; by any other figure, the worst."""
+    """Rank the agents. By score, the best comes first; by any other figure, the largest value."""
     from agentperf_redis.cli.metrics import rank as work
 
     return work(target, by, window, min_tasks, as_json=target.as_json)

@@ -184,7 +184,7 @@ def assess_version(facts: Mapping[str, str]) -> Diagnosis:
     if version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
         return Diagnosis("version", "bad", f"{name} {text}", f"the oldest supported version is {oldest}")
-    if facts.get("arch_bits", "64") != "64":  # the scripts format microseconds as integers of the machine's size
+    if facts.get("arch_bits", "64") != "64":  # the scripts format microseconds as 64-bit integers
         return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are required")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
     return Diagnosis("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))

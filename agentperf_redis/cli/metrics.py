@@ -312,7 +312,7 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
 
 
 def _parsed_window(window: str | None) -> str | float | None:
-    """Convert a window from the command line to the library's form, in which seconds are a number."""
+    """Convert a window from the command line: a number without a unit becomes a float of seconds."""
     if window is None:
         return None
     try:

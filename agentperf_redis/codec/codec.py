@@ -5,9 +5,9 @@ follows as msgpack, so a small value is readable with redis-cli. Types unknown t
 
 - a scalar (Decimal, UUID, datetime ...) is one msgpack extension with its text or bytes;
 - a container (tuple, set, dict with unusual keys, numpy array, a user class) is a msgpack list. Its first item is an
-  empty extension, called the *mark*. The other items of the list are the contents of the container. The contents are
-  not packed separately into bytes, so nesting multiplies neither the depth nor the size of the data. No user value can
-  forge a mark.
+  empty extension, called the *mark*. The other items of the list are the contents of the container, which are part of
+  the same msgpack data. So a nested container adds only its mark and the headers of its lists. No user value can forge
+  a mark.
 
 The codec does not use pickle, and no name in the data causes an import: user classes are looked up in an explicit
 `Registry`. A value that would not decode to an equal value is refused before anything is sent.

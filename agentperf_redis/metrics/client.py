@@ -168,7 +168,7 @@ class MetricsCollector(Recording):
         return self.summary(window=window, as_of=as_of).rendered()
 
     def spans(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> SpanReport:
-        """Return the time of an agent by span. Arguments as for `get_or_create_metrics`."""
+        """Return how much time an agent spent in each of its spans. Arguments as for `get_or_create_metrics`."""
         return self._backend.run(flows.spans(self._flusher, agent_name, window, as_of))
 
     def streams(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> StreamMetrics:

@@ -33,7 +33,7 @@ MAXIMA = frozenset({"max_us", "last_ms"})
 
 
 def added(counter_sets: Iterable[Counters]) -> Counters:
-    """Add up the counters of one or more series or windows."""
+    """Combine the counters of one or more series or windows: sums are added, minima and maxima compared."""
     parts = list(counter_sets)
     if len(parts) == 1:
         return parts[0]

@@ -604,7 +604,7 @@ ai.google.dev, OpenAI compatibility, 2026-11."""
 def _whole(value: object) -> int | None:
     try:
         return whole(value)
-    except Exception:  # noqa: BLE001  a number that raises is not a count
+    except Exception:  # noqa: BLE001  a value whose conversion raises, such as Decimal("NaN"), is no count
         return None
 
 

@@ -369,7 +369,7 @@ class SpanMetrics:
 
 @dataclass(frozen=True, slots=True)
 class SpanReport:
-    """The time of an agent by span.
+    """How much time an agent spent in each of its spans.
 
     Attributes:
         agent_name: the agent.

@@ -79,10 +79,11 @@ def window_seconds(window: str | float, argument: str = "window") -> float:
 
 
 def timestamp_ms(argument: str, given: object) -> int:
-    """Convert a timestamp of any form to milliseconds since 1970.
+    """Convert a timestamp, a datetime or seconds since 1970, to milliseconds since 1970.
 
     Raises:
-        InvalidArgument: for a value of another form, such as a date, a text, or milliseconds.
+        InvalidArgument: for any other value, such as a date, a text or milliseconds, and for a time before
+            1970 or after 9999.
     """
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None

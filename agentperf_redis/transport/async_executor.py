@@ -257,8 +257,9 @@ class AsyncExecutor:
     async def start(self) -> None:
         """Prepare for the end of the loop.
 
-        `asyncio.run` closes the asynchronous generator that this opens, which closes the connections in time. A loop
-        that ends by `loop.close()` closes no generator, but drops its timers.
+        This method opens an asynchronous generator and starts a timer. `asyncio.run` closes the generator before it
+        closes the loop, and the generator then closes the connections. `loop.close()` alone closes no generator, but
+        drops the timers of the loop: when this timer is dropped, `_LoopEnd` reports the end of the loop.
         """
         loop = asyncio.get_running_loop()
         self._loop = weakref.ref(loop)

@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two works measured in turn: their seconds per operation, and the median of the ratios of all rounds."""
+    """Two functions measured alternately: median seconds per operation of each, and the median of the rounds' ratios."""
 
     ours_s: float
     reference_s: float
@@ -68,7 +68,7 @@ class Bench:
         return redis.Redis.from_url(self.url, protocol=2)
 
     def pair(self, ours: Work, reference: Work, times: int) -> Pair:
-        """Measure two works in turn, `times` operations each per round, after a warm-up round."""
+        """Measure two functions alternately, `times` operations each per round, after a warm-up round."""
         ours(max(1, times // 5))
         reference(max(1, times // 5))
         first, second = [], []

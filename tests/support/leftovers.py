@@ -1,4 +1,4 @@
-"""Processes that a test session started and has not ended."""
+"""Finds the processes that a test session started and that still run at its end."""
 
 from __future__ import annotations
 

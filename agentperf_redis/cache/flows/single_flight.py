@@ -336,7 +336,7 @@ class SingleFlight:
         """
         try:
             data = self.reader.codec.encode(value)
-        except Exception as error:  # noqa: BLE001  a user's codec may raise any error; the caller gets its value
+        except Exception as error:  # noqa: BLE001  from a user's codec; the caller still gets the value
             refused = error if isinstance(error, InvalidArgument) else _not_encoded(value, error)
             self._end(compute_lease, Uncacheable())
             return refused, self._release(compute_lease, " ")
