@@ -1,5 +1,5 @@
--- The record of an instance, as a release reads and writes it. It is not in records.lua, so that acquire does not
--- create this function. Needs records.lua; pool.lua describes all fields.
+-- Reads and writes the record of an instance in a release. This code is not in records.lua, because acquire includes
+-- that file too and would create write_release on every call. Needs records.lua; pool.lua describes all fields.
 
 -- Matches the fields that a release reads or writes. A release reads limit and seq, and copies limit, seq, fence and
 -- peak unchanged.
