@@ -209,7 +209,7 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews the lease; True for a copy from another process, which no keeper renews."""
+        """Whether this keeper renews the lease, or the lease is a copy from another process without a keeper here."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
 
     def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:

@@ -54,7 +54,7 @@ def test_lost_reply_never_counts_twice(
 def test_missing_sequence_check_counts_twice(
     proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above fails if the script does not check sequence numbers."""
+    """Without the check of sequence numbers, a lost reply counts twice, so the test above can fail."""
     monkeypatch.setattr(commands, "FLUSH", without_sequence_check())
     collector = MetricsCollector(backend=connect(proxy.url))
     warm(collector)
