@@ -24,7 +24,7 @@
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
 --   idle_ms         int     at a limit, a name unused for this long gives way to a new one, ms; its counts are added
---                           to __other__
+--                           to __other__, those of the spans of an agent to the span __other__ of __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -37,7 +37,8 @@
 -- REPEAT  the number of the flush is known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x tiers x fields) + O(samples log N); at a limit, + O(fields) for each name that gives way, at most
---         16 agents, 16 spans of an agent and 64 errors or models of a series
+--         16 agents, max_parts + 3 parts of these agents, 16 spans of an agent that stays, and 64 errors or models of a
+--         series
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -90,6 +91,11 @@ if wrong_key then return corrupt(wrong_key, wrong_type) end
 -- Each name is counted under a series: its own, or __other__ beyond a limit.
 local series, indexes, leaving = {}, {}, {}
 local present  -- the agents and parts of this flush, which do not give way
+local leaving_parts = 0  -- number of the parts of all agents that give way
+local function parts_of(agent)
+  local key = tag .. 'parts:' .. agent
+  return call('TYPE', key).ok == 'zset' and call('ZRANGE', key, 0, -1) or {}
+end
 local function make_room(index, known)  -- take an idle member out of a full index
   if not known.idle then
     known.idle = call('ZRANGEBYSCORE', index, '-inf', '(' .. whole(now - IDLE_MS), 'WITHSCORES', 'LIMIT', 0, 16)
@@ -100,16 +106,23 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     for i = NAMES, CELLS - 1 do
       local agent, part = string.match(ARGV[i], '^([^/#]+)(.*)$')
       present[agent], present[tag .. 'parts:' .. agent .. part] = true, true
+      present[tag .. 'parts:' .. OTHER .. part] = true  -- the agent may be counted under __other__
     end
   end
   while known.idle[known.next] do
     local member, ms = known.idle[known.next], tonumber(known.idle[known.next + 1])
     known.next = known.next + 2
     local other = member == OTHER or member == '/' .. OTHER or string.sub(member, 1, 1) == '#'
-    if not (other or present[index == AGENTS and member or index .. member]) then
-      known.size = known.size - 1
-      leaving[#leaving + 1] = {index = index, member = member, ms = ms}
-      return true
+    if not (other or known.seen[member] or present[index == AGENTS and member or index .. member]) then
+      local parts = index == AGENTS and parts_of(member) or {}
+      -- The counts of all these parts are read, so an agent with too many of them waits for a later flush. One agent
+      -- with the maximum of parts always fits.
+      if #parts == 0 or leaving_parts == 0 or leaving_parts + #parts <= MAX_PARTS then
+        leaving_parts = leaving_parts + #parts
+        known.size = known.size - 1
+        leaving[#leaving + 1] = {index = index, member = member, ms = ms, parts = parts}
+        return true
+      end
     end
   end
   return false
@@ -273,33 +286,15 @@ local function limited(total, field)
   return known and field or prefix .. OTHER .. rest
 end
 
--- The counts of a name that gives way are added to __other__: the sum over all names stays the same. Slices keep the
--- name until they expire.
+-- The counts of a name that gives way are added to __other__: the sum over all names stays the same. A value that
+-- another program has written is dropped, since it would damage __other__ too. Slices keep the name until they expire.
 local gone = {}
-local function series_ends(name)
+local function give_way(name, other)  -- both are names of series
   for _, kind in ipairs({'total:', 'recent:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
-end
-for _, each in ipairs(leaving) do
-  local agent, other = each.member, OTHER
-  if each.index == AGENTS then
-    admit(AGENTS, OTHER, MAX_AGENTS)
-    seen(AGENTS, OTHER, each.ms)
-    local parts = tag .. 'parts:' .. agent
-    if call('TYPE', parts).ok == 'zset' then
-      for _, part in ipairs(call('ZRANGE', parts, 0, -1)) do series_ends(agent .. part) end
-    end
-    gone[#gone + 1] = parts
-  else
-    local owner = string.sub(each.index, #tag + 7)
-    admit(each.index, '/' .. OTHER, MAX_PARTS)
-    seen(each.index, '/' .. OTHER, each.ms)
-    agent, other = owner .. each.member, owner .. '/' .. OTHER
-  end
-  series_ends(agent)
-  if call('TYPE', tag .. 'total:' .. agent).ok == 'hash' then
-    local counted, sum = call('HGETALL', tag .. 'total:' .. agent), {names = {}, values = {}, own = true}
+  if call('TYPE', tag .. 'total:' .. name).ok == 'hash' then
+    local counted, sum = call('HGETALL', tag .. 'total:' .. name), {names = {}, values = {}, own = true}
     for i = 1, #counted, 2 do
-      local field, value = counted[i], tonumber(counted[i + 1])
+      local field, value = counted[i], counter(counted[i + 1])
       if value and field ~= 'types' and field ~= 'models' then
         if string.find(field, ':', 1, true) and not string.find(field, '^h:') then
           field = limited(tag .. 'total:' .. other, field)
@@ -307,7 +302,26 @@ for _, each in ipairs(leaving) do
         aggregate(sum, field, value)
       end
     end
-    add(tag .. 'total:' .. other, sum)
+    if #sum.names > 0 then add(tag .. 'total:' .. other, sum) end
+  end
+end
+local function part_gives_way(agent, part, other_agent, ms)
+  local index = tag .. 'parts:' .. other_agent
+  local other = string.sub(part, 1, 1) == '#' and part or '/' .. OTHER
+  admit(index, other, MAX_PARTS)
+  seen(index, other, ms)
+  give_way(agent .. part, other_agent .. other)
+end
+for _, each in ipairs(leaving) do
+  if each.index == AGENTS then
+    admit(AGENTS, OTHER, MAX_AGENTS)
+    seen(AGENTS, OTHER, each.ms)
+    for _, part in ipairs(each.parts) do part_gives_way(each.member, part, OTHER, each.ms) end
+    gone[#gone + 1] = tag .. 'parts:' .. each.member
+    give_way(each.member, OTHER)
+  else
+    local owner = string.sub(each.index, #tag + 7)
+    part_gives_way(owner, each.member, owner, each.ms)
   end
 end
 

@@ -17,7 +17,7 @@ from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.accumulator import OK, Part
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.counters import Counters
-from agentperf_redis.metrics.model import OTHER
+from agentperf_redis.metrics.model import BETWEEN, FIRST, OTHER
 from agentperf_redis.metrics.retention import Retention
 from tests.support.fake import Fake
 
@@ -125,16 +125,72 @@ def test_many_new_agents_replace_many_idle_ones(world: World, monkeypatch: pytes
     assert sum(world.total(agent).counts["n"] for agent in world.agents()) == 160
 
 
-def test_spans_of_an_idle_agent_go_with_it(world: World) -> None:
+def test_counts_of_the_spans_of_an_idle_agent_go_to_other(world: World) -> None:
     def spans(buffer: Buffer) -> None:
         buffer.record(stored_name("a"), 0.5, OK)
         buffer.record(Part(stored_name("a"), ("plan",)), 0.25, OK, 0.25)
+        buffer.record(Part(stored_name("a"), ("plan", "step")), 0.125, "err:KeyError", 0.125)
 
     world.flush(spans)
     world.use("b", "c")
     world.now += DAY_S + 1
     world.use("new")
     assert not keys_of("a", world)
+    assert world.fake.client.zrange(keys.metrics_parts(NAMESPACE, SHARD, OTHER), 0, -1) == [f"/{OTHER}"]
+    other = world.total(OTHER, f"/{OTHER}")
+    assert (other.counts["n"], other.counts["sum_us"], other.counts["self_us"]) == (2, 375_000, 375_000)
+    assert other.errors == {"KeyError": 1}
+    assert world.total(OTHER).counts["n"] == 1, "the executions of a"
+
+
+def test_measures_of_an_idle_agent_go_to_the_measures_of_other(world: World) -> None:
+    def measures(buffer: Buffer) -> None:
+        for measure in (FIRST, BETWEEN):
+            buffer.record(Part(stored_name("a"), (), measure), 0.5, OK)
+
+    world.flush(measures)
+    world.use("b", "c")
+    world.now += DAY_S + 1
+    world.use("new")
+    assert not keys_of("a", world)
+    assert [world.total(OTHER, f"#{measure}").counts["n"] for measure in (FIRST, BETWEEN)] == [1, 1]
+
+
+def test_agents_with_many_spans_give_way_in_several_flushes(world: World) -> None:
+    def spans(buffer: Buffer) -> None:
+        for agent in "abc":
+            for name in ("one", "two"):
+                buffer.record(Part(stored_name(agent), (name,)), 0.25, OK, 0.25)
+
+    world.flush(spans)
+    world.now += DAY_S + 1
+    world.use("d", "e", "f")
+    assert len({"a", "b", "c"} & set(world.agents())) == 2, "two agents have more than three spans"
+    assert world.total(OTHER).counts["n"] == 2
+    world.use("e")
+    world.use("f")
+    assert world.agents() == [OTHER, "d", "e", "f"]
+    assert world.total(OTHER, f"/{OTHER}").counts["n"] == 6
+
+
+@pytest.mark.parametrize("names", [("new", "one"), ("one", "new")])
+def test_spans_of_a_flush_counted_under_other_do_not_give_way(world: World, names: tuple[str, ...]) -> None:
+    def span(*names: str) -> Callable[[Buffer], None]:
+        def record(buffer: Buffer) -> None:
+            for name in names:
+                buffer.record(Part(stored_name("late"), (name,)), 0.25, OK, 0.25)
+
+        return record
+
+    world.use("a", "b", "c")
+    world.flush(span("one", "two", "three"))
+    world.now += DAY_S / 2
+    world.use("a", "b", "c")
+    world.now += DAY_S / 2 + 1
+    world.flush(span("two", "three"))
+    world.flush(span(*names))
+    counted = {name: world.total(OTHER, f"/{name}").counts["n"] for name in ("one", "two", "three", OTHER)}
+    assert counted == {"one": 2, "two": 2, "three": 2, OTHER: 1}
 
 
 def test_idle_span_gives_way_to_a_new_one(world: World) -> None:
@@ -196,3 +252,17 @@ def test_damaged_total_of_an_idle_agent_does_not_block_flushes(world: World) -> 
     world.use("new")
     assert world.agents() == [OTHER, "b", "c", "new"]
     assert total not in world.stored()
+
+
+@pytest.mark.parametrize("planted", ["inf", "nan", "-5", "1e400", "some"])
+def test_damaged_count_of_an_idle_agent_does_not_reach_other(world: World, planted: str) -> None:
+    world.use("a", "b", "c")
+    (total,) = (key for key in world.stored() if key.endswith(f":total:{stored_name('a')}"))
+    world.fake.client.hset(total, "sum_us", planted)
+    world.now += DAY_S + 1
+    world.use("b", "c")
+    world.use("new")
+    world.use("further")
+    assert world.agents() == [OTHER, "b", "c", "new"]
+    other = world.total(OTHER).counts
+    assert (other["n"], other["sum_us"]) == (2, 500_000), "the damaged sum is dropped"
