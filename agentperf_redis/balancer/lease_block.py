@@ -12,6 +12,7 @@ from agentperf_redis.balancer.flows import leases
 from agentperf_redis.balancer.flows.leases import LeaseRequest
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.operations import Operations
+from agentperf_redis.command import running_loop
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 
@@ -71,6 +72,8 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if isinstance(error, GeneratorExit):  # the coroutine is being destroyed, so nothing can be awaited
             if lease is not None:
+                if running_loop() is not None:  # the garbage collector may destroy the coroutine on any thread
+                    self._backend.forget_loop_end(lease)
                 self._operations.keeper.jobs.put(partial(self._cut_off, lease))
         elif lease is not None:
             self._backend.forget_loop_end(lease)
