@@ -182,13 +182,23 @@ class Backend:
         await executor.start()
         return executor
 
+    def _executors_by_loop(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncExecutor]]:
+        """Return the loops and their executors, also while other threads and the garbage collector change the map.
+
+        `keyrefs` lists the map in one call of C code. `items` runs Python code between two entries, and raises
+        RuntimeError if the map changes meanwhile.
+        """
+        loops = [loop for reference in self._async_executors.keyrefs() if (loop := reference()) is not None]
+        found = [(loop, self._async_executors.get(loop)) for loop in loops]
+        return [(loop, executor) for loop, executor in found if executor is not None]
+
     def _drop_closed_loops(self) -> None:
         """Close the executors of closed event loops, in case an executor has not noticed the end of its loop.
 
         The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
         this method, a closed loop and its connections would never be garbage-collected.
         """
-        for loop, executor in list(self._async_executors.items()):
+        for loop, executor in self._executors_by_loop():
             if loop.is_closed():
                 executor.close_now()
                 self._loop_ends.put(executor.finish)
@@ -278,7 +288,7 @@ class Backend:
         self._run_close_callbacks()
         self.closed = True
         self.bus.close()
-        for loop, executor in list(self._async_executors.items()):
+        for loop, executor in self._executors_by_loop():
             if loop.is_running() and loop is not running_loop():
                 loop.call_soon_threadsafe(executor.close_now)
             else:
@@ -298,6 +308,7 @@ class Backend:
         if executor is not None:
             await executor.aclose()
         await asyncio.to_thread(self.close)
+        sigterm.release(self)  # `close` ran on another thread than the main one, where it cannot restore the handler
 
     def log_absence(self, error: BackendUnavailable) -> None:
         """Log that a call goes on without the server. At most one such warning every ten seconds."""
@@ -373,8 +384,9 @@ class Backend:
         The old objects are kept and not closed, because their sockets belong to the parent. The order matters: the
         drivers and the bus use the objects that are replaced before them.
         """
-        self._inherited.append((self._executor, dict(self._async_executors), self._lock))
-        for loop in self._async_executors:
+        executors = self._executors_by_loop()
+        self._inherited.append((self._executor, dict(executors), self._lock))
+        for loop, _ in executors:
             self._foreign_loops.add(loop)
         self._lock = threading.RLock()
         self._connector.after_fork()

@@ -202,11 +202,11 @@ def flush_at_sigterm(owner: object) -> None:
 
 
 def release(owner: object) -> None:
-    """Restore the former handler when the last owner releases it."""
-    reference = weakref.ref(owner)
-    if reference not in _owners:
-        return
-    _owners.discard(reference)
+    """Restore the former handler when the last owner releases it.
+
+    Only the main thread can do that. After a call on another thread, the next call on the main thread does it.
+    """
+    _owners.discard(weakref.ref(owner))
     current = signal.getsignal(_SIGTERM)
     if not _owners and isinstance(current, Handler) and threading.current_thread() is threading.main_thread():
         _watch.end()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -210,6 +210,55 @@ def test_lease_block_of_a_closed_loop_is_released(backend: Backend, request_in_o
 
     request_in_own_loop(pending(hold(), begun))
     wait_until(lambda: not lb.leases("coder").leases, "the release of the lease")
+
+
+def test_abandoned_generators_leave_no_lease_behind(backend: Backend) -> None:
+    lb = LoadBalancer(backend=backend)
+    lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=5))
+
+    async def stream() -> AsyncGenerator[int, None]:
+        async with lb.aio.lease("coder"):
+            yield 1
+            yield 2
+
+    async def work() -> int:
+        for _ in range(5):
+            answers = stream()
+            assert await anext(answers) == 1
+            await answers.aclose()
+        return len(backend._async_executors[asyncio.get_running_loop()]._on_loop_end)
+
+    assert asyncio.run(work()) == 0
+    wait_until(lambda: not lb.leases("coder").leases, "the release of the leases")
+
+
+def test_map_of_loops_may_change_while_it_is_listed(backend: Backend) -> None:
+    """Loops of other threads add their executors at any time. Here the garbage collector adds one at each run."""
+
+    class Loop:
+        def is_closed(self) -> bool:
+            return False
+
+    executors: Any = backend._async_executors
+    loops: list[Loop] = []
+
+    def add(*_: object) -> None:
+        loops.append(Loop())
+        executors[loops[-1]] = object()
+
+    for _ in range(20):
+        add()
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(add)
+    gc.set_threshold(1)
+    try:
+        listed = backend._executors_by_loop()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(add)
+        executors.clear()
+    assert len(listed) >= 20
+    assert len(loops) > 20, "the map was changed"
 
 
 def test_waiter_of_a_closed_loop_leaves_the_queue(backend: Backend, request_in_own_loop: Request) -> None:

@@ -50,6 +50,27 @@ def test_handler_stays_until_the_last_close() -> None:
     assert current() is signal.SIG_DFL
 
 
+def test_close_on_an_event_loop_restores_the_former_action() -> None:
+    async def work() -> None:
+        async with AgentPerf(NOWHERE, flush_on_sigterm=True):
+            assert isinstance(current(), sigterm.Handler)
+        assert current() is signal.SIG_DFL
+
+    asyncio.run(work())
+
+
+def test_handler_stays_until_a_close_on_the_main_thread() -> None:
+    """Python changes signal handlers on the main thread only."""
+    perf = AgentPerf(NOWHERE, flush_on_sigterm=True)
+    thread = threading.Thread(target=perf.close)
+    thread.start()
+    thread.join()
+    assert isinstance(current(), sigterm.Handler)
+    with AgentPerf(NOWHERE):
+        pass
+    assert current() is signal.SIG_DFL
+
+
 def test_forgotten_owner_needs_no_handler_any_more() -> None:
     perf = AgentPerf(NOWHERE, flush_on_sigterm=True)
     perf.close()

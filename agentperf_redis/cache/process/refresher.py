@@ -92,7 +92,8 @@ class Refresher:
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the loop may end first
-        self._tasks[task] = subject  # the loop holds only weak references to tasks
+        with self._lock:  # loops of other threads iterate over the tasks
+            self._tasks[task] = subject  # the loop holds only weak references to tasks
 
         def ended(_: object) -> None:
             with self._lock:

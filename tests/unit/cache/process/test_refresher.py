@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,34 @@ def test_refresh_of_a_closed_loop_frees_its_key(refresher: Refresher) -> None:
 
     asyncio.run(later())
     assert (ended, done) == (["finally"], [1])
+
+
+class Watched(dict[Any, Any]):
+    """Tasks that note whether the lock is held when one is added."""
+
+    def __init__(self, refresher: Refresher) -> None:
+        super().__init__()
+        self.held: list[bool] = []
+        self._refresher = refresher
+
+    def __setitem__(self, task: Any, subject: Any) -> None:
+        self.held.append(self._refresher._lock.locked())
+        super().__setitem__(task, subject)
+
+
+def test_task_is_added_under_the_lock_of_those_that_list_tasks(refresher: Refresher) -> None:
+    """Otherwise the loop of another thread that lists the tasks gets a RuntimeError."""
+    refresher._tasks = tasks = Watched(refresher)
+
+    async def request() -> None:
+        async def refresh() -> None:
+            pass
+
+        refresher.spawn(SUBJECT, refresh)
+        await asyncio.sleep(0)
+
+    asyncio.run(request())
+    assert tasks.held == [True]
 
 
 def test_thread_limit_leaves_refreshes_to_later_readers(refresher: Refresher, monkeypatch: pytest.MonkeyPatch) -> None:
