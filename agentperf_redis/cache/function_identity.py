@@ -106,6 +106,7 @@ class _Namer:
         if not known or hasattr(function, "__wrapped__"):
             parts += _parts_of_code(getattr(function, "__code__", None))
         parts += (variable.encode() + b"=" + self._cell(function, variable, cell) for variable, cell in cells.items())
+        parts += self._attributes(function)
         if module == "__main__":
             parts += self._globals(function)
         self._under_way.discard(id(function))
@@ -119,6 +120,12 @@ class _Namer:
                 return b"itself"
             raise _NoIdentity(_Unbound()) from None
         return self._value(value)
+
+    def _attributes(self, function: Any) -> Iterator[bytes]:
+        """Yield the attributes of a function that its own code may read. Decorators also set other attributes."""
+        values = getattr(function, "__dict__", {})
+        for name in sorted(_names_in(getattr(function, "__code__", None)) & values.keys() - {"__wrapped__"}):
+            yield b"." + name.encode() + b"=" + self._value(values[name])
 
     def _globals(self, function: Any) -> Iterator[bytes]:
         """Yield the global values that code typed into a session uses. Other code is identified by its module."""

@@ -116,6 +116,15 @@ def nothing() -> None:
     """A function to which closures in the tests refer."""
 
 
+def with_attribute(value: object) -> Callable[[], object]:
+    def reading() -> object:
+        return reading.value  # type: ignore[attr-defined]
+
+    reading.value = value  # type: ignore[attr-defined]
+    reading.unread = object()  # type: ignore[attr-defined]
+    return reading
+
+
 def other() -> None:
     """Another function."""
 
@@ -135,6 +144,7 @@ def other() -> None:
         (of(logging.getLogger("a")), of(logging.getLogger("b"))),
         (of(functools.partial(plain, 1)), of(functools.partial(plain, 2))),
         (of(of(1)), of(of(2))),
+        (with_attribute(1), with_attribute(2)),
         (lambda x: x * x, lambda x: x**3),
         (lambda x: {"a", "b", x}, lambda x: {"a", "c", x}),
         (lambda x: lambda: x + 1, lambda x: lambda: x + 2),
@@ -157,9 +167,16 @@ def test_different_functions_have_different_names(one: Any, another: Any) -> Non
     assert function_name(one) == function_name(one)
 
 
+def test_attributes_leave_the_name_of_a_module_level_function_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = function_name(plain)
+    monkeypatch.setitem(vars(plain), "calls", object())
+    assert function_name(plain) == before
+
+
 def test_functions_made_alike_have_one_name() -> None:
     assert function_name(of("small")) == function_name(of("small"))
     assert function_name(logged(nothing)) == function_name(logged(nothing))
+    assert function_name(with_attribute(1)) == function_name(with_attribute(1))
 
 
 def test_recursive_function_has_a_stable_name() -> None:
@@ -177,6 +194,8 @@ def test_closures_without_identity_are_refused(value: object) -> None:
         function_name(of(value))
     with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
         function_name(retried(value)(plain))
+    with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
+        function_name(with_attribute(value))
 
 
 def test_cache_key_method_gives_an_identity() -> None:
