@@ -21,9 +21,12 @@ import sys
 import weakref
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentperf_redis.background import register_for_fork
+
+if TYPE_CHECKING:
+    from multiprocessing.util import Finalize
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -79,13 +82,13 @@ class _Process:
 
     def __init__(self) -> None:
         self.forked = False
-        self.has_finalizer = False
+        self.finalizer: Finalize | None = None
         register_for_fork(self)
 
     def after_fork(self) -> None:
         """In a forked child: note that it is one. It does not inherit the finalizers of multiprocessing."""
         self.forked = True
-        self.has_finalizer = False
+        self.finalizer = None
 
 
 _process = _Process()
@@ -109,11 +112,13 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # one thread gets it
             if hook is not None:
                 _attach(name, hook, module)
-    if not _process.has_finalizer and "multiprocessing.util" in sys.modules and is_child():
-        _process.has_finalizer = True
+    # A child that imports the main module before it starts, as with a forkserver that preloads modules, then drops all
+    # finalizers that the import has registered.
+    finalizer = _process.finalizer
+    if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize
 
-        Finalize(None, flush_all, exitpriority=10)
+        _process.finalizer = Finalize(None, flush_all, exitpriority=10)
 
 
 def _attach(name: str, hook: Callable[[Any], None], module: ModuleType) -> None:

@@ -45,7 +45,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """No buffer is registered, and no hook is attached."""
     monkeypatch.setattr(process_end, "_buffers", set())
     monkeypatch.setattr(process_end, "_hooks", dict(ALL_HOOKS))
-    monkeypatch.setattr(process_end, "_process", SimpleNamespace(forked=False, has_finalizer=False))
+    monkeypatch.setattr(process_end, "_process", SimpleNamespace(forked=False, finalizer=None))
     for name in ALL_HOOKS:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
@@ -175,10 +175,12 @@ def test_uvicorn_flushes_after_shutdown_on_another_thread(monkeypatch: pytest.Mo
 
 def test_finalizer_of_multiprocessing_is_set_once_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     set_callbacks: list[Callable[[], None]] = []
+    active = True
 
-    def finalize(_: None, callback: Callable[[], None], *, exitpriority: int) -> None:
+    def finalize(_: None, callback: Callable[[], None], *, exitpriority: int) -> SimpleNamespace:
         assert exitpriority >= 0
         set_callbacks.append(callback)
+        return SimpleNamespace(still_active=lambda: active)
 
     monkeypatch.setattr(multiprocessing.util, "Finalize", finalize)
     process_end.watch()
@@ -192,6 +194,9 @@ def test_finalizer_of_multiprocessing_is_set_once_in_a_child(monkeypatch: pytest
     (callback,) = set_callbacks
     callback()
     assert buffer.flushes == 1
+    active = False
+    process_end.watch()
+    assert len(set_callbacks) == 2, "multiprocessing has dropped the first one"
 
 
 def test_process_of_billiard_is_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

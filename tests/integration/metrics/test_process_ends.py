@@ -77,6 +77,34 @@ def test_worker_processes_flush_at_their_end(
     assert counted() == COUNT, programs.log()
 
 
+def test_child_of_a_forkserver_that_preloads_the_library_flushes(
+    programs: Programs, counted: Callable[[], int]
+) -> None:
+    """Such a child imports the main module first, and then multiprocessing drops the finalizers of the import."""
+    programs.write(
+        "preloaded.py",
+        """
+        import multiprocessing
+        from agentperf_redis import AgentPerf
+
+        collector = AgentPerf().metrics
+
+        def work():
+            collector.record_execution("worker", 0.1, True)
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["agentperf_redis.process_end"])
+            for _ in range(3):
+                process = context.Process(target=work)
+                process.start()
+                process.join()
+        """,
+    )
+    programs.run("preloaded")
+    assert counted() == 3, programs.log()
+
+
 def test_young_child_flushes_early(programs: Programs, counted: Callable[[], int]) -> None:
     """The first record of a child is sent long before the flush interval of a minute is over."""
     programs.write(
