@@ -28,7 +28,8 @@
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
 -- ERRORS  none
--- COST    O(log N + log L), and at most 64 expiries when some are due; N instances, L leases
+-- COST    O(log N + log L), and at most 64 expiries when some are due; after the server's clock was set back, also some
+--         250 corrected timers a round, until all are corrected; N instances, L leases
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -115,8 +116,13 @@ end
 
 -- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. Repeat this, at most
 -- ROUNDS times, while more leases may have expired: a pool with expired leases is not full. If the pool seems full and
--- a timer is far off, the server's clock may have been set back: `maintain` corrects the timers then.
-if not look and not several and not id then look = has_distant_timer(now_ms) end
+-- the server's clock may have been set back, `maintain` corrects the timers.
+local is_old
+if not look and not id then
+  local is_set_back
+  is_set_back, is_old = read_clock(call('HGET', STATE, '#clock'), now_ms)
+  look = is_set_back ~= false or has_distant_timer(now_ms)
+end
 local pool = (look or several or id) and maintenance(now_us)
 if pool and pool.invalid then return corrupt(pool.invalid) end
 if look then  -- check the types of the keys that are read after the first write
@@ -153,4 +159,9 @@ if away > 0 then retry_ms = (pool or maintenance(now_us)).back_after_ms() or ret
 local counts = call('HMGET', STATE, '#usable', '#unhealthy')
 local usable, unhealthy = whole_number(counts[1]) or 0, whole_number(counts[2]) or 0
 local disabled, rate_limited = math.max(0, registered - usable), math.max(0, away - unhealthy)
-return {NOTHING, retry_ms, registered, call('ZCARD', WAITQ), disabled, unhealthy, rate_limited}
+local waiting = call('ZCARD', WAITQ)
+if is_old and not look then
+  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+  call('HSET', STATE, '#clock', format('%d', now_ms))
+end
+return {NOTHING, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}

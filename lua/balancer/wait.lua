@@ -20,7 +20,8 @@
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
 -- ERRORS  none
--- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters; W waiters, N instances
+-- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters, and some 250 corrected timers after
+--         the server's clock was set back, until all are corrected; W waiters, N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]

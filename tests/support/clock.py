@@ -19,7 +19,9 @@ _TIMES = {"fence": 10**6, "ticket": 10**6, "ewma_at_ms": 1000, "ejected_until_ms
     "tpm_arrival_us": 10**6,
 }
 """The fields of a pool's records that hold times, and their units per second."""
-_FACTS = {"#born": 10**6, "#panic": 1000, "#calm": 1000, "#next": 1000, "#claimed": 1000, "#arrived": 10**6}
+_FACTS = {"#born": 10**6, "#panic": 1000, "#calm": 1000, "#next": 1000, "#claimed": 1000, "#arrived": 10**6} | {
+    "#clock": 1000,
+}
 _NEVER = 4503599627370496
 """The value of #next without timers; see maintenance.lua."""
 

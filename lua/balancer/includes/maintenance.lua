@@ -21,12 +21,51 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Whether the last timer in `due` is so far off that the server's clock may have been set back since it was set. Most
--- timers are due within two minutes.
+-- Return the greatest time, in ms, that may be left until a timer in `due`; nil if it is not stored. Callers choose the
+-- times of tombstones and heartbeats, and the times of rate limits and warm-ups are corrected with their instances.
+local function longest_ms(name)
+  local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
+  local EJECTION_MS = 300000                                  -- as in settings.py
+  local kind = string.sub(name, 1, 1)
+  if kind == '@' then
+    local record = call('HGET', STATE, name) or ''
+    if match(record, LEASE) then return whole_number(match(record, LEASE_TTL)) or MAX_TTL_MS end
+    return match(record, GRANTED) and CLAIM_MS
+  elseif kind == 'E' then
+    return whole_number(match(call('HGET', STATE, '#settings') or '', 'max_ejection_ms=(%d+)')) or EJECTION_MS
+  elseif kind == 'W' then
+    return LIVE_MS
+  end
+  return kind == 'P' and 0 or nil
+end
+
+-- Return what the text of #clock says: whether the server's clock was set back since it was written, so that timers
+-- must be corrected; whether it must be written again because it is old; the position of the correction in `due`, '0'
+-- for its start. Returns nil if the library did not write the text.
+local function read_clock(text, now_ms)
+  local STEP_MS, OLD_MS = 1000, 30000
+  local clock_ms, cursor = match(text or '0', '^(%d+) ?(%d*)$')
+  clock_ms = whole_number(clock_ms)
+  if not clock_ms or #cursor > 18 then return nil end
+  if now_ms < clock_ms - STEP_MS then return true, true, '0' end
+  return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
+end
+
+-- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that: the last
+-- of its timers that has a known greatest time is further off than that. Most timers are due within two minutes, so
+-- usually no record is read, and never more than one.
 local function has_distant_timer(now_ms)
-  local DISTANT_MS = 120000
-  local last_ms = call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2]
-  return last_ms and tonumber(last_ms) > now_ms + DISTANT_MS
+  local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
+  local last = call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES')
+  for i = #last - 1, 1, -2 do
+    local at_ms = tonumber(last[i + 1])
+    if at_ms <= now_ms + DISTANT_MS then return false end
+    if match(last[i], '^[@EWP]') then
+      local max_ms = longest_ms(last[i])
+      return max_ms and at_ms > now_ms + max_ms + STEP_MS
+    end
+  end
+  return false
 end
 
 -- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
@@ -37,8 +76,7 @@ end
 --   changed  whether the functions of this object have written anything
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, 4503599627370496
-  local MAX_TTL_MS, LIVE_MS = 86400000, 3000  -- as in operations.py and queue.py
-  local GRANTS, FEW, MANY, LOOKS, LAST = 16, 4, 32, 5, 100
+  local GRANTS, FEW, MANY, LOOKS, TIMERS = 16, 4, 32, 5, 250
   -- The fields of the extra record in the order in which they are written, each followed by its format.
   local EXTRA = {
     'ejections', '%d', 'ejected_until_ms', '%.0f', 'probe_since_us', '%.0f', 'leases_before', '%d',
@@ -53,11 +91,12 @@ local function maintenance(now_us)
   local now_ms = floor(now_us / 1000)
   local function number(text) return whole_number(text) or 0 end
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm',
-    '#next', '#picks', '#load', '#cap')
+    '#next', '#picks', '#load', '#cap', '#clock')
   local _, strategy, score, _, waiter = opened(known[1])
   if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
   local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
-    or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap' or nil
+    or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap'
+    or read_clock(known[12], now_ms) == nil and '#clock' or nil
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy, invalid = invalid, changed = false}
   call('ZCARD', READY)
   call('ZCARD', DUE)
@@ -223,24 +262,12 @@ local function maintenance(now_us)
     return r.fence, self.store(r)
   end
 
-  -- Correct the timer of a token or an instance if it is further off than it can be: then the server's clock was set
-  -- back after the timer was set. The timer is set as if that happened now. Timers of heartbeats and tombstones stay,
-  -- since their greatest length is not stored.
+  -- Correct a timer if it is further off than it can be: then the server's clock was set back after the timer was set.
+  -- The timer is set as if that happened now. The timers of tombstones and heartbeats stay.
   function self.correct_timer(name, at_ms)
-    local kind, rest, max_ms = string.sub(name, 1, 1), string.sub(name, 2), nil
-    if kind == '@' then
-      local record = call('HGET', STATE, name) or ''
-      if match(record, LEASE) then
-        max_ms = whole_number(match(record, LEASE_TTL)) or MAX_TTL_MS
-      elseif match(record, GRANTED) then
-        max_ms = CLAIM_MS
-      end
-    elseif kind == 'W' then
-      max_ms = LIVE_MS
-    elseif kind == 'P' then
-      max_ms = 0
-    elseif kind == 'E' or kind == 'R' or kind == 'V' then
-      local r = self.read(string.sub(rest, 2))
+    local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
+    if kind == 'E' or kind == 'R' or kind == 'V' then
+      local r = self.read(string.sub(name, 3))
       if r and self.correct_times(r) then self.store(r) end
     end
     if max_ms and at_ms > now_ms + max_ms then
@@ -249,10 +276,17 @@ local function maintenance(now_us)
     end
   end
 
-  -- Correct the timers that are furthest off, if the server's clock may have been set back.
+  -- If the server's clock was set back, correct the next TIMERS timers or so; every timer after a few calls. A cursor
+  -- behind the time in #clock marks a correction that has not ended.
   local function correct_timers()
-    local last = has_distant_timer(now_ms) and call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES') or {}
-    for i = 1, #last, 2 do self.correct_timer(last[i], tonumber(last[i + 1])) end
+    local is_set_back, _, cursor = read_clock(known[12], now_ms)
+    if not is_set_back and not has_distant_timer(now_ms) then return end
+    call('ZREM', DUE, '')  -- removes nothing, but passes the check of maxmemory, which is made only up to a first write
+    local scan = call('ZSCAN', DUE, cursor, 'COUNT', TIMERS)
+    for i = 1, #scan[2], 2 do self.correct_timer(scan[2][i], tonumber(scan[2][i + 1])) end
+    self.changed = true
+    known[12] = format('%.0f', now_ms) .. (scan[1] == '0' and '' or ' ' .. scan[1])
+    call('HSET', STATE, '#clock', known[12])
   end
 
   -- Process at most `limit` due timers. Returns the number processed.
@@ -356,7 +390,8 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Store in #next when the pool next needs maintenance.
+  -- Store in #next when the pool next needs maintenance, and in #clock the time, if the one stored there is old. A time
+  -- that shows that the clock was set back stays, since only `expire` corrects the timers.
   function self.reschedule()
     local next_ms = '0'
     if call('ZCARD', WAITQ) == 0 then
@@ -365,6 +400,11 @@ local function maintenance(now_us)
     end
     self.changed = self.changed or next_ms ~= known[8]
     call('HSET', STATE, '#next', next_ms)
+    local is_set_back, is_old = read_clock(known[12], now_ms)
+    if is_old and not is_set_back then
+      self.changed = true
+      call('HSET', STATE, '#clock', format('%.0f', now_ms))
+    end
   end
 
   -- Process due timers, then grant free units to waiters. Returns the number of timers processed, and whether all

@@ -54,6 +54,8 @@
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
+--     #clock     the server's time, ms, at most 30 s old when the pool was last maintained; followed by a cursor of due
+--                while timers are corrected because the clock was set back
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires

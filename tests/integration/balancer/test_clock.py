@@ -13,7 +13,7 @@ from agentperf_redis.balancer import LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.balancer.commands import Granted, Pool, Queued, Rates, Refused
 from tests.support import records
 from tests.support.clock import server_ms, set_back_pool
-from tests.support.servers import Raw, wait_until
+from tests.support.servers import Raw, Server, wait_until
 
 pytestmark = pytest.mark.every_server
 
@@ -29,7 +29,9 @@ def pool(backend: Backend) -> Pool:
 
 def register(backend: Backend, pool: Pool, capacity: int = 1, **options: Any) -> None:
     instance = AgentInstance("p0", "planner", max_capacity=capacity)
-    backend.run(commands.register(pool, instance, options.pop("strategy", None), 0, **options))
+    backend.run(
+        commands.register(pool, instance, options.pop("strategy", None), options.pop("heartbeat", 0), **options)
+    )
 
 
 def acquire(backend: Backend, pool: Pool, token: str, ttl_ms: int = TTL_MS) -> Any:
@@ -156,3 +158,38 @@ def test_response_times_stay_plausible(backend: Backend, raw: Raw, pool: Pool) -
         set_back_pool(raw, pool.keys, HOUR)
     assert 100_000 <= records.number(raw.hget(pool.keys.state, "p0"), "ewma_us") <= 500_001
     assert isinstance(acquire(backend, pool, "@last"), Granted)
+
+
+def test_timers_of_a_large_pool_are_all_corrected(backend: Backend, raw: Raw, pool: Pool) -> None:
+    """Hundreds of later timers hide no lease: neither other leases nor tombstones and heartbeats."""
+    register(backend, pool, capacity=300, heartbeat=TTL_MS)
+    for number in range(300):
+        assert isinstance(acquire(backend, pool, f"@{number}", SHORT_MS * 100), Granted)
+    for number in range(200):
+        backend.run(commands.release(pool, f"@gone:{number}", tombstone_ms=120_000))
+    set_back_pool(raw, pool.keys, HOUR)
+
+    for _ in range(5):
+        assert isinstance(acquire(backend, pool, "@refused"), Refused)
+    far_ms = server_ms(raw) + 120_000
+    due_ms = raw.zrange(pool.keys.due, 0, -1, withscores=True)
+    assert [name for name, due in due_ms if name[0] == "@" and due > far_ms] == []
+    assert raw.hget(pool.keys.state, "#clock").isdigit(), "the correction has ended"
+
+
+@pytest.mark.parametrize("heartbeat_ms", [0, 300_000])
+@pytest.mark.parametrize("ttl_ms", [TTL_MS, 300_000])
+def test_refusal_reads_no_timer_records(
+    own_server: Server, connect: Callable[..., Backend], ttl_ms: int, heartbeat_ms: int
+) -> None:
+    """Timers that may be far off cost a refused acquire two reads at most, however many they are."""
+    backend, calls = connect(own_server.url), 20
+    pool = Pool.of(backend.namespace, "planner")
+    register(backend, pool, capacity=150, heartbeat=heartbeat_ms)
+    for number in range(150):
+        acquire(backend, pool, f"@{number}", ttl_ms)
+    with own_server.client() as raw:
+        raw.config_resetstat()
+        for _ in range(calls):
+            assert isinstance(acquire(backend, pool, "@refused", ttl_ms), Refused)
+        assert raw.info("commandstats")["cmdstat_hget"]["calls"] <= 2 * calls
