@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
-from tests.support.servers import Node, ServerFailed, ServerKind, program
+from tests.support.servers import CLUSTERS, Node, ServerFailed, ServerKind, program
 
 LOADS: dict[ServerKind, tuple[ServerKind, ...]] = {
     "redis70": ("redis70", "redis82", "valkey"),
@@ -17,7 +17,7 @@ LOADS: dict[ServerKind, tuple[ServerKind, ...]] = {
     "valkey": ("valkey",),
 }
 """Kind of the server that wrote the data files -> kinds of the servers that load them."""
-STANDALONE = [kind for kind in get_args(ServerKind) if kind != "cluster" and program(kind)]
+STANDALONE = [kind for kind in get_args(ServerKind) if kind not in CLUSTERS and program(kind)]
 
 
 @pytest.fixture(params=["rdb", "aof"])

@@ -22,7 +22,7 @@ HELD_S = 0.01  # much longer than a call takes, so that many leases overlap even
 MUTATIONS = (
     ("  if load < limit then\n    if score", "  if true then\n    if score"),
     ("    if load >= limit then\n", "    if false then\n"),
-    ("if r.load < r.limit then", "do"),
+    ("  if r and r.load < r.limit then\n    local fence", "  if r then\n    local fence"),
 )
 
 

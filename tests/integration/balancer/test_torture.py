@@ -60,7 +60,7 @@ MUTANTS = {
     "no capacity check": (
         ("  if load < limit then\n    if score", "  if true then\n    if score"),
         ("    if load >= limit then\n", "    if false then\n"),
-        ("if r.load < r.limit then", "do"),
+        ("  if r and r.load < r.limit then\n    local fence", "  if r then\n    local fence"),
     ),
     "no tombstone": (
         ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),
