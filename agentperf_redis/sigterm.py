@@ -82,7 +82,9 @@ class Handler:
             return
         self._repeated = True
         pause = _REPEAT_S
-        while self._repeated:  # between this check and the call of C code, the handler cannot run
+        # If the main thread runs the handler between the check and `os.kill`, one signal too many is sent. This was
+        # seen only with a switch interval of a microsecond.
+        while self._repeated:
             os.kill(os.getpid(), number)
             time.sleep(pause)
             pause = min(2 * pause, _MAX_REPEAT_S)

@@ -198,17 +198,19 @@ def test_warm_up_of_a_closed_loop_leaves_no_leases(backend: Backend) -> None:
     assert cache.warm_up(keys, str.upper).computed == 3
 
 
+async def hold(lb: LoadBalancer, begun: threading.Event) -> None:
+    """Hold a lease until the loop ends."""
+    async with lb.aio.lease("coder", ttl=NEVER_S, max_hold=NEVER_S):
+        begun.set()
+        await asyncio.sleep(NEVER_S)
+
+
 def test_lease_block_of_a_closed_loop_is_released(backend: Backend, request_in_own_loop: Request) -> None:
     lb = LoadBalancer(backend=backend)
     lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
     begun = threading.Event()
 
-    async def hold() -> None:
-        async with lb.aio.lease("coder", ttl=NEVER_S, max_hold=NEVER_S):
-            begun.set()
-            await asyncio.sleep(NEVER_S)
-
-    request_in_own_loop(pending(hold(), begun))
+    request_in_own_loop(pending(hold(lb, begun), begun))
     wait_until(lambda: not lb.leases("coder").leases, "the release of the lease")
 
 
@@ -336,19 +338,13 @@ def test_stopped_loop_that_runs_again_keeps_its_lease(backend: Backend) -> None:
     assert cache.get("k") == "value"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_gives_back_nothing_of_its_parent(backend: Backend) -> None:
     lb = LoadBalancer(backend=backend)
     lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
     begun = threading.Event()
 
-    async def hold() -> None:
-        async with lb.aio.lease("coder", ttl=NEVER_S, max_hold=NEVER_S):
-            begun.set()
-            await asyncio.sleep(NEVER_S)
-
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(pending(hold(), begun))
+    loop.run_until_complete(pending(hold(lb, begun), begun))
     child = os.fork()
     if child == 0:
         code = 1
