@@ -141,6 +141,18 @@ def _calls_fit_their_headers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _default_backend_is_closed() -> Iterator[None]:
+    """Fail a test that leaves the process-wide default backend open: a later test could not set its own."""
+    from agentperf_redis import backend
+
+    yield
+    left = backend._default
+    if left is not None and not left.closed:
+        left.close()
+        pytest.fail(f"the test left the default backend open: {left!r}")
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """The servers of the session. `servers.fresh("cluster")` starts another server."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, LoadBalancer, LRUCache, MetricsCollector, TieredCache
+from agentperf_redis.backend import Backend
 from agentperf_redis.errors import InvalidArgument
 
 NAMES = {
@@ -39,14 +40,16 @@ def public(perf: AgentPerf) -> dict[str, Callable[..., Any]]:
     return found | {each.__name__: each for each in (AgentInstance, LoadBalancer, LRUCache, TieredCache, AgentPerf)}
 
 
-def attempts(function: Callable[..., Any]) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+def attempts(function: Callable[..., Any], backend: Backend) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     """Yield calls in which one name has a value of another kind, and the name of that parameter."""
     parameters = inspect.signature(function).parameters.values()
-    required = {
+    required: dict[str, Any] = {
         each.name: "a"
         for each in parameters
         if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     }
+    if inspect.isclass(function) and "backend" in inspect.signature(function).parameters:
+        required["backend"] = backend  # without it, a client would create the default backend
     for parameter in parameters:
         if parameter.name in NAMES:
             for other in OTHERS:
@@ -60,7 +63,7 @@ def test_names_of_another_kind_are_refused() -> None:
     perf = AgentPerf(NOWHERE, deadline=0.05)
     tried, wrong = set(), []
     for where, function in public(perf).items():
-        for parameter, args, options in attempts(function):
+        for parameter, args, options in attempts(function, perf.backend):
             tried.add(f"{where}({parameter})")
             try:
                 function(*args, **options)
