@@ -37,7 +37,6 @@ local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include records
 --@include grants
 --@include pool
---@include labels
 --@include pick
 
 local EXPIRIES, ROUNDS = 8, 8
@@ -111,6 +110,7 @@ if not look and not several then
 end
 --@include whole_number
 --@include whole_records
+--@include labels
 --@include health
 --@include maintenance
 
@@ -124,6 +124,7 @@ if not look and not id then
   look = is_set_back ~= false or has_distant_timer(now_ms)
 end
 local pool = (look or several or id) and maintenance(now_us)
+local suits = several and function(candidate) return has_all(field(candidate, 'labels') or '', LABELS) end
 if pool and pool.invalid then return corrupt(pool.invalid) end
 if look then  -- check the types of the keys that are read after the first write
   call('ZCARD', IDS)
@@ -137,7 +138,7 @@ for _ = 1, (look or several) and ROUNDS or 0 do
     facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
   end
   if dispatched and (not several or how == 'ring') then
-    id = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6], several and LABELS)
+    id = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6], suits)
   end
   if dispatched and several and not id then id = pool.best(LABELS) end
   if id or expired < EXPIRIES then break end

@@ -49,7 +49,8 @@ local id
 local several = string.find(LABELS, ',', 1, true)
 if not several or how == 'ring' then
   local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
-  id = pick(how, from, RANDOM, POINT, pool.now_ms, facts[2], facts[3], several and LABELS)
+  local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
+  id = pick(how, from, RANDOM, POINT, pool.now_ms, facts[2], facts[3], suits)
 end
 if several and not id then id = pool.best(LABELS) end
 if not id then return {NOTHING} end
