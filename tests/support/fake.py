@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -21,16 +22,21 @@ class Fake:
     A flow's pauses take no time, and its waits end at once without a wake-up. `pauses` records both. Errors are those
     of redis-py: only the executor, which is not used here, converts them.
 
+    Args:
+        ms_per_script: None gives scripts the machine's time. Otherwise each script sees a time that is this much later
+            than the one before, so that a pause of the test lets nothing expire.
+
     Attributes:
         client: its raw client, with `decode_responses`.
         pauses: the seconds of each Pause and Wait of a flow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ms_per_script: int | None = None) -> None:
         server = fakeredis.FakeServer()
         self.client: Any = fakeredis.FakeRedis(server=server, decode_responses=True)
         self._bytes: Any = fakeredis.FakeRedis(server=server)
         self.pauses: list[float] = []
+        self._ms_per_script, self._now_ms = ms_per_script, 1_800_000_000_000
 
     def run(self, what: Command[Any] | Batch[Any] | Flow[Any]) -> Any:
         """Run a command, a batch or a flow, and return its result."""
@@ -67,8 +73,15 @@ class Fake:
 
     def _reply(self, command: Command[Any]) -> Reply:
         if isinstance(command.script, Script):
-            return self._bytes.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
+            return self._bytes.eval(self._timed(command.script.source), len(command.keys), *command.keys, *command.wire_args())
         return self._bytes.execute_command(command.script, *command.keys, *command.wire_args())
+
+    def _timed(self, source: str) -> str:
+        if self._ms_per_script is None:
+            return source
+        self._now_ms += self._ms_per_script
+        seconds, ms = divmod(self._now_ms, 1000)
+        return re.sub(r"(redis\.)?call\('TIME'\)", f"{{'{seconds}', '{ms * 1000}'}}", source)
 
     def close(self) -> None:
         """Close both clients."""

@@ -24,6 +24,8 @@ from tests.support.steady_load import CallRecord, steady
 
 INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
 ILL = range(100, 600)
+LASTING = 300.0
+"""Seconds of an ejection that does not end during a test, however slow the machine is."""
 
 
 def register(balancer: LoadBalancer, count: int, **facts: Any) -> list[str]:
@@ -178,7 +180,8 @@ def test_eject_after_none_ejects_no_instance(backend: Backend) -> None:
 
 def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(
-        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0), backend=backend
+        settings=PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=1.0),
+        backend=backend,
     )
     names = register(balancer, 5)
     for name in names[1:]:
@@ -193,7 +196,7 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     # during the picks below, and the loads would change meanwhile.
     assert all(balancer.release(instance) for instance in healthy)
 
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0))
+    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0))
     pool = pool_of(balancer)
     assert pool.panic_for is not None
     assert kinds(balancer)[-1] is EventKind.PANIC
@@ -212,7 +215,9 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
 
 @pytest.mark.parametrize(("share", "ejected"), [(0.5, 5), (0.1, 1), (0.0, 1), (0.39, 3)])
 def test_share_of_ejected_instances_is_bounded(backend: Backend, share: float, ejected: int) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejection_share=share), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=share), backend=backend
+    )
     names = register(balancer, 10)
     for name in names:
         if status_of(balancer, name).state is InstanceState.UP:
@@ -224,7 +229,8 @@ def test_share_of_ejected_instances_is_bounded(backend: Backend, share: float, e
 
 def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
     balancer = LoadBalancer(
-        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5), backend=backend
+        settings=PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=0.5),
+        backend=backend,
     )
     register(balancer, 5)
     balancer.mark_unhealthy("planner", "p3")
@@ -238,14 +244,15 @@ def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
 
 @pytest.mark.thorough
 def test_large_fleet_panics_and_recovers_in_batches(backend: Backend, raw: Raw) -> None:
-    settings = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
+    settings = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
     names = register(balancer, 200, max_capacity=1)
     for _ in range(150):
         balancer.release(balancer.acquire("planner"), outcome="error")
     ready = keys.pool(backend.namespace, "planner").ready
     assert raw.zcard(ready) == 50
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5))
+    hot = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=0.5)
+    balancer.configure("planner", hot)
     held = [balancer.acquire("planner") for _ in names]
     assert {each.id for each in held if each} == set(names)
     balancer.configure("planner", settings)
@@ -259,8 +266,8 @@ def test_large_fleet_panics_and_recovers_in_batches(backend: Backend, raw: Raw) 
 
 @pytest.mark.thorough
 def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw: Raw, namespace: str) -> None:
-    calm = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
-    hot = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5)
+    calm = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=0.9)
+    hot = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=0.5)
     balancer = LoadBalancer(settings=calm, backend=backend)
     pool = Pool.of(namespace, "planner")
     register(balancer, 400, max_capacity=1)
@@ -368,7 +375,9 @@ def test_ejection_time_resets_after_max_ejection_time(backend: Backend, raw: Raw
 
 
 def test_instance_ejected_during_warm_up_becomes_half_open(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, slow_start=30), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=LASTING, slow_start=30), backend=backend
+    )
     register(balancer, 2, max_capacity=10)
     pool = keys.pool(backend.namespace, "planner")
     raw.zadd(pool.ids, dict.fromkeys(("p0", "p1"), 10**15))
@@ -433,7 +442,9 @@ def test_neutral_probe_is_followed_by_another(backend: Backend) -> None:
 def test_mark_healthy_clears_ejection_checks_and_streak(
     call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, unhealthy_threshold=2), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=2, base_ejection_time=LASTING, unhealthy_threshold=2), backend=backend
+    )
     register(balancer, 2)
     pool = Pool.of(backend.namespace, "planner")
     if state is InstanceState.DOWN:
@@ -510,7 +521,7 @@ def test_last_deployed_settings_apply_and_changes_are_logged(
 
 
 def test_settings_of_a_registration_apply_to_all_instances(call: Call, backend: Backend) -> None:
-    first = PoolSettings(eject_after=1, max_ejection_share=1.0, adaptive=True)
+    first = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)
     fail(balancer, "p3", 1, "timeout")
@@ -518,7 +529,7 @@ def test_settings_of_a_registration_apply_to_all_instances(call: Call, backend: 
         fail(balancer, name, 1)
     assert pool_of(balancer).panic_for is not None
     assert [each.limit for each in pool_of(balancer).instances] == [8] * 4
-    then = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0)
+    then = PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0, panic_threshold=1.0)
     call(
         LoadBalancer(settings=then, backend=backend),
         "register_instance",

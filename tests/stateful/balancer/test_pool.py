@@ -79,13 +79,13 @@ def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """No lease expires on its own: leases last for a day, and the rule `expire` moves their end into the past."""
+    """No lease, grant or waiter expires on its own, since a second takes a thousand calls. The rules end them."""
 
     settings = PoolSettings(eject_after=None)
 
     def __init__(self) -> None:
         super().__init__()
-        self.fake = Fake()
+        self.fake = Fake(ms_per_script=1)
         self.pool = Pool.of("n", "t")
         self.instances: dict[str, Instance] = {}
         self.leases: dict[str, str] = {}
