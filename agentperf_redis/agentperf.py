@@ -80,15 +80,15 @@ class AgentPerf:
         namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``. None: AGENTPERF_NAMESPACE, else
             "agentperf".
         deadline: total seconds that one command may take, retries included.
-        flush_on_sigterm: whether SIGTERM flushes the metrics of this process, and of children forked from it, before it
-            has its usual effect: the handler that was installed before, or the end of the process. The flush takes 2 s
-            at most if the server does not reply, and 8 s at most in all. As with every handler written in Python, a
+        flush_on_sigterm: whether SIGTERM first flushes the metrics of this process and of the children forked from it.
+            After the flush, SIGTERM runs the handler that was installed before, or ends the process. The flush takes at
+            most 2 s if the server does not reply, and at most 8 s in all. As with every handler written in Python, a
             main thread in a long call of C code delays all of this. The handler stays until `close`. The default is
             False, because a library should not install signal handlers unasked.
 
     Raises:
-        InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread, the only one on
-            which Python installs signal handlers.
+        InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread, because Python
+            installs signal handlers only on the main thread.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ E = TypeVar("E", bound=Enum)
 
 
 def encodable(text: str) -> bool:
-    """Whether the text can be encoded as UTF-8, that is, has no lone surrogate."""
+    """Whether the text has no lone surrogate, so that it can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -151,7 +151,7 @@ def _as_text(bound: float) -> str:
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
     """Check a function that the library calls and whose result it does not await or iterate. None is refused.
 
-    The call of a coroutine function or of a generator function runs nothing, so its work would be silently lost.
+    A call of a coroutine function or generator function runs none of its code, so its work would be silently lost.
     """
     if not callable(value) or is_coroutine_function(value):
         raise InvalidArgument(argument, value, f"{allowed}; not a coroutine function, which nothing would await")

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import weakref
-from asyncio import _get_running_loop  # returns None without a loop, in a tenth of the time of an exception
+from asyncio import _get_running_loop  # if no loop runs, it returns None, ten times faster than an exception
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -175,7 +175,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # the flow still runs, as in a blocking call, but its commands fail
+        if self.closed:  # as in a blocking call, the flow still runs, but its commands fail
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -183,7 +183,7 @@ class Backend:
         return executor
 
     def _executors_by_loop(self) -> list[tuple[asyncio.AbstractEventLoop, AsyncExecutor]]:
-        """Return the loops and their executors, also while other threads and the garbage collector change the map.
+        """Return the loops and their executors, even while other threads or the garbage collector change the map.
 
         `keyrefs` lists the map in one call of C code. `items` runs Python code between two entries, and raises
         RuntimeError if the map changes meanwhile.
@@ -247,8 +247,8 @@ class Backend:
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
         """Call `callback` after the server came back without its data.
 
-        The callback runs on the thread that detects the loss while it opens a connection. This may be the thread of an
-        event loop, so the callback must be quick and do no I/O.
+        A thread detects the loss when it opens a connection, and runs the callback. This may be the thread of an event
+        loop, so the callback must be quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
@@ -308,7 +308,7 @@ class Backend:
         if executor is not None:
             await executor.aclose()
         await asyncio.to_thread(self.close)
-        sigterm.release(self)  # `close` ran on another thread than the main one, where it cannot restore the handler
+        sigterm.release(self)  # `close` ran on another thread, but only the main thread can restore the handler
 
     def log_absence(self, error: BackendUnavailable) -> None:
         """Log that a call goes on without the server. At most one such warning every ten seconds."""
@@ -349,7 +349,7 @@ class Backend:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server could not be started: each command fails at once anyway
+        except BackendUnavailable:  # the embedded server could not start: commands fail at once without a breaker
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 
@@ -358,7 +358,7 @@ class Backend:
         _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Refresh the layout from one node, another one on each call. Return the error text, empty on success."""
+        """Refresh the layout from one node. Each call uses another node. Return the error text, empty on success."""
         node, request = self._topology.layout_request()
         try:
             return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))

@@ -4,11 +4,11 @@ The background threads of all services follow the same rules. A thread starts wi
 due time, and survives exceptions of jobs. When the service closes, the thread finishes the remaining jobs and ends; a
 later job starts another thread. A forked child begins without jobs and without a thread.
 
-Ctrl-C and other signal handlers may raise an exception at any point in the Python code of a caller, and `__del__` may
-run at any point. Therefore the code on a caller's thread uses only primitives written in C: a `SimpleQueue`, whose
-`put` is reentrant, and an `RLock` for starting the background thread. `threading.Condition` is Python code: an
-exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is called on a
-temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
+The handlers of Ctrl-C and other signals may raise an exception at any point in the Python code of a caller, and
+`__del__` may run at any point. Therefore the code on a caller's thread uses only primitives written in C: a
+`SimpleQueue`, whose `put` is reentrant, and an `RLock` for starting the background thread. `threading.Condition` is
+Python code: an exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is
+called on a temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Job: TypeAlias = Callable[[], object]
 class Background:
     """Runs jobs on one daemon thread, in the order of `put`.
 
-    A job with a due time runs before the waiting jobs once it is due: a lease must be renewed even if many jobs wait.
+    Once a job with a due time is due, it runs before all waiting jobs: a lease must be renewed even if many jobs wait.
 
     Args:
         name: the name of the thread.
@@ -151,7 +151,7 @@ class Background:
         start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
-                self._thread = thread  # no signal is handled before the next call, which is C code
+                self._thread = thread  # no signal handler runs between this line and the next call, which is C code
                 try:
                     start_new_thread(start, ())
                 except RuntimeError:
@@ -159,7 +159,7 @@ class Background:
                     return False
         return True
 
-    # Everything below runs on the thread, or in `close` if no thread can start.
+    # Everything below runs on the background thread, or in `close` if no thread can start.
 
     def _work(self, unnamed: threading.Thread | None = None) -> None:
         me = unnamed or threading.current_thread()
@@ -284,7 +284,7 @@ def _patched_since_import() -> bool:
     """Whether gevent has replaced threads by greenlets after this module was imported.
 
     This module then uses real threads, queues and locks. A greenlet that waits for them blocks all others, and
-    `Thread.start` may never return on a real thread. gunicorn patches this late with ``--preload`` and gevent workers.
+    `Thread.start` may never return on a real thread. gunicorn with ``--preload`` and gevent workers patches that late.
     """
     monkey = sys.modules.get("gevent.monkey")
     return (
@@ -331,11 +331,11 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 
 
 def hold_during_fork(number: int) -> None:
-    """From now on, deliver this signal to a forked child only when the child has called all `after_fork`.
+    """From now on, deliver this signal to a forked child only after the child has called every `after_fork`.
 
-    Python drops signals that arrive in a child before its first line of Python code, if they have a handler in Python.
-    `multiprocessing.Pool.terminate` would then wait without end for a worker that was just forked. A blocked signal
-    stays pending.
+    If a signal has a handler in Python, and arrives in a child before its first line of Python code, Python drops it.
+    `multiprocessing.Pool.terminate` would then wait without end for a worker that was just forked. The signal is
+    therefore blocked during the fork: a blocked signal stays pending.
     """
     _held.add(number)
 

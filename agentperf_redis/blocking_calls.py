@@ -24,7 +24,7 @@ _places: set[tuple[CodeType, int]] = set()
 
 
 def warn_of_blocking_call() -> None:
-    """Warn that the current call blocks the event loop of this thread, once for each place in the program."""
+    """Warn, once for each place in the program, that the current call blocks the event loop of this thread."""
     inner: FrameType | None = None
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  the only way to walk up the frames cheaply
     while frame is not None:

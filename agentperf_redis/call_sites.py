@@ -1,9 +1,10 @@
 """The calls in a source file, each with a name that describes its place: module variable, attribute or function.
 
 A name does not contain line numbers, so it survives edits elsewhere in the file. It contains the text of the called
-function, except for the usual constructors, so that no other call can have the name of a constructor's call. Two calls
-of a file never have the same name: calls of one function with one target are numbered, such as ``users-1of2``. When one
-of them is added or removed, the total changes, so all of them get new names, and none gets the old name of another.
+function, unless that is one of the usual constructors. So no other call can have the name of a constructor's call. Two
+calls of a file never have the same name: calls of one function with one target are numbered, such as ``users-1of2``.
+When one of them is added or removed, the total changes, so all of them get new names, and none gets the old name of
+another.
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ _Comprehension: TypeAlias = ast.ListComp | ast.SetComp | ast.DictComp | ast.Gene
 
 
 def call_sites(source: str, usual: Iterable[str]) -> dict[Position, CallSite]:
-    """Return the calls in a source, by the position of their end.
+    """Return the calls in a module, by the position of their end.
 
     Args:
         source: the text of a module.
         usual: names of functions that are left out of the names of calls.
 
     Raises:
-        SyntaxError: it is not Python.
-        RecursionError: it is nested too deeply.
+        SyntaxError: the text is not Python.
+        RecursionError: the code is nested too deeply.
     """
     finder = _Finder(frozenset(usual))
     finder.visit(ast.parse(source), _Scope())
@@ -235,7 +236,7 @@ def _target(node: ast.expr, scope: _Scope) -> str:
             return f".{name}"
         case ast.Attribute(value=owner, attr=name) | ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
             before = _target(owner, scope)
-            # Only an identifier cannot look like the name of another call, such as "users-wrap".
+            # An index that is no identifier is left out: it could look like the name of a call, such as "users-wrap".
             return ".".join(filter(None, (before, name))) if name.isidentifier() else before
         case ast.Subscript(value=owner):
             return _target(owner, scope)

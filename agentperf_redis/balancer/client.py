@@ -255,7 +255,7 @@ class LoadBalancer:
                 too; each pool uses its own strategy.
 
         Returns:
-            A snapshot of the instance that carries the lease; None when no capacity became free within `wait`.
+            A snapshot of the instance; the snapshot carries the lease. None when no capacity became free within `wait`.
 
         Raises:
             InvalidArgument: when the strategy of the pool differs from that of this balancer.
@@ -280,7 +280,7 @@ class LoadBalancer:
             tokens: number of tokens that the work used; None for the number passed to `acquire`.
 
         Returns:
-            True when this call freed the unit; False when the lease was released or expired earlier, or is None.
+            True when this call freed the unit; False when the lease is None, or had already been released or expired.
 
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
@@ -360,7 +360,8 @@ class LoadBalancer:
             check: called with an instance; the check fails when the function raises, returns False or exceeds
                 `timeout`. The first exception is logged as a warning; further exceptions are logged at DEBUG level
                 until no check raises.
-            interval: seconds from one check of an instance to the next. Default five: three failures take at most 15 s.
+            interval: seconds from one check of an instance to the next. Default five: the three failures
+                in a row that the default `unhealthy_threshold` requires take at most 15 s.
             timeout: max seconds of one check, at most the interval. None: 2 s, or the interval if it is shorter.
 
         Returns:
@@ -423,7 +424,7 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            progress: called after each page of 500 instances with two numbers: instances done, and all instances.
+            progress: called after each page of 500 instances with the number of instances done and the total number.
 
         Returns:
             The numbers of checked instances, of wrong loads and of deleted orphans.

@@ -1,8 +1,8 @@
 """Active checks: processes claim due checks from the server, run them, and report the results.
 
 There is no leader, and any number of processes can share the work. A due check goes to the first process that claims
-it; the next check of the same instance is due one interval later. When a process dies, the instances whose checks it
-had claimed miss one check.
+it; the next check of the same instance is due one interval later. When a process dies, each instance whose check it
+had claimed misses one check.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class _Rounds:
         checking: the checks to run.
         check_all: checks instances concurrently, and returns a mapping from instance id to whether the check passed.
             Under asyncio, it returns an awaitable of this mapping.
-        ended: returns whether the checks have stopped. Until then, a round that fails is retried; later, its error is
-            raised.
+        ended: returns whether the checks have stopped. A round that fails before the stop is retried; a round that
+            fails after the stop raises its error.
     """
 
     def __init__(

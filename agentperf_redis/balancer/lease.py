@@ -209,7 +209,7 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews the lease, or the lease is a copy from another process without a keeper here."""
+        """Whether this keeper renews the lease. Also True for an unpickled copy, which no keeper renews."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
 
     def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:
@@ -236,7 +236,7 @@ class Lease:
 
 
 class _NoKeeper:
-    """The keeper of a copy from another process: that process renews and releases the lease."""
+    """The keeper of an unpickled copy. It renews and releases nothing."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:  # noqa: ARG002  never called: not held
         return False

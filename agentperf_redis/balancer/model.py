@@ -198,7 +198,7 @@ class AgentInstance(_Fields):
         return max(0, self.max_capacity - self.current_load)
 
 
-_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # the name in Python's errors for missing arguments
+_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # Python's errors for missing arguments show this name
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
 
 

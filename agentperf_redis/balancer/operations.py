@@ -197,7 +197,7 @@ class Operations:
         return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set the flags `on` and clear the flags `off` of an instance: comma-separated lists of names from pool.lua."""
+        """Set the flags in `on` and clear those in `off`. Both are comma-separated names of flags; see pool.lua."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 

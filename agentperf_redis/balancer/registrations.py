@@ -165,7 +165,7 @@ class Registrations:
                 self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
-        """Apply set and cleared flags to the remembered instance."""
+        """Apply the flags that were set or cleared to the remembered instance."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             set_flags, flags = on.split(","), f"{on},{off}".split(",")

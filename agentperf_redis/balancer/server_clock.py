@@ -38,7 +38,7 @@ class ServerClock:
 
         Args:
             pool: the pool that the request changes; in a Cluster, the clock is that of the pool's node.
-            request: builds the request from its time limit, ms of the server's clock.
+            request: builds the request from its time limit, which is a time of the server's clock in ms.
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()

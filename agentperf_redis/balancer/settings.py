@@ -20,12 +20,12 @@ class PoolSettings:
     Args:
         eject_after: number of bad outcomes in a row (error, timeout, rejected, slow) after which an instance is
             ejected; None for never. Default five, as in Envoy: one bad request with three retries ejects no instance.
-        base_ejection_time: seconds of the first ejection; each further ejection in a row lasts twice as long. Default
-            ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
-        max_ejection_time: max seconds of an ejection. If this time has passed since the end of an ejection, the next
-            ejection counts as the first again. Default five minutes.
+        base_ejection_time: length of the first ejection, seconds; each further ejection in a row lasts twice as long.
+            Default ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
+        max_ejection_time: max length of an ejection, seconds. If this time has passed since the end of an ejection, the
+            next ejection counts as the first again. Default five minutes.
         max_ejection_share: an instance is ejected only if the unhealthy instances, including it, are at most this share
-            of all. One instance may be ejected in any case, but never the last healthy one. Default a half: ejections
+            of all. One instance may be ejected in any case, but never the last healthy one. Default one half: ejections
             alone never cause panic, and two of four instances may be ejected.
         panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), the
             unhealthy instances get work too: the health data is more likely wrong than the instances, and the healthy

@@ -64,7 +64,7 @@ class Cache(ABC):
         try:
             self._shared_state.adopt(self, settings, marks)
         except InvalidArgument:
-            gc.collect()  # the other objects may be unused, but kept alive by reference cycles
+            gc.collect()  # reference cycles may keep unused objects of this cache alive
             try:
                 self._shared_state.adopt(self, settings, marks)
             except InvalidArgument as refused:

@@ -110,8 +110,8 @@ def computing(
 ) -> Flow[Served | Crashed]:
     """Return a value or the error of its function; compute it if this caller gets the compute lease.
 
-    An error of the function is returned, not raised, since a StopIteration cannot propagate out of a flow: a flow is a
-    generator.
+    An error of the function is returned, not raised: a flow is a generator, and a StopIteration cannot propagate out of
+    a generator.
 
     Args:
         flows: the flows of the cache.
@@ -135,10 +135,10 @@ def computing(
 def _refreshed(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: Served, *, blocking: bool
 ) -> Flow[Served]:
-    """Begin to refresh a stale value and return it.
+    """Return a stale value, and begin to refresh it in the background.
 
     If the last refresh was cut off by the end of its event loop, an asyncio caller refreshes the value itself and
-    returns the new one. It does not refresh in the background, because its own loop may end as early.
+    returns the new one. It does not refresh in the background, because its own loop, too, may end first.
     """
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
@@ -151,8 +151,8 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # None: another caller refreshes the value, or a refresh has just failed. The other caller may be the one
-            # that was cut off, if its lease has not been released yet.
+            # None: another caller refreshes the value, or a refresh has just failed. The server may still have the
+            # lease of the refresh that was cut off, so the key stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
                 return Served(new.value)  # if it cannot be stored, `refreshing` has already warned
@@ -166,7 +166,7 @@ def refreshing(
 ) -> Flow[Served | Crashed | None]:
     """Refresh a value if this process gets the lease. If that fails, a warning is logged; readers see no error.
 
-    Returns the new value, the error of the function, or None without the lease.
+    Returns the new value, or the error of the refresh, or None if this process did not get the lease.
     """
     try:
         compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
@@ -195,7 +195,7 @@ def _compute_under_lease(
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
-    The report is a shielded flow: it runs to its end even if the caller is cancelled, once or several times. Waiters
+    The report is a shielded flow: it runs to its end even if the caller is cancelled, even several times. Waiters
     are therefore always released: they get the result, or compute the value themselves. A computed value is stored even
     if no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
     """

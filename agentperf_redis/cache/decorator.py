@@ -2,8 +2,8 @@
 
 The key of a result is the function's name with a digest of its bound arguments. A digest of the function follows the
 name where the name alone could mean another function (`function_identity`). The canonical form of the arguments does
-not depend on the process, on positional or keyword passing, or on the hash seed. An object without a value that
-identifies it cannot be part of a key: give its class a method ``__cache_key__()`` that returns such a value, or exclude
+not depend on the process, on positional or keyword passing, or on the hash seed. An object that no value
+identifies cannot be part of a key: give its class a method ``__cache_key__()`` that returns such a value, or exclude
 the argument with ``ignore=``. This applies to ``self`` of a method, too.
 """
 

@@ -4,7 +4,7 @@
     version         expiry, ms    request  cost fresh tags          value
 
 The version is the cache's clock at the time of the write, in units of 10 us since 1970. `put.lua` writes version
-and expiry, the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
+and expiry; the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
 the value is fresh, in ms; 0 means until it expires. Stored bytes are not trusted: every field is validated.
 
 An entry whose name does not contain its whole key holds the key, too. Its request id then ends with a tilde and the

@@ -158,7 +158,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def cache(self) -> dict[str, CacheEntry]:
-        """All entries as they are now, by key as in `keys`. For inspection only: it reads the whole cache."""
+        """The present entries, by the keys that `keys` returns. For inspection only: it reads the whole cache."""
         entries = ((key, self.entry(key)) for key in self.keys())
         return {key: entry for key, entry in entries if entry is not None}
 

@@ -75,8 +75,8 @@ class TieredCache(DecoratingCache):
         cold_size: entries that cold holds; cold may also use the free capacity of hot and warm.
         hot_ttl: TTL of entries put into hot without one, seconds; None is no expiry.
         warm_ttl: TTL of entries put into warm without one, seconds; None is no expiry.
-        cold_ttl: TTL of other entries put without one, seconds: those put into cold, and those whose tier the policy
-            chooses; None is no expiry.
+        cold_ttl: TTL of all other entries put without one (those put into cold, and those whose tier the policy
+            chooses), seconds; None is no expiry.
         name: name of the cache; every object of that name in any process is the same cache. By default, the
             cache is named after the place where the object is made, such as ``app.users`` for
             ``users = TieredCache()`` in the module app.
@@ -208,5 +208,5 @@ class TieredCache(DecoratingCache):
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
-        """Return one dict each for hot, warm and cold, as `LRUCache.get_stats` does; `stats` returns more."""
+        """Return one dict for each tier, with the items of `LRUCache.get_stats`; `stats` returns more."""
         return self.stats().render_tiers()

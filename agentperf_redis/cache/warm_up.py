@@ -58,7 +58,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return the next value, and a list that stays empty until its function is called; None at the end."""
+        """Return the next value, and a list that gets an item when the value's function is called; None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None
@@ -84,7 +84,7 @@ class _Count:
                 arguments.refuse_unfinished("progress", self._progress, self._progress(self.report()))
 
     def stop(self, error: BaseException) -> None:
-        """Start no further values, and keep the error for the caller."""
+        """Compute no further values, and keep the error for the caller."""
         with self._lock:
             self.fatal = self.fatal or error
 

@@ -114,7 +114,7 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         return Exit.USAGE
     except InvalidArgument as error:
         option = _OPTIONS.get(error.argument, error.argument)
-        allowed = error.allowed.removeprefix("None, ")  # an omitted option; it cannot be written on the command line
+        allowed = error.allowed.removeprefix("None, ")  # None stands for an omitted option, so it cannot be typed
         err.print(f"agentperf: {InvalidArgument(option, error.value, allowed)}", style="red")
         return Exit.USAGE
     except AgentPerfError as error:
@@ -173,7 +173,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def seconds_cell(seconds: float) -> str:
-    """Return a duration for a column of seconds: to 1 ms, or to 1 µs below 10 ms. Durations are exact to 1 µs."""
+    """Return a duration for a column of seconds, to the nearest ms, or µs below 10 ms. Durations are exact to 1 µs."""
     return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
 
 

@@ -588,7 +588,7 @@ def _check_structure(packed: bytes) -> None:
     """Check that the data is not cut off and not nested too deeply, before any object is made from it.
 
     Raises:
-        Undecodable: it is.
+        Undecodable: the data is cut off or nested too deeply.
     """
     if len(packed) > _SKIM_ABOVE:
         skimmer = msgpack.Unpacker(max_buffer_size=len(packed))

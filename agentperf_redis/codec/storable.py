@@ -116,7 +116,7 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 
 def _loaded(cls: type, load: Callable[[Any], Any], state: Any) -> Any:
-    """Call the `load` of a user, and refuse an awaitable in the place of an instance."""
+    """Call a user's `load`, and refuse an awaitable that it returns instead of an instance."""
     instance = load(state)
     if inspect.isawaitable(instance) and not isinstance(instance, cls):
         arguments.close_coroutine(instance)

@@ -215,6 +215,6 @@ def packed_rate(rate: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Return a number as a decimal without an exponent, rounded to nine places: a score is a weight times 10^9."""
+    """Return a number as a decimal without an exponent, rounded to nine places: scripts multiply weights by 10^9."""
     text = f"{value:.9f}".rstrip("0").rstrip(".")
     return text if math.isfinite(value) else "0"

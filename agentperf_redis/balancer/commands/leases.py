@@ -80,7 +80,7 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer. If all
+        retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
             instances are unhealthy or rate-limited: seconds until the first of them comes back, if known.
         registered: number of instances of the pool.
         waiting: number of callers in the queue.
@@ -125,7 +125,7 @@ class Queued:
 
     Attributes:
         ahead: number of waiters before this one.
-        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer.
+        retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
         position: the waiter's ticket. A waiter that sends its ticket keeps its position, even if the server has removed
             the waiter because its polls came too late.
     """

@@ -200,7 +200,7 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
 
 
 def end_lease(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
-    """End a lease of another process, or remove its waiter."""
+    """End the lease with this token, which another process may hold, or remove the waiter with this token."""
     return (yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
 
 

@@ -204,7 +204,7 @@ def _or_undo(
         keeper.undo(pool, token, ttl)
         raise
     except asyncio.CancelledError:
-        # The caller may be out of time and the server unreachable, so wait only briefly and not for another deadline.
+        # The caller may be out of time, and the server unreachable. So wait only briefly, not for a whole deadline.
         interrupted = False
         yield from Wait(keeper.undo(pool, token, ttl), _CANCELLED_WAIT_S)
         raise

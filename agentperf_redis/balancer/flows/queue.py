@@ -118,10 +118,10 @@ class QueueResult:
     Attributes:
         granted: the grant that was fetched; None when the wait was over first, or the token is spent.
         sent_at: when the last request was sent, by time.monotonic.
-        spent: whether the token's lease ended before the reply arrived; then retry with another token.
+        spent: whether the token's lease ended before the reply arrived. If so, retry with another token.
         ahead: number of waiters that were still before this one.
         position: the last position of the waiter.
-        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer.
+        retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
     """
 
     granted: Granted | None

@@ -21,7 +21,7 @@ enough to add little to the delay of a call while the server is unreachable."""
 def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp | None]:
     """Wait, for a limited time, for the report that another thread or task is sending.
 
-    The report then precedes the caller's next command.
+    If the report ends in this time, it precedes the caller's next command.
 
     Args:
         shared: the state of the cache in this process.

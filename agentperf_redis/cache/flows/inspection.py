@@ -40,7 +40,7 @@ def size(shared: SharedState) -> Flow[int]:
 def oldest_first(shared: SharedState) -> Flow[list[str]]:
     """Return the keys of all entries in order of last access, the oldest first.
 
-    A key that its entry does not hold is replaced by its stored name.
+    If an entry does not hold its whole key, its stored name is returned instead.
     """
     yield from flush_if_possible(shared)
     names = yield from read_keys(shared.keys)

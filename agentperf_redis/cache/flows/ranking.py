@@ -63,7 +63,7 @@ class RankedEntry:
 
 
 def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
-    """Return at most `limit` entries for each ranking, the highest first. Entries whose property is 0 are excluded.
+    """Return at most `limit` entries for each ranking, the highest first. It excludes entries whose measure is 0.
 
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.

@@ -176,7 +176,8 @@ class Reader:
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
-        # Copies are invalidated by name, so a name has only one copy: that of the full key, not of the shortened one.
+        # Copies are invalidated by name, so a name has only one copy. The copy belongs to the full key, not to the
+        # shortened key.
         if key == name and key_names.is_shortened(name):
             return
         ttl_s = MAX_COPY_TTL_S
@@ -229,7 +230,8 @@ class Reader:
             return None, False
         try:
             stored = entry_format.parse(entry)
-            known = self._known_gen  # parsed epochs, which seldom change; replaced as a whole, for thread safety
+            # The parsed epochs are kept, since they seldom change. For thread safety, the tuple is replaced as a whole.
+            known = self._known_gen
             if gen != known[0]:
                 known = (
                     gen,

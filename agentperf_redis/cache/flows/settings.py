@@ -65,7 +65,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shared: SharedState) -> Flow[None]:
-    """Send the pending invalidations. Several processes may send the same one: a miss is never wrong."""
+    """Send the pending invalidations. Several processes may send the same one, since an extra miss is never wrong."""
     invalidations = list(shared.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
@@ -98,7 +98,7 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        # If another process raises a limit meanwhile, only this number of sweeps ends the loop.
+        # The number of sweeps is limited, because the cache may never fit if another process raises a limit meanwhile.
         steps = steps or 3 + total // commands.MAX_EVICTIONS
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return

@@ -166,7 +166,7 @@ class Writer:
         return self.shared.server_ms() + math.ceil(self.shared.backend.deadline * 1000)
 
     def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
-        """Cancel puts in flight after an interruption (a cancelled task, Ctrl-C), so that none undoes a later change.
+        """After an interruption (cancelled task, Ctrl-C), cancel puts in flight, so that none undoes a later change.
 
         If the server is unreachable, nothing needs to be cancelled: the error is raised at the end of the deadline, and
         from then on the server refuses all copies of the puts.

@@ -144,7 +144,7 @@ class Flights:
             return flight, None
 
     def end_if_stuck(self, flight: Flight) -> bool:
-        """End a flight whose loop was first seen stopped `STUCK_S` ago or earlier. Return whether it is over."""
+        """End a flight if its event loop has been seen stopped for `STUCK_S`. Return whether the flight has ended."""
         now = time.monotonic()
         flight.still_since = min(flight.still_since, now) if flight.stands_still else math.inf
         if now - flight.still_since >= STUCK_S:

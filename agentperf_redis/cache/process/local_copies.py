@@ -165,7 +165,8 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""
-        # never decreases: a bus that was just lost gives no new proof, but the last one stays valid; see `serve_stale`
+        # The time never decreases: a bus that was just lost gives no new proof, but its last proof stays valid; see
+        # `serve_stale`.
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -243,7 +244,7 @@ class LocalCopies:
             if copy is not None:  # if the bus is lost but has not reported it yet, its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. Otherwise, they may have missed changes.
+                # The bus has not worked since the copies were set aside. If it had, they could have missed changes.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

@@ -76,7 +76,7 @@ class Refresher:
             self._jobs.append((subject, lambda: context.run(job)))
             if self._threads < MAX_THREADS:
                 try:
-                    self._threads += 1  # no signal is handled between this and the next call
+                    self._threads += 1  # no signal handler runs between this line and the next call
                     start_new_thread(start, ())
                 except RuntimeError:  # no thread can start: another one runs the job, or a later reader refreshes
                     self._threads -= 1
@@ -92,7 +92,7 @@ class Refresher:
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the loop may end first
-        with self._lock:  # loops of other threads iterate over the tasks
+        with self._lock:  # callers on other threads iterate over the tasks
             self._tasks[task] = subject  # the loop holds only weak references to tasks
 
         def ended(_: object) -> None:

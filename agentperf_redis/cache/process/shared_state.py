@@ -168,7 +168,7 @@ class SharedState:
 
     def changed(self, name: str, *, computed: bool = False) -> None:
         """Record a write of this process, even one with an unknown result, so that the process reads no older value."""
-        if not computed:  # storing a computed value need not detach the next flight
+        if not computed:  # a computed value invalidates nothing, so callers may still join the flight
             self.flights.detach(name)
         if self.local is not None:
             self.local.drop(name)
