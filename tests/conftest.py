@@ -326,7 +326,7 @@ def programs(tmp_path: Path, server: Server, namespace: str) -> Iterator[Program
 
 @pytest.fixture
 def counted(raw: Raw, namespace: str) -> Callable[[], int]:
-    """Read the number of executions of the agent `worker` that the server has counted."""
+    """Return a function that reads how many executions of the agent `worker` the server has counted."""
     where = keys.metrics_total(namespace, keys.metrics_shard("worker"), "worker")
     return lambda: int(raw.hget(where, "n") or 0)
 

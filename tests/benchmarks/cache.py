@@ -421,7 +421,8 @@ def reports(
 def crowd(url: str, name: str) -> tuple[int, float, float]:
     """Read one key with fifty tasks.
 
-    Returns the number of computations, when the computation ended (0 if none), and when the last read ended.
+    Returns the number of computations, the time when the computation ended (0 if none ran), and the time when the last
+    read ended.
     """
     cache = LRUCache(name=name, backend=Backend(url))
     calls, ended = [], [0.0]

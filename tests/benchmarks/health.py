@@ -93,7 +93,7 @@ def slow_instance(bench: Bench) -> Row:
     """Measure the p99 of 1,000 calls at a steady load while one of ten instances is slow.
 
     The instance is ten times slower during half of the calls. The figure is the median of three pairs of runs, because
-    a single pause of the machine delays about a percent of the calls, which is enough to change the p99.
+    a single pause of the machine delays about one percent of the calls, which is enough to change the p99.
     """
     pairs = [
         [asyncio.run(_steady(bench, f"steady-{repeat}-{slow}", slow)) for slow in (True, False)] for repeat in range(3)

@@ -159,8 +159,8 @@ def made(*, full: bool) -> Iterator[Scene]:
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:
     """Return the hits of W-TinyLFU; None if theine is not installed.
 
-    The result is the median of several runs. On a short trace, their hit ratios differ by up to a percentage point; see
-    `TINYLFU_HITS`.
+    The result is the median of several runs. On a short trace, the hit ratios of the runs differ by up to a percentage
+    point; see `TINYLFU_HITS`.
     """
     if importlib.util.find_spec("theine") is None:
         return None
@@ -226,7 +226,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of each part of the trace that this process takes. All processes share one position in it."""
+    """Yield the start of each part that this process takes. All processes share a position in the trace."""
     if not share:
         yield 0
         return

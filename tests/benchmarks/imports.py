@@ -18,9 +18,9 @@ _ALONE = "import sys; sys.modules['opentelemetry'] = None; "
 def rows(bench: Bench) -> Iterator[Row]:
     """Measure programs in new interpreters, without the time that an interpreter needs to start.
 
-    A service is loaded on first use, so the import is also measured with one service and with the whole package. Both
-    libraries are compiled to bytecode before the measurement, as after an installation, even if this environment writes
-    no bytecode.
+    A service is loaded on first use, so the import is also measured with one service and with the whole package. An
+    installed library has its bytecode. So both libraries are compiled before the measurement, even if this environment
+    writes no bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="agentperf-bench-") as folder:
         compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

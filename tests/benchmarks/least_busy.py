@@ -27,7 +27,7 @@ def calls(url: str, deployments: int) -> Work:
     """Return the work that the router does for a call: pick a deployment, and count the start and end of the call.
 
     The work uses the public API of the router to pick, and the router's callbacks to count. The callbacks get the id of
-    the call, as they do from the router.
+    the call, as if the router had called them.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches prices from a server
     with warnings.catch_warnings():

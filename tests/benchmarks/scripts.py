@@ -2,7 +2,7 @@
 
 The option `--against FOLDER` names the other checkout. Both checkouts send their own scripts to one server, in turn.
 The compared time is the time spent in scripts, as counted by the server. It excludes client and network. Other load on
-the machine can only lengthen this time, so the lowest tenth of many short rounds is compared.
+the machine can only lengthen this time, so the first decile of many short rounds is compared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """No count is lost when workers and web servers end their processes. Each test runs the real package.
 
-Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. The same promise for
-the process models of the standard library: tests/integration/metrics/test_process_ends.py.
+Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. The file
+tests/integration/metrics/test_process_ends.py makes the same check for the process models of the standard library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.servers import free_port, wait_until
 
 pytestmark = [
     pytest.mark.thorough,  # each program takes seconds to start and to stop
-    pytest.mark.servers("valkey"),  # the promise does not depend on the server
+    pytest.mark.servers("valkey"),  # the kind of server does not affect these tests
 ]
 
 CELERY_APP = """
@@ -154,7 +154,7 @@ def get(port: int, path: str = "/") -> bool:
 def serve(
     programs: Programs, *words: str, arguments: str = "", app: str = WEB_APP, at_once: int = 1
 ) -> tuple[subprocess.Popen[bytes], int, int]:
-    """Start a web server and send it requests. Return it, its port, and the number of requests it has answered."""
+    """Start a web server and send it requests. Return the server, its port, and the number of answered requests."""
     pytest.importorskip(words[0])
     port = free_port()
     programs.write("web.py", app.replace("AgentPerf()", f"AgentPerf({arguments})"))
@@ -205,7 +205,7 @@ def test_uvicorn_counts_a_request_that_ends_during_shutdown(programs: Programs, 
 def test_hypercorn_with_several_workers_flushes_with_the_handler(
     programs: Programs, counted: Callable[[], int]
 ) -> None:
-    """When its first worker has ended, hypercorn ends the others by SIGTERM with the default action."""
+    """When one worker has ended, hypercorn sends SIGTERM to the other workers, where it has its default action."""
     words = "hypercorn web:asgi -b 127.0.0.1:{port} -w 3"
     web, _, answered = serve(programs, *words.split(), arguments="flush_on_sigterm=True")
     web.terminate()

@@ -155,7 +155,7 @@ def test_readme_user_may_run_the_demo(user: User, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
     assert (done.exit_code, user.refused()) == (0, [])
     assert json.loads(done.stdout)["ok"] is True
-    # each URL in the command that shows the keys is one that redis-cli and redis-py take, and together they show all
+    # redis-cli and redis-py accept each URL in the command that shows the keys. Together, the URLs lead to all keys.
     (look,) = re.findall("show the keys while it runs: (.*)", done.stderr)
     (pattern,) = re.findall("--pattern '(agentperf-demo-[0-9a-f]+:[*])'", look)
     shown: set[str] = set()
@@ -194,7 +194,7 @@ def test_readme_rights_match_the_commands_in_use() -> None:
 
 @pytest.mark.every_server
 def test_doctor_names_each_right_that_is_missing(user: User, namespace: str) -> None:
-    """The user loses each right once, and `doctor` reports it with the words of the server."""
+    """The test removes each right once. `doctor` reports the missing right in the server's words."""
     backend = Backend(user.url, namespace=namespace)
     assert commands_of(doctor.examine(backend)) == {("ok", "")}
     assert set(user.refused()) == {"command info"}

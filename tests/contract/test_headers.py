@@ -220,7 +220,7 @@ return redis.call('ZADD', DUE, now[1], TOKEN)
     ],
 )
 def test_script_with_a_single_key_keeps_to_it(more: str, complaint: str) -> None:
-    """Such a script runs while the slot of the key is being moved."""
+    """A script with a single key runs even while its slot is moved. It must not use other keys or delete its key."""
     found = headers.problems(_SINGLE.replace("return", f"{more}\nreturn", 1), {})
     assert any(complaint in problem for problem in found) if complaint else found == []
 
@@ -280,7 +280,7 @@ def test_calls_that_mismatch_their_headers_fail(
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
-    """Yield each call of `Command` in the package whose first argument is the constant of a script.
+    """Yield each call `Command(SCRIPT, ...)` in the package, where SCRIPT is a constant that holds a script.
 
     Each item has the location, the call, the values of the local names, and the name of the script.
     """

@@ -124,7 +124,7 @@ def test_unit_tests_are_named_after_a_module() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and the names that it imports from them: such a name may be a module."""
+    """Yield the modules that a source imports, and the names imported from modules: such a name may be a module too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

@@ -1,4 +1,4 @@
-"""Every public argument that is a name refuses a value of another kind with an InvalidArgument that names it."""
+"""Every public argument that takes a name refuses values of other kinds. The InvalidArgument names the argument."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def public(perf: AgentPerf) -> dict[str, Callable[..., Any]]:
 
 
 def attempts(function: Callable[..., Any], backend: Backend) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Yield calls in which one name has a value of another kind, and the name of that parameter."""
+    """Yield calls that pass a value of another kind for one name. Each item begins with the name of the parameter."""
     parameters = inspect.signature(function).parameters.values()
     required: dict[str, Any] = {
         each.name: "a"

@@ -1,7 +1,7 @@
 """Damaged state: an operation that fails has written nothing and raises a documented error, whatever field is damaged.
 
 `tests/support/damage.py` damages each field of each key of a filled namespace in turn. Then each operation of the
-service runs on it.
+service runs on the damaged state.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def stored(own_server: Server) -> Iterator[Namespace]:
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    """Whether the last part of a key is one of `parts`; if there are none, whether it is none of `others`."""
+    """Return a filter of keys by their last part: it accepts `parts` or, if `parts` is empty, all but `others`."""
 
     def accept(key: str) -> bool:
         name = key.rpartition("}:")[2]

@@ -1,4 +1,4 @@
-"""The data files that the servers take over from each other, as the README says."""
+"""A server loads or refuses the data files of another kind of server, as the README says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event loops that end in the middle: what their tasks held is given back, and other callers go on at once."""
+"""Event loops that end while tasks are pending: leases of these tasks are released, and other callers go on at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Request: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def closed(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine as a synchronous web view may: in a loop of its own, whose other tasks are simply dropped."""
+    """Run a coroutine in a loop of its own, as a synchronous web view may do. Other tasks of the loop are dropped."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)
@@ -46,14 +46,14 @@ def request_in_own_loop(request: pytest.FixtureRequest) -> Request:
 
 @pytest.fixture(autouse=True)
 def _quiet_destroyed_tasks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """The tasks of a test are destroyed while they are pending, of which asyncio informs in the log."""
+    """Hide the log messages of asyncio about the pending tasks that a test destroys."""
     yield
     with caplog.at_level(logging.CRITICAL, "asyncio"):
         gc.collect()
 
 
 async def pending(work: Coroutine[Any, Any, Any], begun: threading.Event) -> None:
-    """Leave work unfinished in this loop, as soon as `begun` is set."""
+    """Start the work as a task, and return when `begun` is set. The task stays unfinished."""
     task = asyncio.create_task(work)
     while not begun.is_set():
         await asyncio.sleep(0.001)
@@ -73,7 +73,7 @@ class Endless:
 
 
 class Stubborn(Endless):
-    """A coroutine function that goes on when it is closed."""
+    """A coroutine function whose coroutine waits again when it is closed."""
 
     async def __call__(self) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Wherever user code is taken, an asynchronous function is awaited or refused: its work is never silently lost."""
+"""Wherever the API takes a function, an asynchronous one is awaited or refused. Its work is never silently lost."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ HIDDEN = (wrapped, plain, awaitable)
 GENERATORS = (generator_function, async_generator_function)
 
 
-# Each place passes a function to one parameter of the public API. It returns the result, or raises the refusal, even
-# if the library only logs the refusal.
+# Each place passes a function to one parameter of the public API. The place returns the result, or raises the
+# refusal. It raises even a refusal that the library only logs.
 
 
 def compute(scene: Scene, function: Function) -> Any:

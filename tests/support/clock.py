@@ -1,7 +1,7 @@
-"""Sets a server's clock back, as far as the stored state can tell.
+"""Simulates that a server's clock was set back, by changing the stored times.
 
-A test cannot set the clock of its machine. But a clock that was set back by an hour differs from stored times that lie
-an hour later only in what it reads, and no script knows that. So the stored times are changed.
+A test cannot set the clock of its machine. Instead, it moves all stored times into the future. The clock is then behind
+the stored times, as if it had been set back. Only the absolute times differ, and a script cannot detect this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NEVER = 4503599627370496
 
 
 def set_back_pool(raw: Any, pool: PoolKeys, seconds: int) -> None:
-    """Change all times in a pool as if the server's clock had then been set back."""
+    """Change all times in a pool, as if the server's clock had been set back after they were stored."""
     for name, text in raw.hgetall(pool.state).items():
         if name in _FACTS:
             if text not in ("0", str(_NEVER)):
@@ -43,7 +43,7 @@ def set_back_pool(raw: Any, pool: PoolKeys, seconds: int) -> None:
 
 
 def set_back_cache(raw: Any, cache: CacheKeys, seconds: int) -> None:
-    """Change the TTLs of a cache's keys and the times of failed computations, as `set_back_pool`."""
+    """Change the TTLs of a cache's keys and the times of failed computations, as `set_back_pool` does for a pool."""
     for key in raw.scan_iter(f"{cache.tag}:*"):
         expiry_ms = raw.execute_command("PEXPIRETIME", key)
         if expiry_ms > 0:

@@ -84,7 +84,7 @@ class Namespace:
 
     Args:
         raw: a client with `decode_responses`.
-        binary: a client without.
+        binary: a client without `decode_responses`.
     """
 
     def __init__(self, raw: Any, binary: Any) -> None:
@@ -108,7 +108,8 @@ class Namespace:
     def undo(self, before: State) -> dict[str, tuple[list[str], list[str]]]:
         """Restore a former state. Returns the contents of each key that had changed: the former and the later ones.
 
-        The DUMP of an unchanged hash may differ, because the server rehashes it. The contents decide then.
+        The DUMP of an unchanged hash may differ, because the server rehashes it. So the contents decide whether a key
+        has changed.
         """
         after = self.state()
         differing = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
@@ -166,7 +167,7 @@ _MAKERS: dict[str, Callable[[Any, str], object]] = {
 
 
 def _damaged(value: str) -> Iterator[str]:
-    """Yield the damaged forms of a value: other texts for all of it, and for each number and word in it."""
+    """Yield the damaged forms of a value: other texts replace the whole value, or one number or word in it."""
     yield from (text for text in TEXTS if text != value)
     for part in _PART.finditer(value):
         if part[0] != value:
@@ -203,13 +204,13 @@ def faults(
     """Run each operation on each damaged state. Return a line for each promise that was broken.
 
     An operation that fails has written nothing, and raises an error that the library documents for damaged state. An
-    operation that succeeds neither returns nor stores a number that results from arithmetic on a damaged one.
+    operation that succeeds neither returns nor stores a number that results from arithmetic on a damaged number.
 
     Args:
         namespace: the keys, undamaged.
-        run: runs what an operation makes: a command or a flow.
+        run: runs the command or the flow that an operation makes.
         damages: the damages to try.
-        operations: by name.
+        operations: the operations, by name.
     """
     whole = namespace.state()
     found = []

@@ -31,7 +31,7 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
     all-time counts are those of one day.
 
     Returns:
-        The server's memory that the metrics use, bytes.
+        The server's memory that the metrics use, in bytes.
     """
     source = random.Random(1)
     agent, slices = "busy-00", dict[int, Any]()

@@ -241,8 +241,9 @@ def _of_header(text: str, header: Header) -> Iterator[str]:
 def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
     """Yield the uses of other keys, and the commands that may delete the key.
 
-    On a Cluster, a script with a single key runs while its slot is being moved (`resp.needs_whole_slot`). It would miss
-    other keys there, and the server refuses it the key again after the script has deleted it.
+    On a Cluster, a script with a single key also runs while the slot of this key is being moved
+    (`resp.needs_whole_slot`). The script would not find other keys on that node. If the script deleted its key, the
+    server would refuse its next access to the key.
     """
     if slot.many:
         yield "the only key is repeated; a script that runs with one key or with several needs another one"
@@ -286,7 +287,7 @@ def _refers(line: str) -> bool:
 
 
 def _plain(line: str) -> bool:
-    """Return whether a line names only constants, such as limits."""
+    """Return whether a line defines only numeric constants, such as limits."""
     return re.fullmatch(r"local [\w\s,]+=[\s\d,.]+", line) is not None
 
 

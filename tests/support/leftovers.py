@@ -23,7 +23,7 @@ def mark_session() -> None:
 
 
 def after_timeout(folder: Path) -> dict[int, str]:
-    """Return the result of `left_over` once this is empty, or after the time limit."""
+    """Wait until `left_over` finds no process or the time limit has passed. Return the last result of `left_over`."""
     try:
         wait_until(lambda: not left_over(folder), "the session's processes to end", timeout=END_PATIENCE_S)
     except TimeoutError:

@@ -23,7 +23,7 @@ class Programs:
     Args:
         folder: where the programs are written and run.
         server: `AgentPerf()` uses it in the programs.
-        namespace: the same.
+        namespace: `AgentPerf()` uses it in the programs.
     """
 
     def __init__(self, folder: Path, server: Server, namespace: str) -> None:
@@ -58,7 +58,7 @@ class Programs:
         return program
 
     def run(self, *words: str) -> None:
-        """Run a program to its end, which must be a success."""
+        """Run a program to its end, and check that it succeeds."""
         assert self.start(*words).wait(LIMIT_S) == 0, self.log()
 
     def log(self) -> str:

@@ -25,8 +25,8 @@ class SlotMover:
         server: the Cluster.
         nodes: its nodes.
         owners: the node of each slot.
-        max_disagreement: longest time in which the old and the new node of a slot both took themselves for its owner,
-            s. In that time, the old node does not pass on what is published at the new one.
+        max_disagreement: the longest time, in s, in which both the old and the new node of a slot considered themselves
+            its owner. In that time, the old node does not forward messages that are published at the new node.
     """
 
     def __init__(self, server: Server) -> None:
@@ -152,9 +152,11 @@ class SlotMover:
             wait_until(partial(self._migrated, source, words), "the atomic migration", _ATOMIC_TIMEOUT_S)
 
     def _migrated(self, source: Node, words: list[Any]) -> bool:
-        """Return whether all slots are where they belong. Begin the migration, also if it has failed (on a busy machine).
+        """Return whether all slots are where they belong. If no migration runs, begin one.
 
-        The server refuses a migration while it does not know the new owner of another slot yet.
+        On a busy machine, a migration may fail and has to begin again.
+
+        The server refuses a migration until it knows the new owner of every other slot.
         """
         if self._agreed():
             return True

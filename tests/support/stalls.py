@@ -31,7 +31,7 @@ class StallDetector:
         probe: called at each wake-up. With a server's `ping`, stalls of the server are recorded as well.
 
     Attributes:
-        spans: begin and end of each stall, s by `time.monotonic`, which all processes of a machine share.
+        spans: begin and end of each stall, in s of `time.monotonic`. All processes of a machine share this clock.
     """
 
     def __init__(self, probe: Callable[[], object] = lambda: None) -> None:
@@ -60,7 +60,7 @@ class StallDetector:
             self._last = now
 
     def within(self, begin: float, end: float) -> float:
-        """Return the stalled part of a time range, s."""
+        """Return how many seconds of a time range were stalled."""
         current = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # a stall in progress
         return overlap([*self.spans, *current], begin, end)
 
@@ -70,7 +70,7 @@ class StallDetector:
 
 
 def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float:
-    """Return the part of a time range that is covered by non-overlapping spans, s."""
+    """Return how many seconds of a time range are covered by spans that do not overlap."""
     return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
 
 

@@ -20,7 +20,7 @@ class CallRecord:
         outcome: its outcome; "none" when none had capacity.
         seconds: its duration on the instance.
         waited: seconds for which its caller waited for the lease, for the instance, and for the release.
-        begin: when the call began, s by `time.monotonic`.
+        begin: the start of the call, in s of `time.monotonic`.
     """
 
     number: int

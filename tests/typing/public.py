@@ -1,6 +1,6 @@
 """The types of the public names, for type checkers. This file is never run: mypy fails on a wrong assertion.
 
-The ignored lines are errors that mypy must find: under strict checks an unused ignore is itself an error.
+mypy must find an error in each ignored line, because under strict checks an unused ignore is itself an error.
 """
 
 from __future__ import annotations

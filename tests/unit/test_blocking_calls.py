@@ -1,4 +1,4 @@
-"""A blocking call in a running event loop warns once for each place, with the asyncio spelling."""
+"""A blocking call in a running event loop warns once for each place. The warning shows the asyncio form of the call."""
 
 from __future__ import annotations
 

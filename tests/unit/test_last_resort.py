@@ -23,7 +23,7 @@ AWAY = BackendUnavailable("redis://localhost:1/0", "not_applied", "connection re
 
 
 def new_logger() -> logging.Logger:
-    """Make a logger that only the last resort handles. It is made in the test, since pytest adds handlers before it."""
+    """Make a logger that only the last resort handles. Call it inside a test: pytest adds handlers before the test."""
     logger = logging.getLogger(f"last_resort.{uuid.uuid4().hex}")
     logger.propagate = False
     logger.addHandler(LastResort())

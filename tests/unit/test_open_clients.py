@@ -1,4 +1,4 @@
-"""Clients that are made again and again and never closed warn; a client that lives until the process ends does not."""
+"""Many clients that are never closed cause a warning; one client that lives until the process ends causes none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLACE = "app.py:7"
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """A server of this test only, since the count belongs to the process."""
+    """A server's URL that only this test uses. The open clients of the process are counted by URL and namespace."""
     yield f"redis://{uuid.uuid4().hex}/0"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

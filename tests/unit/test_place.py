@@ -1,4 +1,4 @@
-"""Objects without a name are named after the place where they are made, the same in every process."""
+"""Objects without a name are named after the place where they are made. The name is the same in every process."""
 
 from __future__ import annotations
 

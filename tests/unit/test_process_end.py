@@ -1,4 +1,4 @@
-"""Hooks of other packages are attached once these are imported, and flush all buffers in a bounded time."""
+"""A hook is attached to another package once that package is imported. A hook flushes all buffers in a bounded time."""
 
 from __future__ import annotations
 

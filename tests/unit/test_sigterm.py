@@ -1,4 +1,4 @@
-"""The handler of SIGTERM is installed, chained and removed without a trace. Its effect on processes is an integration test."""
+"""The handler of SIGTERM is installed, chained and removed without a trace. Other tests cover real processes."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_signal_that_python_missed_is_repeated(buffer: Buffer, monkeypatch: pyte
 
 
 def test_signal_before_a_blocking_call_is_repeated() -> None:
-    """The watch sees a signal, and the handler does not run. Here there was no signal, only the note of it."""
+    """The watch is notified of a signal whose handler has not run. The test writes only the notification."""
     handled: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: handled.append(True))
     with AgentPerf(NOWHERE, flush_on_sigterm=True):

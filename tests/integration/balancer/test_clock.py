@@ -1,4 +1,4 @@
-"""The server's clock is set back by an hour: every time in a pool is judged by the clock as it is now."""
+"""The server's clock is set back by an hour. Stored times that now lie in the future must not disturb the pool."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_ejection_lasts_at_most_its_maximum(backend: Backend, raw: Raw, pool: Po
 
 
 def test_lease_from_before_is_no_probe(backend: Backend, raw: Raw, pool: Pool) -> None:
-    """Fencing tokens of leases from before are later than the clock. They must not count as granted after an ejection."""
+    """Old leases have fencing tokens later than the clock. They must not count as granted after the ejection."""
     register(backend, pool, capacity=3, settings=PoolSettings(eject_after=1))
     backend.run(commands.register(pool, AgentInstance("p1", "planner", max_capacity=3), None, 0))
     held = [f"@held:{number}" for number in range(4)]
@@ -161,7 +161,7 @@ def test_response_times_stay_plausible(backend: Backend, raw: Raw, pool: Pool) -
 
 
 def test_timers_of_a_large_pool_are_all_corrected(backend: Backend, raw: Raw, pool: Pool) -> None:
-    """Hundreds of later timers hide no lease: neither other leases nor tombstones and heartbeats."""
+    """Every lease's timer is corrected, although the pool has hundreds of other timers of leases and tombstones."""
     register(backend, pool, capacity=300, heartbeat=TTL_MS)
     for number in range(300):
         assert isinstance(acquire(backend, pool, f"@{number}", SHORT_MS * 100), Granted)
@@ -182,7 +182,7 @@ def test_timers_of_a_large_pool_are_all_corrected(backend: Backend, raw: Raw, po
 def test_refusal_reads_no_timer_records(
     own_server: Server, connect: Callable[..., Backend], ttl_ms: int, heartbeat_ms: int
 ) -> None:
-    """Timers that may be far off cost a refused acquire two reads at most, however many they are."""
+    """A refused acquire uses HGET at most twice, however many timers lie so far ahead that they may be wrong."""
     backend, calls = connect(own_server.url), 20
     pool = Pool.of(backend.namespace, "planner")
     register(backend, pool, capacity=150, heartbeat=heartbeat_ms)

@@ -387,7 +387,8 @@ def test_lease_granted_while_closing_is_released(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    # To close, a backend first closes its lease keeper. This test does only that, before the reply of acquire arrives.
+    # `Backend.close` closes the lease keeper before the connections. This test closes only the keeper, so the reply of
+    # acquire still arrives.
     lease_keeper_of(backend).close()
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")

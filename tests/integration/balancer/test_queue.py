@@ -413,7 +413,7 @@ def wait_in_threads(
 ) -> Generator[None, None, list[tuple[str, float]]]:
     """Wait for a lease in each of `count` threads. Return tokens and fencing tokens in the order of the grants.
 
-    The process kills itself while it holds its lease number `dies_at`; 0 for never.
+    The process kills itself while it holds its lease number `dies_at`. If this is 0, it never kills itself.
     """
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)

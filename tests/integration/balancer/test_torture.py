@@ -195,7 +195,7 @@ def torture(
     seconds: float,
     enough: Callable[[], bool],
 ) -> None:
-    """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough` is true.
+    """Let workers use one pool, and kill and pause some of them, for at least `seconds` and until `enough` is true.
 
     With a proxy, copies of some requests for leases arrive late. The proxy does not work with a Cluster.
     """

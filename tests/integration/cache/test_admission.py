@@ -35,7 +35,7 @@ ratios of runs differ by up to half a point."""
 def test_cache_matches_tinylfu_hit_ratio_on_mixed_trace(
     server: Server, processes: int, seeds_and_sizes: list[tuple[int, int]]
 ) -> None:
-    """W-TinyLFU's hit ratio exceeds an LRU's by a margin; TieredCache's is at most 0.5 points below W-TinyLFU's.
+    """W-TinyLFU has a clearly higher hit ratio than an LRU. TieredCache is at most 0.5 points below W-TinyLFU.
 
     The mean of several runs is compared, since the order in which eight processes read varies.
     """

@@ -1,4 +1,4 @@
-"""The server's clock is set back by an hour: compute leases are judged by the clock as it is now."""
+"""The server's clock is set back by an hour. Compute leases end after their TTL, and earlier failures are ignored."""
 
 from __future__ import annotations
 

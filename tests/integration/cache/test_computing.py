@@ -99,7 +99,7 @@ def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -
 def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[int, Any, float]:
     """A worker process: request one key from five threads.
 
-    Returns the number of computations in this process, the value, and when all threads had the value.
+    Returns the number of computations in this process, the value, and the time when all threads had the value.
     """
     cache = LRUCache(name="default", backend=Backend(url, namespace=namespace))
     calls: list[int] = []

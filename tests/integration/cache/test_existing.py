@@ -33,7 +33,7 @@ def operator(server: Server, connect: Callable[..., Backend]) -> Backend:
 
 @pytest.fixture
 def cache(backend: Backend, raw: Raw, namespace: str) -> Iterator[LRUCache]:
-    """A program's cache. The test must leave its settings unchanged."""
+    """The cache of a program. The test must leave the settings of the cache unchanged."""
     made = LRUCache(3, 60.0, name="answers", backend=backend)
     made.put("a", 1, tags=["odd"])
     made.put("b", 2)

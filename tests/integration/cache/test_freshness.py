@@ -81,7 +81,7 @@ class Reader:
         return self.runner.run(read())
 
     def until(self, wanted: object, timeout_s: float = 10) -> float:
-        """Read until the result is `wanted`: a value, or the type of an error. Return the elapsed time, s."""
+        """Read until the result is `wanted`: a value, or the type of an error. Return the elapsed seconds."""
         begun = now = time.monotonic()
         while now < begun + timeout_s:
             now = time.monotonic()
@@ -240,8 +240,8 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    # `known` is a time after the server has recorded a failed computation. The call that starts the failing refresh
-    # still returns the stale value.
+    # `known` is the time when this test first finds a failed computation recorded on the server. The call that starts
+    # the failing refresh still returns the stale value.
     known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()

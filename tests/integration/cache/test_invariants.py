@@ -124,7 +124,10 @@ def test_limits_and_counters_hold_under_four_processes(
 
 
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
-    """Scan each cache completely, as the processes left it and after a sweep. Clear and sweep must leave nothing."""
+    """Scan each cache completely, once as the processes left it and once after a sweep. Then clear and sweep it.
+
+    After that, only the keys `meta`, `epochs` and `checks` may be left.
+    """
     namespace = backend.namespace
     for cache in caches(backend):
         service = "cache" if isinstance(cache, LRUCache) else "tiered"

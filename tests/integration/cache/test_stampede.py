@@ -26,7 +26,7 @@ PATIENT_S = 20.0
 
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
-    """Whether one task of this process computes or waits for another process, and its other tasks wait for that one."""
+    """Return whether one task computes or waits for another process, and all other tasks here wait for that task."""
     flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
         calls or cache._shared_state._waiting

@@ -1,4 +1,4 @@
-"""Caches without a name: each place in a program is one cache, in all processes that run the program."""
+"""Caches without a name: each place in a program makes one cache, which all processes of the program share."""
 
 from __future__ import annotations
 

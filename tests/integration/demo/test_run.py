@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
 
 
 def reviewed_here(tree: Tree) -> Any:
-    """Compute the result that a worker must have, without the library."""
+    """Compute, without the caches and the balancer, the result that the workers must report."""
     reviews = []
     for file in tree.files:
         source = (tree.root / file).read_bytes()

@@ -103,7 +103,7 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """Record as `work` does, and record an agent that cannot be counted. Record more after the server is cut off.
+    """Record as `work` does, and also for an agent that cannot be counted. Record more after the server is cut off.
 
     The flush of these late records must fail. They are counted when the server is reachable again.
     """
@@ -223,8 +223,8 @@ def test_eight_processes_count_exactly_over_a_broken_network(
 ) -> None:
     """Recorded = counted + pending + dropped, and Redis holds the counted records. Each of these numbers is above zero.
 
-    At the end, the server is unreachable and each flush fails. A worker that is killed then loses its pending records
-    and nothing else. The pending records of the other workers are counted later.
+    At the end, the server is unreachable and each flush fails. A worker that is killed at that time loses its pending
+    records and nothing else. The pending records of the other workers are counted later.
     """
     raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "foreign data")
     trouble = Trouble(proxy, 1)

@@ -262,7 +262,7 @@ def test_non_numeric_counter_is_named(
 def test_impossible_counter_is_corrupt_state(
     backend: Backend, call: Call, raw: Raw, namespace: str, percentiles: bool, field: str, value: str
 ) -> None:
-    """Counts are never negative or too large to count, and times lie before the year 10000."""
+    """A valid counter is a whole number from 0 up that fits into 64 bits. Valid times lie before the year 10000."""
     collector = MetricsCollector(backend=backend)
     collector.record_execution("research", 0.5, False)
     collector.record_llm("research", cost=1.0)
@@ -284,7 +284,7 @@ def test_sums_saturate_at_the_largest_reply_integer(backend: Backend, call: Call
 
 
 def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
-    """Count one execution for each age in seconds, in one flush after an outage."""
+    """Send one flush, as after an outage. It counts one execution for each age; ages are in seconds."""
     clock = [1000.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
     seconds, micros = raw.time()

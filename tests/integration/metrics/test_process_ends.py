@@ -1,6 +1,6 @@
-"""Counts are not lost when processes of the standard library's models end, nor at SIGTERM with `flush_on_sigterm`.
+"""No count is lost when a process started by the standard library ends, or at SIGTERM with `flush_on_sigterm`.
 
-The same promise for workers and web servers of other packages: tests/borders/test_process_ends.py.
+The file tests/borders/test_process_ends.py makes the same check for workers and web servers of other packages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_worker_processes_flush_at_their_end(
 def test_child_of_a_forkserver_that_preloads_the_library_flushes(
     programs: Programs, counted: Callable[[], int]
 ) -> None:
-    """Such a child imports the main module first, and then multiprocessing drops the finalizers of the import."""
+    """The child imports the main module. Then multiprocessing drops the finalizers that the import registered."""
     programs.write(
         "preloaded.py",
         """
@@ -366,7 +366,7 @@ def test_second_sigterm_ends_the_process_at_once(proxy: Proxy, programs: Program
 
 
 def test_forked_child_ends_by_sigterm_with_its_own_records(programs: Programs, counted: Callable[[], int]) -> None:
-    """The child inherits the handler; a child that resets the signal, as Celery does, has it again when it records."""
+    """A child inherits the handler. If it resets the signal, as Celery does, its first record restores the handler."""
     then = """
     for resets in (False, True):
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Idle connections of each kind are kept alive: TCP keepalive with short intervals, read back from the sockets."""
+"""Connections of each kind use TCP keepalive with short intervals. The tests read the options of the sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of a real program: only a program that makes one after the other without closing them is warned."""
+"""A real program with many clients: the warning appears only if the program does not close its clients."""
 
 from __future__ import annotations
 

@@ -342,7 +342,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # again in each round: an exception in a destructor does not propagate
+                    armed[0] = True  # set in each round, because an exception in a destructor is lost
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

@@ -57,7 +57,7 @@ class Written:
         self.acknowledged.append(time.monotonic())
 
     def assert_fresh(self, reader: LRUCache | TieredCache) -> None:
-        """Read the key. The value must not be older than the last write acknowledged before."""
+        """Read the key. The value must not be older than the last write acknowledged before this read."""
         latest = len(self.acknowledged) - 1
         read = reader.get(self.key, fresh=True)
         if read is None:
@@ -66,7 +66,7 @@ class Written:
             assert read >= latest, f"{self.key}: version {read} was read after {latest} was acknowledged"
 
     def age(self, reader: LRUCache) -> float:
-        """Read the key, which is never deleted. Return for how long the value was out of date by then, s."""
+        """Read the key, which is never deleted. Return how many seconds the value was outdated when the read began."""
         begun = time.monotonic()
         following = reader.get(self.key) + 1
         return begun - self.acknowledged[following] if following < len(self.acknowledged) else 0.0
@@ -76,7 +76,7 @@ class Load:
     """Threads that use all services until `stop`. Two clients stand for two processes.
 
     Attributes:
-        max_age: greatest age of a local copy that was read although a newer value was acknowledged, s.
+        max_age: maximum time in s from the acknowledgement of a newer value to a read that still found the old copy.
     """
 
     def __init__(self, connect: Callable[[], AgentPerf]) -> None:

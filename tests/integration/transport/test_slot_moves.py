@@ -117,7 +117,7 @@ def test_mutant_that_follows_ask_reads_too_little(
 def windowed_read_of_half_moved_slot(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str, early_s: float
 ) -> int:
-    """Return how many of 20 executions a read counts that has `early_s` seconds before the move of the slot goes on."""
+    """Return how many of 20 executions a read counts in a half-moved slot. The move goes on after `early_s` seconds."""
     counted(connected(), "planner", 20)
     reader = connected()
     assert reader.metrics.snapshots(window="1h")["planner"].task_count == 20
@@ -131,7 +131,7 @@ def windowed_read_of_half_moved_slot(
 
 
 def ends_early(call: Future[Any], early_s: float = EARLY_S) -> bool:
-    """Return whether a call ends within a time, before the move of the slot does."""
+    """Return whether a call ends within `early_s` seconds, while the slot is still half moved."""
     try:
         call.exception(early_s)
     except TimeoutError:
@@ -142,7 +142,7 @@ def ends_early(call: Future[Any], early_s: float = EARLY_S) -> bool:
 def test_flush_creates_no_key_on_the_new_node(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
-    """If it did, MIGRATE would fail with BUSYKEY."""
+    """If a flush created a key there, MIGRATE would fail with BUSYKEY."""
     perf = connected()
     counted(perf, "planner", 100)
     recorded = perf.metrics.delivery().recorded
@@ -244,7 +244,7 @@ def test_lease_is_renewed_during_a_move(mover: SlotMover, connected: Callable[..
 def test_cached_values_stay_readable_during_a_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
-    """Reads use plain commands, all keys of which the server checks. Writes wait."""
+    """Reads use plain commands, and the server checks all keys of these. Writes wait for the end of the move."""
     cache = connected().cache("answers")
     cache.put_many({"moved": 1, "left": 2})
     cache.invalidate_tags("none")  # creates the key of the epochs, which each read uses
@@ -259,5 +259,5 @@ def test_cached_values_stay_readable_during_a_move(
             write()
     assert half.keys() == before
     half.finish()
-    # The client sends the `clear` that failed again, in the background.
+    # In the background, the client sends the failed `clear` again.
     wait_until(lambda: cache.get_many(["moved", "left"]) == {}, "the failed clear to be sent again")

@@ -433,7 +433,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # No waiter in the queue could get a lease on an instance with free capacity.
+        # An instance with free capacity must not have all labels that a waiter in the queue requires.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())

@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Compare the states. A rule and not an `@invariant`: it reports the reads that the next put would report."""
+        """Compare the states. It is no `@invariant`, because it reports the reads that the next put would report."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()

@@ -1,4 +1,4 @@
-"""Names at their limit: those that were not used for a day give way to new ones, and no count is lost.
+"""At the limit for names, names that were not used for a day give way to new names, and no count is lost.
 
 The scripts run on a simulated server with the test's clock.
 """
@@ -30,14 +30,14 @@ LIMIT = 3
 
 @cache
 def stored_name(agent: str) -> str:
-    """Return a name for an agent of a test such that all of them are in one shard."""
+    """Return the stored name of a test's agent. All these names are in one shard."""
     if agent == OTHER:
         return agent
     return next(name for name in (f"{agent}.{n}" for n in count()) if keys.metrics_shard(name) == SHARD)
 
 
 class World:
-    """A simulated server with limits of three names. Agents are named by the word before the dot of their names."""
+    """A simulated server with limits of three names. The tests use only the part of an agent's name before the dot."""
 
     def __init__(self, fake: Fake) -> None:
         self.fake = fake

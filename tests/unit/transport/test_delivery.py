@@ -347,7 +347,7 @@ def test_redirected_command_leaves_its_pipeline() -> None:
 
 
 def test_open_slot_holds_up_no_other_slot() -> None:
-    """The source goes with a command that the node runs, not with one that waits for its slot."""
+    """The script's source is sent with a command that the node runs, not with a command that waits for its slot."""
     times_sent = 0
 
     def answer(step: Exchange) -> Answer:
@@ -376,7 +376,7 @@ def test_open_slot_holds_up_no_other_slot() -> None:
     ],
 )
 def test_scripts_of_several_keys_declare_an_absent_key(url: str, command: Command[int], declared: list[bytes]) -> None:
-    """So the server refuses them while the slot is being moved."""
+    """The absent key makes the server refuse these scripts while the slot is being moved."""
     answers: list[Answer] = [[LAYOUT], [ServerError("NOSCRIPT No matching script.")], [[1]]]
     _, exchanges = run([command], answers if url == CLUSTER else answers[1:], url)
     sent = [requests(step.payload)[0] for step in exchanges[-2:]]

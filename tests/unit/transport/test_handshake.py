@@ -1,4 +1,4 @@
-"""Tests of the judgement of a server by the replies to the handshake."""
+"""Tests of how the replies to the handshake decide whether a server is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local copies: bounded, guarded by tickets, and unused while the bus is in doubt."""
+"""Local copies: bounded, guarded by tickets, and unused while the bus may be broken."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
 
 @pytest.mark.parametrize("reported", [False, True], ids=["before the gap is reported", "after"])
 def test_proof_of_a_lost_bus_stays_valid(bus: Bus, monkeypatch: pytest.MonkeyPatch, reported: bool) -> None:
-    """A read during the loss of the bus must not discard the earlier proof."""
+    """A read while the bus is lost must not discard the earlier proof that the bus worked."""
     now = [1000.0]
     monkeypatch.setattr(local_copies, "monotonic", lambda: now[0])
     local = copies(bus)

@@ -51,7 +51,7 @@ def test_refresh_of_a_closed_loop_frees_its_key(refresher: Refresher) -> None:
 
 
 class Watched(dict[Any, Any]):
-    """Tasks that note whether the lock is held when one is added."""
+    """A dict of tasks. It records whether the lock is held when a task is added."""
 
     def __init__(self, refresher: Refresher) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Watched(dict[Any, Any]):
 
 
 def test_task_is_added_under_the_lock_of_those_that_list_tasks(refresher: Refresher) -> None:
-    """Otherwise the loop of another thread that lists the tasks gets a RuntimeError."""
+    """Otherwise a thread that lists the tasks during the addition gets a RuntimeError."""
     refresher._tasks = tasks = Watched(refresher)
 
     async def request() -> None:
