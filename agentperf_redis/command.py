@@ -80,7 +80,7 @@ class Command(Generic[T]):
         """Return the arguments in wire order.
 
         Args:
-            again: whether the command was already sent; then `resend_args` apply.
+            again: whether the command was already sent. If so, `resend_args` apply.
         """
         args = self.args
         if isinstance(args, tuple):

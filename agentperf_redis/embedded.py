@@ -194,7 +194,7 @@ def running(folder: Path) -> EmbeddedServer | None:
 
 def url_if_running() -> str | None:
     """Return the URL of the server in this user's default folder, or None. Sends nothing, so it does not wait."""
-    with contextlib.suppress(BackendUnavailable, OSError):  # no home folder, or an unsafe folder of the socket
+    with contextlib.suppress(BackendUnavailable, OSError):  # no home folder, or the socket's folder is unsafe
         folder = data_folder(None)
         if _is_running(folder):
             return f"unix://{_socket_of(folder)}"
@@ -268,7 +268,7 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process. Its pid is the pid of the program. On Linux, the process ends even if this process is killed by
+        The process. Its pid is the pid of the program. On Linux, it ends even if the calling process is killed by
         SIGKILL; on other systems, the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
@@ -363,7 +363,7 @@ def _is_running(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # `close` is not enough if a child forked just now shares the lock
+        fcntl.flock(lock, fcntl.LOCK_UN)  # `close` does not unlock it if a child that was just forked shares it
     except BlockingIOError:
         return True
     finally:

@@ -85,12 +85,12 @@ def decoded(text: str) -> str:
 
 
 def stored_name(key: str) -> str:
-    """Return the name under which a cache entry is stored: the key itself up to 120 bytes.
+    """Return the name under which a cache entry is stored: the key itself if it has at most 120 bytes.
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
     least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
-    The command line shows such names, and `keys()` may return them. Therefore a key that has the form of such a name
-    means the entry of the long key.
+    The command line shows such names, and `keys()` may return them. Therefore a key in the form of such a name refers
+    to the entry of the long key.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES or _SHORTENED.fullmatch(key):
@@ -99,7 +99,7 @@ def stored_name(key: str) -> str:
 
 
 def is_shortened(name: str) -> bool:
-    """Whether a stored name is that of a key beyond 120 bytes."""
+    """Whether a stored name stands for a key of more than 120 bytes."""
     return len(name.encode()) > _LONG_KEY_BYTES
 
 
@@ -114,11 +114,11 @@ def resources(namespace: str) -> str:
 
 
 def absent(key: str) -> str:
-    """Return a key in the slot of a key of this library. No program writes it: ``agentperf:{lb:planner}:absent``.
+    """Return a key that no program writes, in the slot of the given key: ``agentperf:{lb:planner}:absent``.
 
     On a Cluster, a call of a script declares this key after its other keys. While the keys of a slot are moved one by
-    one, the server refuses any call that declares both this key and another one (TRYAGAIN, or ASK), since it finds one
-    of them nowhere. So a script runs only where all keys of its slot are.
+    one, the server refuses any call that declares both this key and another one (TRYAGAIN, or ASK), since this key
+    exists on no node. So a script runs only where all keys of its slot are.
     """
     head, _, rest = key.partition("{")
     tag, closed, _ = rest.partition("}")

@@ -35,7 +35,7 @@ class LastResort(logging.Handler):
         self._shown_at: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record, unless the program handles it or its subject was shown."""
+        """Show a record, unless the program handles it or its subject was shown less than an hour ago."""
         outage = _is_outage(record)
         if not (outage or record.levelno >= logging.ERROR) or self._handled_elsewhere(record):
             return

@@ -1,10 +1,10 @@
 """The place in a program where an object without a name is made, which gives the object its name.
 
-The name is made of the module and of the variable, attribute or function to which the object is assigned. It is the
-same in every process that runs the program, in whatever folder, and survives edits of other lines, unless a second
-constructor call for the same variable, attribute or function is added. In a script, a digest of the file is part of it,
-since other scripts may have the same name. Two places never have the same name. All objects made at one place, such as
-in a function that is called often, have one name.
+The name is made of the module and of the variable or attribute to which the object is assigned, or of the function that
+makes it. The name is the same in every process that runs the program, in whatever folder. It survives edits of other
+lines, unless a second constructor call for the same variable, attribute or function is added. In a script, the name
+contains a digest of the file, since other scripts may have the same name. Two places never have the same name. All
+objects made at one place, such as in a function that is called often, have one name.
 
 Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that
 other processes share: the code belongs to no file, as in a notebook; or the class is passed to other code, and that
@@ -103,13 +103,13 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     Args:
         made: the object. If its class is a user's subclass with a constructor, the place is the call of that
             constructor.
-        process: the id of this process, part of the name if there is no place that other processes share.
+        process: the id of this process. It is part of the name if there is no place that other processes share.
         method: the method of `made` that makes the new object; empty if `made` is the new object itself.
     """
     frame = _frame_outside(made, method)
     code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
     place = functools.partial(Place, indirect=False, repeats=False, file=code.co_filename, line=frame.f_lineno)
-    # one place can make objects of several classes of the user
+    # one place can make objects of several user-defined classes
     kind = "" if method or _of_library(type(made).__module__) else type(made).__name__
     field = _generated_field(frame, kind)
     if field is not None:
@@ -208,7 +208,7 @@ def _plain(qualified_name: str) -> str:
 
 
 def _identified(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the variables of a module. If the module cannot be found by its name, return them as those of a script.
+    """Return the variables of a module. A module that cannot be found by its name counts as a script.
 
     Frameworks run files of the user, such as plugins and settings, under names that other files may have too.
     """
@@ -340,7 +340,7 @@ def _sites_of(frame: FrameType) -> Mapping[Position, CallSite]:
         pass
     loader, module = variables.get("__loader__"), variables.get("__name__")
     try:
-        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # perhaps in a zip archive
+        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # it may be in a zip archive
     except (AttributeError, ImportError, OSError, TypeError, UnicodeError):
         return {}
 

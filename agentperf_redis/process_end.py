@@ -7,9 +7,9 @@
 - A work horse of RQ ends with `os._exit`, directly after its job.
 - uvicorn ends its process by SIGTERM with the default action, directly after `Server.shutdown`.
 
-This module never imports these packages. `watch` attaches a hook to those that are in `sys.modules`. A buffer calls it
-when the buffer is created and at the first record of each flush interval, so packages that are imported later are found
-too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
+This module never imports these packages. `watch` attaches a hook to those that are in `sys.modules`. A buffer calls
+`watch` when the buffer is created and at the first record of each flush interval, so packages that are imported later
+are found too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Buffered(Protocol):
         """Whether there is data to flush. Takes no lock, because a signal handler reads it."""
 
     def begin_last_flush(self) -> Callable[[], None]:
-        """Start to flush. Return a function that waits for the end of the flush, for a bounded time."""
+        """Start to flush. Return a function that waits for a bounded time until the flush ends."""
 
 
 _buffers: set[weakref.ref[Buffered]] = set()
@@ -73,12 +73,12 @@ def flush_all() -> None:
     for wait in waits:
         try:
             wait()
-        except Exception:  # noqa: BLE001  as above; also a warning that is an error
+        except Exception:  # noqa: BLE001  as above; a program may also turn the warning of lost records into an error
             _log.exception("the last flush failed")
 
 
 class _Process:
-    """This process. A forked child has an object of its own, with other values."""
+    """Facts about this process. They differ in a forked child."""
 
     def __init__(self) -> None:
         self.forked = False
@@ -86,7 +86,7 @@ class _Process:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: note that it is one. It does not inherit the finalizers of multiprocessing."""
+        """Note that this process is a forked child. A child does not inherit the finalizers of multiprocessing."""
         self.forked = True
         self.finalizer = None
 
@@ -95,7 +95,7 @@ _process = _Process()
 
 
 def is_child() -> bool:
-    """Whether this process was forked, or started by multiprocessing or billiard. Such a process may live briefly."""
+    """Whether this process was forked, or started by multiprocessing or billiard. Such a process may be short-lived."""
     multiprocessing, billiard = sys.modules.get("multiprocessing.process"), sys.modules.get("billiard.process")
     return (
         _process.forked
@@ -112,8 +112,8 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # one thread gets it
             if hook is not None:
                 _attach(name, hook, module)
-    # A child that imports the main module before it starts, as with a forkserver that preloads modules, then drops all
-    # finalizers that the import has registered.
+    # When a child starts, multiprocessing drops all finalizers. If the child imported the main module before, as with a
+    # forkserver that preloads modules, the finalizers registered by the import are among them.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize
@@ -144,8 +144,8 @@ def _flush_at_signal(**_: object) -> None:
 def _attach_to_rq(worker: Any) -> None:
     """Flush before `os._exit` in the module of RQ's worker.
 
-    RQ has no hook at the end of a work horse. When a job records first, the frame that will call `os._exit` is already
-    running, so only the name `os` of its module can still be replaced.
+    RQ has no hook at the end of a work horse. When a job records for the first time, the frame that will call
+    `os._exit` is already running, so only the name `os` of its module can still be replaced.
     """
     names = worker.Worker.main_work_horse.__globals__
     if isinstance(names["os"], _OsOfRq):
@@ -165,7 +165,7 @@ class _OsOfRq(ModuleType):
 
 
 def _attach_to_uvicorn(server: Any) -> None:
-    """Flush after `Server.shutdown`: all requests have ended then, and the application has shut down."""
+    """Flush after `Server.shutdown`, when all requests have ended and the application has shut down."""
     shutdown = server.Server.shutdown
 
     @functools.wraps(shutdown)

@@ -52,7 +52,7 @@ class Handler:
         return signal.getsignal(_SIGTERM) is self
 
     def after_fork(self) -> None:
-        """In a forked child: the flush belongs to the parent.
+        """Reset the handler in a forked child, since the flush belongs to the parent.
 
         A child without records ends by the default action, like any other process. `renew` installs a handler when the
         child records.
@@ -134,7 +134,7 @@ class _Watch:
             self._pipe = None
 
     def after_fork(self) -> None:
-        """In a forked child: the file descriptor leads to the parent."""
+        """End the watch in a forked child, since its file descriptor leads to the parent."""
         if self._pipe is not None:
             self._reset()
             os.close(self._pipe[0])
@@ -171,7 +171,7 @@ _watch = _Watch()
 
 
 def _is_of_loop(former: object) -> bool:
-    """Whether an event loop handles the signal. It reads the number of the signal from a file descriptor.
+    """Whether an event loop handles the signal. The loop reads the signal's number from a file descriptor.
 
     The loop has called the callback of `add_signal_handler` already. If the signal were sent again, the loop would call
     the callback twice.
@@ -189,7 +189,7 @@ _owners: set[weakref.ref[object]] = set()
 
 
 def flush_at_sigterm(owner: object) -> None:
-    """Install the handler, as long as the owner exists and until `release(owner)`.
+    """Install the handler until `release(owner)` is called or the owner no longer exists.
 
     Raises:
         InvalidArgument: if this is not the main thread, the only one on which Python installs signal handlers.
@@ -230,7 +230,8 @@ def renew() -> None:
 
 def _install() -> None:
     former = signal.getsignal(_SIGTERM)
-    # An ignored signal does not end the process. A handler that is not of Python (None) cannot be called from Python.
+    # An ignored signal does not end the process. None stands for a handler that was not installed from Python;
+    # Python cannot call it.
     if former is not None and former is not signal.SIG_IGN and not isinstance(former, Handler):
         signal.signal(_SIGTERM, Handler(former))
         _watch.start()

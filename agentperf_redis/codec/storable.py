@@ -85,7 +85,7 @@ class Registry:
         return cls
 
     def of_class(self, cls: type) -> Storable | None:
-        """Return the registration of exactly this class, not of a base class, or None."""
+        """Return the registration of exactly this class, not of a base class; None if there is none."""
         return self._by_class.get(cls)
 
     def of_name(self, name: str) -> Storable | None:

@@ -20,7 +20,7 @@ def path_of(item: object, value: object, name: str = "value") -> str:
 
     Args:
         item: the item, compared by identity.
-        value: nested containers: lists, tuples, dicts, sets, dataclasses, named tuples, models.
+        value: a nesting of lists, tuples, dicts, sets, dataclasses, named tuples and models.
         name: the name of the value.
     """
     waiting: list[tuple[str, Any]] = [(name, value)]

@@ -1,4 +1,4 @@
-"""The checks of a demo's promises, against the journals of the workers and the state of the server."""
+"""Checks a demo's promises against the journals of the workers and the state of the server."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Evidence:
         pools: all pools, read before the leases for `regained` were taken.
         regained: number of leases that could be held at the same time in each pool at the end.
         granted: leases granted in each pool during the demo, as counted by the scripts.
-        tried: the part of `granted` that tested whether the dead worker's capacity was free again.
-        recorded: executions of each agent recorded during the demo.
+        tried: how many of `granted` were taken only to test whether the dead worker's capacity was free again.
+        recorded: number of executions recorded for each agent during the demo.
     """
 
     accounts: Sequence[Account]
@@ -64,7 +64,7 @@ class Evidence:
 
     @property
     def served(self) -> int:
-        """Results that were used without being computed for that use."""
+        """Number of times that a result was used without a computation for this use."""
         return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
 
 

@@ -1,4 +1,4 @@
-"""The journal of a worker: one line per event in its own file, which survives a kill.
+"""The journal of a worker: a file with one line per event. It survives a kill of the worker.
 
 Each line is one ``write`` to a file opened with O_APPEND, so every line written before SIGKILL is complete. The checks
 of the demo take their counts from the journals, never from the library under test.
@@ -42,7 +42,7 @@ class Journal:
         self._write("used", key)
 
     def step(self, agent: str, instance: str) -> None:
-        """Write that a step was done on a leased instance, with the time. Call this before the metric is recorded."""
+        """Write that a step was done on a leased instance, and when. Call this before the metric is recorded."""
         self._write("step", agent, instance, f"{time.monotonic():.6f}")
 
     def lost(self, agent: str) -> None:
@@ -54,7 +54,7 @@ class Journal:
         self._write("reviewed", file)
 
     def finished(self, result: dict[str, Any]) -> None:
-        """Write that the whole tree is done, with the result."""
+        """Write the worker's result. Call this when the whole tree is done."""
         self._write("finished", json.dumps(result))
 
     def _write(self, *words: str) -> None:
@@ -67,11 +67,11 @@ class Account:
 
     Attributes:
         path: the file.
-        process: the library's name of the process; empty until its hello line is read.
+        process: the library's name for the process; empty until its hello line is read.
         began: computations begun, by key.
         spent: seconds of the last computation, by key.
         used: uses of results, by key.
-        steps: (time, agent) of each step, s by the machine's monotonic clock.
+        steps: (time, agent) of each step; the time is in s by the machine's monotonic clock.
         instances: steps by instance.
         lost: leases lost while in use.
         files: number of files done.

@@ -1,4 +1,4 @@
-"""Lets the keys that a demo leaves on the user's server expire after a day. During that day they can be inspected."""
+"""Sets a TTL on the keys that a demo leaves on the user's server. They can be inspected for a day."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix"}
 
 
 def let_expire(backend: Backend, within: int = DAY_S) -> int:
-    """Set a TTL on every key of a finished demo that has no TTL.
+    """Set a TTL on those keys of a finished demo that have none.
 
     The time slices of the metrics already have a TTL.
 

@@ -57,8 +57,8 @@ class DemoOptions:
         workers: number of worker processes, 1 to 64.
         kill: whether the last worker is killed half-way through; only with two or more workers and at least
             `MIN_FILES_TO_KILL_IN` files.
-        namespace: prefix of all keys. None: `agentperf` on a private server; with `url`, a new namespace, whose keys
-            expire after a day.
+        namespace: prefix of all keys. None takes `agentperf` on a private server. On the server at `url`, it takes a
+            new namespace, whose keys expire after a day.
         lease_ttl: TTL of a lease without renewal, s. The capacity that a dead worker leased stays occupied this long.
         program: arguments to the Python interpreter that start a worker.
     """
@@ -310,7 +310,7 @@ class _Demo:
             time.sleep(_HUNTING_TICK_S if closing_in else _TICK_S)
 
     def _try_to_kill(self, victim: _Worker) -> None:
-        """Stop the victim, and kill it if it holds a lease: a stopped worker cannot release one."""
+        """Stop the victim, so that it cannot release a lease. Kill it if it holds one; otherwise let it continue."""
         victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)

@@ -1,1 +1,1 @@
-"""Metrics of agents: counts, percentiles, errors, shared by all processes of a namespace."""
+"""Metrics of agents: counts, percentiles and errors, shared by all processes of a namespace."""

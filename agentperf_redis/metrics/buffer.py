@@ -2,7 +2,7 @@
 
 The path of a sample:
 
-- `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
+- `Buffer.record` appends it without a lock to the sample buffer of its series, which is a plain list.
 - `Buffer.aggregate` empties the sample buffers into accumulators: one `Accumulator` per series and ten seconds of
   server time. A sample delayed by an outage therefore still counts in the right slice.
 - `Buffer.batches` packs the accumulators of each shard into a `FlushBatch` with the shard's next sequence number. A
@@ -116,7 +116,7 @@ class Buffer:
     def reset(self) -> None:
         """Start empty and with a new writer name.
 
-        Called by `__init__`, and in a forked child, because the parent flushes the records that the fork copied.
+        Also called in a forked child, because the parent flushes the records that the fork copied.
         """
         self.writer = uuid.uuid4().hex[:12]
         self._sample_buffers.clear()
@@ -296,7 +296,7 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def batches(self) -> list[FlushBatch]:
-        """Return a batch per shard with data to send: its unsettled batch if there is one, otherwise a new batch."""
+        """Return one batch for each shard with data: its unsettled batch if there is one, otherwise a new batch."""
         with self._lock:
             now = self._clock()
             found = []
@@ -384,7 +384,7 @@ class Buffer:
             lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if is_corrupt(packed.series))
             batch.accumulators = [packed for packed in batch.accumulators if not is_corrupt(packed.series)]
             self._dropped += lost
-            shard.seq += 1  # new content needs a new number: the server then rejects a late copy of the old batch
+            shard.seq += 1  # with a new number for the new content, the server rejects a late copy of the old batch
             batch.seq = shard.seq
             if not batch.accumulators:
                 shard.batch = None
@@ -400,7 +400,7 @@ class Buffer:
             self._synchronised = True
 
     def server_ms(self, at: float) -> int:
-        """Return the server's time for a time `at` of this process's clock, ms since 1970; -1 while it is unknown."""
+        """Convert a time of this process's clock to ms since 1970 by the server's clock; -1 while that is unknown."""
         return int((at + self._offset) * 1000) if self._synchronised else -1
 
     # -- state
@@ -419,7 +419,11 @@ class Buffer:
         return any(batch is not None and batch.first_sent is not None for batch in batches)
 
     def delivery_counts(self) -> tuple[int, int, int, int, int, int]:
-        """Return executions counted, pending, dropped, uncertain; raw samples dropped; executions under __other__."""
+        """Return six counts.
+
+        They are the executions that are counted, pending, dropped and uncertain, the raw samples that were dropped, and
+        the executions that were counted under ``__other__``.
+        """
         with self._lock:
             self.aggregate()
             pending = 0

@@ -107,8 +107,8 @@ class MetricsCollector(Recording):
         Args:
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
-            percentiles: False reads only the plain counters, which takes a third of the work. Percentiles are then NaN,
-                and error types, models and buckets are empty.
+            percentiles: False reads only the plain counters, which takes a third of the work. In this case, percentiles
+                are NaN, and error types, models and buckets are empty.
 
         Raises:
             InvalidArgument: for an invalid argument.
@@ -117,7 +117,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.agents(self._flusher, window, as_of, percentiles=percentiles))
 
     def combined(self, *agent_names: str, window: Window = None, as_of: Timestamp = None) -> PerformanceMetrics:
-        """Return the metrics of several agents as if they were one. Without names, it combines all agents.
+        """Return the metrics of several agents as if they were one; without names, those of all agents.
 
         Args:
             agent_names: the agents.
@@ -223,7 +223,7 @@ class MetricsCollector(Recording):
                 agent is compared with itself and `other_window` is None as well.
 
         Returns:
-            The other side as first, the agent as second, and the changes from first to second.
+            A comparison: `first` is the other side, `second` is the agent, `changes` are those from first to second.
 
         Raises:
             InvalidArgument: for an invalid argument, and if an agent is compared with itself without any window.

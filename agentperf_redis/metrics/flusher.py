@@ -301,7 +301,7 @@ class Flusher:
             self._warn_lost(attempt_timeout, in_flight=not ended)
 
     def _while_counting(self, wait: Callable[[float], bool], attempt_timeout: float, until: float = math.inf) -> bool:
-        """Call `wait` with a time limit until it returns True, as long as the server counts batches meanwhile."""
+        """Repeat `wait` until it returns True, the server counts no batch during a call, or the time `until` comes."""
         settled, ended = -1, False
         while not ended and settled < (settled := self._settled) and time.monotonic() < until:
             ended = wait(attempt_timeout)
@@ -313,11 +313,11 @@ class Flusher:
         return not (self._closed or self.buffer.empty)
 
     def begin_last_flush(self) -> Callable[[], None]:
-        """Begin to flush, because the process ends soon and not by `close`.
+        """Begin the last flush of a process that ends soon and may not call `close`.
 
         Returns:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
-            It warns about data that is lost then.
+            It warns about records that were not counted by then.
         """
         request = _Request()
         self._requests.put(request)
@@ -374,6 +374,6 @@ def _import_what_flushes_import() -> None:
     If the process forks while the thread imports a module, the lock of the module stays held in the child, and the
     first flush of the child waits for it without end.
     """
-    import encodings.idna  # noqa: F401  by `socket.getaddrinfo`
+    import encodings.idna  # noqa: F401  `socket.getaddrinfo` imports it
 
-    commands.FLUSH.source  # noqa: B018  reading a script imports modules for resources of packages
+    commands.FLUSH.source  # noqa: B018  reading a script imports `importlib.resources`

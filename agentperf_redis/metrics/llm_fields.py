@@ -70,7 +70,7 @@ class Fields:
             for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
             return frozenset(found)
-        except Exception:  # noqa: BLE001  fields that raise count as missing
+        except Exception:  # noqa: BLE001  a field that raises counts as missing
             return _NOTHING
 
     def get(self, source: object, name: str) -> Any:

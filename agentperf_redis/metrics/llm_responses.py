@@ -31,7 +31,7 @@ class _Counted:
 
 
 class Responses:
-    """The responses of this process that may still have further parts."""
+    """The responses of this process that may still get further parts."""
 
     def __init__(self) -> None:
         self._counted: OrderedDict[_Key, _Counted] = OrderedDict()

@@ -248,7 +248,7 @@ class Counts:
         cached_in: input tokens read from the provider's cache.
         cache_write: input tokens written to the provider's cache.
         reasoning: output tokens that were reasoning.
-        differs: whether the usage has a total that its parts do not add up to in any reading.
+        differs: whether the usage has a total that differs from the sum of its parts in every reading.
         hidden: whether the difference was counted as reasoning that has no field.
     """
 
@@ -263,7 +263,7 @@ class Counts:
 
 @lru_cache(maxsize=512)
 def fitting(names: frozenset[str]) -> tuple[Shape, ...]:
-    """Return the shapes that match an object with fields of these names, in order."""
+    """Return the shapes that match an object with fields of these names, in the order of the table."""
     return tuple(
         shape
         for shape in SHAPES
@@ -298,7 +298,7 @@ def counts(shape: Shape, count: Count) -> Counts | None:
         written=_first(shape.cache_write, count),
         reasoning=_first(shape.reasoning, count),
     )
-    total = (count(shape.total) if shape.total else None) or 0  # 0 means no total: the default in several libraries
+    total = (count(shape.total) if shape.total else None) or 0  # 0 means no total: several libraries default to 0
     nearest = None
     for cached, written, thought in _readings(shape.cached, shape.thought):
         reading = parts.read(cached, written, thought)
@@ -345,7 +345,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all readings of the parts: first the reading of the table, then the others, the most similar first."""
+    """Return all readings of the parts: first that of the table, then the others by their similarity to it."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]

@@ -50,7 +50,7 @@ class ModelUsage:
         calls: number of calls.
         tokens_in: tokens sent, including those of the provider's cache.
         tokens_out: tokens received, including reasoning.
-        cost: cost in the caller's unit, to 10^-9.
+        cost: cost in the caller's unit, rounded to 10^-9.
         tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
         tokens_cache_write: the part of `tokens_in` that was written to the provider's cache.
         tokens_reasoning: the part of `tokens_out` that was reasoning.
@@ -91,7 +91,7 @@ class PerformanceMetrics:
         zeros: number of durations of 0 us.
         tokens_in: tokens sent to models, including those of the providers' caches.
         tokens_out: tokens received from models, including reasoning.
-        cost: cost of the models, to 10^-9.
+        cost: cost of the models, rounded to 10^-9.
         llm_calls: number of model calls.
         tool_calls: number of tool calls.
         models: usage by model.
@@ -171,7 +171,7 @@ class PerformanceMetrics:
         )
 
     def get_summary(self) -> dict[str, Any]:
-        """Return the in-memory version's summary: counts as numbers, other values as text."""
+        """Return the dict that the in-memory version returns: counts as numbers, other values as text."""
         return {
             "agent_name": self.agent_name,
             "task_count": self.task_count,
@@ -238,7 +238,7 @@ class AgentRanking:
     avg_execution_time: float
 
     def rendered(self) -> dict[str, Any]:
-        """Return the dict of the in-memory version."""
+        """Return the dict that the in-memory version returns."""
         return {
             "agent": self.agent,
             "score": f"{self.score:.3f}",
@@ -282,7 +282,7 @@ class SystemSummary:
         return self.total_tasks / self.uptime if self.uptime > 0 else 0.0
 
     def rendered(self) -> dict[str, Any]:
-        """Return the dict of the in-memory version."""
+        """Return the dict that the in-memory version returns."""
         return {
             "uptime": f"{self.uptime:.0f}s",
             "total_tasks": self.total_tasks,

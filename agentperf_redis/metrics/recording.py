@@ -92,8 +92,8 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            name: name of the stage, such as ``tool:search``; 1 to 200 characters. The path of the span is the names of
-                the spans around it, followed by this name.
+            name: name of the stage, such as ``tool:search``; 1 to 200 characters. The path of the span consists of the
+                names of the spans around it, followed by this name.
             parent: the parent span; None takes the current span. Pass it in a new thread, because threads do not
                 inherit the current span.
             not_failures: as for `track`.

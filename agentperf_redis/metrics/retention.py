@@ -20,10 +20,10 @@ class Retention:
     """How long the server keeps data, which limits how far back windows reach. All processes should use equal values.
 
     Attributes:
-        slices_10s: TTL of slices of 10 s, s; 0 writes no such slices.
-        slices_1m: TTL of slices of 1 min, s; 0 writes no such slices.
-        slices_1h: TTL of slices of 1 h, s; 0 writes no such slices.
-        slices_1d: TTL of slices of 1 day, s; 0 writes no such slices.
+        slices_10s: TTL in s of the 10-second slices; 0 writes no such slices.
+        slices_1m: TTL in s of the 1-minute slices; 0 writes no such slices.
+        slices_1h: TTL in s of the 1-hour slices; 0 writes no such slices.
+        slices_1d: TTL in s of the 1-day slices; 0 writes no such slices.
         recent: TTL of raw samples, s.
         recent_count: raw samples kept per agent, at most 1000. Percentiles of at most this many samples are exact.
         slow: TTL of the slowest samples, s.
@@ -48,7 +48,7 @@ class Retention:
 
     @property
     def slices_ms(self) -> tuple[int, int, int, int]:
-        """TTLs of the four widths of slices, the narrowest first, ms."""
+        """TTLs in ms of the slices of each width, the narrowest first."""
         return (
             round(self.slices_10s * 1000),
             round(self.slices_1m * 1000),
@@ -80,7 +80,7 @@ _WIDTHS_S = (10, 60, 3600, 86_400)
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Memory on the server once all slices are filled, bytes.
+    """Memory in bytes on the server once all slices are filled.
 
     Attributes:
         slices: counters in time slices.

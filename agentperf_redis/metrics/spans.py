@@ -352,7 +352,7 @@ class SpanMetrics:
     Attributes:
         path: names from the outermost span to this one; empty for the executions themselves.
         metrics: count, durations and errors. Durations run from start to end and include nested spans.
-        self_time: seconds without nested spans; see `agentperf_redis.metrics.spans`.
+        self_time: time spent outside nested spans, s; see `agentperf_redis.metrics.spans`.
         share: this self time as a share of the self times of all spans of the agent, 0 to 1.
     """
 

@@ -110,7 +110,7 @@ _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple,
 
 
 def _ends_later(result: Any) -> bool:
-    """Return whether the caller is expected to await a result, so that the execution ends when the result does.
+    """Return whether the caller is expected to await a result. If so, the execution lasts until the awaitable ends.
 
     An awaitable object with methods of its own, such as a future of another library, may be used without being awaited:
     the execution ends when the function returns it.

@@ -79,7 +79,7 @@ def window_seconds(window: str | float, argument: str = "window") -> float:
 
 
 def timestamp_ms(argument: str, given: object) -> int:
-    """Convert a timestamp, a datetime or seconds since 1970, to milliseconds since 1970.
+    """Convert a timestamp to milliseconds since 1970. The timestamp is a datetime or a number of seconds since 1970.
 
     Raises:
         InvalidArgument: for any other value, such as a date, a text or milliseconds, and for a time before

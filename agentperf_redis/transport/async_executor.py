@@ -36,7 +36,7 @@ _RESUMABLE = (Command, Batch, Pause, Wait)
 
 
 class _LoopEnd:
-    """Notices the end of an event loop. Only a timer of the loop refers to it, and a loop that closes drops its timers.
+    """Notices the end of an event loop. Only a timer of the loop refers to this object; a closed loop drops its timers.
 
     Args:
         ended: called at the end. It may run at any point of any thread, since the garbage collector may be the caller.
@@ -225,7 +225,7 @@ class AsyncExecutor:
                 self._put(callback)
         for task in list(self._tasks):  # close their connections now, and let asyncio print nothing about them
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
-            with contextlib.suppress(Exception):  # redis-py and asyncio look for the loop, which is closed
+            with contextlib.suppress(Exception):  # redis-py and asyncio fail, since the loop is closed
                 task.get_coro().close()
 
     def _finish(self, flow: Flow[Any], step: Step, deadline_s: float, *, must_end: bool) -> None:
@@ -295,8 +295,8 @@ class AsyncExecutor:
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Shielded):
             try:
-                # Start the flow here: a new task may be cancelled before it starts the flow. Then no `finally` of the
-                # flow would run.
+                # Start the flow here: if a new task were cancelled before it starts the flow, no `finally` of the flow
+                # would run.
                 first = next(step.flow)
             except StopIteration as done:
                 return done.value

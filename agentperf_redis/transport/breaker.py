@@ -74,8 +74,8 @@ class Breaker:
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
-        # Recovery has its own thread, separate from the probes: it runs commands, and if these find the server down
-        # again, a probe must run at the same time.
+        # Recovery and the probes have separate threads. If the commands of a recovery find the server down again, a
+        # probe must run at the same time.
         self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
@@ -169,5 +169,5 @@ class Breaker:
         if self._answers(node):
             return "answers again"
         if self._learn is not None:
-            self._learn()  # another node may have taken over, and refused commands do not refresh the topology
+            self._learn()  # another node may have taken over; commands that are refused do not refresh the topology
         return "" if self._topology.uses(node) else "is no longer in use"

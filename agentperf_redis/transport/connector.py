@@ -91,7 +91,7 @@ class Connector:
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
         """Return a new blocking connection that is not connected yet. Connecting takes at most `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        # redis-py applies the second timeout to the replies of its handshake.
+        # redis-py applies `socket_timeout` to the replies of its handshake.
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)
         if node.port == 0:
             unix: Any = UnixDomainSocketConnection  # type checkers consider this class abstract

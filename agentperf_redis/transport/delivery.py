@@ -94,7 +94,7 @@ class ExchangeFailed(Exception):
         reason: description of the fault.
         sent: whether anything may have reached the server.
         final: whether a retry is pointless, as after a refused handshake.
-        stale: whether an idle connection broke before any reply. Then an immediate retry on a new one may succeed.
+        stale: whether an idle connection broke before any reply. If so, an immediate retry on a new one may succeed.
         timed_out: whether the fault is only that no answer came in time.
         local: whether the fault is in this process, so that the node may be healthy.
         replies: the replies that arrived before the fault.
@@ -413,8 +413,8 @@ def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
     The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
-    command that was refused before is chosen last: while its slot is being moved, it is refused again, and then it does
-    not load the script.
+    command that was refused before is chosen last: while its slot is being moved, it is refused again without
+    loading the script.
     """
     loading: set[str] = set()
     for item in sorted(items, key=lambda item: bool(item.reason)):

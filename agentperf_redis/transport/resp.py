@@ -51,7 +51,7 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool, scattered:
         command: the command.
         by_source: whether to send the source of the script (EVAL) instead of its hash (EVALSHA).
         again: whether the command was already sent.
-        scattered: whether the server is a Cluster. Then the server refuses a script while the slot of its keys is being
+        scattered: whether the server is a Cluster, which must refuse a script while the slot of its keys is being
             moved.
     """
     args = command.wire_args(again=again)

@@ -149,7 +149,7 @@ class Topology:
 
 
 def _announced(primary: Any, source: Node) -> Node:
-    """Return the node in an entry of CLUSTER SLOTS, a list of host, port, id, and other addresses by name.
+    """Return the node of a list in CLUSTER SLOTS. The list has host, port, id, and other addresses by their names.
 
     The host is null or empty if clients must use the address at which they reached the node that replied (documented
     for the command CLUSTER SLOTS). It is ``?`` if the host name is unknown; the other addresses contain the IP address.

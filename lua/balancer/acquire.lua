@@ -71,8 +71,8 @@ local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 local id, record
 local expiry_ms = now_ms + TTL_MS
 local several = string.find(LABELS, ',', 1, true)
--- If these are not whole numbers, another program has changed one of them, and `maintenance` names it. Their total is
--- not a whole number either if one of them is infinite or NaN.
+-- If next_ms, picks, sum or cap is not a whole number, another program has changed it, and `maintenance` names it. If
+-- one of them is infinite or NaN, their total is not a whole number either.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
@@ -145,7 +145,7 @@ for _ = 1, (look or several) and ROUNDS or 0 do
 end
 if id then
   local r = pool.read(id)
-  -- If this call has written something, the next one reports the record.
+  -- A corrupt record is reported only if this call has written nothing. Otherwise the next call reports it.
   if not r and not pool.changed then return corrupt(id) end
   if r and r.load < r.limit then
     local fence, text = pool.grant(r, TOKEN, expiry_ms, write_lease, LATE, tonumber(TOKENS))

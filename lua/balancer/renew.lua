@@ -1,5 +1,5 @@
 -- renew: extend the expiry of many leases in one call. A lease is shortened only if it would last longer than its TTL
--- from now: then the server's clock was set back.
+-- from now, which shows that the server's clock was set back.
 -- KEYS
 --   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV

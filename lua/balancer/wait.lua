@@ -86,8 +86,8 @@ known = call('HGET', STATE, TOKEN)
 local expiry_ms
 local id, fence = match(known, GRANTED)
 if id then
-  -- The grant is fetched. Other copies of this request may still arrive, so write late=1: the release of this lease
-  -- will then leave a tombstone.
+  -- The grant is fetched. Other copies of this request may still arrive, so write late=1, which makes the release
+  -- of this lease leave a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
   call('HSET', STATE, TOKEN, write_lease(id, fence, '1', TTL_MS))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)

@@ -16,7 +16,7 @@
 --   {1, entry, epochs}  there is a value
 --   {2, version, wrong_type}  the lease is granted, and the caller computes; put.lua refuses the computed value if it
 --                       was invalidated after that version; wrong_type is 1 if the key of the entry or of the lease
---                       had a wrong type, and is replaced
+--                       had a wrong type; such a key is replaced
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
 --                       for a background refresh: the last computation failed less than retry_ms ago
@@ -50,7 +50,7 @@ if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   local failed_ms = whole_number(lease[5]) or 0
-  -- A failure in the future was recorded before the server's clock was set back; it counts no longer.
+  -- A failure in the future was recorded before the server's clock was set back. It no longer counts.
   if failed_ms <= now_ms and now_ms < failed_ms + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then
@@ -63,7 +63,7 @@ if lease[1] then
   end
   return {3, math.max(1, left_ms), lease[1]}
 end
--- The lease records the last version, not the time: a later invalidation then has a higher version, even if the
+-- The lease records the last version, not the time, so that a later invalidation has a higher version even if the
 -- server's clock jumps back.
 call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)

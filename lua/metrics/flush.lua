@@ -23,7 +23,7 @@
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
---   idle_ms         int     at a limit, a name unused for this long gives way to a new one, ms; its counts are added
+--   idle_ms         int     time after which an unused name gives way to a new one at a limit, ms; its counts are added
 --                           to __other__, those of the spans of an agent to the span __other__ of __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
@@ -204,8 +204,8 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, a type or model gives way to a new one if it was used neither today nor on the preceding days
--- that cover IDLE_MS.
+-- limit, a new type or model takes the place of one that was used neither today nor on the preceding days that cover
+-- IDLE_MS.
 local guards, gone_fields = {}, {}
 -- The last use of a type or model is not stored, but the slice of a day has a field for each one used on that day.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
@@ -410,7 +410,7 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The sequence number is written first: a server at maxmemory refuses this write, and then nothing was written.
+-- The sequence number is written first. A server at maxmemory refuses this write, so the script writes nothing at all.
 call('SET', WRITER, whole(SEQ), 'PX', WRITER_KEEP_MS)
 for _, key in ipairs(order) do
   call('HSET', key, unpack(writes[key]))

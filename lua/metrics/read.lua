@@ -102,7 +102,7 @@ local function clamped(number)
   if number >= LARGEST and number < 1e24 then return LARGEST end
   error('a number that no counter reaches', 0)  -- also NaN
 end
--- The same for a time or an extreme duration, which is not a sum; -1 if it is unknown.
+-- Check a time or an extreme duration; -1 means unknown. It is not a sum, so a number from 9 * 10^15 on is an error.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

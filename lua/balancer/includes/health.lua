@@ -117,12 +117,12 @@ local function health(self, facts)
     return limit
   end
 
-  -- Return the time of the last grant of an instance, or now if that is later: it is not, unless the server's clock was
-  -- set back, because fencing tokens always rise. Fencing tokens of later grants are higher.
+  -- Return the lowest fencing token that a later grant of an instance can have: now, or the last token + 1 if that is
+  -- higher, as after the server's clock was set back.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
-  -- If the server's clock was set back since the arrival times were changed, shift them by as much. Returns whether it
-  -- was.
+  -- If the server's clock was set back after the arrival times were last changed, shift these times back as far.
+  -- Returns whether they were shifted.
   local function correct_arrivals(extra)
     local ahead_us = extra.metered_us - now_us
     if ahead_us <= 0 then return false end
@@ -132,7 +132,7 @@ local function health(self, facts)
     return true
   end
 
-  -- Advance an arrival time. `tokens` / `rate` is in minutes. Three years is a limit that no sum exceeds.
+  -- Advance an arrival time by tokens / rate minutes. The result is at most three years after now (MAX_US).
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
     return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
@@ -374,16 +374,16 @@ local function health(self, facts)
   end
 
   -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back.
-  -- Return nil in all other cases, and if that time is not known. In panic, return nil too, because unhealthy instances
-  -- then have leases, and the end of a lease may free capacity.
+  -- Return nil in all other cases, and if that time is not known. In panic, return nil too: unhealthy instances have
+  -- leases, and the end of a lease may free capacity.
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
 
-  -- Correct the times of an instance that are further off than they can be, because the server's clock was set back.
-  -- Returns whether the record has changed.
+  -- Correct the times of an instance that are too far in the future because the server's clock was set back. Returns
+  -- whether the record has changed.
   function self.correct_times(r)
     local is_changed = r.extra and correct_arrivals(r.extra) or false
     if is_changed then self.limit_rate(r) end

@@ -21,8 +21,8 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return the greatest time, in ms, that may be left until a timer in `due`; nil if it is not stored. Callers choose the
--- times of tombstones and heartbeats, and the times of rate limits and warm-ups are corrected with their instances.
+-- Return how far in the future a timer in `due` can be, ms; nil if no bound is stored. Tombstones and heartbeats have
+-- no bound, since callers choose their times. Timers of rate limits and warm-ups are corrected with their instances.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
   local EJECTION_MS = 300000                                  -- as in settings.py
@@ -39,9 +39,9 @@ local function longest_ms(name)
   return kind == 'P' and 0 or nil
 end
 
--- Return what the text of #clock says: whether the server's clock was set back since it was written, so that timers
--- must be corrected; whether it must be written again because it is old; the position of the correction in `due`, '0'
--- for its start. Returns nil if the library did not write the text.
+-- Decode the text of #clock. Returns three values: whether timers must be corrected, because the server's clock was set
+-- back after the text was written; whether the text is old, so that it must be written again; and the cursor at which
+-- the correction of `due` continues, '0' at its start. Returns nil if the library did not write the text.
 local function read_clock(text, now_ms)
   local STEP_MS, OLD_MS = 1000, 30000
   local clock_ms, cursor = match(text or '0', '^(%d+) ?(%d*)$')
@@ -51,8 +51,8 @@ local function read_clock(text, now_ms)
   return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
 end
 
--- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that: the last
--- of its timers that has a known greatest time is further off than that. Most timers are due within two minutes, so
+-- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that. It does
+-- if the last timer that has a bound (see `longest_ms`) is beyond its bound. Most timers are due within two minutes, so
 -- usually no record is read, and never more than one.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
@@ -262,8 +262,8 @@ local function maintenance(now_us)
     return r.fence, self.store(r)
   end
 
-  -- Correct a timer if it is further off than it can be: then the server's clock was set back after the timer was set.
-  -- The timer is set as if that happened now. The timers of tombstones and heartbeats stay.
+  -- Correct a timer that is too far in the future because the server's clock was set back after the timer was set. The
+  -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats stay.
   function self.correct_timer(name, at_ms)
     local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
     if kind == 'E' or kind == 'R' or kind == 'V' then
@@ -276,8 +276,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- If the server's clock was set back, correct the next TIMERS timers or so; every timer after a few calls. A cursor
-  -- behind the time in #clock marks a correction that has not ended.
+  -- If the server's clock was set back, correct about TIMERS timers, so that a few calls correct all of them. While
+  -- some are left, #clock has a cursor after the time.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
@@ -390,8 +390,8 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Store in #next when the pool next needs maintenance, and in #clock the time, if the one stored there is old. A time
-  -- that shows that the clock was set back stays, since only `expire` corrects the timers.
+  -- Store in #next the time of the next maintenance. Store the present time in #clock if the time there is old. If
+  -- the time there shows that the clock was set back, it stays, since only `expire` corrects the timers.
   function self.reschedule()
     local next_ms = '0'
     if call('ZCARD', WAITQ) == 0 then

@@ -2,7 +2,7 @@
 -- created. Needs records.lua; pool.lua describes all fields.
 
 -- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
--- for a record that the library did not write, also if only a number in it is too large. Fields in another order are
+-- for a record that the library did not write, such as one in which a number is too large. Fields in another order are
 -- sorted first.
 local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'

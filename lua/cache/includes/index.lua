@@ -3,8 +3,8 @@
 --
 -- An entry is resident if the hash SIZE has a field for it, which holds its hits and bytes (see pack_size). A resident
 -- is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of its last
--- read or write, and its frequency (see pack_score). If the entry expires, it is also a member of the sorted set EXP,
--- scored by its expiry time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the values
+-- read or write, and its frequency (see pack_score). If it has an expiry time, it is also a member of EXP, a sorted
+-- set scored by this time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the values
 -- and of <tag>:deferred:<version> from the name of META.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It

@@ -19,7 +19,7 @@ local function counter(text, missing)
 end
 
 -- The stored TTLs of the slices, ms, by tier; 0 if there are none. The second value is false if another program has
--- changed one of them. No valid retention has more slices of one width.
+-- changed one of them. A valid retention has at most 10080 slices of one width.
 local function stored_ttls(texts)
   local ttls, is_valid = {}, true
   for t = 1, 4 do
