@@ -56,7 +56,8 @@ class Past:
         self.buffer.downsample(Retention().ttls)
         while batches := self.buffer.batches():
             for batch in batches:
-                command = commands.flush(self._namespace, batch, now=0.0, retention=Retention())
+                now_ms = round(self.now * 1000)
+                command = commands.flush(self._namespace, batch, now=0.0, retention=Retention(), server_ms=now_ms)
                 assert isinstance(command.script, Script)
                 reply = self._raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
                 assert reply[0] == commands.COUNTED
