@@ -79,8 +79,8 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
 end
 
 -- An hour of a thousand agents has 60,000 steps. So if a step has one slice, as most steps do, its fields are returned
--- as they are. Exceptions are a number so large that it may be stored in the form 1.5e+17, and many fields, because most
--- of them then count error types and models.
+-- as they are. Exceptions are a number so large that it may be stored in the form 1.5e+17, and many fields: most of
+-- these count error types and models.
 local MAX_PLAIN = 128
 local function append_step(number, prefixes, name)
   key = prefixes[1] .. name
