@@ -90,6 +90,9 @@ if TYPE_CHECKING:
         Retention,
         memory_forecast,
     )
+    from agentperf_redis.metrics.series import (
+        SeriesRow,
+    )
     from agentperf_redis.metrics.tracking import (
         track_performance,
     )
@@ -126,6 +129,7 @@ __all__ = [
     "Retention",
     "SchemaMismatch",
     "ScriptFailed",
+    "SeriesRow",
     "SystemSummary",
     "Tier",
     "TierStats",
@@ -173,6 +177,7 @@ _HOMES = {
     "Retention": "metrics.retention",
     "SchemaMismatch": "errors",
     "ScriptFailed": "errors",
+    "SeriesRow": "metrics.series",
     "SystemSummary": "metrics.model",
     "Tier": "cache.model",
     "TierStats": "cache.model",

@@ -95,8 +95,10 @@ class WrongUsage(Exception):
 
 
 _OPTIONS = {
+    "as_of": "--as-of",
     "deadline": "--timeout",
     "namespace": "--namespace",
+    "step": "--step",
     "url": "--url",
     "window": "--window",
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, overload
 
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
@@ -15,6 +16,7 @@ from agentperf_redis.metrics.model import (
     summaries,
     system_summary,
 )
+from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
 from agentperf_redis.metrics.windows import Timestamp, Window
 
@@ -69,6 +71,32 @@ class AsyncMetricsCollector:
     async def streams(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> StreamMetrics:
         """See `MetricsCollector.streams`."""
         return await self._backend.arun(flows.streams(self._flusher, agent_name, window, as_of))
+
+    @overload
+    async def series(  # type: ignore[overload-overlap]  # a text is an iterable of texts too
+        self, agent_or_agents: str, *, window: Window = ..., step: Window = ..., as_of: Timestamp = ...
+    ) -> tuple[SeriesRow, ...]: ...
+
+    @overload
+    async def series(
+        self,
+        agent_or_agents: Iterable[str] | None = ...,
+        *,
+        window: Window = ...,
+        step: Window = ...,
+        as_of: Timestamp = ...,
+    ) -> dict[str, tuple[SeriesRow, ...]]: ...
+
+    async def series(
+        self,
+        agent_or_agents: str | Iterable[str] | None = None,
+        *,
+        window: Window = "1h",
+        step: Window = "1m",
+        as_of: Timestamp = None,
+    ) -> tuple[SeriesRow, ...] | dict[str, tuple[SeriesRow, ...]]:
+        """See `MetricsCollector.series`."""
+        return await self._backend.arun(series(self._flusher, agent_or_agents, window=window, step=step, as_of=as_of))
 
     async def rank(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
@@ -23,6 +24,7 @@ from agentperf_redis.metrics.model import (
 )
 from agentperf_redis.metrics.recording import Recording
 from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
 from agentperf_redis.metrics.windows import Timestamp, Window
 
@@ -174,6 +176,51 @@ class MetricsCollector(Recording):
     def streams(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> StreamMetrics:
         """Return the metrics of an agent's streams. Arguments as for `get_or_create_metrics`."""
         return self._backend.run(flows.streams(self._flusher, agent_name, window, as_of))
+
+    @overload
+    def series(  # type: ignore[overload-overlap]  # a text is an iterable of texts too
+        self, agent_or_agents: str, *, window: Window = ..., step: Window = ..., as_of: Timestamp = ...
+    ) -> tuple[SeriesRow, ...]: ...
+
+    @overload
+    def series(
+        self,
+        agent_or_agents: Iterable[str] | None = ...,
+        *,
+        window: Window = ...,
+        step: Window = ...,
+        as_of: Timestamp = ...,
+    ) -> dict[str, tuple[SeriesRow, ...]]: ...
+
+    def series(
+        self,
+        agent_or_agents: str | Iterable[str] | None = None,
+        *,
+        window: Window = "1h",
+        step: Window = "1m",
+        as_of: Timestamp = None,
+    ) -> tuple[SeriesRow, ...] | dict[str, tuple[SeriesRow, ...]]:
+        """Return metrics over time: one row a step, oldest first.
+
+        Args:
+            agent_or_agents: one agent; or several agents; or None for all agents.
+            window: length of the window, as for `get_or_create_metrics`.
+            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
+                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            as_of: end of the window, as for `get_or_create_metrics`.
+
+        Returns:
+            For one agent, its rows; otherwise the rows of each agent by name. The rows cover the window, so the first
+            step may begin before it and the last may end after it; no step begins after now. A step without data has a
+            row of zeros.
+
+        Raises:
+            InvalidArgument: for an invalid argument, and if the server does not keep slices as narrow as the step for
+                the whole window. By default, it keeps slices of 10 s for 15 minutes, of 1 m for 3 hours, of 1 h for 8
+                days and of 1 d for 90 days.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(series(self._flusher, agent_or_agents, window=window, step=step, as_of=as_of))
 
     def rank(
         self,

@@ -56,11 +56,11 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
 def agent_names(flusher: Flusher) -> Flow[list[str]]:
     """List all agents, sorted by name."""
     yield from own_records_counted(flusher)
-    listed = yield from _listed(flusher)
+    listed = yield from listed_names(flusher)
     return sorted({keys.decoded(name) for names in listed for name in names})
 
 
-def _listed(flusher: Flusher) -> Flow[list[list[str]]]:
+def listed_names(flusher: Flusher) -> Flow[list[list[str]]]:
     """List the encoded names of the agents of each shard."""
     namespace = flusher.backend.namespace
     return (yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS))))
@@ -69,7 +69,7 @@ def _listed(flusher: Flusher) -> Flow[list[list[str]]]:
 def _read_counters(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str, list[Counters]]]:
     """Read all agents. An agent may have several sets of counters: each shard has its own ``__other__``."""
     yield from own_records_counted(flusher)
-    listed = yield from _listed(flusher)
+    listed = yield from listed_names(flusher)
     wanted = [(shard, name) for shard, names in enumerate(listed) for name in names]
     counter_sets = yield from _read(flusher, wanted, time, plain=plain)
     by_agent: dict[str, list[Counters]] = {}

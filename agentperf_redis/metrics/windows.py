@@ -78,6 +78,14 @@ def window_seconds(window: str | float, argument: str = "window") -> float:
     return length
 
 
+def length_text(ms: int) -> str:
+    """Return a length of time in the form of `Window`, such as ``"90s"``, ``"5m"`` or ``"1h"``."""
+    for unit, scale in reversed(_UNITS.items()):
+        if ms % (scale * 1000) == 0:
+            return f"{ms // (scale * 1000):.0f}{unit}"
+    return f"{ms / 1000:g}s"
+
+
 def timestamp_ms(argument: str, given: object) -> int:
     """Convert a timestamp to milliseconds since 1970. The timestamp is a datetime or a number of seconds since 1970.
 

@@ -21,6 +21,8 @@
 --@include corrupt
 --@include whole_number
 --@include slices
+--@include cover
+--@include sums
 local AGENTS, SETTINGS = KEYS[1], KEYS[2]
 local WINDOW_MS, AS_OF_MS = tonumber(ARGV[1]), tonumber(ARGV[2])
 local MAX_EXACT, NAMES = tonumber(ARGV[3]), 4
@@ -33,55 +35,27 @@ KEEP, is_valid = stored_ttls(KEEP)
 if not is_valid then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
 local from, to = 0, now + 1
 
--- Cover the time range from its start. At each point, take the widest slice that starts there and ends in the range.
--- A slice that contains the current time counts as ending now. The first slice starts at a border of the
--- narrowest slices that are kept for the start of the window.
+-- The first slice starts at a border of the narrowest slices that are kept for the start of the window.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
   local ending = AS_OF_MS < 0 and now or AS_OF_MS
   local start = ending - WINDOW_MS
-  local function finest(ms)
-    for t = 1, 4 do
-      local width = TIERS[t][WIDTH]
-      if KEEP[t] > 0 and floor(ms / width) * width + width + KEEP[t] > now then return t end
-    end
-    return nil
-  end
-  local t = start <= now and finest(start) or nil
+  local t = start <= now and finest(start, now, KEEP) or nil
   while not t and start < ending and start <= now do  -- no slice this old is kept: try one day later
     start = math.min(start + 86400000, ending)
-    t = finest(start)
+    t = finest(start, now, KEEP)
   end
-  local begin
-  if t then begin = floor(start / TIERS[t][WIDTH]) * TIERS[t][WIDTH] end
-  if t and to_now then to = now + 1 elseif t then
-    local width = TIERS[finest(ending) or 4][WIDTH]
-    to = math.ceil(ending / width) * width
-  end
-  from = begin or ending
-  local at = from
-  while t and at < to do
-    local taken
-    for wide = 4, 1, -1 do
-      local width = TIERS[wide][WIDTH]
-      local kept = at % width == 0 and KEEP[wide] > 0 and at + width + KEEP[wide] > now
-      if kept and (at + width <= to or (to_now and at + width > now)) then
-        taken = wide
-        break
-      end
+  if t then
+    if not to_now then
+      local width = TIERS[finest(ending, now, KEEP) or 4][WIDTH]
+      to = math.ceil(ending / width) * width
     end
-    if not taken then  -- only wider slices are kept: take the one around `at`; the window then starts or ends with it
-      taken = finest(at) or 4
-      local width = TIERS[taken][WIDTH]
-      at = floor(at / width) * width
-      if #slices == 0 then from = at end
-      to = math.max(to, math.min(at + width, now + 1))
-    end
-    slices[#slices + 1] = {TIERS[taken], at}
-    at = at + TIERS[taken][WIDTH]
+    local width = TIERS[t][WIDTH]
+    slices, from, to = covering(floor(start / width) * width, to, to_now, now, KEEP)
+  else
+    from, to = ending, ending
   end
-  if not t then to = from end
 end
 
 -- A series is read from its total, or from its slices, whose counters are added up. `starts` holds the prefixes of
@@ -95,21 +69,6 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- Integers in a reply have 64 bits. A larger sum, such as of costs in units of 10^-9, is returned as LARGEST.
-local LARGEST = 9223372036854774784  -- the last double below 2^63
-local function clamped(number)
-  if number >= 0 and number < LARGEST then return number end
-  if number >= LARGEST and number < 1e24 then return LARGEST end
-  error('a number that no counter reaches', 0)  -- also NaN
-end
--- Check a time or an extreme duration; -1 means unknown. It is not a sum, so a number from 9 * 10^15 on is an error.
-local function extreme(number)
-  return number == -1 and -1 or clamped(number < 9e15 and number or -1)
-end
--- An addition converts text to a number in a third of the time of tonumber. It raises for text that is no number; the
--- pcall at the end of this file catches that.
-local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
-
 -- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
 -- slice. Therefore failures are read only if not all executions succeeded, the counters of models and tools only if one
 -- of them exists (all are written together), and the last timestamp only from the newest slice that has one.

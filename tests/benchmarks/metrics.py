@@ -38,6 +38,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield from flushing(bench)
     yield from rhythms(bench)
     yield from overviews(bench)
+    yield trends(bench)
     yield from quantiles(bench)
     yield memory(bench)
 
@@ -307,11 +308,15 @@ def rhythms(bench: Bench) -> Iterator[Row]:
     client.close()
 
 
-FILLED_S = 360
+def fill(bench: Bench, namespace: str, agents: int, *, filled_s: int = 360, every_s: int = 10) -> float:
+    """Record executions of each agent over the last minutes: twelve a minute.
 
-
-def fill(bench: Bench, namespace: str, agents: int) -> float:
-    """Record 72 executions of each agent over the last six minutes.
+    Args:
+        bench: the environment.
+        namespace: the namespace.
+        agents: number of agents.
+        filled_s: length of the time, s.
+        every_s: time between two groups of executions, s.
 
     Returns:
         A timestamp ten seconds after the start of a minute, s since 1970. A five-minute window that ends at this time
@@ -325,10 +330,10 @@ def fill(bench: Bench, namespace: str, agents: int) -> float:
     seconds, micro = client.time()
     buffer.synchronise(seconds + micro / 1e6, 0.0)
     source = random.Random(agents)
-    for step in range(FILLED_S // 10):
-        clock[0] = step * 10.0 - (FILLED_S - 10.0)
+    for step in range(filled_s // every_s):
+        clock[0] = step * float(every_s) - (filled_s - 10.0)
         for agent in range(agents):
-            for _ in range(2):
+            for _ in range(every_s // 5):
                 buffer.record(f"agent-{agent}", source.lognormvariate(0.7, 0.8), OK)
     clock[0] = 0.0
     for call in packed(namespace, buffer, 0.0):
@@ -373,6 +378,33 @@ def overviews(bench: Bench) -> Iterator[Row]:
             took <= 0.05 if last else None,
         )
         backend.close()
+
+
+def trends(bench: Bench) -> Row:
+    """Measure the series of an hour by minutes against the overview of the same hour, both of all agents."""
+    agents = 1000 if bench.full else 100
+    as_of = fill(bench, "trends", agents, filled_s=3600, every_s=60)
+    backend = Backend(bench.url, namespace="trends")
+    collector = MetricsCollector(backend=backend)
+
+    def trend(times: int) -> None:
+        for _ in range(times):
+            assert len(collector.series(window="1h", step="1m", as_of=as_of)) == agents
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            assert len(collector.snapshots(window="1h", as_of=as_of)) == agents
+
+    pair = bench.pair(trend, look, 1)
+    backend.close()
+    return Row(
+        f"series of {agents} agents, an hour by minutes",
+        f"{pair.ours_s * 1e3:.3g} ms",
+        f"overview of the same hour {pair.reference_s * 1e3:.3g} ms",
+        pair.ratio,
+        "<= 2 x",
+        pair.ratio <= 2,
+    )
 
 
 DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {

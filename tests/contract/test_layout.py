@@ -53,6 +53,7 @@ PROVEN_BY = {
     "cli/embedded.py": f"{INTEGRATION}/cli/test_embedded.py",
     "cli/metrics.py": f"{INTEGRATION}/cli/test_metrics.py",
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",
+    "cli/series.py": f"{INTEGRATION}/cli/test_series.py",
     "cli/status.py": f"{INTEGRATION}/cli/test_status.py",
     "demo/journal.py": "tests/unit/demo/test_checks.py",
     "demo/leftovers.py": f"{INTEGRATION}/demo/test_run.py",

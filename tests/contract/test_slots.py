@@ -86,6 +86,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     for number in range(4):
         perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
+    assert len(perf.metrics.series(window="5m")) == 4
     assert perf.metrics.forget("agent 0")
 
     assert ran == set(headers.scripts())

@@ -338,6 +338,8 @@ def metrics_operations(backend: Backend) -> Operations:
             for name, time in times.items()
             for form, most in (("all", 100), ("plain", -1))
         },
+        "series": lambda: partial(collector.series, ("a", "a/plan"), window="5m", step="1m"),
+        "series of a day": lambda: partial(collector.series, window="1d", step="1h"),
         "agents": lambda: metered.agents(space, SHARD),
         "parts": lambda: metered.parts(space, "a"),
         "recent": lambda: metered.recent(space, "a", 10),

@@ -23,6 +23,47 @@ WIDTHS = {
 """Name and time format of slices in keys, by their width in s."""
 
 
+class Past:
+    """Records in the past of a namespace, by the server's clock.
+
+    Args:
+        raw: a client of the server.
+        namespace: the namespace.
+
+    Attributes:
+        now: the server's time when this object was made, s since 1970.
+        buffer: records with the time that `at` has set.
+    """
+
+    def __init__(self, raw: Any, namespace: str) -> None:
+        self._raw = raw
+        self._namespace = namespace
+        self._clock = 0.0
+        self.buffer = Buffer(on_first=lambda: None, clock=lambda: self._clock)
+        seconds, micros = raw.time()
+        self.now: float = seconds + micros / 1e6
+        self.buffer.synchronise(self.now, 0.0)
+
+    def at(self, age: float) -> Buffer:
+        """Return the buffer, whose records now end the given time ago, s. Ages must not rise."""
+        self._clock = -age
+        return self.buffer
+
+    def count(self) -> None:
+        """Send everything recorded, in the slices that the default retention allows."""
+        self._clock = 0.0
+        self.buffer.aggregate()
+        self.buffer.downsample(Retention().ttls)
+        while batches := self.buffer.batches():
+            for batch in batches:
+                now_ms = round(self.now * 1000)
+                command = commands.flush(self._namespace, batch, now=0.0, retention=Retention(), server_ms=now_ms)
+                assert isinstance(command.script, Script)
+                reply = self._raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
+                assert reply[0] == commands.COUNTED
+                self.buffer.settled(batch, 0)
+
+
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
     """Write the metrics of agents that have run at a constant rate for longer than the retention.
 

@@ -23,17 +23,15 @@ from agentperf_redis.background import Background, Job
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands, spans
 from agentperf_redis.metrics.accumulator import OK
-from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index, exact_quantile
 from agentperf_redis.metrics.model import OTHER, ModelUsage
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
-from agentperf_redis.script import Script
 from tests.support.calls import Call
 from tests.support.distributions import DISTRIBUTIONS
-from tests.support.filled import fill_slices
+from tests.support.filled import Past, fill_slices
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import hurry
 
@@ -437,25 +435,13 @@ def fill(
 
     Without given times, the first execution of each age takes 0.1 s, and each further one takes 1 us more.
     """
-    clock = [0.0]
-    buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
-    seconds, micros = raw.time()
-    now: float = seconds + micros / 1e6
-    buffer.synchronise(now, 0.0)
+    past = Past(raw, namespace)
     for age in sorted(ages, reverse=True):
-        clock[0] = -age
+        buffer = past.at(age)
         for number in range(ages[age]):
             buffer.record(agent, (100_000 + number) / 1e6 if times is None else next(times), OK)
-    clock[0] = 0.0
-    buffer.aggregate()
-    buffer.downsample(Retention().ttls)
-    while batches := buffer.batches():
-        (batch,) = batches
-        command = commands.flush(namespace, batch, now=0.0, retention=Retention())
-        assert isinstance(command.script, Script)
-        assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
-        buffer.settled(batch, 0)
-    return now
+    past.count()
+    return past.now
 
 
 WINDOWS = {"1m": 60, "5m": 300, "1h": 3600, "24h": 86_400, "7d": 7 * 86_400}

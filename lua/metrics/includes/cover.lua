@@ -1,0 +1,41 @@
+-- Shared by the scripts that read time slices: the slices that cover a time range. Needs slices.lua.
+
+-- Return the index of the narrowest width whose slice of a timestamp is kept; nil if no slice of it is kept.
+local function finest(ms, now, ttls)
+  for t = 1, 4 do
+    local width = TIERS[t][WIDTH]
+    if ttls[t] > 0 and floor(ms / width) * width + width + ttls[t] > now then return t end
+  end
+  return nil
+end
+
+-- Cover the time range [from, to) from its start. At each point, take the widest slice that starts there and ends in
+-- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now.
+-- Returns the slices, each as {width, start}, the covered range, which is wider if only wider slices are kept, and
+-- then the width in ms of the first such slice, else nil.
+local function covering(from, to, to_now, now, ttls)
+  local slices, misfit = {}, nil
+  local at = from
+  while at < to do
+    local taken
+    for wide = 4, 1, -1 do
+      local width = TIERS[wide][WIDTH]
+      local kept = at % width == 0 and ttls[wide] > 0 and at + width + ttls[wide] > now
+      if kept and (at + width <= to or (to_now and at + width > now)) then
+        taken = wide
+        break
+      end
+    end
+    if not taken then  -- only wider slices are kept: take the one around `at`; the range then starts or ends with it
+      taken = finest(at, now, ttls) or 4
+      local width = TIERS[taken][WIDTH]
+      misfit = misfit or width
+      at = floor(at / width) * width
+      if #slices == 0 then from = at end
+      to = math.max(to, math.min(at + width, now + 1))
+    end
+    slices[#slices + 1] = {TIERS[taken], at}
+    at = at + TIERS[taken][WIDTH]
+  end
+  return slices, from, to, misfit
+end

@@ -1,0 +1,165 @@
+"""Tests of `agentperf series`: its table at any width, its JSON, and exit codes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.cli import console
+from agentperf_redis.metrics.accumulator import OK as SUCCEEDED
+from tests.support.commandline import NOT_FOUND, OK, UNREACHABLE, USAGE, Program, Run, document, shown
+from tests.support.filled import Past
+from tests.support.servers import Raw, Server
+
+AGENT_ROW: dict[str, type | tuple[type, ...]] = {
+    "start": float,
+    "end": float,
+    "tasks": int,
+    "errors": int,
+    "cancelled": int,
+    "failure_rate": float,
+    "throughput_per_s": float,
+    "avg_s": float,
+    "p50_s": float,
+    "p95_s": float,
+    "p99_s": float,
+    "max_s": float,
+    "tokens_in": int,
+    "tokens_out": int,
+    "cost": float,
+}
+
+
+@pytest.fixture
+def past(raw: Raw, namespace: str) -> Past:
+    """Four minutes of a planner: one execution four minutes ago, eight ones two minutes ago, one of which failed."""
+    recorded = Past(raw, namespace)
+    recorded.at(240.0).record("planner", 0.25, SUCCEEDED)
+    for number in range(8):
+        recorded.at(120.0).record("planner", 123456.789, "err:TimeoutError" if number == 0 else SUCCEEDED)
+    recorded.buffer.add("planner", {"tok_in": 1_234_567_890, "tok_out": 1, "cost_nano": 1_234_567_890})
+    recorded.count()
+    return recorded
+
+
+def fits(document: dict[str, Any], row: dict[str, type | tuple[type, ...]], **head: object) -> list[dict[str, Any]]:
+    """Check a document against its schema, and return its rows."""
+    rows: list[dict[str, Any]] = document.pop("rows")
+    assert document == {"kind": "series", "version": 1, **head}
+    for each in rows:
+        assert list(each) == list(row)
+        for name, kind in row.items():
+            assert isinstance(each[name], kind), (name, each[name])
+    return rows
+
+
+@pytest.mark.every_server
+def test_series_command_prints_a_row_for_each_step(agentperf: Run, past: Past) -> None:
+    lines = shown(agentperf("series", "planner", "--window", "10m")).splitlines()
+    assert lines[0].split() == ["planner,", "10m", "by", "1m"]
+    assert lines[1].split() == [
+        *("start", "tasks", "errors", "p50", "s", "p95", "s", "p99", "s", "max", "s", "tokens", "cost", "tasks"),
+    ]
+    minute = {time.strftime("%H:%M", time.localtime(past.now - age)): age for age in (240, 120)}
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert len(rows) in (10, 11)
+    (four,), (two,) = ([rows[at] for at, age in minute.items() if age == each] for each in (240, 120))
+    assert four == ["1", "0", "≈0.250", "≈0.250", "≈0.250", "0.250", "0", "0", "█▎"]
+    assert two[:2] == ["8", "1"]
+    assert two[-4:] == ["123456.789", "1234567891", "1.23457", "██████████"]
+    assert sum(row[0] == "0" for row in rows.values()) == len(rows) - 2
+    assert all(row == ["0", "0", "–", "–", "–", "–", "0", "0"] for row in rows.values() if row[0] == "0")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_no_number_is_cut(agentperf: Run, past: Past, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(console.out, "width", width)
+    for words in (("--window", "10m"), ("--window", "5m", "--step", "10s"), ("--window", "3d", "--step", "6h")):
+        text = shown(agentperf("series", "planner", *words))
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+        rows = [line.split() for line in text.splitlines()[2:]]
+        at = 2 if "3d" in words else 1
+        assert sum(int(row[at]) for row in rows) == 9, "one line a row"
+        assert sum(int(row[at + 1]) for row in rows) == 1
+        heads = text.splitlines()[1]
+        assert "p95 s" in heads
+        assert "cost" in heads or width < 140
+        assert "█" in text or width == 40
+
+
+def test_series_json_has_its_schema(agentperf: Run, past: Past) -> None:
+    found = document(agentperf("series", "planner", "--window", "600", "--step", "60", "--json"), "series")
+    bound = found["error_bound"]
+    rows = fits(found, AGENT_ROW, agent="planner", window="600", step="60", as_of=None, error_bound=bound)
+    assert round(bound, 4) == 0.0217
+    assert sum(row["tasks"] for row in rows) == 9
+    assert sum(row["tokens_in"] for row in rows) == 1_234_567_890
+    assert rows[0]["start"] % 60 == 0
+    (failed,) = [row for row in rows if row["errors"]]
+    assert (failed["failure_rate"], failed["max_s"]) == (0.125, 123456.789)
+
+
+def test_as_of_takes_local_utc_and_unix_times(agentperf: Run, past: Past) -> None:
+    end = (past.now - 180) // 60 * 60
+    spellings = (
+        time.strftime("%Y-%m-%dT%H:%M", time.localtime(end)),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end)),
+        time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(end)),
+        f"{end:.0f}",
+    )
+    for spelling in spellings:
+        words = ("series", "planner", "--window", "5m", "--as-of", spelling, "--json")
+        found = document(agentperf(*words), "series")
+        assert found["rows"][-1]["end"] == end
+        assert sum(row["tasks"] for row in found["rows"]) == 1
+
+
+def test_idle_agent_has_rows_of_zeros(agentperf: Run, perf: AgentPerf, past: Past) -> None:
+    text = shown(agentperf("series", "planner", "--window", "5m", "--as-of", f"{past.now - 2000:.0f}"))
+    assert len(text.splitlines()) in (7, 8)
+
+
+def test_unknown_agent_exits_4(agentperf: Run, past: Past) -> None:
+    done = agentperf("series", "nobody")
+    assert (done.returncode, done.stdout) == (NOT_FOUND, "")
+    assert "'nobody'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "AGENT"),
+        (("planner", "--step", "15"), "--step"),
+        (("planner", "--step", "2h"), "--step"),
+        (("planner", "--window", "1d"), "a multiple of 1h"),
+        (("planner", "--window", "soon"), "--window"),
+        (("planner", "--as-of", "yesterday"), "--as-of"),
+        (("planner", "--as-of", "-5"), "--as-of"),
+    ],
+)
+def test_wrong_usage_names_the_option(agentperf: Run, past: Past, words: tuple[str, ...], named: str) -> None:
+    done = agentperf("series", *words)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert named in done.stderr
+    assert done.stderr.startswith("agentperf: ")
+
+
+def test_unreachable_server_exits_3(agentperf: Run) -> None:
+    done = agentperf("series", "planner", "--url", "redis://127.0.0.1:1/0", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+
+
+def test_program_without_a_terminal_prints_whole_lines(
+    program: Program, server: Server, namespace: str, past: Past
+) -> None:
+    done = program(
+        *("series", "planner", "--window", "5m", "--url", server.url, "--namespace", namespace),
+        COLUMNS="",
+        LANG="C.UTF-8",
+    )
+    assert done.returncode == OK
+    assert any(line.split()[1:3] == ["8", "1"] for line in done.stdout.splitlines())

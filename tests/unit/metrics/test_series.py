@@ -1,0 +1,115 @@
+"""The rows of a series: their steps, their sums, and replies that no script sends."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentperf_redis.errors import CorruptState, InvalidArgument
+from agentperf_redis.metrics.model import Interval
+from agentperf_redis.metrics.series import SeriesReply, SeriesRow, _aligned, asked_steps, merged_rows, read_series
+from agentperf_redis.metrics.windows import TimeRange
+
+HOUR = TimeRange(3_600_000)
+
+
+def decoded(reply: Any, names: tuple[str, ...] = ("a",)) -> SeriesReply:
+    found: SeriesReply = read_series("n", 3, names, HOUR, 60_000).decode(reply)
+    return found
+
+
+def test_rows_are_read_from_text() -> None:
+    text = b"1 n 3 ok 2 err 1 sum_us 1500000 min_us 100000 max_us 900000 h:-3 2 h:zero 1 err:T 1 mdl:m:n 4 \n"
+    reply = decoded([1, 200_000, 60_000, 240_000, b"a", text])
+    zero, row, current = reply.rows[0]
+    assert zero == SeriesRow(Interval(60.0, 120.0))
+    assert row == SeriesRow(Interval(120.0, 180.0), 3, 1, 0, 1.5, 0.1, 0.9, buckets={-3: 2}, zeros=1)
+    assert current == SeriesRow(Interval(180.0, 200.001))
+    assert (row.avg, row.failure_rate, row.throughput, row.p50) == (0.5, 1 / 3, 0.05, row.quantile(0.5))
+
+
+def test_width_that_a_step_needs_is_read() -> None:
+    assert decoded([0, 3_600_000, 0, 0]).needed_ms == 3_600_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"x", b"0 n", b"0 n x", b"9 n 1", b"-1 n 1", b"0 n 1 h:x 2", b"0 n 1.5", b"0 n 1 ok", None, 7, b"0 n 0x10"],
+)
+def test_unexpected_text_is_corrupt_state(text: Any) -> None:
+    with pytest.raises(CorruptState):
+        decoded([1, 200_000, 60_000, 240_000, b"a", text])
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.integers(-5, 2**63), st.binary(max_size=20), st.just(b"a"), st.just(b"0 n 1\n")),
+        lambda parts: st.lists(parts, max_size=8),
+    )
+)
+def test_any_reply_is_decoded_or_refused(reply: Any) -> None:
+    try:
+        found = decoded(reply)
+    except CorruptState:
+        return
+    assert found.needed_ms or len(found.rows) == 1
+
+
+def test_reply_with_other_names_is_corrupt_state() -> None:
+    for names in ([b"b", b""], [b"a", b"", b"b", b""], []):
+        with pytest.raises(CorruptState):
+            decoded([1, 200_000, 60_000, 240_000, *names])
+
+
+def test_series_of_all_replies_have_the_same_steps() -> None:
+    """Between the two calls, a step began."""
+    earlier = decoded([1, 119_999, 60_000, 120_000, b"a", b"0 n 1 \n"])
+    later = decoded([1, 120_000, 60_000, 180_000, b"a", b"1 n 2 \n"])
+    moved = SeriesReply(later.now_ms, 120_000, later.to_ms, [rows[1:] for rows in later.rows])
+    (first,), (second,) = _aligned([earlier, later], 60_000)
+    assert [row.tasks for row in first] == [1, 0]
+    assert [row.tasks for row in second] == [0, 2]
+    assert [row.interval for row in first] == [row.interval for row in second]
+    (first,), (second,) = _aligned([earlier, moved], 60_000)
+    assert [(row.interval.start, row.tasks) for row in first] == [(120.0, 0)]
+    assert [(row.interval.start, row.tasks) for row in second] == [(120.0, 2)]
+
+
+ROW = SeriesRow(Interval(60.0, 120.0), 3, 1, 1, 1.5, 0.1, 0.9, 10, 20, 0.25, {-3: 2}, 1)
+
+
+def test_merged_rows_add_counts_and_compare_extremes() -> None:
+    other = SeriesRow(Interval(0.0, 60.0), 1, 0, 0, 2.0, 2.0, 2.0, 1, 2, 0.5, {-3: 1, 16: 1}, 0)
+    empty = SeriesRow(Interval(120.0, 180.0))
+    assert merged_rows(iter((ROW, other, empty))) == SeriesRow(
+        Interval(0.0, 180.0), 4, 1, 1, 3.5, 0.1, 2.0, 11, 22, 0.75, {-3: 3, 16: 1}, 1
+    )
+    assert merged_rows([ROW]) == ROW
+    assert merged_rows([empty]) == empty
+    with pytest.raises(InvalidArgument, match="rows"):
+        merged_rows(())
+
+
+def test_rows_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ROW.tasks = 5  # type: ignore[misc]
+    with pytest.raises(InvalidArgument, match="share"):
+        ROW.quantile(95)
+
+
+@pytest.mark.parametrize(
+    ("window", "step", "expected"),
+    [("1h", "1m", 60_000), (3600, 60.0, 60_000), ("2000m", "1m", 60_000), (10, 10, 10_000)],
+)
+def test_steps_are_accepted(window: Any, step: Any, expected: int) -> None:
+    assert asked_steps(window, step, None)[1] == expected
+
+
+def test_error_names_the_shortest_step() -> None:
+    with pytest.raises(InvalidArgument, match="at least 130s") as met:
+        asked_steps("3d", "1m", None)
+    assert (met.value.argument, met.value.value) == ("step", "1m")
