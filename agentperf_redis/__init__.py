@@ -1,7 +1,7 @@
 """Shared metrics, caches and load balancing for fleets of AI agents, through one Redis or Valkey.
 
-A name is imported from its defining module on first access, so that a user of one service does not wait for the others
-to load.
+The first access to a name imports the module that defines it. So a program that uses one service does not wait for the
+other services to load.
 """
 
 import importlib

@@ -128,7 +128,7 @@ def count(argument: str, value: object, *, minimum: int = 1, maximum: int = MAX_
 
 
 def choice(argument: str, value: object, options: type[E]) -> E:
-    """Check that a value is a member of an Enum. The value of a member is also accepted."""
+    """Check that an argument is a member of an Enum, or the value of a member. Return the member."""
     if isinstance(value, options):
         return value
     for option in options:
@@ -192,7 +192,7 @@ def refuse_awaitable(
 
 
 def refuse_unfinished(argument: str, function: object, result: object) -> None:
-    """Refuse an awaitable, as `refuse_awaitable` does, and also a generator, because its body has not run.
+    """Refuse an awaitable, as `refuse_awaitable` does. Also refuse a generator: its body has not run.
 
     Raises:
         InvalidArgument: the result is an awaitable or a generator.

@@ -1,9 +1,9 @@
 """`Backend`: the access of one process to one namespace on one server.
 
-A backend owns the drivers, which run flows, and also the message bus, the epoch and the objects of the services.
+A backend owns the message bus, the epoch, the objects of the services, and the drivers. The drivers run flows.
 
-The process-wide default backend is in this module too, because a client without an explicit backend must find it
-without an import from a higher layer.
+The process-wide default backend is also in this module. A client without an explicit backend can thus find it without
+an import from a higher layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import weakref
-from asyncio import _get_running_loop  # if no loop runs, it returns None, ten times faster than an exception
+from asyncio import _get_running_loop  # returns None if no loop runs; an exception would take ten times as long
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -65,7 +65,7 @@ class Backend:
             in REDIS_URL, else localhost.
         namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, else "agentperf".
         deadline: total seconds that one command may take, retries included.
-        flush_on_sigterm: whether SIGTERM flushes the metrics before it has its effect; see `AgentPerf`.
+        flush_on_sigterm: whether SIGTERM first flushes the metrics; see `AgentPerf`.
 
     Raises:
         InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread.
@@ -135,7 +135,7 @@ class Backend:
 
         Args:
             flow: the command or flow.
-            deadline: seconds for each of its commands; None uses the deadline of the backend.
+            deadline: max seconds for each command of the flow; None uses the deadline of the backend.
 
         Raises:
             AgentPerfError: an error of a command that the flow does not catch.
@@ -175,7 +175,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # as in a blocking call, the flow still runs, but its commands fail
+        if self.closed:  # the flow still runs, but its commands fail; `run` does the same
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -195,8 +195,8 @@ class Backend:
     def _drop_closed_loops(self) -> None:
         """Close the executors of closed event loops, in case an executor has not noticed the end of its loop.
 
-        The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
-        this method, a closed loop and its connections would never be garbage-collected.
+        The map of executors refers to a loop only weakly, but the transport of each connection refers strongly to its
+        loop. Without this method, a closed loop and its connections would never be garbage-collected.
         """
         for loop, executor in self._executors_by_loop():
             if loop.is_closed():
@@ -206,7 +206,7 @@ class Backend:
     def call_at_loop_end(self, key: object, callback: Callable[[], object]) -> None:
         """Call `callback` on a background thread when the running loop ends, unless `forget_loop_end` is called first.
 
-        A flow of this backend must already have run on the loop.
+        Before this call, a flow of this backend must have run on the loop.
         """
         executor = self._async_executors.get(asyncio.get_running_loop())
         if executor is not None:
@@ -221,8 +221,8 @@ class Backend:
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
         """Record on the server that a resource is in use.
 
-        The record is sent once per process and resource. `again` sends it once more, which is necessary after the
-        server lost its data.
+        Each process sends the record of a resource once. `again` sends the record once more, which is necessary after
+        the server lost its data.
         """
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
@@ -231,7 +231,7 @@ class Backend:
             self._entered.add(name)
 
     def entered(self, service: str) -> Flow[list[str]]:
-        """Return the sorted names of all resources of a service that any process has ever used."""
+        """Return the sorted names of all resources of one service that were ever used by any process."""
         where = keys.resources(self.namespace)
         names = yield from Command("ZRANGE", (where,), (0, -1), lambda reply: _names(where, reply))
         start = f"{service}:"
@@ -247,17 +247,17 @@ class Backend:
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
         """Call `callback` after the server came back without its data.
 
-        A thread detects the loss when it opens a connection, and runs the callback. This may be the thread of an event
-        loop, so the callback must be quick and do no I/O.
+        The loss is detected when a connection opens. The thread that opens the connection runs the callback. It may be
+        the thread of an event loop, so the callback must be quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        The callback may run commands. Before it is called, the backend sends a command of its own. If this opens a new
-        connection, the handshake shows whether the server lost its data. So if the server came back empty, the
-        callbacks of `on_new_epoch` have already run.
+        The callback may run commands. Before the backend calls it, the backend sends a command of its own. If this
+        command opens a new connection, the handshake shows whether the server lost its data. So if the server came back
+        empty, the callbacks of `on_new_epoch` have already run.
         """
         self._recovery_callbacks.append(callback)
 
@@ -311,7 +311,7 @@ class Backend:
         sigterm.release(self)  # `close` ran on another thread, but only the main thread can restore the handler
 
     def log_absence(self, error: BackendUnavailable) -> None:
-        """Log that a call goes on without the server. At most one such warning every ten seconds."""
+        """Log a warning that a call goes on without the server, at most once every ten seconds."""
         now = time.monotonic()
         if now - self._absence_logged_at >= _LOG_ABSENCE_EVERY_S:
             self._absence_logged_at = now
@@ -349,7 +349,7 @@ class Backend:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server could not start: commands fail at once without a breaker
+        except BackendUnavailable:  # the embedded server could not start: commands fail at once even without a breaker
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 
@@ -358,7 +358,7 @@ class Backend:
         _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Refresh the layout from one node. Each call uses another node. Return the error text, empty on success."""
+        """Refresh the layout from one node, a different one on each call. Return the error text, empty on success."""
         node, request = self._topology.layout_request()
         try:
             return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))
@@ -368,7 +368,8 @@ class Backend:
     def _check_server_soon(self) -> None:
         """Check soon whether the server lost its data.
 
-        The bus calls this when it lost a connection, because the next command of a caller may come much later.
+        The bus calls this after it has lost a connection. Without this call, the loss of data would be noticed only at
+        the next command of a caller, which may come much later.
         """
         if not self.closed:
             self._checks.at(time.monotonic(), self._check_server)
@@ -460,7 +461,7 @@ def configure(
         url: where the server is.
         namespace: prefix of all keys.
         deadline: total seconds that one command may take, retries included.
-        flush_on_sigterm: whether SIGTERM flushes the metrics before it has its effect; see `AgentPerf`.
+        flush_on_sigterm: whether SIGTERM first flushes the metrics; see `AgentPerf`.
 
     Returns:
         The new default.

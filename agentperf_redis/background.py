@@ -4,11 +4,11 @@ The background threads of all services follow the same rules. A thread starts wi
 due time, and survives exceptions of jobs. When the service closes, the thread finishes the remaining jobs and ends; a
 later job starts another thread. A forked child begins without jobs and without a thread.
 
-The handlers of Ctrl-C and other signals may raise an exception at any point in the Python code of a caller, and
-`__del__` may run at any point. Therefore the code on a caller's thread uses only primitives written in C: a
-`SimpleQueue`, whose `put` is reentrant, and an `RLock` for starting the background thread. `threading.Condition` is
-Python code: an exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is
-called on a temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
+A signal handler, such as that of Ctrl-C, may raise an exception at any point in the Python code of a caller. `__del__`
+may also run at any point. Therefore the code on a caller's thread uses only primitives written in C: a `SimpleQueue`,
+whose `put` is reentrant, and an `RLock` for starting the background thread. `threading.Condition` is Python code: an
+exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is called on a
+temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Background:
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Run a job at a time of `time.monotonic`. A job with several due times runs once, at the earliest of them.
+        """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the earliest.
 
         Before this call, the caller must store the data that the job needs: if the job is already scheduled, it may
         start at once.
@@ -111,7 +111,7 @@ class Background:
         return self._thread is not None or self._start()
 
     def close(self, limit_s: float) -> bool:
-        """Run each remaining job once, now, and end the thread. May be called again to wait longer.
+        """Run each remaining job once, even before its due time, and end the thread. A second call waits longer.
 
         Jobs that are put during or after this call still run, on another thread if necessary. A job that reschedules
         itself during this call is not run again.
@@ -183,7 +183,7 @@ class Background:
                 self._closers.popleft().put(None)
 
     def _may_run(self, me: threading.Thread) -> bool:
-        """Whether this thread may run jobs: it is the registered thread, or none is registered and jobs wait."""
+        """Whether this thread may run jobs. It becomes the registered thread if there is none and jobs wait."""
         with self._starting:
             if self._thread is None and not self._inbox.empty():
                 self._thread = me
@@ -202,7 +202,7 @@ class Background:
     def _receive(self, pause: float | None) -> None:
         with contextlib.suppress(Empty):
             self._accept(self._inbox.get(timeout=pause))
-            for _ in range(self._inbox.qsize()):  # a bounded number: new jobs must not delay due jobs
+            for _ in range(self._inbox.qsize()):  # only the jobs that are here now: new jobs must not delay due jobs
                 self._accept(self._inbox.get_nowait())
 
     def _accept(self, item: tuple[float, Job] | None) -> None:
@@ -243,7 +243,7 @@ class Background:
         self._identity = 0
 
     def _run(self, jobs: Sequence[Job], until: float = math.inf) -> Sequence[Job]:
-        """Run jobs until the time `until`. Return the jobs that remain."""
+        """Start jobs until the time `until` has passed. Return the jobs that remain."""
         for number, job in enumerate(jobs):
             if time.monotonic() > until:
                 return jobs[number:]
@@ -257,12 +257,12 @@ class Background:
 def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
     """Return a function that starts a thread. Pass the function to `start_new_thread`, which is C code.
 
-    `Thread.start` then does not run on the caller's thread, where an exception of a signal handler could interrupt it.
+    So `Thread.start` does not run on the caller's thread, where an exception of a signal handler could interrupt it.
 
     Args:
         thread: the thread to start.
-        otherwise: called on the thread that runs the returned function, if the thread limit or gevent prevents the
-            start.
+        otherwise: called if the thread limit or gevent prevents the start. It then runs on the thread that runs the
+            returned function.
     """
     patched = _patched_since_import()
     if patched:
@@ -283,8 +283,9 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
 def _patched_since_import() -> bool:
     """Whether gevent has replaced threads by greenlets after this module was imported.
 
-    This module then uses real threads, queues and locks. A greenlet that waits for them blocks all others, and
-    `Thread.start` may never return on a real thread. gunicorn with ``--preload`` and gevent workers patches that late.
+    This module then uses real threads, queues and locks. A greenlet that waits for one of these blocks all other
+    greenlets, and `Thread.start` may never return on a real thread. gunicorn with ``--preload`` and gevent workers
+    patches after the import.
     """
     monkey = sys.modules.get("gevent.monkey")
     return (
@@ -317,7 +318,7 @@ _registrations = itertools.count()
 
 
 def register_for_fork(forkable: Forkable) -> None:
-    """Call the object's `after_fork` in each child that this process forks, as long as the object exists.
+    """From now on, call the object's `after_fork` in each child that this process forks, while the object exists.
 
     A child calls the registered objects in the order of registration. A backend is created before its services, so it
     has new connections and a new process name when its services reset.
@@ -333,9 +334,9 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 def hold_during_fork(number: int) -> None:
     """From now on, deliver this signal to a forked child only after the child has called every `after_fork`.
 
-    If a signal has a handler in Python, and arrives in a child before its first line of Python code, Python drops it.
-    `multiprocessing.Pool.terminate` would then wait without end for a worker that was just forked. The signal is
-    therefore blocked during the fork: a blocked signal stays pending.
+    Suppose that a signal has a handler written in Python, and arrives before the child has run its first line of Python
+    code. Python drops such a signal. `multiprocessing.Pool.terminate` would then wait without end for a worker that was
+    just forked. This signal is therefore blocked during the fork: a blocked signal stays pending.
     """
     _held.add(number)
 

@@ -31,7 +31,7 @@ def warn_of_blocking_call() -> None:
         module = frame.f_globals.get("__name__", "")
         if module.startswith("agentperf_redis."):
             inner = frame
-        elif module != "contextlib":  # an ExitStack enters and leaves blocks for the program
+        elif module != "contextlib":  # skipped: an ExitStack enters and leaves blocks for the program
             break
         frame = frame.f_back
     if frame is None or inner is None or _is_typed_in(frame):
@@ -51,13 +51,13 @@ def warn_of_blocking_call() -> None:
 
 
 def _is_typed_in(frame: FrameType) -> bool:
-    """Whether a person has typed the call into a notebook or a prompt, whose event loop waits for the call anyway."""
+    """Whether a user has typed the call into a notebook or a prompt. The event loop there waits for the call anyway."""
     code = frame.f_code
     return code.co_name == "<module>" and (code.co_filename.startswith("<") or "ipykernel" in sys.modules)
 
 
 def _text(inner: FrameType) -> str:
-    """Return the warning. `inner` is the frame of the method of this library that the program has called."""
+    """Return the warning. The program has called a method of this library; `inner` is the frame of that method."""
     owner, method = inner.f_locals.get("self"), inner.f_code.co_name
     name = type(owner).__name__
     if (name, method) in _INSTEAD:

@@ -1,10 +1,10 @@
 """The calls in a source file, each with a name that describes its place: module variable, attribute or function.
 
 A name does not contain line numbers, so it survives edits elsewhere in the file. It contains the text of the called
-function, unless that is one of the usual constructors. So no other call can have the name of a constructor's call. Two
-calls of a file never have the same name: calls of one function with one target are numbered, such as ``users-1of2``.
-When one of them is added or removed, the total changes, so all of them get new names, and none gets the old name of
-another.
+function, unless that is one of the usual constructors. So a call of another function cannot have the same name as the
+call of a usual constructor. Two calls of a file never have the same name: calls of one function with one target are
+numbered, such as ``users-1of2``. When one of these calls is added or removed, the total changes. So all of them get new
+names, and none gets a name that another call had before.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class CallSite:
     """A call in a source file.
 
     Attributes:
-        name: such as ``users``, ``Agent.cache`` or ``make``; unique in its file. For a call that is not assigned and
-            is outside functions, it is the call itself, such as ``LRUCache()``, so it differs from all variables.
+        name: such as ``users``, ``Agent.cache`` or ``make``; unique in its file. A call that is neither assigned nor
+            inside a function has the call itself as its name, such as ``LRUCache()``. So its name differs from those of
+            all variables.
         callee: the text of the function called, such as ``LRUCache`` or ``self.factory``; see `_text`.
         scope: the function whose body contains the call, as `types.CodeType` names it: ``<module>`` outside functions.
         scope_line: the first line of that function, decorators included.
@@ -68,7 +69,7 @@ def call_sites(source: str, usual: Iterable[str]) -> dict[Position, CallSite]:
 
     Args:
         source: the text of a module.
-        usual: names of functions that are left out of the names of calls.
+        usual: names of functions whose text is left out of the names of their calls.
 
     Raises:
         SyntaxError: the text is not Python.
@@ -141,13 +142,13 @@ class _Finder:
 
     def _name(self, scope: _Scope, callee: str) -> str:
         target, path = scope.target, scope.path
-        if target.startswith("."):  # an attribute of self belongs to the class
+        if target.startswith("."):  # an attribute of `self` is named after the class
             target, path = target[1:], path[:-1]
         in_function = bool(path) and scope.self_name != _CLASS_BODY
         if not target and not in_function:
             return ".".join((*path, f"{callee}()"))
         name = ".".join((*path, target) if target else path)
-        # The text of the function distinguishes calls with the same target, as in x = f(g()).
+        # Calls with the same target, as in x = f(g()), are distinguished by the text of the function.
         return name if callee.rpartition(".")[2] in self._usual else f"{name}-{callee or '()'}"
 
     def _function(self, node: _Function, scope: _Scope) -> None:

@@ -46,9 +46,9 @@ class LoadBalancer:
         strategy: how a pool picks an instance. The first registration in a pool sets the pool's strategy to this one.
             Calls on a pool with another strategy raise InvalidArgument. With None, a new pool gets LEAST_LOADED, and
             calls on any pool are accepted.
-        settings: health settings for the pools in which this balancer registers instances. The settings deployed last
-            apply to all processes; a change is logged. None keeps the settings of an existing pool; a new pool gets the
-            defaults of `PoolSettings`.
+        settings: health settings for the pools in which this balancer registers instances. If processes pass different
+            settings, the settings that were sent last apply to all processes. A change is logged. None keeps the
+            settings of an existing pool; a new pool gets the defaults of `PoolSettings`.
         on_unavailable: what calls do while the server is unreachable. "raise": they raise BackendUnavailable. "none":
             `acquire` and `select_instance` return None, `lease` raises NoCapacity, `release` returns False, and all
             other calls raise BackendUnavailable.
@@ -108,13 +108,13 @@ class LoadBalancer:
         """Add an instance to its pool, or change the capacity, weight, labels and rate limits of a registered one.
 
         A registered instance keeps its load, health and measurements. `is_healthy=False` marks the instance unhealthy
-        (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). While this process lives, it
-        registers the instance again if the server loses it.
+        (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). As long as this process lives,
+        it registers the instance again whenever the server has lost the instance.
 
         Args:
             instance: the instance; its current_load is ignored, because the server computes the load from leases.
-            heartbeat_ttl: seconds without a `heartbeat` after which the instance takes no work; None: no heartbeat is
-                expected.
+            heartbeat_ttl: the instance takes no work after this many seconds without a `heartbeat`; None: no heartbeat
+                is expected.
             requests_per_minute: max leases per minute; the pool's `rate_burst` limits how many are granted at once.
             tokens_per_minute: max tokens per minute. The argument `tokens` of `acquire` and `release` is the number of
                 tokens of one lease.
@@ -181,7 +181,7 @@ class LoadBalancer:
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="unhealthy"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance finish its leases and get no new ones. Returns whether the instance is registered."""
+        """Give an instance no new leases; its present leases may finish. Returns whether the instance is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="draining"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
@@ -246,16 +246,16 @@ class LoadBalancer:
             require: labels; the instance must have all of them.
             affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
                 a session.
-            ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
+            ttl: seconds, at least 0.05, after which the lease expires unless it is renewed.
             max_hold: seconds after which the lease is no longer renewed; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
             tokens: expected tokens of the work, counted against the instance's tokens per minute.
             fallback: other agent types, tried in this order when this pool has no free capacity. They are tried once
-                before the wait in the queue, and again when `wait` is over. Labels and affinity apply to these pools
-                too; each pool uses its own strategy.
+                before the wait in the queue, and again when `wait` is over. `require` and `affinity` apply to these
+                pools, too. Each pool uses its own strategy.
 
         Returns:
-            A snapshot of the instance; the snapshot carries the lease. None when no capacity became free within `wait`.
+            A snapshot of the instance, which carries the lease; or None when no capacity became free within `wait`.
 
         Raises:
             InvalidArgument: when the strategy of the pool differs from that of this balancer.
@@ -303,8 +303,8 @@ class LoadBalancer:
     ) -> LeaseBlock:
         """Hold a lease for a `with` block, measure the response time and report the outcome.
 
-        When an exception leaves the block, the outcome is "timeout" for a TimeoutError, "neutral" for a cancellation or
-        KeyboardInterrupt, and "error" for other exceptions; set `lease.outcome` to report another outcome.
+        If an exception leaves the block, its type decides the outcome: "timeout" for a TimeoutError, "neutral" for a
+        cancellation or KeyboardInterrupt, "error" for other exceptions. Set `lease.outcome` to report another outcome.
 
         Args:
             agent_type: the pool.
@@ -312,7 +312,7 @@ class LoadBalancer:
             priority: see `acquire`.
             require: labels; the instance must have all of them.
             affinity: see `acquire`.
-            ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
+            ttl: seconds, at least 0.05, after which the lease expires unless it is renewed.
             max_hold: seconds after which the lease is no longer renewed; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block ends.
             tokens: see `acquire`; set `lease.tokens_used` to the number of tokens that the work used.
@@ -345,23 +345,23 @@ class LoadBalancer:
         interval: float = 5.0,
         timeout: float | None = None,
     ) -> Checks:
-        """Run active checks of a pool on background threads until stopped: each instance is checked once per interval.
+        """Check each instance of a pool once per interval, on background threads, until the checks are stopped.
 
         Any number of processes may run checks: they share the work, and if one process dies, the others continue. The
-        pool's settings say how many results in a row disable or enable an instance. A child process must start its own
-        checks.
+        pool's settings say how many failed checks in a row disable an instance, and how many passed checks in a row
+        enable it again. A child process must start its own checks.
 
         A process claims each check for one interval. If the process ends or the task is cancelled before the check is
-        finished, the instance misses this check. When the interval is shortened, the next check of each instance is
-        still due at the time that the old interval set. The new interval applies from then on.
+        finished, the instance misses this check. If the interval is shortened, the next check of each instance is still
+        due at the time set by the old interval. The new interval applies from then on.
 
         Args:
             agent_type: the pool.
             check: called with an instance; the check fails when the function raises, returns False or exceeds
-                `timeout`. The first exception is logged as a warning; further exceptions are logged at DEBUG level
-                until no check raises.
-            interval: seconds from one check of an instance to the next. Default five: the three failures
-                in a row that the default `unhealthy_threshold` requires take at most 15 s.
+                `timeout`. The first exception is logged as a warning. Further exceptions are logged at DEBUG level
+                until the most recent check of each instance has raised no exception.
+            interval: seconds from one check of an instance to the next. Default five: the default `unhealthy_threshold`
+                requires three failures in a row, which take at most 15 s.
             timeout: max seconds of one check, at most the interval. None: 2 s, or the interval if it is shorter.
 
         Returns:
@@ -374,8 +374,8 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            after: the cursor of an event: returns the first `limit` events after that event. None: returns the last
-                `limit` events.
+            after: the cursor of an event; the call returns the first `limit` events after that event. With None, it
+                returns the last `limit` events.
             limit: max number of events.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
@@ -404,7 +404,7 @@ class LoadBalancer:
         return self._backend.run(self._operations.leases(agent_type))
 
     def release_token(self, agent_type: str, token: str) -> bool:
-        """End a lease of any process by its token, for operators. The holder gets LeaseLost at the next renewal.
+        """For operators: end the lease with this token in any process. Its holder gets LeaseLost at the next renewal.
 
         Args:
             agent_type: the pool.
@@ -416,18 +416,19 @@ class LoadBalancer:
         return self._backend.run(self._operations.end_lease(agent_type, token))
 
     def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
-        """Recompute the load of all instances from their leases, and rewrite indexes and sums.
+        """Recompute the loads of all instances from their leases, and rewrite the pool's indexes and sums.
 
         Normal operation never needs a repair. A repair corrects the effects of manual changes to the keys. The pool may
         stay in use meanwhile. Lost timers of ejections, rate limits and slow starts are set again. A lost heartbeat
-        timer cannot be recomputed: until the instance sends another heartbeat, a missed one is not detected.
+        timer cannot be recomputed: until the next `heartbeat` of the instance, a missed heartbeat is not detected.
 
         Args:
             agent_type: the pool.
-            progress: called after each page of 500 instances with the number of instances done and the total number.
+            progress: called after each page of 500 instances, with the number of instances done and the number of all
+                instances.
 
         Returns:
-            The numbers of checked instances, of wrong loads and of deleted orphans.
+            The numbers of instances checked, of wrong loads, and of orphans deleted; `Repaired` explains them.
         """
         return self._backend.run(self._operations.repair(agent_type, progress))
 

@@ -110,8 +110,8 @@ class _Rounds:
         checking: the checks to run.
         check_all: checks instances concurrently, and returns a mapping from instance id to whether the check passed.
             Under asyncio, it returns an awaitable of this mapping.
-        ended: returns whether the checks have stopped. A round that fails before the stop is retried; a round that
-            fails after the stop raises its error.
+        ended: returns whether the checks were stopped. A round that fails before that is retried; a round that fails
+            after that raises its error.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Checks:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the checks. Waits until the running ones finish, for at most their timeout plus one second."""
+        """Stop the checks. Waits for running checks to finish, for at most the timeout of a check plus one second."""
         self._checking.backend.off_close(self.stop)
         self._jobs.close(self._checking.timeout + 1.0)
 
@@ -217,7 +217,7 @@ class Checks:
             self._hanging.add(instance.id)
             try:
                 threading.Thread(target=self._check_one, args=(instance, answers), daemon=True).start()
-            except RuntimeError as error:  # too many threads, which says nothing about the instance
+            except RuntimeError as error:  # no thread can start, which says nothing about the instance
                 self._checking.failed(instance, error)
                 self._hanging.discard(instance.id)
                 del results[instance.id]

@@ -54,19 +54,20 @@ class Lease:
     ResourceWarning. Copies by `copy`, `deepcopy` and `dataclasses.asdict`, and pickles that return to this process, are
     the same lease: releasing one of them releases the lease, once.
 
-    A lease belongs to the process that acquired it. Another process may have a copy, through a fork or a pickle. Such a
-    copy has the facts of the lease, such as `fence`, but it is not held and not renewed, and releasing it does nothing.
+    A lease belongs to the process that acquired it. Another process may have a copy, through a fork or a pickle. That
+    copy has the facts of the lease, such as `fence`, but it is neither held nor renewed, and releasing it does nothing.
     `LoadBalancer.release_token` ends a lease of any process.
 
     Attributes:
         agent_type: the pool.
         token: identifies the lease on the server; begins with the name of the process.
-        fence: fencing token, which rises with every lease of the instance. A resource that remembers the highest
-            fencing token and refuses lower ones is safe from holders that were paused beyond the end of their lease.
+        fence: fencing token, which rises with every lease of the instance. A holder may be paused beyond the end of its
+            lease. A resource is safe from such holders if it remembers the highest fencing token and refuses lower
+            ones.
         ttl: seconds after which the lease expires unless it is renewed.
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
-        tokens_used: number of tokens that the work used; None if it used the number in `tokens`.
-            Set it before the release.
+        tokens_used: number of tokens that the work used; None if the work used as many as `tokens` says. Set this
+            attribute before the release.
     """
 
     __slots__ = (
@@ -144,7 +145,7 @@ class Lease:
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
             me, self._state = repr(self), _State.RELEASED
-            # A failure cannot be handled here; it may happen at interpreter exit, when many objects are already gone.
+            # An error cannot be handled here. It may occur at interpreter exit, when many objects are already gone.
             with contextlib.suppress(Exception):
                 if self._keeper.abandon(self.pool, self.token, self._facts[0]):
                     warnings.warn(f"{me} was dropped without release", ResourceWarning, source=self, stacklevel=2)
@@ -158,7 +159,7 @@ class Lease:
     def outcome(self) -> Outcome | str | None:
         """The result of the work, which may be set inside `with lb.lease(...)`.
 
-        If it is None, the result depends on whether an exception leaves the block, and on its type.
+        If it is None, the result depends on whether an exception leaves the block, and on the type of the exception.
         """
         return self._outcome
 
@@ -194,9 +195,9 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLost if this process knows that the lease is lost. Does no I/O.
 
-        The process knows only the time and the result of the last renewal. If the lease ends on the server (by hand, or
-        because the server lost its data), the process notices at the next renewal, up to a third of the TTL later. Work
-        that must not happen twice is safe only if the resource checks the `fence`.
+        The process knows only the time and the result of the last renewal. The lease may also end on the server, by
+        hand or because the server lost its data. The process notices this only at the next renewal, up to a third of
+        the TTL later. Work that must not happen twice is safe only if the resource checks the `fence`.
 
         Raises:
             LeaseLost: when a renewal found that the lease is lost, or the lease could not be renewed in time.
@@ -209,7 +210,7 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews the lease. Also True for an unpickled copy, which no keeper renews."""
+        """Whether this keeper renews the lease. True also for an unpickled copy, which no keeper renews."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
 
     def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:

@@ -17,7 +17,7 @@ from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 
 class LeaseBlock:
-    """Returned by `LoadBalancer.lease`: holds a lease during a `with` block. Reusable, but not for nested blocks."""
+    """Returned by `LoadBalancer.lease`: holds a lease during a `with` block. Reusable, but not in nested blocks."""
 
     def __init__(self, operations: Operations, agent_type: str, request: LeaseRequest) -> None:
         self._backend = operations.backend
@@ -46,7 +46,7 @@ class LeaseBlock:
         raise TypeError("in a coroutine use `async with lb.aio.lease(...)`")
 
     async def __aexit__(self, *_: object) -> None:
-        """Never called. If it were missing, `async with` would raise Python's own error, not that of `__aenter__`."""
+        """Never called. Without this method, `async with` would raise Python's own error, not that of `__aenter__`."""
 
 
 class AsyncLeaseBlock:
@@ -72,7 +72,7 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if isinstance(error, GeneratorExit):  # the coroutine is being destroyed, so nothing can be awaited
             if lease is not None:
-                if running_loop() is not None:  # the garbage collector may destroy the coroutine on any thread
+                if running_loop() is not None:  # None if the garbage collector destroys the coroutine on another thread
                     self._backend.forget_loop_end(lease)
                 self._operations.keeper.jobs.put(partial(self._cut_off, lease))
         elif lease is not None:
@@ -91,4 +91,4 @@ class AsyncLeaseBlock:
         raise TypeError("use `async with lb.aio.lease(...)`; outside coroutines, `with lb.lease(...)`")
 
     def __exit__(self, *_: object) -> None:
-        """Never called. If it were missing, `with` would raise Python's own error, not that of `__enter__`."""
+        """Never called. Without this method, `with` would raise Python's own error, not that of `__enter__`."""

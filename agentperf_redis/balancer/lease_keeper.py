@@ -2,7 +2,7 @@
 
 The keeper uses a separate thread because event loops may block and worker threads may be busy. It renews a lease when a
 third of the lease's TTL is over, together with the pool's other leases that are due. The keeper has only weak
-references to leases, so that a lease that the user has dropped can be deleted and released.
+references to leases. So a lease that the user has dropped can be deleted, and is then released.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LeaseKeeper:
 
     Attributes:
         jobs: the background thread of the keeper.
-        registrations: the registrations of this process on the backend. The same thread restores them.
+        registrations: the registrations of this process on the backend. The thread of `jobs` restores them.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -89,7 +89,7 @@ class LeaseKeeper:
         return f"@{self._backend.process}:{next(self._numbers):x}"
 
     def tombstone_ms(self, ttl: float) -> int:
-        """Return how long the token of an abandoned request must be refused, ms."""
+        """Return for how many ms the server must refuse the token of an abandoned request."""
         return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
 
     def hold(self, lease: Lease) -> bool:
@@ -186,8 +186,8 @@ class LeaseKeeper:
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
-                # When the retry is due, it is put behind all waiting jobs, so that many retries at once do not delay a
-                # renewal.
+                # When the retry is due, it is put behind all waiting jobs. So many retries at the same time do not
+                # delay a renewal.
                 self.jobs.at(again_at, partial(self.jobs.put, partial(self._attempt, command, until, None)))
         except AgentPerfError as error:
             _log.warning("could not release a lease: %s", error)
@@ -243,7 +243,7 @@ class LeaseKeeper:
                     lease.renew_at = sent_at + ttl / 3
 
     def _attempt_timeout_s(self) -> float:
-        """Return how long the background thread may wait for a request other than a renewal, s.
+        """Return the max seconds that the background thread may wait for a request other than a renewal.
 
         The limit ensures that such a request does not make renewals late.
         """

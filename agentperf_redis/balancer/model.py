@@ -72,8 +72,8 @@ class Outcome(Enum):
 class InstanceState(Enum):
     """Whether an instance takes work, and if not, why.
 
-    An instance is UP when no other state applies. When several others apply, the first one in this list is reported.
-    Apart from UP, the values are flags of the instance's record, see pool.lua.
+    An instance is UP when no other state applies. When several other states apply, the one that comes first below is
+    reported. Apart from UP, the values are flags of the instance's record, see pool.lua.
     """
 
     UP = "up"
@@ -176,7 +176,8 @@ class AgentInstance(_Fields):
         response_time_ms: smoothed response time, ms.
         labels: capabilities of the instance, at most 16 names.
         is_draining: whether the instance finishes its leases and takes no new ones.
-        lease: the lease, in an instance from `acquire` and in copies of it (see `Lease`); None in other snapshots.
+        lease: the lease that `acquire` granted; copies of the instance also carry it (see `Lease`). None in other
+            snapshots.
     """
 
     __slots__ = ()
@@ -223,7 +224,7 @@ def checked_labels(argument: str, value: object) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """The status of an instance, with its counters since it was registered.
+    """The status of an instance, and its counters, which began when the instance was registered.
 
     Attributes:
         instance: snapshot of the instance.
@@ -233,7 +234,7 @@ class InstanceStatus:
         failed_in_a_row: number of bad outcomes, slow ones included, since the last good one.
         fence: the last fencing token of the instance.
         state: whether the instance takes work, and if not, why.
-        limit: max leases now. It is below max_capacity while the instance is limited, and 0 while it takes no work.
+        limit: max leases at present: below max_capacity while the instance is limited, and 0 while it takes no work.
         ejections: number of ejections in a row.
         ejected_for: seconds until the ejection ends, 0.0 when the instance is not ejected.
         requests_per_minute: max requests per minute; math.inf for no limit.
@@ -393,7 +394,7 @@ class PoolStatus:
         instances: the instances in the order of their registration.
         waiting: number of callers in the queue.
         granted: number of leases granted so far.
-        overdue: number of leases that have expired but are not ended yet, among the first 5000 due timers.
+        overdue: number of leases that have expired but are not ended yet. Only the first 5000 due timers are counted.
         panic_for: seconds since the start of the panic; None when there is no panic.
         settings: the settings of the pool; None if they are missing on the server.
     """

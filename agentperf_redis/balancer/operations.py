@@ -123,7 +123,7 @@ class Operations:
         )
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
-        """Check the labels and the affinity of a call, and return them with the strategy as a Choice."""
+        """Check the labels and the affinity of a call. Return a Choice of these and the balancer's strategy."""
         labels = checked_labels("require", require) if require != () else frozenset()
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
@@ -222,7 +222,7 @@ class Operations:
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
     def _or_none(self, flow: Flow[T], default: T) -> Flow[T]:
-        """Run a flow. While the server is unreachable, raise or return the default, depending on `on_unavailable`."""
+        """Run a flow. If the server is unreachable, raise the error or return the default, as `on_unavailable` says."""
         return flow if self.on_unavailable == "raise" else _or_else(self.backend, flow, default)
 
     def release(

@@ -36,7 +36,7 @@ class Registered:
     Attributes:
         instance: the instance, including the changes that this process has made since its registration.
         strategy: the strategy that the pool must have; None accepts any strategy.
-        heartbeat_ttl_ms: time without a heartbeat after which the instance takes no work, ms; 0 when no heartbeat is
+        heartbeat_ttl_ms: the instance takes no work after this many ms without a heartbeat; 0 when no heartbeat is
             expected.
         rates: the rate limits of the instance.
         settings: the settings of the pool; None keeps the settings of an existing pool.
@@ -71,7 +71,7 @@ class Registrations:
         backend: the server and namespace.
         clock: estimates of the clocks of the backend's servers.
         jobs: the background thread that restores lost instances.
-        attempt_timeout_s: returns how long the background thread may wait for one reply, s.
+        attempt_timeout_s: returns the max seconds that the background thread may wait for one reply.
     """
 
     def __init__(
@@ -159,13 +159,13 @@ class Registrations:
             self._alter(known, **{name: value for name, value in changes.items() if value is not None})
 
     def remember_settings(self, agent_type: str, settings: PoolSettings) -> None:
-        """Remember new settings, to create the pool with them if the server loses it."""
+        """Remember the new settings of a pool. If the server loses the pool, it is created again with them."""
         for known in list(self.registered.values()):
             if known.instance.agent_type == agent_type:
                 self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
-        """Apply the flags that were set or cleared to the remembered instance."""
+        """Set and clear the same flags on the remembered instance as on the server."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             set_flags, flags = on.split(","), f"{on},{off}".split(",")
@@ -185,7 +185,7 @@ class Registrations:
         return changed
 
     def _restore_all(self) -> None:
-        """Restore lost registrations. Runs regularly, since a server may lose a pool without losing a connection."""
+        """Restore lost registrations. Runs regularly, since a server may lose a pool while connections stay open."""
         if self._jobs.closing:
             return
         for agent_type in {of for of, _ in list(self.registered)}:

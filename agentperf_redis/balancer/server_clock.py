@@ -1,4 +1,4 @@
-"""Estimates of the servers' clocks, and requests that a server refuses after the caller's deadline."""
+"""Estimates the servers' clocks, and sends requests that a server refuses after the caller's deadline."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ServerClock:
 
         Args:
             pool: the pool that the request changes; in a Cluster, the clock is that of the pool's node.
-            request: builds the request from its time limit, which is a time of the server's clock in ms.
+            request: builds the request. It is called with the time limit of the request, in ms of the server's clock.
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()

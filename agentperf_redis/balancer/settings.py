@@ -15,15 +15,16 @@ _DEFAULT_MAX_EJECTION_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """The health and capacity settings of a pool. The settings deployed last apply to all processes.
+    """The health and capacity settings of a pool. The settings that were sent last apply to all processes.
 
     Args:
-        eject_after: number of bad outcomes in a row (error, timeout, rejected, slow) after which an instance is
-            ejected; None for never. Default five, as in Envoy: one bad request with three retries ejects no instance.
+        eject_after: number of bad outcomes in a row after which an instance is ejected; None for never. The bad
+            outcomes are error, timeout, rejected and slow (see `slow_after`). Default five, as in Envoy: one bad
+            request with three retries ejects no instance.
         base_ejection_time: length of the first ejection, seconds; each further ejection in a row lasts twice as long.
             Default ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
-        max_ejection_time: max length of an ejection, seconds. If this time has passed since the end of an ejection, the
-            next ejection counts as the first again. Default five minutes.
+        max_ejection_time: max length of an ejection, seconds. An ejection that begins later than this after the end of
+            the previous one counts as the first again. Default five minutes.
         max_ejection_share: an instance is ejected only if the unhealthy instances, including it, are at most this share
             of all. One instance may be ejected in any case, but never the last healthy one. Default one half: ejections
             alone never cause panic, and two of four instances may be ejected.
@@ -34,12 +35,12 @@ class PoolSettings:
             Default None: a model's response time depends on the length of its answer.
         adaptive: whether each instance has an adaptive concurrency limit, which follows its outcomes and is at most its
             max_capacity. Default False: max_capacity is the limit.
-        slow_start: seconds in which the capacity of a new or recovered instance grows from a tenth to all of it; None
-            for no slow start. Applies only while at least half of the instances are healthy and warm. Default None:
-            most agents have nothing to warm up.
+        slow_start: seconds in which the capacity of a new or recovered instance grows from a tenth to the full
+            capacity; None for no slow start. Applies only while at least half of the instances are healthy and warm.
+            Default None: most agents have nothing to warm up.
         rate_burst: a lease is granted while the instance is at most this many seconds ahead of its rate limits. Default
-            six, a tenth of a minute: in any minute, all leases but the last use at most 1.1 times the rate limit. The
-            last lease may use any number of tokens; the next lease then waits longer.
+            six, a tenth of a minute: in any minute, all leases but the last one use at most 1.1 times the rate limit.
+            This last lease may use any number of tokens. The next lease then waits longer.
         unhealthy_threshold: number of failed active checks in a row after which an instance is unhealthy. Default
             three: one lost packet is not enough.
         healthy_threshold: number of passed active checks in a row after which an unhealthy instance is healthy

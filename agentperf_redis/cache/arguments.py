@@ -1,4 +1,4 @@
-"""Validates keys and tags given by users, and maps them to the names under which they are stored."""
+"""Validates users' keys and tags, and returns the names under which the server stores them."""
 
 from __future__ import annotations
 

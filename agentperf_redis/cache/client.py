@@ -112,7 +112,7 @@ class Cache(ABC):
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """Return the value of a key, or the default.
 
-        A read costs one command, whatever the tier of the entry. A read of a local copy costs none.
+        A read costs one command, whatever the tier of the entry. A read that a local copy answers costs no command.
 
         Args:
             key: any string.
@@ -135,7 +135,7 @@ class Cache(ABC):
         return self._backend.run(self._flows.reader.get(key, default))
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """Return the values of the keys that have one, by key. Sends one command for every 256 keys."""
+        """Return a dict of the keys that have a value, with their values. Sends one command for every 256 keys."""
         return self._backend.run(self._flows.reader.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
@@ -183,8 +183,8 @@ class Cache(ABC):
     def sweep(self) -> int:
         """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag.
 
-        Puts gradually remove expired and cleared entries. A sweep removes all four kinds now, in short steps that do
-        not block other callers.
+        Puts also remove expired and cleared entries, a few at a time. A sweep removes the entries of all four kinds
+        now. Its steps are short, so other callers are not blocked.
 
         Returns:
             The number of entries and values removed.
@@ -196,7 +196,7 @@ class Cache(ABC):
         self._backend.run(flush(self._flows.shared))
 
     def stats(self) -> CacheStats:
-        """Return the statistics of all processes together, including the latest reads of this one."""
+        """Return the statistics of all processes together, including the latest reads of this process."""
         return self._backend.run(inspection.stats(self._flows.shared))
 
     def keys(self) -> list[str]:
@@ -248,7 +248,7 @@ class Cache(ABC):
             freshness: when the value is refreshed in the background; see `FreshnessOptions`.
 
         Raises:
-            ComputeFailed: another process computed the value, and its function raised.
+            ComputeFailed: another process computed the value, and the function raised an error there.
             BackendUnavailable: the server does not answer, and the cache was made with on_unavailable="raise".
         """
         _refuse_coroutines("get_or_compute", function)
@@ -266,7 +266,7 @@ class Cache(ABC):
         progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> WarmUpStatus:
-        """Compute the missing values among several keys, as `get_or_compute` does, but several at a time.
+        """Compute the values that are missing for the given keys, as `get_or_compute` does, but several at a time.
 
         Several processes may warm the same keys at once: no value is computed twice. If the function raises for a key,
         the values of the other keys are still computed. The exception is in the `errors` of the result.
@@ -277,7 +277,7 @@ class Cache(ABC):
             ttl: TTL of each value, seconds; None is the cache's default, `math.inf` is no expiry.
             tags: names by which the values can be invalidated.
             concurrency: maximum number of values computed at a time.
-            progress: called with a `WarmUpStatus` after each value, on the thread that computed it; calls never
+            progress: called with a `WarmUpStatus` after each value, on the thread that computed the value. Calls never
                 overlap.
             freshness: when the values are refreshed; see `FreshnessOptions`.
 
@@ -316,7 +316,7 @@ def _checked_codec(codec: object) -> Codec:
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
-    """Return the TTLs that an object applies to its puts: those given to its constructor, else the tiers' defaults."""
+    """Return the TTLs that an object applies to its puts: those that its constructor got, else the tiers' defaults."""
     hot, warm, cold = (
         ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[-3:], strict=True)
     )

@@ -93,7 +93,7 @@ async def compute_async(
 
 
 def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
-    """Return the value, or raise the function's error. Warns if the value could not be stored."""
+    """Return the value, or raise the function's error. Issues a warning if the value could not be stored."""
     if isinstance(answer, Crashed):
         raise answer.error
     if answer.refused is not None:
@@ -137,8 +137,9 @@ def _refreshed(
 ) -> Flow[Served]:
     """Return a stale value, and begin to refresh it in the background.
 
-    If the last refresh was cut off by the end of its event loop, an asyncio caller refreshes the value itself and
-    returns the new one. It does not refresh in the background, because its own loop, too, may end first.
+    If the end of an event loop has cut off the previous refresh, an asyncio caller refreshes the value itself and
+    returns the new value. A refresh in the background could be cut off again, because the caller's own loop may also
+    end early.
     """
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
@@ -151,11 +152,11 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # None: another caller refreshes the value, or a refresh has just failed. The server may still have the
-            # lease of the refresh that was cut off, so the key stays marked as cut off.
+            # `new` is None if another caller refreshes the value, or if a refresh has just failed. The server may still
+            # hold the lease of the refresh that was cut off, so the key stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
-                return Served(new.value)  # if it cannot be stored, `refreshing` has already warned
+                return Served(new.value)  # if the value cannot be stored, `refreshing` has warned
         finally:
             refresher.leave(subject, cut_off=cut_off)
     return stale
@@ -164,7 +165,7 @@ def _refreshed(
 def refreshing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
 ) -> Flow[Served | Crashed | None]:
-    """Refresh a value if this process gets the lease. If that fails, a warning is logged; readers see no error.
+    """Refresh a value if this process gets the lease. If the refresh fails, a warning is logged; readers see no error.
 
     Returns the new value, or the error of the refresh, or None if this process did not get the lease.
     """
@@ -195,9 +196,9 @@ def _compute_under_lease(
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
-    The report is a shielded flow: it runs to its end even if the caller is cancelled, even several times. Waiters
-    are therefore always released: they get the result, or compute the value themselves. A computed value is stored even
-    if no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
+    The report is a shielded flow: it runs to its end even if the caller is cancelled several times. Waiters are
+    therefore always released: they get the result, or compute the value themselves. A computed value is stored even if
+    no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
     """
     begun = time.perf_counter()
     try:
@@ -209,7 +210,7 @@ def _compute_under_lease(
             leave(enclosing)
         if blocking:
             arguments.refuse_awaitable("function", wanted.source or wanted.function, value, BLOCKING)
-    except Exception as error:  # noqa: BLE001  it is returned to the caller
+    except Exception as error:  # noqa: BLE001  the error is returned to the caller
         maintenance.drop(compute_lease)
         yield from Shielded(_end(single_flight, maintenance, compute_lease, single_flight.crash(compute_lease, error)))
         return Crashed(error)
@@ -235,7 +236,7 @@ def _compute_under_lease(
 def _end(
     single_flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]
 ) -> Flow[None]:
-    """Report the end of a computation to the server, then stop renewing its lease and release its waiters.
+    """Report the end of a computation to the server. Then stop renewing its lease, and release its waiters.
 
     If the report fails, the lease expires on the server, and the caller still gets its result.
     """
@@ -252,7 +253,7 @@ def _end(
 
 
 def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
-    """Return the value of the local copy, or None. Does no I/O."""
+    """Return the value if a local copy has it, else None. Does no I/O."""
     local = flows.reader.local
     if local is None:
         return None

@@ -1,10 +1,10 @@
 """`cached`: caches the results of a function for all processes.
 
-The key of a result is the function's name with a digest of its bound arguments. A digest of the function follows the
-name where the name alone could mean another function (`function_identity`). The canonical form of the arguments does
-not depend on the process, on positional or keyword passing, or on the hash seed. An object that no value
-identifies cannot be part of a key: give its class a method ``__cache_key__()`` that returns such a value, or exclude
-the argument with ``ignore=``. This applies to ``self`` of a method, too.
+The key of a result is the function's name with a digest of its bound arguments. If the name alone could mean another
+function, a digest of the function follows the name (see `function_identity`). The canonical form of the arguments does
+not depend on the process, on positional or keyword passing, or on the hash seed. An object cannot be part of a key
+unless a value identifies it. Give its class a method ``__cache_key__()`` that returns such a value, or exclude the
+argument with ``ignore=``. This also applies to the ``self`` of a method.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class CachedFunction(Protocol[P, R_co]):
         """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
 
         Args:
-            items: one for each call: a tuple of its arguments, or its single argument.
+            items: one item for each call: a tuple of the call's arguments, or its only argument.
             concurrency: maximum number of calls of the function at a time.
             progress: called after each value with a `WarmUpStatus`.
         """
@@ -187,13 +187,13 @@ def cached(
 ) -> Decorator:
     """Cache the results of a blocking or coroutine function, a method, a static method or a class method.
 
-    One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored
-    are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``,
-    or be made from such a function with `functools.wraps`, as functions of vendors' clients are.
+    One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored are
+    returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``, or
+    must wrap such a function with `functools.wraps`. Functions of vendors' clients often do the latter.
 
     The decorated function has the methods ``.invalidate(*args)``, ``.refresh(*args)``, ``.warm(items)`` and
-    ``.cache_clear()``. If it is a coroutine function, these methods are, too. It also has ``.key(*args)``,
-    ``.cache_info()`` and ``.cache``.
+    ``.cache_clear()``. If the decorated function is a coroutine function, these methods are coroutine functions, too.
+    It also has ``.key(*args)``, ``.cache_info()`` and ``.cache``.
 
     Args:
         cache: an LRUCache or TieredCache.
@@ -204,15 +204,15 @@ def cached(
         ignore: names of arguments to exclude from the key, such as ``("self",)``.
         version: part of the key; change it to abandon old results.
         name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
-            default is the function's module and qualified name. A digest of its code and closure is added where that
-            name could mean another function: for a lambda, and for a function that was made by a factory, decorated, or
+            default is the function's module and qualified name. A digest of the code and closure is added if this name
+            could mean another function: for a lambda, and for a function that was made by a factory, decorated, or
             typed into a notebook. In a script, a digest of the file is added, too, so an edited script begins with an
             empty cache.
         freshness: when results are refreshed in the background; see `FreshnessOptions`.
 
     Raises:
-        InvalidArgument: the function cannot be cached, or cannot be distinguished from another. Calls of the decorated
-            function raise this error for an argument that cannot be part of a key.
+        InvalidArgument: the function cannot be cached, or cannot be distinguished from another function. Calls of the
+            decorated function raise this error for an argument that cannot be part of a key.
     """
     if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
@@ -259,7 +259,7 @@ class DecoratingCache(Cache):
         return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version, name=name, **freshness)
 
     def _make_key(self, func_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Return a key for a function's arguments, by their types and values."""
+        """Return a key that is made from the function's name and from the types and values of the arguments."""
         return function_key(func_name, (args, kwargs))
 
 
@@ -268,9 +268,9 @@ _decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] 
 
 
 def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None:
-    """Refuse a function if this process already caches a different function of the same name in this cache.
+    """Refuse a function if this process already caches another function under the same name in this cache.
 
-    This happens when a module defines two functions of the same name.
+    This is the case when a module defines two functions of the same name.
     """
 
     def code(of: Any) -> tuple[str, str]:
@@ -280,7 +280,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
     other = known.get(name, lambda: None)()
     if other is not None and code(other) != code(function):
         del other
-        gc.collect()  # a reloaded module leaves its old functions behind in reference cycles
+        gc.collect()  # after a reload, reference cycles keep the old functions of a module alive
         if known[name]() is not None:
             allowed = (
                 f"a function of another name: this cache already has a function {name}; give one of them name='...'"
@@ -291,7 +291,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
 
 
 def _wraps_coroutine_function(function: Any) -> bool:
-    """Whether a plain function wraps a coroutine function, as functions of vendors' clients do to check arguments."""
+    """Whether a plain function wraps a coroutine function. Functions of vendors' clients do so to check arguments."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -394,7 +394,7 @@ class _Wrapped(Generic[R]):
         return self._async_wrapper() if self._is_async else self._blocking_wrapper()
 
     def _either_wrapper(self) -> Any:
-        """Return the wrapper of a plain function that wraps a coroutine function: it may be blocking or async."""
+        """Return the wrapper for a plain function around a coroutine function. The function may block or be async."""
         blocking, awaited = self._blocking_wrapper(), self._async_wrapper()
 
         @functools.wraps(self.function)
@@ -550,7 +550,7 @@ class _Wrapped(Generic[R]):
         return wrapper
 
     def _note_unstorable(self, reason: str) -> None:
-        """Count a result that cannot be stored. Only the first one causes a warning."""
+        """Count a result that cannot be stored. Only the first such result causes a warning."""
         self.uncacheable += 1
         if self.uncacheable == 1:
             warnings.warn(f"{self.name} {UNSTORABLE}: {reason}", RuntimeWarning, stacklevel=5)

@@ -7,8 +7,8 @@ The version is the cache's clock at the time of the write, in units of 10 us sin
 and expiry; the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
 the value is fresh, in ms; 0 means until it expires. Stored bytes are not trusted: every field is validated.
 
-An entry whose name does not contain its whole key holds the key, too. Its request id then ends with a tilde and the
-size of the key in bytes, and the key precedes the value:
+If the stored name of an entry does not contain the whole key, the entry also holds the key. The request id then ends
+with a tilde and the size of the key in bytes, and the key precedes the value:
 
     178463520012345 1784635500123 Yk3vPq0w~312 1250 60000 news Summarize the text ... m...
 """
@@ -47,13 +47,13 @@ _MAX_VERSION = 2**53
 class Stored(NamedTuple):
     """An entry as read from the server, with its value still encoded.
 
-    It is a tuple, since building a dataclass takes three times as long.
+    The class is a tuple, since building a dataclass takes three times as long.
 
     Attributes:
         version: the cache's clock when the entry was written.
-        expires_ms: when it expires, ms since 1970; 0 for never.
-        cost_ms: how long computing it took, ms; 0 if it was put.
-        fresh_until_ms: when it is due for a refresh, ms since 1970; 0 if it stays fresh until it expires.
+        expires_ms: when the entry expires, ms since 1970; 0 for never.
+        cost_ms: how long it took to compute the value, ms; 0 if the value was put.
+        fresh_until_ms: when the value is due for a refresh, ms since 1970; 0 if it stays fresh until the entry expires.
         tags: percent-encoded.
         data: the encoded value.
         key: the key, encoded as UTF-8; empty if the entry does not hold it.
@@ -74,7 +74,7 @@ class InvalidationEpoch:
 
     Attributes:
         cleared_until: entries up to this version are invalid.
-        tagged: entries above this version are certainly not invalidated by a tag.
+        tagged: entries above this version are certainly not invalidated by any tag.
         tagged_cleared_until: entries up to this version are invalid if they have any tag.
     """
 
@@ -87,7 +87,7 @@ NOTHING_INVALIDATED = InvalidationEpoch()
 
 
 def new_request(key: str, name: str) -> str:
-    """Return a new random request id for a put of a key under its stored name."""
+    """Return a new random request id for a put of `key`; `name` is the stored name of the key."""
     request = secrets.token_urlsafe(9)
     if key == name:
         return request
@@ -125,7 +125,7 @@ def parse(entry: bytes) -> Stored:
                 raise Undecodable("an entry with a key of an impossible size")
             return Stored(written, until, int(cost), stale_at, names, data[size:], data[:size])
         return Stored(written, until, int(cost), stale_at, names, data)
-    except ValueError:  # also raised for a tag that is not UTF-8
+    except ValueError:  # also raised if a tag is not UTF-8
         raise Undecodable("an entry without its header line") from None
 
 
@@ -139,7 +139,7 @@ def held_key(stored: Stored, name: str) -> str | None:
 
 
 def version_text(entry: bytes | None) -> str:
-    """Return the version at the beginning of an entry, as text; empty if there is none."""
+    """Return the version at the beginning of an entry, as text. The text is empty if there is no version."""
     head = (entry or b"").split(b" ", 1)[0]
     return head.decode() if head.isdigit() else ""
 

@@ -1,13 +1,13 @@
 """How long a value is fresh, and how it is treated afterwards: the rules, without I/O.
 
-A value is fresh for its soft TTL, stale until its hard TTL, and then expired. A stale value is returned to all readers
-at once while one caller among all processes computes the next one in the background (stale-while-revalidate, RFC 5861).
-If that computation fails, the stale value is still returned, but for a limited time (stale-if-error in the RFC,
-fail-safe elsewhere). A value that is invalidated or past its hard TTL is never returned.
+A value is fresh for its soft TTL, stale until its hard TTL, and then expired. All readers get a stale value without
+waiting. Meanwhile, one caller among all processes computes the next value in the background (stale-while-revalidate,
+RFC 5861). If that computation fails, the stale value is still returned, but for a limited time (stale-if-error in the
+RFC, fail-safe elsewhere). A value is never returned after its invalidation or after its hard TTL.
 
 For values that must not even become stale, each reader decides at random whether to refresh early. The probability
-rises as the expiry approaches, and rises sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
-Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB 8, 2015).
+rises as the expiry approaches. It rises earlier for a value that takes longer to compute. This is XFetch (Vattani,
+Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB 8, 2015).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class FreshnessOptions(TypedDict, total=False):
     """Options of `get_or_compute` and `cached`, all of them off by default.
 
     Attributes:
-        soft_ttl: seconds for which a value is fresh. From then until its TTL, readers get the stale value at once while
-            one caller among all processes computes the next one in the background.
-        jitter: fraction by which the soft TTL is varied at random, such as 0.1 for 10 %, so that values stored together
-            are not due together. Without a soft TTL, the TTL is varied.
+        soft_ttl: seconds for which a value is fresh. From then until the TTL, readers get the stale value without
+            waiting. Meanwhile, one caller among all processes computes the next value in the background.
+        jitter: fraction by which the soft TTL is varied at random, such as 0.1 for 10 %. So values that were stored
+            together are not due together. Without a soft TTL, the TTL is varied.
         early_refresh: how eagerly to refresh before a value becomes stale, or before it expires if it has no soft TTL.
             1.0 is XFetch as published, higher values refresh earlier, 0 is off.
         stale_if_error: seconds, counted from the soft TTL, for which a stale value is returned when computing the next
             one fails. It is never returned beyond the TTL, so more than ``ttl - soft_ttl`` has no further effect. After
             this time, the value counts as missing: readers call the function, one at a time among all processes, and
-            see its error. None means until the TTL. While the server is unreachable, local copies that were valid at
-            the last contact are returned for the same time, if `soft_ttl` or `stale_if_error` is given.
+            see its error. None means until the TTL. If `soft_ttl` or `stale_if_error` is given, the same time applies
+            to outages: while the server is unreachable, local copies that were valid at the last contact are returned.
     """
 
     soft_ttl: float | None
@@ -56,12 +56,12 @@ class Aging(Protocol):
 
     @property
     def expires_ms(self) -> int:
-        """When it expires, by the server's clock; 0 for never."""
+        """When the entry expires, by the server's clock; 0 for never."""
         ...
 
     @property
     def fresh_until_ms(self) -> int:
-        """When it is due for a refresh; 0 if it stays fresh until it expires."""
+        """When the entry is due for a refresh; 0 if it stays fresh until it expires."""
         ...
 
     @property
@@ -83,10 +83,10 @@ class Freshness:
     """The options of one call, checked; see `FreshnessOptions`.
 
     Attributes:
-        soft_ms: how long a value is fresh; 0 is until it expires.
+        soft_ms: how long a value is fresh, ms; 0 is until it expires.
         jitter: fraction by which the soft TTL varies, or the TTL if there is no soft TTL.
         early: how eagerly to refresh before a value is stale.
-        error_ms: how long a stale value is returned while computing fails; None is until it expires.
+        error_ms: how long a stale value is returned while computing the next one fails, ms; None is until it expires.
     """
 
     soft_ms: int = 0
@@ -120,7 +120,7 @@ class Freshness:
 
     @property
     def retry_ms(self) -> int:
-        """The time in which no process retries after a failed refresh, ms."""
+        """The time for which no process retries after a failed refresh, ms."""
         return max(_MIN_RETRY_MS, min(_MAX_RETRY_MS, self.soft_ms // 10))
 
     @property
@@ -137,7 +137,7 @@ class Freshness:
         return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
 
     def concerns(self, entry: Aging) -> bool:
-        """Return whether an entry must be classified by `age`. If not, it is fresh until it expires."""
+        """Return whether `age` must classify an entry. Any other entry is fresh until it expires."""
         return entry.fresh_until_ms > 0 or (self.early > 0 and entry.expires_ms > 0)
 
     def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random.random) -> Age:

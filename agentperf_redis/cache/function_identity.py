@@ -2,10 +2,11 @@
 
 A function at the top level of a module, or a method of a class there, is identified by its name. For all other
 functions, such as lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a
-digest of their code and closure values is added to it. A function whose closure has a value without an identity, such
-as a connection, is refused, because it could get the results of another function. With ``name=``, it is accepted.
+digest of their code and closure values is added to it. A value in the closure may have no identity; a connection has
+none, for example. A function with such a value is refused, because it could get the results of another function. If the
+user passes ``name=``, the function is accepted.
 
-Code is compared as bytecode, which differs between minor versions of Python. Processes with different versions
+Code is compared as bytecode, which differs between minor versions of Python. Processes that run different versions
 therefore share no results of functions that need a digest.
 """
 
@@ -68,7 +69,7 @@ def function_name(function: Any, registry: Registry = REGISTRY) -> str:
 
 
 def code_digest(function: Any) -> str:
-    """Return a digest of a function's bytecode; empty if there is none, as for a function written in C."""
+    """Return a digest of a function's bytecode. It is empty if there is no bytecode, as for a function written in C."""
     code = getattr(function, "__code__", None)
     return "" if code is None else _digest_of_parts([*_parts_of_code(code)])
 
@@ -89,7 +90,7 @@ class _Namer:
         """Ids of the functions being named. They end the recursion for a function that refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # the name includes the object, which is not an argument of the call
+        if isinstance(function, MethodType):  # the name includes the object, since it is not an argument of the call
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"
@@ -122,7 +123,7 @@ class _Namer:
         return self._value(value)
 
     def _attributes(self, function: Any) -> Iterator[bytes]:
-        """Yield the attributes of a function that its own code may read. Decorators also set other attributes."""
+        """Yield the attributes of a function that its own code may read. Others, set by decorators, are left out."""
         values = getattr(function, "__dict__", {})
         for name in sorted(_names_in(getattr(function, "__code__", None)) & values.keys() - {"__wrapped__"}):
             yield b"." + name.encode() + b"=" + self._value(values[name])
@@ -197,7 +198,7 @@ def _parts_of_code(code: CodeType | None) -> Iterator[bytes]:
 
 
 def _constant(value: Any) -> bytes:
-    """Encode a constant of compiled code; unlike arguments, it may be or contain Ellipsis, slices and code."""
+    """Encode a constant of compiled code. Unlike an argument, it may be or contain Ellipsis, a slice or code."""
     if isinstance(value, CodeType):
         return canonical([*_parts_of_code(value)])
     if value is ...:

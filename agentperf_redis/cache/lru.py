@@ -26,38 +26,38 @@ from agentperf_redis.codec.codec import Codec
 class LRUCache(DecoratingCache):
     """A bounded cache shared by all processes, which evicts the least recently used entry first.
 
-    A read costs one plain command. Reads are reported with the next put, or after 0.2 s. If one process uses the cache,
-    entries are evicted in exact LRU order. If several processes use it, the order may lag by the delay of the reports;
-    with `strict` it is exact.
+    A read costs one plain command. Reads are reported to the server with the next put, or after 0.2 s. If one process
+    uses the cache, entries are evicted in exact LRU order. If several processes use it, the order may lag by the delay
+    of the reports; with `strict` it is exact.
 
     Args:
         max_size: maximum number of entries.
-        default_ttl: TTL of entries put without one, seconds; None is the cache's default (no expiry if no process has
-            set one); `math.inf` is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache. By default, the
-            cache is named after the place where the object is made, such as ``app.users`` for ``users = LRUCache()`` in
-            the module app.
+        default_ttl: TTL, in seconds, of entries put without a TTL. None is the cache's default, which is no expiry if
+            no process has set it. `math.inf` is no expiry.
+        name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache
+            is named after the place in the code where the object is made. For example, ``users = LRUCache()`` in the
+            module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum bytes of all keys and values together; None is no limit.
+        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit.
         policy: which entry is evicted when the cache is full.
         strict: record each read at once, with one script call per read.
         local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
             no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
-        local_bytes: maximum bytes of the keys and values of the local copies together.
+        local_bytes: maximum total size, in bytes, of the keys and values of the local copies.
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
         on_unavailable: how `get_or_compute` and decorated functions get a missing value while the server is
-            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it, else it calls the
+            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it; otherwise it calls the
             function, once per process. "raise" raises BackendUnavailable, as all other methods do.
 
-    An option that is not given keeps the cache's present value, whichever process has set it; the defaults apply to a
-    new cache. A given option that differs from the present value applies to every process from then on, and a warning
-    is logged. A given TTL always applies to the puts of this object, even if another process later sets another.
+    If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
+    defaults. A given option that differs from the present value applies to every process from then on, and a warning is
+    logged. A given TTL always applies to the puts of this object, even if another process later sets another TTL.
 
     Raises:
-        InvalidArgument: a limit, TTL or name is invalid, or a live object of this cache in this process has other
-            limits.
+        InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
+            has other limits.
     """
 
     _service = "cache"
@@ -109,7 +109,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def default_ttl(self) -> float | None:
-        """TTL of entries that this object puts without one, seconds. An assigned value applies to later puts."""
+        """TTL, in seconds, of entries that this object puts without a TTL. An assigned value applies to later puts."""
         return self._default_ttl
 
     @default_ttl.setter
@@ -158,7 +158,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def cache(self) -> dict[str, CacheEntry]:
-        """The present entries, by the keys that `keys` returns. For inspection only: it reads the whole cache."""
+        """The present entries, by the keys that `keys` returns. For inspection: each access reads the whole cache."""
         entries = ((key, self.entry(key)) for key in self.keys())
         return {key: entry for key, entry in entries if entry is not None}
 

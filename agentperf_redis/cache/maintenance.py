@@ -1,4 +1,4 @@
-"""The single background thread of all caches of a backend in a process: it renews leases and reports reads."""
+"""The one background thread for all caches of a backend in this process. It renews leases and reports reads."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Maintenance:
             self._compute_leases.pop(compute_lease, None)
 
     def _expires(self, compute_lease: ComputeLease) -> bool:
-        """Return whether to let a lease expire: True if the event loop that computes its value does not run."""
+        """Return whether to let a lease expire: True if its value is computed on an event loop that has stopped."""
         flight = compute_lease.flight
         if flight is None or not flight.stands_still:
             return False
@@ -82,7 +82,7 @@ class Maintenance:
             self._jobs.at(due, self._do_due)
 
     def _do_due(self) -> None:
-        """On the background thread: renew and report what is due, and schedule the next run."""
+        """On the background thread: do all renewals and reports that are due, and schedule the next run."""
         now = time.monotonic()
         with self._lock:
             compute_leases = [compute_lease for compute_lease, at in list(self._compute_leases.items()) if at <= now]
@@ -129,7 +129,7 @@ class Maintenance:
             )
         )
         for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
-            if held is False:  # the lease was released or replaced, so the put of its value will be refused
+            if held is False:  # the lease was released or replaced, so the server will refuse the value
                 self.drop(compute_lease)
 
     def _finish(self) -> None:

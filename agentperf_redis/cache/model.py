@@ -47,7 +47,7 @@ class WithoutServer(Enum):
 class Tier(Enum):
     """A tier of a TieredCache, with its own capacity and TTL.
 
-    When an entry changes tiers, its key moves to the index of the other tier. The stored value stays where it is.
+    When an entry changes tiers, its name moves from the index of one tier to that of the other. The value is not moved.
     """
 
     HOT = "hot"
@@ -60,7 +60,7 @@ TIERS = (Tier.HOT, Tier.WARM, Tier.COLD)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings common to all processes that use a cache, stored on the server. The settings deployed last apply.
+    """The settings of a cache, stored on the server for all processes. The settings that were sent last apply.
 
     Attributes:
         policy: which entry is evicted when the cache is full.
@@ -100,7 +100,7 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The eight values, in the order of `text`. A `given` text has one digit per value: 1 if a user chose it."""
+        """The eight values, in the order of `text`. A `given` text has a digit for each value: 1 if a user chose it."""
         return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms)))
 
     @classmethod
@@ -112,7 +112,7 @@ class Settings:
 
     @classmethod
     def parse(cls, text: str) -> Settings | None:
-        """Build settings from their `text`; None if it has another form."""
+        """Build settings from their `text`; None if the text has another form."""
         found = _SETTINGS.fullmatch(text)
         return None if found is None else cls.of(found.groups())
 
@@ -143,14 +143,14 @@ class CacheEntry:
     Attributes:
         key: its key.
         value: its value.
-        created_at: when it was stored, by the server's clock.
-        expires_at: when it expires; None for never.
+        created_at: when the entry was stored, by the server's clock.
+        expires_at: when the entry expires; None for never.
         access_count: reads counted so far.
-        last_accessed: when it was last read, or None if it was not read yet.
+        last_accessed: when the entry was last read, or None if it has not been read yet.
         tier: its present tier.
         tags: names by which it can be invalidated.
         size_bytes: bytes of its key and value as stored.
-        compute_seconds: how long computing it took, 0.0 if it was put.
+        compute_seconds: how long it took to compute the value; 0.0 if the value was put.
     """
 
     key: str
@@ -165,7 +165,7 @@ class CacheEntry:
     compute_seconds: float = 0.0
 
     def is_expired(self) -> bool:
-        """Return whether it has expired, by this machine's clock."""
+        """Return whether the entry has expired, by this machine's clock."""
         return self.expires_at is not None and datetime.now(UTC) > self.expires_at
 
 
@@ -177,7 +177,8 @@ class TierStats:
         size: entries in the tier.
         max_size: capacity of the tier.
         hits: reads that found their entry in this tier.
-        misses: reads that looked in this tier and went on to the next: a hit in warm is also a miss of hot.
+        misses: reads that did not find their entry in this tier or in a tier above it: a hit in warm is also a miss in
+            hot.
     """
 
     size: int
@@ -213,8 +214,8 @@ class CacheStats:
 
     Attributes:
         name: name of the cache.
-        kind: "lru" for an LRUCache, "tiered" for a TieredCache. One of each kind may have the same name.
-        settings: limits of the cache, as last deployed.
+        kind: "lru" for an LRUCache, "tiered" for a TieredCache. An LRUCache and a TieredCache may have the same name.
+        settings: the settings in effect.
         hot, warm, cold: statistics of the tiers; all entries of an LRUCache are in cold.
         hits: reads that returned a stored value.
         misses: reads that returned no stored value.
@@ -222,8 +223,8 @@ class CacheStats:
         bytes: bytes of all keys and values.
         evictions: entries removed because the cache was full.
         expirations: expired entries removed.
-        corrupt: reads whose bytes were not a valid value; they count as misses, too.
-        seconds_saved: computing time saved by hits, for values that were computed through the cache.
+        corrupt: reads that found bytes that are not a valid value. They also count as misses.
+        seconds_saved: computing time that hits saved, seconds; only for values that were computed through the cache.
     """
 
     name: str

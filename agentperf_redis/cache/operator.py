@@ -1,4 +1,4 @@
-"""Access to a cache by its name alone, for operators, who know neither its limits nor its users.
+"""Access to a cache by its name alone. It is for operators, who know neither the cache's limits nor its users.
 
 Nothing here writes settings: the settings that programs have deployed stay in effect.
 """
@@ -75,9 +75,9 @@ class ExistingCache:
         return key_names.cache(self.backend.namespace, self.service, self.name)
 
     def sweep_expired(self) -> Flow[None]:
-        """Remove expired entries before statistics are read, in at most MAX_SWEEPS sweeps, to spare other clients.
+        """Remove expired entries before statistics are read. Runs at most MAX_SWEEPS sweeps, to spare other clients.
 
-        Errors of a full or read-only server are ignored: the cache can still be inspected.
+        Errors of a full or read-only server are ignored, so that the cache can still be inspected.
         """
         cursor = "0"
         with suppress(BackendFull, ScriptFailed, CorruptState):
@@ -100,7 +100,7 @@ class ExistingCache:
         return read_top(self._keys, limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
-        """Return the value, or `Opaque`, and the metadata of a key. This does not count as a read."""
+        """Return the value (or `Opaque`) and the metadata of a key. This does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
             ("existing cache", self.service, self.name),
@@ -124,7 +124,7 @@ class ExistingCache:
         return removed
 
     def clear(self) -> Flow[int]:
-        """Make every key a miss. Returns the number of entries that there were."""
+        """Make every key a miss. Returns the number of entries before the call."""
         forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
         return forgotten
 

@@ -59,7 +59,7 @@ class TierView:
 
     @property
     def misses(self) -> int:
-        """Reads that looked in this tier and went on to the next."""
+        """Reads that did not find their entry in this tier or in a tier above it."""
         return int(self.get_stats()["misses"])
 
 
@@ -70,38 +70,38 @@ class TieredCache(DecoratingCache):
     by one tier; a full tier demotes its oldest entry. A moved entry keeps its expiry time.
 
     Args:
-        hot_size: entries that hot holds.
-        warm_size: entries that warm holds.
-        cold_size: entries that cold holds; cold may also use the free capacity of hot and warm.
-        hot_ttl: TTL of entries put into hot without one, seconds; None is no expiry.
-        warm_ttl: TTL of entries put into warm without one, seconds; None is no expiry.
-        cold_ttl: TTL of all other entries put without one (those put into cold, and those whose tier the policy
-            chooses), seconds; None is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache. By default, the
-            cache is named after the place where the object is made, such as ``app.users`` for
-            ``users = TieredCache()`` in the module app.
+        hot_size: maximum number of entries in hot.
+        warm_size: maximum number of entries in warm.
+        cold_size: maximum number of entries in cold; cold may also use the free capacity of hot and warm.
+        hot_ttl: TTL, in seconds, of entries put into hot without a TTL; None is no expiry.
+        warm_ttl: TTL, in seconds, of entries put into warm without a TTL; None is no expiry.
+        cold_ttl: TTL, in seconds, of all other entries put without a TTL: those put into cold, and those whose tier the
+            policy chooses. None is no expiry.
+        name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache
+            is named after the place in the code where the object is made. For example, ``users = TieredCache()`` in the
+            module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum bytes of all keys and values together; None is no limit.
+        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit.
         policy: which entry is evicted when the cache is full. By default, a new entry is compared with an old one, and
             the less frequently used of the two is evicted.
         strict: record each read at once, with one script call per read.
         local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
             no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
-        local_bytes: maximum bytes of the keys and values of the local copies together.
+        local_bytes: maximum total size, in bytes, of the keys and values of the local copies.
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
         on_unavailable: how `get_or_compute` and decorated functions get a missing value while the server is
-            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it, else it calls the
+            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it; otherwise it calls the
             function, once per process. "raise" raises BackendUnavailable, as all other methods do.
 
-    An option that is not given keeps the cache's present value, whichever process has set it; the defaults apply to a
-    new cache. A given option that differs from the present value applies to every process from then on, and a warning
-    is logged. A given TTL always applies to the puts of this object, even if another process later sets another.
+    If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
+    defaults. A given option that differs from the present value applies to every process from then on, and a warning is
+    logged. A given TTL always applies to the puts of this object, even if another process later sets another TTL.
 
     Raises:
-        InvalidArgument: a limit, TTL or name is invalid, or a live object of this cache in this process has other
-            limits.
+        InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
+            has other limits.
     """
 
     _service = "tiered"
@@ -126,7 +126,7 @@ class TieredCache(DecoratingCache):
         lease: float = DEFAULT_LEASE_S,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # None means no expiry here, so it counts as a TTL that the user chose
+        # Here, None means no expiry. So None counts as a TTL that the user chose.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
         capacities = (

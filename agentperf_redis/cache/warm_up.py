@@ -30,9 +30,10 @@ class WarmUpStatus:
     """The progress of a warm-up.
 
     Attributes:
-        done: values finished so far: they are available now, or could not be computed.
+        done: number of values finished so far. They are available now, or could not be computed.
         total: number of values requested; None if it is not known beforehand, as for a generator.
-        computed: values that this call has computed. The others existed already, or another caller computed them.
+        computed: number of values that this call has computed. The other values existed already, or another caller
+            computed them.
         errors: exceptions of the function, by key.
     """
 
@@ -84,7 +85,7 @@ class _Count:
                 arguments.refuse_unfinished("progress", self._progress, self._progress(self.report()))
 
     def stop(self, error: BaseException) -> None:
-        """Compute no further values, and keep the error for the caller."""
+        """Begin no further computations, and keep the error for the caller."""
         with self._lock:
             self.fatal = self.fatal or error
 
@@ -150,7 +151,7 @@ def warming(
     try:
         work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
         yield from Together(work, "agentperf-warm")
-    except BaseException as error:  # also Ctrl-C: running functions finish in the background, and nothing new starts
+    except BaseException as error:  # also Ctrl-C: running functions finish in the background, and no others start
         count.stop(error)
         if not isinstance(error, Exception):
             raise

@@ -1,7 +1,8 @@
-"""Attempts every command that the library needs, in the way in which the library runs it.
+"""Tries every command that the library needs, in the way in which the library runs the command.
 
-A server may refuse a command (ACL) or not know it (rename-command). The attempts write only one key, a string that
-expires after ten seconds. A command for another type fails with WRONGTYPE, which shows that the server would run it.
+A server may refuse a command (ACL), or may not know it (rename-command). The attempts write only one key, a string that
+expires after ten seconds. A command for another type than string fails with WRONGTYPE, which shows that the server
+would run the command.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
 
 
 def script_calls(key: str, channel: str) -> list[tuple[str, ...]]:
-    """Return the commands that scripts call. The first one makes the scratch key, the last ones delete it."""
+    """Return the commands that scripts call. The first command makes the scratch key; the last commands delete it."""
     return [
         ("SET", key, "scratch", "PX", _SCRATCH_MS),
         ("EXISTS", key),

@@ -313,7 +313,7 @@ def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
 
 
 def _described(found: PoolLeases, token: str) -> str | None:
-    """Return a description of the lease or waiter of a token, or None."""
+    """Return a description of the lease or waiter with this token; None if there is neither."""
     for lease in found.leases:
         if lease.token == token:
             return f"the lease of {lease.process} on {lease.instance_id}, held for {lease.held_for:.1f} s"

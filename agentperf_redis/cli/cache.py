@@ -51,7 +51,7 @@ _SHOWN_KEYS = 10
 
 
 class CacheKind(StrEnum):
-    """The two kinds of caches. One cache of each kind may have the same name."""
+    """The two kinds of caches. Two caches of different kinds may have the same name."""
 
     LRU = "lru"
     TIERED = "tiered"

@@ -67,7 +67,7 @@ class Target:
             return self.url
         try:
             folder = data_folder(None)
-        except BackendUnavailable:  # the user has no home folder, so no embedded server of the user runs
+        except BackendUnavailable:  # the user has no home folder, so the user runs no embedded server
             return None
         server = running(folder)
         return server.url if server is not None else None
@@ -116,7 +116,7 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         return Exit.USAGE
     except InvalidArgument as error:
         option = _OPTIONS.get(error.argument, error.argument)
-        allowed = error.allowed.removeprefix("None, ")  # None stands for an omitted option, so it cannot be typed
+        allowed = error.allowed.removeprefix("None, ")  # None stands for an omitted option, so a user cannot type it
         err.print(f"agentperf: {InvalidArgument(option, error.value, allowed)}", style="red")
         return Exit.USAGE
     except AgentPerfError as error:
@@ -175,7 +175,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def seconds_cell(seconds: float) -> str:
-    """Return a duration for a column of seconds, to the nearest ms, or µs below 10 ms. Durations are exact to 1 µs."""
+    """Return a duration for a column of seconds, rounded to ms, or below 10 ms to µs. Durations are exact to 1 µs."""
     return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
 
 

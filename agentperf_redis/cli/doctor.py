@@ -71,7 +71,7 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
 
 
 def examine(backend: Backend) -> list[Diagnosis]:
-    """Query the server, or every primary of a Cluster, and judge the replies.
+    """Query the server, or every primary of a Cluster, and assess the replies.
 
     Raises:
         BackendUnavailable: the server or a primary does not reply.
@@ -86,7 +86,7 @@ def examine(backend: Backend) -> list[Diagnosis]:
 def _examine_node(backend: Backend, topology: Topology, node: Node) -> Iterator[Diagnosis]:
     """Examine one server.
 
-    The connections make no handshake, so that a server is examined even if it is too old or its namespace is too new.
+    The connections make no handshake. So a server is examined even if it is too old, or if its namespace is too new.
     """
     address, name = backend.address, ""
     if topology.scattered:

@@ -113,7 +113,7 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
         found, missing = [], []
         for pattern in patterns:
             matching = [pattern]
-            if pattern not in known:  # a glob does not delete `__other__`, which agents beyond the limit share
+            if pattern not in known:  # a glob never matches `__other__`, which all agents beyond the limit share
                 matching = [name for name in known if fnmatch.fnmatchcase(name, pattern) and name != OTHER]
             found += matching
             missing += [] if matching else [pattern]
@@ -248,7 +248,7 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
 
 
 def _change_text(change: Change) -> str:
-    """Say how a figure changed between two sides that both had executions."""
+    """Say how a figure differs between the two sides of a comparison. Both sides must have executions."""
     if change.first == change.second:
         return "equal"
     if not change.certain:
@@ -328,7 +328,7 @@ def _window_text(window: str | None) -> str:
 
 
 def _is_known(metrics: MetricsCollector, agent: str) -> bool:
-    """Return whether an agent has any records. Call this last, so that an error for a bad window is raised first."""
+    """Return whether an agent has any records. Call this last: the error for a bad window must come first."""
     found = metrics.get_or_create_metrics(agent)
     return bool(found.task_count or found.llm_calls or found.tool_calls or metrics.spans(agent).spans)
 

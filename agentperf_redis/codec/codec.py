@@ -286,8 +286,8 @@ class _Shaper:
         except MemoryError:
             raise
         except Exception as error:
-            # The stack was nearly used up before this call, another thread changed the value at the same time, or code
-            # of the user raised, such as a tzinfo or a property.
+            # There are three causes. The stack was nearly used up before this call, another thread changed the value at
+            # the same time, or the user's code raised an error, such as a tzinfo or a property.
             allowed = f"a value that can be traversed; this raised {type(error).__name__}: {shown(str(error))}"
             raise InvalidArgument("value", value, allowed) from error
         return packed
@@ -335,7 +335,7 @@ class _Shaper:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             shaped = _shape_numpy(value, kind, self._max_bytes)
-            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the lengths of an array are one more container
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # an array's lengths are one more container
                 raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
             return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -565,7 +565,8 @@ def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype) or dtype.itemsize > max_bytes:
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # Each length is checked first: with a list as a length, `math.prod` could create a very long list.
+    # Each length is checked before `math.prod` is called: if a length were a list, `math.prod` could create a very long
+    # list.
     if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= max_bytes for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -575,7 +576,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
 
 def _load_scalar(dtype_text: Any, data: Any, max_bytes: int) -> Any:
     array = _load_array(dtype_text, [], data, max_bytes)
-    # An item of an array loses its trailing NULs. A scalar must keep them.
+    # NumPy drops the trailing NULs of an array's item. A scalar must keep them.
     if array.dtype.kind == "S":
         return array.dtype.type(data)
     if array.dtype.kind == "U":

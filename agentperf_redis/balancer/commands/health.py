@@ -116,7 +116,7 @@ def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]
 
 
 def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
-    """Decode an entry of the stream. Yields nothing if this version does not know the kind of the event."""
+    """Decode an entry of the stream. Yields nothing if this version of the library does not know the kind of event."""
     match entry:
         case [bytes() as name, [*fields]] if len(fields) % 2 == 0:
             details = {

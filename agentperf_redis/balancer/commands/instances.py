@@ -77,7 +77,7 @@ def register(
     rates: Rates = UNLIMITED,
     settings: PoolSettings | None = None,
 ) -> Command[RegisterReply | TooLate]:
-    """Add or change an instance. If settings are None, an existing pool keeps its own and a new pool gets defaults."""
+    """Add or change an instance. If `settings` is None, an existing pool keeps its own; a new pool gets defaults."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: NamedArgs = {
@@ -113,7 +113,7 @@ def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[in
     """Read whether instances are registered.
 
     Returns:
-        The creation time of the pool in microseconds (0 if there is no pool), and a list that says for each instance
+        The creation time of the pool in microseconds (0 if there is no pool), and a list with a bool for each instance:
         whether it is registered.
     """
 

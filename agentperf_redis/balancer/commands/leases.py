@@ -126,8 +126,8 @@ class Queued:
     Attributes:
         ahead: number of waiters before this one.
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
-        position: the waiter's ticket. A waiter that sends its ticket keeps its position, even if the server has removed
-            the waiter because its polls came too late.
+        position: the waiter's ticket. A waiter that sends its ticket keeps its position. This is true even if the
+            server has removed the waiter because its polls came too late.
     """
 
     ahead: int
@@ -227,10 +227,10 @@ def release(
     Args:
         pool: the pool.
         token: the token of the lease.
-        instance_id: the leased instance, if known; saves the server a lookup.
+        instance_id: the leased instance, if known. Passing it saves the server a lookup.
         outcome: the result of the work.
         response_time: seconds that the work took, if measured.
-        tombstone_ms: how long to refuse a late copy of the acquire request, ms; 0 when no copy can arrive.
+        tombstone_ms: ms during which the server refuses a late copy of the acquire request; 0 when no copy can arrive.
         tokens: tokens used minus tokens counted at the grant; negative if fewer were used.
         by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 

@@ -43,7 +43,7 @@ _STATES = tuple((state.value.encode(), state) for state in InstanceState if stat
 
 
 def fields_of(record: str) -> dict[str, str]:
-    """Return the fields of any record that pool.lua lists, by name.
+    """Return, by name, the fields of a record of any kind that pool.lua lists.
 
     Raises:
         ValueError: for a word that is not "name=value".
@@ -108,7 +108,7 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
 
 
 def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: Reply) -> InstanceStatus:
-    """Decode an instance record with its counters, and the extra record, which is empty for most instances."""
+    """Decode an instance record, which includes the counters, and the extra record, which most instances lack."""
     instance = snapshot(facts_of(pool, name, record))
     try:
         _, *texts, _, _, words, _ = _matched(record).groups()
@@ -166,7 +166,7 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
             case "waiting":
                 fields = fields_of(text)
                 ticket = fields["ticket"]
-                whole_number(ticket.removeprefix("-"))  # raises for other texts; a high priority has a negative ticket
+                whole_number(ticket.removeprefix("-"))  # raises unless a number; high priorities have negative tickets
                 waited = max(0.0, now_ms / 1000 - int(ticket) / 1e6)
                 return WaiterStatus(name, process, waited, labels_of(fields["labels"]))
             case _:

@@ -40,7 +40,7 @@ def register(
     registrations: Registrations,
     wanted: Registered,
 ) -> Flow[LoadBalancingStrategy]:
-    """Add or change an instance, and remember it in case the server loses its data."""
+    """Add or change an instance. This process remembers the instance in case the server loses its data."""
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)

@@ -137,11 +137,12 @@ def _request_lease(
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Request a lease without waiting in the queue.
 
-    A refused request is retried as long as there are expired leases that one run of the script could not end. It is
-    also retried once if the server has no instances of the pool, but this process can register its own instances again.
+    One run of the script ends a limited number of expired leases. If the request is refused while more of them remain,
+    it is retried. It is also retried once if the server has no instances of the pool, but this process can register its
+    own instances again.
 
     Returns:
-        The answer, and the value of time.monotonic when its request was sent.
+        The answer, and the value of time.monotonic when the request of this answer was sent.
     """
     until = time.monotonic() + keeper.deadline
     looked = False
@@ -185,7 +186,7 @@ def _or_undo(
 ) -> Flow[T]:
     """Run the flow that acquires a lease with a token.
 
-    If the flow is interrupted at any point, this releases the token, so that no lease or queue entry is left behind.
+    If `acquiring` is interrupted at any point, the token is released, so that no lease or queue entry is left behind.
     """
     interrupted = True
     try:
@@ -237,7 +238,7 @@ def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
 
 
 def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]:
-    """Explain why no instance with these labels is available. Gives details only for small pools.
+    """Explain why no instance with these labels is available. The text has details only for small pools.
 
     Returns:
         The reason, and whether it is certain that no instance has the labels.
@@ -297,7 +298,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     try:
         freed = yield from release(keeper, lease, outcome, response_time)
     except BackendUnavailable as unavailable:
-        # The work is done, so this raises no error. The lease expires at the latest at the end of its TTL.
+        # The work is done, so no error is raised. The lease expires no later than the end of its TTL.
         _log.warning("could not release %r: %s", lease, unavailable)
         return
     if error is None:

@@ -3,7 +3,7 @@
 The queue is on the server, in order of arrival and priority. A script that frees capacity grants the capacity to the
 first waiter: the script stores the grant and publishes a message. The message is only a wake-up; the waiter reads the
 stored grant. Every waiter also polls at least once per second. A poll shows that the waiter is alive, ends expired
-leases, and grants free capacity to waiters. Therefore a lost message only causes a delay, dead waiters are skipped, and
+leases, and grants free capacity to waiters. Therefore a lost message only causes a delay. Dead waiters are skipped, and
 a grant to a dead waiter blocks capacity only for a few seconds.
 """
 
@@ -36,7 +36,7 @@ _MIN_WAIT_S = 0.002
 class Queues:
     """The waiters of this process by token, so that a published message wakes the right waiter.
 
-    The first wait in a pool subscribes to the pool's channel. The subscription stays, since one wait is usually
+    The first wait in a pool subscribes to the pool's channel. The process stays subscribed, since one wait is usually
     followed by others.
     """
 
@@ -97,7 +97,7 @@ class QueueEntry:
         priority: the waiter is queued as if it had arrived this many seconds earlier.
         require: labels; the instance must have all of them.
         held: the position that the waiter already has, or NEW_POSITION.
-        tombstone_ms: how long the token is refused after the waiter has left the queue, ms.
+        tombstone_ms: ms for which the server refuses the token after the waiter has left the queue.
         tokens: expected tokens of the work, counted against the instance's tokens per minute.
     """
 
@@ -117,10 +117,10 @@ class QueueResult:
 
     Attributes:
         granted: the grant that was fetched; None when the wait was over first, or the token is spent.
-        sent_at: when the last request was sent, by time.monotonic.
+        sent_at: when the most recent request was sent, by time.monotonic.
         spent: whether the token's lease ended before the reply arrived. If so, retry with another token.
-        ahead: number of waiters that were still before this one.
-        position: the last position of the waiter.
+        ahead: number of waiters before this one at the most recent request.
+        position: the most recent position of the waiter.
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
     """
 
@@ -133,7 +133,7 @@ class QueueResult:
 
 
 def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[QueueResult]:
-    """Wait for a grant until the time `until` of time.monotonic. Then leave the queue."""
+    """Wait for a grant until time.monotonic reaches `until`, then leave the queue."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:

@@ -1,4 +1,4 @@
-"""Commands that claim, renew and release the compute lease, under which a missing value is computed."""
+"""Commands that claim, renew and release the compute lease. A missing value is computed under this lease."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Lead:
 
     Attributes:
         version: the cache's clock when the lease was granted.
-        wrong_type: whether the key of the entry or of the lease had a wrong type.
+        wrong_type: whether the Redis key of the entry or of the lease had a wrong type.
     """
 
     version: int
@@ -45,7 +45,7 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The awaited computation failed. Both texts are empty if its value cannot be stored."""
+    """The awaited computation failed. Both texts are empty if the computed value cannot be stored."""
 
     error_type: str
     message: str
@@ -71,10 +71,11 @@ def claim(
         name: stored name of the key.
         token: random; identifies the lease if it is granted.
         lease_ms: TTL of the lease unless it is renewed.
-        ignore: version of an entry that was found invalid, and that counts as missing; empty for none.
+        ignore: version of an entry that the caller has found invalid, so that the entry counts as missing; empty for
+            none.
         awaited: token of the lease that the caller has waited for; empty for none.
-        retry_ms: for a background refresh, the time after a failure during which the value is not computed again, ms;
-            None for a reader.
+        retry_ms: for a background refresh: ms after a failure during which the value is not computed again. None for a
+            reader.
     """
     lease = keys.lease_prefix + name
 
@@ -128,7 +129,7 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
 
 
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
-    """Return whether the server has a record that the last computation of a key failed."""
+    """Return whether the server has recorded that the most recent computation of a key's value failed."""
     lease = keys.lease_prefix + name
     return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
 

@@ -1,4 +1,4 @@
-"""The commands for the entries of a cache: the script, keys, arguments and decoded reply of each operation."""
+"""The commands for the entries of a cache: the script or plain command, arguments and reply of each operation."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class StrictRead:
     """The result of a read that is recorded at once.
 
     Attributes:
-        found: the entry and the invalidation epochs. The epochs are returned only if the script could not decode them
-            or the entry.
+        found: the entry and the invalidation epochs. The script returns the epochs only if it could not decode the
+            epochs or the entry.
         counted: whether the script counted a hit.
         wrong_type: whether the entry's key has a wrong type.
     """
@@ -67,7 +67,7 @@ class StrictRead:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """The numbers of entries and values that a sweep removed, and the cursor for the next one."""
+    """The numbers of entries and values that one step of a sweep removed, and the cursor for the next step."""
 
     expired: int
     freed: int
@@ -83,7 +83,7 @@ def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
 
 
 def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
-    """Read at most MAX_KEYS entries, and the invalidation epochs, which are last in the reply."""
+    """Read at most MAX_KEYS entries and the invalidation epochs. The epochs are last in the reply."""
     return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.epochs), (), texts)
 
 
@@ -105,7 +105,7 @@ def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
-    """Read an entry and record a hit in the same step. If `miss` is True, a miss is recorded, too."""
+    """Read an entry, and record a hit in the same step. If `miss` is True, a miss is also recorded."""
 
     def decode(reply: Reply) -> StrictRead | NoSettings:
         match reply:
@@ -148,7 +148,7 @@ def put(
         keys: key names of the cache.
         name: stored name of the key.
         payload: see `entry_format.payload`; begins with the request id.
-        request: random id, the same for each delivery.
+        request: random id of the put, the same each time the put is sent.
         until_ms: server time after which no copy of the request has any effect.
         seen: the newest version that this process knew before it first sent the request.
         again: whether the request was sent before.

@@ -1,4 +1,4 @@
-"""Plain read commands that inspect a cache, for operators. The commands of user calls are in `entries`."""
+"""Plain read commands with which operators inspect a cache. The commands of user calls are in `entries`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
 
 
 def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
-    """Return the next cursor (0 at the end), and the names and numbers of about `count` entries in the size index.
+    """Read about `count` items of the size index. Return the next cursor (0 at the end) and the items found.
 
-    An entry may be returned twice. `entry_format.unpack_size` unpacks the numbers.
+    Each item is the stored name of an entry and a packed number, which `entry_format.unpack_size` unpacks. Successive
+    calls may return the same item twice.
     """
 
     def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
@@ -61,7 +62,7 @@ def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, l
 
 
 def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
-    """Read the first bytes of an entry; empty if it is gone."""
+    """Read the first `count` bytes of an entry. The result is empty if the entry is gone."""
     entry = keys.entry_prefix + name
 
     def decode(reply: Reply) -> bytes:

@@ -26,5 +26,5 @@ def texts(reply: Reply) -> list[bytes | None]:
 
 
 def unexpected(key: str, reply: Reply) -> CorruptState:
-    """Return the error for a reply that no script returns."""
+    """Return the error for a reply in a form that no script returns."""
     return CorruptState(key, f"data for which a script returns {shown(reply)}")

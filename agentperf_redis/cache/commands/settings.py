@@ -21,7 +21,7 @@ _CONFIGURE = Script("cache/configure")
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, the previous settings (empty if there were none), and the settings from now on."""
+    """The server's time, the previous settings (empty if there were none), and the settings that apply from now on."""
 
     now_ms: int
     before: str

@@ -1,4 +1,4 @@
-"""Some reads make no script call. These flows report them to the server; see `access_buffer`."""
+"""Reports to the server those reads that made no script call; see `access_buffer`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ enough to add little to the delay of a call while the server is unreachable."""
 def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp | None]:
     """Wait, for a limited time, for the report that another thread or task is sending.
 
-    If the report ends in this time, it precedes the caller's next command.
+    If the report is finished within this time, it precedes the caller's next command.
 
     Args:
         shared: the state of the cache in this process.
-        waited: the report that the caller has waited for already; it is not waited for again.
+        waited: a report that the caller has already waited for. This flow does not wait for it again.
 
     Returns:
-        The report that was waited for last.
+        The most recent report that this flow or the caller has waited for.
     """
     flushing = shared.access_buffer.flushing
     if flushing is None or flushing is waited:
@@ -65,7 +65,7 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
 
 
 def flush_if_possible(shared: SharedState) -> Flow[None]:
-    """Report all buffered reads during a read. If the server is full, they stay buffered and the read does not fail."""
+    """Report all buffered reads before a read. If the server is full, they stay buffered, and no error is raised."""
     try:
         yield from flush(shared)
     except BackendFull as error:

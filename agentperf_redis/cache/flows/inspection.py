@@ -24,7 +24,7 @@ _HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
 
 
 def stats(shared: SharedState) -> Flow[CacheStats]:
-    """Return the statistics of all processes together, including the reads of this one."""
+    """Return the statistics of all processes together, including the latest reads of this process."""
     yield from flush_if_possible(shared)
     snapshot = yield from read_stats(shared.backend, shared.service, shared.name)
     return snapshot or _no_stats(shared)
@@ -69,7 +69,7 @@ def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:
 
 
 def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | None]:
-    """Return the statistics of any cache of a namespace, or None if it has no settings."""
+    """Return the statistics of any cache of a namespace, or None if the cache has no settings."""
     where = key_names.cache(backend.namespace, service, name)
     text, count = yield from inspection.counters(where)
     settings = Settings.parse(text)
@@ -86,7 +86,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     lookups = sum(hits) + misses
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # a read counts as a lookup in hot, and in each following tier until its entry is found
+        # a read counts as a lookup in hot, and then in each further tier up to the tier that holds the entry
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

@@ -33,10 +33,10 @@ class RankedEntry:
     """The facts about an entry that are known without reading its value.
 
     Attributes:
-        name: its stored name, which is the key itself if that has at most 120 bytes.
+        name: its stored name, which is the key itself if the key has at most 120 bytes.
         size_bytes: bytes of its key and value as stored.
         reads: reads counted so far.
-        compute_seconds: how long computing it took; 0.0 if it was put.
+        compute_seconds: how long it took to compute the value; 0.0 if the value was put.
         created_at: when it was stored, by the server's clock.
         tags: names by which it can be invalidated.
     """
@@ -63,7 +63,7 @@ class RankedEntry:
 
 
 def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
-    """Return at most `limit` entries for each ranking, the highest first. It excludes entries whose measure is 0.
+    """Return at most `limit` entries for each ranking, the highest first. Entries whose measure is 0 are left out.
 
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.
@@ -97,7 +97,7 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
 
 
 def _opened(head: bytes) -> entry_format.Stored | None:
-    """Parse the beginning of an entry; None if it is gone or not a valid entry."""
+    """Parse the beginning of an entry. Return None if the entry is gone or invalid."""
     try:
         return entry_format.parse(head)
     except Undecodable:

@@ -1,4 +1,4 @@
-"""Reads of a cache: one plain command for a hit in any tier, none for a hit in a local copy."""
+"""Reads of a cache. A hit in any tier costs one plain command; a hit of a local copy costs no command."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Reader:
         return copy.value if copy.frozen else self.unpacked(copy)
 
     def unpacked(self, copy: Copy) -> Any:
-        """Decode a new value from the bytes of a local copy; MISSING if its class is unknown."""
+        """Decode a new value from the bytes of a local copy. Return MISSING if the value's class is unknown."""
         try:
             return self.codec.decode(copy.data)
         except Undecodable:  # another client of this cache, with other storable classes, made the copy
             return MISSING
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
-        """Return the values of those keys that have one, by key."""
+        """Return a dict of the keys that have a value, with their values."""
         values: dict[str, Any] = {}
         names: dict[str, list[str]] = {}
         for key in distinct_keys(keys):
@@ -186,7 +186,7 @@ class Reader:
         self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Do what `look_up` does in a strict cache: a script reads the entry, records the read and checks the tags."""
+        """Do what `look_up` does, in a strict cache: a script reads the entry, records the read and checks tags."""
         try:
             read = yield from self._read_strictly(name, miss=miss)
         except BackendFull as error:  # a full server cannot record the read, but still returns the value
@@ -215,7 +215,7 @@ class Reader:
         Args:
             name: stored name of the key.
             found: the entry and the invalidation epochs.
-            counted: whether to record a hit or a miss.
+            counted: whether to record the hit or the miss.
         """
         stored, doubtful = self._opened(name, *found, counted=counted)
         if stored is not None and doubtful:
@@ -230,7 +230,7 @@ class Reader:
             return None, False
         try:
             stored = entry_format.parse(entry)
-            # The parsed epochs are kept, since they seldom change. For thread safety, the tuple is replaced as a whole.
+            # The parsed epochs are kept, since they seldom change. The tuple is replaced as a whole, for thread safety.
             known = self._known_gen
             if gen != known[0]:
                 known = (

@@ -27,7 +27,7 @@ def ready(shared: SharedState) -> Flow[None]:
         yield from _flush_pending(shared)
     if shared.deployed:
         return
-    with suppress(BackendFull):  # an existing cache is registered already; for a new one, `deploy` fails, too
+    with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` fails, too
         yield from shared.backend.enter(shared.service, shared.name)
     sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
@@ -45,9 +45,9 @@ def ready(shared: SharedState) -> Flow[None]:
 
 
 def before_read(shared: SharedState) -> Flow[None]:
-    """Send what must precede a read: failed invalidations, and settings that a user chose, so that lowered limits hold.
+    """Send what must precede a read: failed invalidations, and settings that a user chose, which may lower limits.
 
-    If the server is full or its state is damaged, the read goes on without the settings.
+    If the server is full or the cache's state is damaged, the read goes on although the settings are not sent.
     """
     if not shared.unsent:
         return
@@ -65,7 +65,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shared: SharedState) -> Flow[None]:
-    """Send the pending invalidations. Several processes may send the same one, since an extra miss is never wrong."""
+    """Send the pending invalidations. If several processes send the same one, the only effect is an extra miss."""
     invalidations = list(shared.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
@@ -98,7 +98,8 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        # The number of sweeps is limited, because the cache may never fit if another process raises a limit meanwhile.
+        # The number of sweeps is limited, because the cache may never fit `settings` if another process raises a limit
+        # meanwhile.
         steps = steps or 3 + total // commands.MAX_EVICTIONS
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return

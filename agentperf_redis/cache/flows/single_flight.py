@@ -1,7 +1,7 @@
 """Single flight: of all processes, threads and tasks that miss a value, one computes it, and the others wait for it.
 
 Within a process, `flights` coordinates threads and tasks. Among processes, the computing process holds a lease, which
-`claim.lua` grants. When the computation ends, a message on the bus wakes the waiters of other processes. They also
+`claim.lua` grants. When the computation ends, a message on the bus wakes the waiters of other processes. Waiters also
 poll, in case the message is lost.
 """
 
@@ -66,7 +66,7 @@ class SingleFlight:
     Args:
         reader: the object's reader.
         writer: the object's writer, which stores computed values.
-        lease_ms: how long a crashed process delays other callers.
+        lease_ms: TTL of the compute lease, ms. A process that crashes delays other callers for at most this time.
         on_unavailable: how a value is computed while the server is unreachable.
     """
 
@@ -89,14 +89,14 @@ class SingleFlight:
         """Return the value of a key, or a lease to compute it.
 
         The caller must end the lease with `finish`, `crash` or `give_up`. Waits while another caller, in any process,
-        computes the value. If that caller is a thread or task of this process and its function raises, the error is
-        returned, not raised, since it may be a StopIteration.
+        computes the value. If that caller is a thread or task of this process, an error of its function is returned,
+        not raised, since the error may be a StopIteration.
 
         Args:
             key: the key.
             freshness: how to treat a value that is no longer fresh.
             look: False computes the value even if one is stored.
-            blocking: True if the calling thread is blocked while it waits.
+            blocking: True if the calling thread is blocked during the wait.
 
         Raises:
             ComputeFailed: the function failed in another process.
@@ -148,7 +148,7 @@ class SingleFlight:
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """Return a stale copy if that is allowed, else a lease to compute, or the result of another local caller."""
+        """Return a stale copy if that is allowed; if not, a lease to compute, or the result of another local caller."""
         local, flights = self.reader.local, self.shared.flights
         copy = local.serve_stale(key, freshness.serve_stale_s) if look and local is not None else None
         if copy is not None and freshness.age(copy, self.shared.server_ms()) is not Age.OLD:
@@ -180,7 +180,7 @@ class SingleFlight:
     ) -> Flow[Served | None]:
         """Return a value that was found; None if stale-if-error no longer covers it and the last computation failed."""
         try:
-            yield from ready(self.shared)  # gets the server's clock, which `age` needs
+            yield from ready(self.shared)  # reads the server's clock, which `age` needs
         except BackendUnavailable:  # the server was lost after the value had been read
             return Served(value)
         age = freshness.age(stored, self.shared.server_ms())
@@ -198,7 +198,7 @@ class SingleFlight:
         Args:
             key: the key.
             stale: version of the stale value.
-            freshness: its `retry_ms` is the time without retries after a failed refresh.
+            freshness: its `retry_ms` is the time for which no process retries after a failed refresh.
         """
         shared, name, token = self.shared, stored_name(key), secrets.token_hex(8)
         flight, requests_before = shared.flights.join(name)
@@ -318,7 +318,7 @@ class SingleFlight:
 
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server; the
     # caller runs the flow if the lease has a token. Waiters of this process get an error at once. They get a value only
-    # after the server has accepted it, since it may have been invalidated during the computation.
+    # after the server has accepted the value, since the key may have been invalidated during the computation.
 
     def finish(
         self,
@@ -332,7 +332,7 @@ class SingleFlight:
         """End a computation with a value.
 
         Returns:
-            Why the value cannot be stored, or None; and the flow that reports the end.
+            The error that says why the value cannot be stored (None if it can), and the flow that reports the end.
         """
         try:
             data = self.reader.codec.encode(value)
@@ -421,5 +421,6 @@ def _outcome_of(error: BaseException) -> FlightOutcome:
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # If the cache itself fails, each waiter computes its own value. If they claimed in turn, all claims would fail.
+    # If the cache itself fails, each waiter computes its own value. If the waiters claimed the lease one after the
+    # other, all claims would fail.
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

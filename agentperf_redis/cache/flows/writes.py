@@ -48,7 +48,7 @@ class Writer:
         return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS and self._own_ttls else chosen_ttl
 
     def spread(self, chosen_ttl: int | str, freshness: Freshness) -> str:
-        """Vary TTLs at random. If a TTL is the cache's default, vary the default that this process has last seen."""
+        """Vary TTLs at random. If a TTL is the cache's default, vary the newest default that this process knows."""
         ttls = chosen_ttl.split("/") if isinstance(chosen_ttl, str) else [chosen_ttl] * 3
         known = zip(map(int, ttls), self.shared.settings.ttls_ms, strict=True)
         return "/".join(str(freshness.spread(own if each == TIERS_OWN_TTL_MS else each)) for each, own in known)
@@ -71,7 +71,7 @@ class Writer:
         items = [(key, stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
             return 0
-        # the first put deploys the settings and carries the report of reads; the others need neither
+        # The first put deploys the settings and carries the report of reads. The other puts need neither.
         first, *rest = items
         stored = int((yield from self.store(*first, chosen_ttl, names, tier)) is PutResult.STORED)
         for start in range(0, len(rest), commands.MAX_KEYS):
@@ -113,7 +113,7 @@ class Writer:
         request, seen, again, waited = entry_format.new_request(key, name), shared.seen, False, None
         for _ in range(ATTEMPTS):
             yield from ready(shared)
-            waited = yield from under_way(shared, waited)  # reads are reported before this put, to keep the order exact
+            waited = yield from under_way(shared, waited)  # earlier reads are reported first, to keep the order exact
             if access_buffer.is_full:
                 yield from flush(shared, waited)
             report = access_buffer.take()
@@ -138,11 +138,11 @@ class Writer:
                     report=report,
                     tags=tags,
                 )
-                # a report of unknown result is sent again: its sequence number makes that idempotent
+                # A report whose result is unknown is sent again. Its sequence number makes that idempotent.
                 confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
-                # A put with a token needs no cancelling: any later write of the key ends the lease, so that a late copy
-                # is refused.
+                # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
+                # the put is refused.
                 if not token:
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise

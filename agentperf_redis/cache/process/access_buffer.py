@@ -1,8 +1,8 @@
-"""Buffers the reads of a process until they are reported. Reads of the same key are reported as one count.
+"""Buffers the reads of a process until they are reported. Several reads of one key are reported as a count.
 
 A hit is one plain read command, which does not record the access on the server. Each process reports its reads later:
-with its next put, or after 0.2 s. Reports have rising sequence numbers, and only one report is in flight at a time. A
-report with unknown result is sent again unchanged; its sequence number makes that idempotent.
+with its next put, or after 0.2 s. Reports have rising sequence numbers, and only one report is in flight at a time. If
+the result of a report is unknown, the report is sent again unchanged. Its sequence number makes that idempotent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_PENDING = 16 * MAX_READS
 
 @dataclass(frozen=True, slots=True)
 class AccessReport:
-    """One report. It does not change after it was first sent."""
+    """One report. Its contents do not change after it was sent for the first time."""
 
     seq: int
     misses: int
@@ -40,11 +40,12 @@ class AccessBuffer:
 
     Args:
         process: returns the identity under which this process reports.
-        filled: called outside any lock when there is something to report. It is not called again until a report has
-            been taken.
+        filled: called, without a lock held, when there is something to report. It is not called again until `take` has
+            returned a report.
 
     Attributes:
-        drain: returns reads that local copies have counted: stored name, count, computing time saved in ms.
+        drain: returns the reads that local copies have counted. Each item is stored name, count, and ms of computing
+            time saved.
     """
 
     def __init__(self, process: Callable[[], str], filled: Callable[[], None]) -> None:
@@ -84,7 +85,7 @@ class AccessBuffer:
         """Record a hit."""
         with self._lock:
             reads = self._reads
-            reads[name] = reads.pop(name, 0) + 1  # popped, so that the key moves to the end
+            reads[name] = reads.pop(name, 0) + 1  # `pop` first, so that the key moves to the end
             self._saved_ms += saved_ms
             if len(reads) > MAX_PENDING:
                 del reads[next(iter(reads))]
@@ -106,7 +107,7 @@ class AccessBuffer:
             self._announce()
 
     def take(self, *, flush: bool = False) -> AccessReport:
-        """Take the next report, or NO_REPORT if there is none or another is in flight.
+        """Return the next report for sending. Returns NO_REPORT if there is none, or if another report is in flight.
 
         Args:
             flush: True if the report is sent alone, False if a put carries it.
@@ -148,7 +149,7 @@ class AccessBuffer:
             self._announce()
 
     def announce(self) -> None:
-        """Announce that `drain` has reads, unless that was announced already."""
+        """Announce that there are reads to report, unless that was announced already."""
         if not self._announced:
             self._announce()
 

@@ -18,9 +18,10 @@ class ComputeLease:
         shared: the cache.
         name: stored name of the key.
         key: the key.
-        token: token of the lease. It is empty for a computation without a lease, whose value other processes never get.
+        token: token of the lease. It is empty for a computation without a lease. Other processes never get the value of
+            such a computation.
         lease_ms: TTL of the lease unless it is renewed.
-        flight: the flight that waiters of this process have joined; None if no caller can wait.
+        flight: the flight that waiters of this process can join; None if no caller can wait for this computation.
     """
 
     shared: SharedState
@@ -38,13 +39,13 @@ class ComputeLease:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The value for the caller, found or computed.
+    """The value that the caller gets, whether found or computed.
 
     Attributes:
         value: the value.
-        saved_ms: computing time saved, ms, if another caller has just computed the value.
+        saved_ms: ms of computing time saved, if another caller has just computed the value; else 0.
         stale: version of the value if it is due for a refresh in the background; else 0.
-        refused: why the value cannot be stored; None if it can.
+        refused: the error that says why the value cannot be stored; None if it can.
     """
 
     value: Any

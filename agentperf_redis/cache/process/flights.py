@@ -1,17 +1,19 @@
 """Flights. A flight is the one computation of a key in this process; other threads and tasks join it and wait for it.
 
-No caller may get a value that was invalidated before its call. When this process invalidates a key, the key's flight
-leaves the map at once, and later callers begin another. Only the server knows of invalidations by other processes. Its
-reply to a confirming request (a claim, or the put of the computed value) confirms a value for the callers that joined
-before this request was sent. Callers that joined later look again. While the server is unreachable, nothing confirms a
-value, and a result is shared only with callers that have found the server unreachable, too.
+No caller may get a value that was invalidated before its call. When this process invalidates a key, the key's flight is
+removed from the map at once, and later callers begin another flight. Invalidations by other processes are known only to
+the server. Two kinds of requests show whether a value is still valid: the claim of the compute lease, and the put of
+the computed value. They are called confirming requests. The result of a flight is shared only with callers that joined
+before the last confirming request was sent. A caller that joined later looks for the value once more. While the server
+is unreachable, no request confirms a value. A result is then shared only with callers that have found the server
+unreachable themselves.
 
 A caller that would wait for itself computes directly (re-entrancy), since waiting would deadlock. There are two such
-callers: a function that needs the very value it computes, and a blocking call on the thread of an event loop if a task
-of this loop computes the value.
+callers. One is a function that needs the very value it computes. The other is a blocking call on the thread of an event
+loop while a task of this loop computes the value.
 
-An event loop that computes a value may stop in the middle, perhaps for good: `run_until_complete` stops it at the end
-of each call. After `STUCK_S`, another caller may compute.
+An event loop that computes a value may stop in the middle, perhaps for good: `run_until_complete` stops its loop at the
+end of each call. Once the loop has stood still for `STUCK_S`, another caller may compute the value.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class Flight:
 
     @property
     def stands_still(self) -> bool:
-        """Whether a task computes the value, and its event loop does not run now: it was stopped or closed."""
+        """Whether the value is computed by a task whose event loop does not run now: it was stopped or closed."""
         if self._loop is None:
             return False
         loop = self._loop()
@@ -107,10 +109,10 @@ def enter(flight: Flight | None) -> tuple[Flight, ...]:
 
 
 def leave(enclosing: tuple[Flight, ...]) -> None:
-    """Record that the function has returned.
+    """Record that the function of the flight has returned.
 
-    This does not use the token of `ContextVar.set`, which is valid only in the context in which the coroutine started;
-    the coroutine may be closed in another one.
+    This function does not use the token of `ContextVar.set`. The token is valid only in the context in which the
+    coroutine started, but the coroutine may be closed in another context.
     """
     _enclosing.set(enclosing)
 
@@ -122,16 +124,16 @@ class Flights:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty. Also called in a forked child, since the computing threads stay in the parent."""
+        """Start without flights. Also called in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
-        self._owner = object()  # a child forked within a function is not part of that function's computation
+        self._owner = object()  # a child that a computing function forks is not part of the computation
 
     def join(self, name: str) -> tuple[Flight, int | None]:
         """Return the flight of a key, and the number of its confirming requests so far.
 
-        The number is None if this call began the flight: the caller must then end it. A result is shared only with
-        callers that joined before the last confirming request was sent.
+        If this call began the flight, the number is None, and the caller must end the flight. The module's docstring
+        explains confirming requests, and with which callers a result is shared.
         """
         existing = self._flights.get(name)
         if existing is not None and existing.stands_still:
@@ -144,7 +146,7 @@ class Flights:
             return flight, None
 
     def end_if_stuck(self, flight: Flight) -> bool:
-        """End a flight if its event loop has been seen stopped for `STUCK_S`. Return whether the flight has ended."""
+        """End a flight if its event loop has stood still for `STUCK_S`. Return whether the flight has ended."""
         now = time.monotonic()
         flight.still_since = min(flight.still_since, now) if flight.stands_still else math.inf
         if now - flight.still_since >= STUCK_S:
@@ -169,7 +171,7 @@ class Flights:
             flight.requests += 1
 
     def detach(self, name: str) -> None:
-        """Let no further callers join a flight, since its key was invalidated. Callers that joined get its result."""
+        """Let no further callers join the flight of an invalidated key. Callers that have joined get its result."""
         with self._lock:
             self._flights.pop(name, None)
 

@@ -6,12 +6,12 @@ so everything published before that ping has arrived. After another process has 
 therefore be returned for at most 250 ms. After this process has changed a value, the old value is never returned.
 
 A fill stores a copy of an entry that was read from the server. It must not restore a value that was invalidated during
-the read. Each fill takes a ticket before the read, and is refused if an invalidation of the same stripe (a group of
-keys with equal hashes) has occurred since.
+the read. Each fill takes a ticket before the read. The fill is refused if, since then, a tag or a key of the same
+stripe was invalidated. A stripe is a group of keys whose hashes have the same remainder.
 
 Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024). A hit sets a flag
-on the copy and needs no lock. To evict, a hand moves from the oldest copy to the newest, clears the flags that are set,
-and removes the first copy without a flag.
+on the copy and needs no lock. To evict a copy, a hand moves from the oldest copy towards the newest. It clears the
+flags that are set, and removes the first copy whose flag is not set.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LocalCopies:
         max_entries: maximum number of copies.
         max_bytes: maximum bytes of all keys and values of the copies; None is no limit.
         proven_at: returns the time (`time.monotonic`) at which the newest answered ping of the bus was sent.
-        announce: called when a copy has reads to report for the first time since the last report.
+        announce: called when a copy is read for the first time since its reads were last reported.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LocalCopies:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty. Also called in a forked child."""
+        """Start without copies. Also called in a forked child."""
         self._lock = threading.Lock()
         self._copies: dict[str, Copy] = {}
         self._long_names: dict[str, str] = {}
@@ -127,15 +127,16 @@ class LocalCopies:
         return len(self._copies)
 
     def find(self, key: str, *, counted: bool = True) -> Copy | None:
-        """Return the copy of a key, if there is one and it may be used. Takes no lock.
+        """Return the copy of a key; None if there is no copy, or if it may not be used. Takes no lock.
 
         Args:
             key: the key.
-            counted: whether to count a read; if not, the caller calls `count` once it uses the copy.
+            counted: whether to count a read. If False, the caller must call `count` when it uses the copy.
         """
         now = monotonic()
         try:
-            # Check the bus first: a copy found before that check may be one that the bus has just invalidated.
+            # Check the bus before looking for the copy. In the reverse order, the bus could invalidate the copy in
+            # between.
             if now > self._trusted_until and not (key in self._copies and self._trust(now)):
                 return None
             copy = self._copies[key]  # indexing is faster than `get` for a hit; a miss costs a round trip anyway
@@ -144,7 +145,7 @@ class LocalCopies:
         if now > copy.until:
             self.drop(copy.name)
             return None
-        if counted:  # in line, because a call of `count` would add a fifth to the cost of a hit
+        if counted:  # inlined, because a call of `count` would add a fifth to the cost of a hit
             copy.visited = True
             copy.reads += 1
             if not copy.listed:
@@ -211,7 +212,7 @@ class LocalCopies:
 
         Args:
             name: stored name of its key.
-            older_than: keep the copy if its version is at least this.
+            older_than: a copy of at least this version is kept; None keeps no copy.
         """
         with self._lock:
             self._stripes[hash(name) % _STRIPES] += 1
@@ -232,16 +233,16 @@ class LocalCopies:
                 self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
 
     def serve_stale(self, key: str, max_age_s: float) -> Copy | None:
-        """Return a copy that cannot be confirmed because the server is unreachable.
+        """Return a copy although the server is unreachable, so that nothing shows whether the copy is still valid.
 
         Args:
             key: the key.
-            max_age_s: maximum time since the copy was last known to be valid.
+            max_age_s: maximum seconds since the copy was last known to be valid.
         """
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # if the bus is lost but has not reported it yet, its last proof stays valid
+            if copy is not None:  # if the bus has not reported its loss yet, its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
                 # The bus has not worked since the copies were set aside. If it had, they could have missed changes.
@@ -271,13 +272,13 @@ class LocalCopies:
         self._bytes = 0
 
     def drain(self) -> list[tuple[str, int, int]]:
-        """Return the reads since the last call: stored name, count, computing time saved in ms."""
+        """Return the reads since the last call. Each item is stored name, count, and ms of computing time saved."""
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            copy.listed = False  # done first, so that a read counted after this lists the copy again
+            copy.listed = False  # done first: a read that is counted later lists the copy again
             count = copy.reads - copy.reported
-            # `reads` only grows: setting it to 0 here could lose a read that another thread counts now
+            # `reads` only grows: setting it to 0 here could lose a read that another thread counts at this moment
             copy.reported += count
             if count:
                 reads.append((copy.name, count, count * copy.cost_ms))

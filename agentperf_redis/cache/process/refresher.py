@@ -1,8 +1,8 @@
 """Runs background refreshes: on a few threads for blocking callers, as tasks for asyncio.
 
-An event loop may end with the request that runs on it (`asyncio.run` in a synchronous web view), and a refresh ends
-with its loop. After a refresh was cut off in this way, the next asyncio caller of the key refreshes it in the
-foreground, so that the refresh comes to its end.
+A refresh ends with its event loop. The loop may end with the request that runs on it, as with `asyncio.run` in a
+synchronous web view. After a refresh was cut off in this way, the next asyncio caller of the key refreshes the value in
+the foreground, so that the refresh is completed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Subject: TypeAlias = tuple[str, str]
 
 
 class Refresher:
-    """Runs refreshes, one at a time for each key. Its threads start when there is work, and end when there is none.
+    """Runs refreshes, at most one at a time for each key. Threads start when there is work, and end when there is none.
 
-    It does not use `Background`, which runs one job after the other: here several user functions run at a time, from
-    one queue.
+    This class does not use `Background`, which runs one job after the other. Here, several threads take the user
+    functions from one queue.
 
     Args:
         backend: the refresher closes when this backend closes.
@@ -65,7 +65,7 @@ class Refresher:
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
-        """Run `job` on a thread soon, in the caller's context, unless the key is being refreshed already."""
+        """Run `job` on a thread soon, in a copy of the caller's context, unless the key is being refreshed already."""
         self._drop_stopped_loops()
         with self._lock:
             self._cut_off.pop(subject, None)
@@ -78,7 +78,7 @@ class Refresher:
                 try:
                     self._threads += 1  # no signal handler runs between this line and the next call
                     start_new_thread(start, ())
-                except RuntimeError:  # no thread can start: another one runs the job, or a later reader refreshes
+                except RuntimeError:  # no thread can start: a running one takes the job, or a later reader refreshes
                     self._threads -= 1
                     if not self._threads:
                         self._jobs.clear()
@@ -107,7 +107,8 @@ class Refresher:
     def enter(self, subject: Subject) -> bool:
         """Return whether the calling asyncio task should refresh a key itself and then call `leave`.
 
-        It should if the last refresh was cut off by the end of its event loop, and no other refresh runs.
+        The result is True if the end of an event loop has cut off the last refresh of the key, and no other refresh of
+        it runs.
         """
         if not (self._cut_off or self._tasks):
             return False
@@ -129,7 +130,7 @@ class Refresher:
             del self._cut_off[next(iter(self._cut_off))]
 
     def _drop_stopped_loops(self) -> None:
-        """Give up refreshes whose loop was stopped or closed, since their keys would otherwise stay taken."""
+        """Give up refreshes whose loop was stopped or closed. Otherwise the keys could not be refreshed again."""
         if not self._tasks:
             return
         with self._lock:
@@ -140,7 +141,7 @@ class Refresher:
                 self._note_cut_off(subject)
         for task in dropped:
             if task.get_loop().is_closed():
-                with suppress(RuntimeError):  # raised if the coroutine ignores the close; nothing runs it any further
+                with suppress(RuntimeError):  # raised if the coroutine ignores the close; nothing resumes it
                     task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
@@ -168,7 +169,7 @@ class Refresher:
                 self.leave(subject)
 
     def _finish(self) -> None:
-        """Before the connections close: start nothing new, cancel tasks, and let short functions finish."""
+        """Before the connections close: start no further refreshes, cancel tasks, and let short functions finish."""
         here = running_loop()
         with self._lock:
             self._closed = True

@@ -88,7 +88,7 @@ class SharedState:
         self._listening = False  # the bus of a forked child has no subscription yet
 
     def adopt(self, user: object, settings: Settings, given: str) -> None:
-        """Register one more object of this cache. Objects may have different TTLs: each applies its own TTLs.
+        """Register one more object of this cache. Objects may differ in their TTLs: each applies its own TTLs.
 
         Raises:
             InvalidArgument: another live object in this process has other limits.
@@ -131,7 +131,7 @@ class SharedState:
             fields, marks = list(self.settings.fields), list(self.given)
             fields[at], marks[at] = field, "1"
             self.settings, self.given, self.deployed = Settings.of(fields), "".join(marks), False
-        if self.local is not None:  # a read that a local copy answers would not deploy the setting
+        if self.local is not None:  # a read that a local copy answers sends nothing, so it would not deploy the setting
             self.local.flush()
 
     def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:
@@ -159,7 +159,7 @@ class SharedState:
 
     @property
     def origin(self) -> str:
-        """The id of this process, which its messages on the bus contain."""
+        """The id of this process. Messages that this process causes on the bus contain it."""
         return self.backend.process
 
     def learn(self, version: int) -> None:
@@ -167,19 +167,19 @@ class SharedState:
         self.seen = max(self.seen, version)
 
     def changed(self, name: str, *, computed: bool = False) -> None:
-        """Record a write of this process, even one with an unknown result, so that the process reads no older value."""
+        """Record a write of this process, even if its result is unknown, so that the process reads no older value."""
         if not computed:  # a computed value invalidates nothing, so callers may still join the flight
             self.flights.detach(name)
         if self.local is not None:
             self.local.drop(name)
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Record failed invalidations. Their callers got an error, but no reader may get the invalidated values."""
+        """Record failed invalidations. Although their callers got an error, no reader may get the values concerned."""
         with self._lock:
             self.pending_invalidations.update(dict.fromkeys(invalidations))
             if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
                 self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
-        self._filled(self)  # so that they are sent even without further reads
+        self._filled(self)  # so that the invalidations are sent even without further reads
 
     def remove_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Record that invalidations were sent."""
