@@ -60,7 +60,7 @@ class Command(Generic[T]):
     Attributes:
         script: a Script, or the name of a plain read-only command such as "MGET".
         keys: the keys, at least one, all in one hash slot.
-        args: the other arguments: by name for a script, in order for a plain command.
+        args: the arguments without the keys: by name for a script, in order for a plain command.
         decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
             reply.
         resend_args: new values for some arguments of a script, by name, sent from the second delivery on. They tell
@@ -86,7 +86,7 @@ class Command(Generic[T]):
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # arguments that are tuples come last; unpacking only these saves 1 us per command
+        many = 0  # number of tuples at the end of the arguments; unpacking only these saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:
@@ -101,7 +101,7 @@ class Batch(Generic[T]):
     commands: tuple[Command[T], ...]
 
     def __iter__(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T]]:
-        """Wait for all replies. Then return all results in order, or raise the first error."""
+        """Wait for all replies. Return all results in order, or raise the first error."""
         results = yield self
         for result in results:
             if isinstance(result, AgentPerfError):

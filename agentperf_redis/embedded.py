@@ -10,8 +10,8 @@ There are two ways to run it:
 
 A lock on ``<folder>/server.lock`` shows that a server of the folder runs; a pid file would not prove that. The server
 holds the lock exactly as long as it runs, however it ends. The same lock ensures that only one process starts the
-server. A small intermediate process takes the lock and then becomes the server. If the calling process took the lock
-and passed it on, a child that another thread forks at that moment would also hold the lock and never release it.
+server. A small intermediate process takes the lock and then becomes the server. The calling process must not take the
+lock and pass it on: a child that another thread forks at that moment would keep the lock.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The URL of the server for this library."""
+        """The URL with which this library connects to the server."""
         return f"unix://{self.socket}"
 
 
@@ -120,7 +120,7 @@ def data_folder(path: str | None) -> Path:
         The absolute path with symbolic links resolved, so that one folder has only one name.
 
     Raises:
-        InvalidArgument: the path has a NUL character or the home folder of an unknown user.
+        InvalidArgument: the path contains a NUL character, or begins with ``~`` and the name of an unknown user.
         BackendUnavailable: no path is given, and this user has no home folder: HOME is not set, and the user id has no
             name, as in many containers.
     """
@@ -142,7 +142,7 @@ def data_folder(path: str | None) -> Path:
 
 
 def ensure(folder: Path, timeout_s: float = START_TIMEOUT_S) -> Path:
-    """Return the socket of the folder's server; start it if there is none.
+    """Return the socket of the folder's server. Start the server if none runs.
 
     Any number of processes may call this at once: one of them starts the server, and all of them share it.
 
@@ -193,7 +193,7 @@ def running(folder: Path) -> EmbeddedServer | None:
 
 
 def url_if_running() -> str | None:
-    """Return the URL of the server in this user's default folder, or None. Sends nothing, so it does not wait."""
+    """Return the URL of the server in this user's default folder, or None. It sends no request, so it never waits."""
     with contextlib.suppress(BackendUnavailable, OSError):  # no home folder, or the socket's folder is unsafe
         folder = data_folder(None)
         if _is_running(folder):
@@ -268,8 +268,8 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process. Its pid is the pid of the program. On Linux, it ends even if the calling process is killed by
-        SIGKILL; on other systems, the caller must end it.
+        The process. Its pid is the pid of the program. On Linux, the process ends even if the calling process is killed
+        by SIGKILL. On other systems, the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()
@@ -336,8 +336,8 @@ def _socket_of(folder: Path) -> Path:
     """Return the path of the socket of a folder's server: a short path in a directory private to the user.
 
     The socket is not in the data folder, whose path may be too long for a socket. The path does not depend on the
-    environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service. The directory must survive a
-    logout, because the server survives it too.
+    environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service. The server survives a logout,
+    so the directory must survive a logout too.
     """
     place = Path(f"/tmp/agentperf-redis-{os.getuid()}")  # noqa: S108  checked below
     place.mkdir(mode=0o700, exist_ok=True)
@@ -356,14 +356,14 @@ def _log_of(folder: Path) -> Path:
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether a server of this folder runs, that is, holds the lock."""
+    """Return whether a server of this folder runs. A server that runs holds the lock."""
     try:
         lock = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):  # no lock file, or the file of another user's server
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # `close` does not unlock it if a child that was just forked shares it
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a child forked at this moment shares the lock: `close` would not free it
     except BlockingIOError:
         return True
     finally:

@@ -15,7 +15,7 @@ _SHOWN_CHARACTERS = 80
 
 
 class _Brief(Repr):
-    """Makes a repr() of only some items and levels. A plain repr() of lists that share items may take forever."""
+    """Makes a repr() of only some items and levels. A plain repr() of lists that share items can take too long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class SchemaMismatch(AgentPerfError):
 
 
 class Undecodable(AgentPerfError):
-    """Stored bytes cannot be decoded: they are damaged, foreign or too large, or their class is not registered here.
+    """Stored bytes cannot be decoded: they are damaged, foreign or too large, or name a class not registered here.
 
     Attributes:
         reason: description of the fault.
@@ -198,8 +198,8 @@ class NoCapacity(AgentPerfError):
         agent_type: the agent type of the pool.
         reason: description of the cause.
         retry_after: seconds until a retry may succeed.
-        none_exists: True if no fallback pool was named, and the pool has no instance at all or none with the required
-            labels. In this case a retry cannot succeed before such an instance is registered.
+        none_exists: True if the pool has no instance, or none with the required labels, and no fallback pool was named.
+            In this case a retry cannot succeed before a suitable instance is registered.
     """
 
     def __init__(self, agent_type: str, reason: str, retry_after: float, none_exists: bool = False) -> None:

@@ -23,12 +23,12 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + its frequency, + 8
                                               if it was evicted from the window
-    agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
+    agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the cache has exactly these keys
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
     agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
-    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
-    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX = lease
+    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process>: last report
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX: lease TTL
     agentperf:{cache:answers}:resent          ZSET  resent request -> when the last copy of it may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
                                               HASH :deferred:<version> of its keys
@@ -88,9 +88,9 @@ def stored_name(key: str) -> str:
     """Return the name under which a cache entry is stored: the key itself if it has at most 120 bytes.
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
-    least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
-    The command line shows such names, and `keys()` may return them. Therefore a key in the form of such a name refers
-    to the entry of the long key.
+    least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name. So two different keys never share a name.
+    The command line shows such names, and `keys()` may return them. Therefore a key that has the form of such a name
+    refers to the entry of the long key.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES or _SHORTENED.fullmatch(key):
@@ -116,9 +116,9 @@ def resources(namespace: str) -> str:
 def absent(key: str) -> str:
     """Return a key that no program writes, in the slot of the given key: ``agentperf:{lb:planner}:absent``.
 
-    On a Cluster, a call of a script declares this key after its other keys. While the keys of a slot are moved one by
-    one, the server refuses any call that declares both this key and another one (TRYAGAIN, or ASK), since this key
-    exists on no node. So a script runs only where all keys of its slot are.
+    On a Cluster, a call of a script declares this key after its other keys. This key exists on no node. Therefore,
+    while the keys of a slot are moved one by one, the server refuses any call that declares this key and another key
+    (TRYAGAIN, or ASK). So a script runs only where all keys of its slot are.
     """
     head, _, rest = key.partition("{")
     tag, closed, _ = rest.partition("}")

@@ -1,6 +1,7 @@
 """Shows outages and internal errors in programs that configure no logging.
 
-Without this, an outage could stay unnoticed: recording metrics never raises, and caches compute without the server.
+Without these warnings, an outage could stay unnoticed: recording metrics never raises, and caches compute without the
+server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Warns of clients that are made again and again and never closed, for example one for each request of a web server.
 
-Each client has connections and threads of its own. A program needs one for each server and namespace.
+Each client has connections and threads of its own. A program needs one client for each server and namespace.
 """
 
 from __future__ import annotations

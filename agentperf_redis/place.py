@@ -1,14 +1,15 @@
-"""The place in a program where an object without a name is made, which gives the object its name.
+"""Finds the place in the program where an unnamed object is made. The place gives the object its name.
 
-The name is made of the module and of the variable or attribute to which the object is assigned, or of the function that
-makes it. The name is the same in every process that runs the program, in whatever folder. It survives edits of other
-lines, unless a second constructor call for the same variable, attribute or function is added. In a script, the name
-contains a digest of the file, since other scripts may have the same name. Two places never have the same name. All
-objects made at one place, such as in a function that is called often, have one name.
+The name has two parts. The first is the module. The second is the variable or attribute to which the object is
+assigned, or the function that makes the object. The name is the same in every process that runs the program, in any
+folder. The name survives edits of other lines, unless a second constructor call for the same variable, attribute or
+function is added. In a script, the name contains a digest of the file, since other scripts may have the same name. Two
+places never have the same name. All objects made at one place, such as in a function that is called often, have one
+name.
 
-Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that
-other processes share: the code belongs to no file, as in a notebook; or the class is passed to other code, and that
-code calls it.
+Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that other
+processes share. In the first, the code belongs to no file, as in a notebook. In the second, the class is passed to
+other code, and that code calls the class.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
 
 
 def _offset(frame: FrameType) -> int:
-    """Return the offset of the instruction that a frame performs. `f_lasti` may point into its inline cache."""
+    """Return the offset of the instruction that a frame performs. `f_lasti` may point into an inline cache after it."""
     code, offset = frame.f_code.co_code, frame.f_lasti
     while dis.opname[code[offset]] == "CACHE":
         offset -= 2
@@ -164,7 +165,7 @@ def _makes(made: object, method: str, frame: FrameType) -> bool:
     first, called = _first_argument(frame), frame.f_code.co_name
     if first is made:
         return method in ("", called)
-    # a metaclass, such as one that makes a singleton
+    # the `__call__` of a metaclass, such as one that makes a singleton, also makes the object
     return called == "__call__" and isinstance(first, type) and isinstance(made, first)
 
 
@@ -174,7 +175,7 @@ def _first_argument(frame: FrameType) -> object:
 
 
 def _generated_field(frame: FrameType, kind: str) -> str | None:
-    """Return the name of a field if a generated constructor, such as a dataclass's, is making its default; else None.
+    """Return the place's name if a generated constructor (as of a dataclass) makes a field's default; otherwise None.
 
     Args:
         frame: the frame of the constructor.
@@ -194,7 +195,7 @@ def _generated_field(frame: FrameType, kind: str) -> str | None:
 
 
 def _called_default(code: CodeType, offset: int) -> str:
-    """Return the field whose default is called at an offset of a generated constructor; empty if none is."""
+    """Return the field whose default is made by the call at an offset of a generated constructor; empty if none."""
     loaded = [
         each.argval for each in dis.get_instructions(code) if each.offset < offset and each.opname.startswith("LOAD_")
     ]
@@ -292,9 +293,9 @@ def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
 
 
 def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
-    """Return the call that a frame performs; None if its source is unavailable or has changed.
+    """Return the call that a frame performs; None if the source is unavailable or has changed.
 
-    A call that was found is remembered, so that its name stays if the source changes while the program runs.
+    A call that was found is remembered. So the name stays the same if the source changes while the program runs.
 
     Args:
         frame: the frame that performs the call.

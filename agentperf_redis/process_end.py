@@ -7,9 +7,9 @@
 - A work horse of RQ ends with `os._exit`, directly after its job.
 - uvicorn ends its process by SIGTERM with the default action, directly after `Server.shutdown`.
 
-This module never imports these packages. `watch` attaches a hook to those that are in `sys.modules`. A buffer calls
-`watch` when the buffer is created and at the first record of each flush interval, so packages that are imported later
-are found too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
+This module never imports these packages. `watch` attaches a hook to each of them that is in `sys.modules`. A buffer
+calls `watch` when the buffer is created and at the first record of each flush interval, so packages that are imported
+later are found too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ def is_child() -> bool:
 
 
 def watch() -> None:
-    """Attach the hooks of the packages that are imported now. Cheap if there is nothing to attach."""
+    """Attach the hooks of the packages that are imported now. This costs little if there is nothing to attach."""
     for name in tuple(_hooks):
         module = sys.modules.get(name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):
             hook = _hooks.pop(name, None)  # one thread gets it
             if hook is not None:
                 _attach(name, hook, module)
-    # When a child starts, multiprocessing drops all finalizers. If the child imported the main module before, as with a
-    # forkserver that preloads modules, the finalizers registered by the import are among them.
+    # When a child starts, multiprocessing drops all finalizers. If the child imported the main module before that, as
+    # with a forkserver that preloads modules, it also loses the finalizers that this import registered.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize
@@ -124,7 +124,7 @@ def watch() -> None:
 def _attach(name: str, hook: Callable[[Any], None], module: ModuleType) -> None:
     try:
         hook(module)
-    except Exception:  # noqa: BLE001  a package of another version must not disturb the calls that record
+    except Exception:  # noqa: BLE001  an unknown version of a package must not make recording fail
         _log.warning(
             "%s is of an unknown version: metrics may be lost when its processes end. Call flush() at the end of the "
             "work",
@@ -145,7 +145,7 @@ def _attach_to_rq(worker: Any) -> None:
     """Flush before `os._exit` in the module of RQ's worker.
 
     RQ has no hook at the end of a work horse. When a job records for the first time, the frame that will call
-    `os._exit` is already running, so only the name `os` of its module can still be replaced.
+    `os._exit` is already running, so only the name `os` in the module can still be replaced.
     """
     names = worker.Worker.main_work_horse.__globals__
     if isinstance(names["os"], _OsOfRq):

@@ -1,8 +1,8 @@
 """The identity of a program's code: the name of a module, and for a script also a digest of its file.
 
 Every process names its script ``__main__``, which identifies nothing. The name of the script's file and a digest of its
-contents together identify the program: two scripts of one name are two programs, and one script is the same program in
-any folder and on any machine.
+contents together identify the program. So two scripts with the same name but different contents are two programs, and
+one script is the same program in any folder and on any machine.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def is_script(variables: Mapping[str, Any]) -> bool:
 
 
 def as_script(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of a module's variables that makes it count as a script, since its name may not be unique."""
+    """Return a copy of a module's variables with which the module counts as a script: its name may not be unique."""
     return {**variables, "__name__": _MAIN, "__spec__": None}
 
 
 def script_file(variables: Mapping[str, Any]) -> str | None:
-    """Return the path of a script; None for one that was typed or piped in, which Python names ``<stdin>``."""
+    """Return the path of a script; None for a script that was typed or piped in: Python names it ``<stdin>``."""
     path = variables.get("__file__")
     return None if path is None or str(path).startswith("<") else str(path)
 

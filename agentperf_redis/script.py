@@ -19,8 +19,8 @@ A name that ends in ``...`` means any number of values. A line of any other form
 remark. Contract tests compare the header with the local variables to which the script assigns KEYS and ARGV in its
 first lines, and with the calls from Python.
 
-A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` of the same folder, else of ``lua/``.
-Includes do not nest. If a fragment comes before the lines that name KEYS and ARGV, it cannot use these names, and its
+A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` in the folder of the script, otherwise in
+``lua/``. Includes do not nest. A fragment above the lines that name KEYS and ARGV cannot use these names. So its
 functions take everything that they need as parameters.
 """
 
@@ -52,7 +52,7 @@ def read_fragment(directory: Traversable, name: str) -> str:
 
 
 def lua_folder() -> Traversable:
-    """Return the folder of the scripts: inside the installed package, else beside it in the repository."""
+    """Return the folder of the scripts: inside the installed package, or beside the package in the repository."""
     from importlib import resources  # imported here, because it takes 7 ms and is needed only with the first script
 
     inside = resources.files("agentperf_redis") / "lua"

@@ -2,8 +2,8 @@
 
 That action is the handler that was installed before, or the end of the process. The handler of this module only starts
 a thread and returns. The thread flushes and then sends the signal again, and at the second signal the handler performs
-the former action. The handler therefore never waits. It may interrupt code that holds any lock, also the lock of a
-buffer that the flush needs: the interrupted code continues during the flush and releases the lock.
+the former action. The handler therefore never waits. It may interrupt code that holds any lock, even the lock of a
+buffer that the flush needs: the interrupted code continues during the flush, and releases the lock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Handler:
     """The handler of SIGTERM.
 
     Args:
-        former: the handler or `signal.SIG_DFL`, whose action follows the flush.
+        former: the former handler, or `signal.SIG_DFL`. Its action follows the flush.
     """
 
     def __init__(self, former: Callable[[int, FrameType | None], Any] | int | signal.Handlers) -> None:
@@ -54,15 +54,15 @@ class Handler:
     def after_fork(self) -> None:
         """Reset the handler in a forked child, since the flush belongs to the parent.
 
-        A child without records ends by the default action, like any other process. `renew` installs a handler when the
-        child records.
+        A child that records nothing ends by the default action, like any other process. When a child records, `renew`
+        installs a handler again.
         """
         self.entered = self._flushing = self._repeated = False
         if self.former is signal.SIG_DFL and self.installed:
             signal.signal(_SIGTERM, signal.SIG_DFL)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Begin to flush, or perform the former action if there is nothing to flush or a flush was begun before."""
+        """Begin to flush. If there is nothing to flush, or a flush was begun before, perform the former action."""
         self.entered = True
         # The sender of another signal during the flush does not want to wait.
         if not (self._repeated or self._flushing) and process_end.pending():
@@ -82,8 +82,8 @@ class Handler:
             return
         self._repeated = True
         pause = _REPEAT_S
-        # If the main thread runs the handler between the check and `os.kill`, one signal too many is sent. This was
-        # seen only with a switch interval of a microsecond.
+        # If the main thread runs the handler after the loop has checked `_repeated` and before `os.kill`, one signal
+        # too many is sent. This was seen only with a switch interval of a microsecond.
         while self._repeated:
             os.kill(os.getpid(), number)
             time.sleep(pause)
@@ -100,8 +100,9 @@ class Handler:
 class _Watch:
     """Repeats the first SIGTERM if Python missed it: see `_REPEAT_S`.
 
-    A thread notices the signal by the wake-up file descriptor of the process. There is only one, and event loops use it
-    too: while another user has it, there is no watch. Trio warns about other users, so with trio there is none either.
+    A thread notices the signal by the wake-up file descriptor of the process. A process has only one such descriptor.
+    While other code uses the descriptor, as event loops do, there is no watch. With trio there is never a watch,
+    because trio warns about other users of the descriptor.
     """
 
     def __init__(self) -> None:
@@ -134,7 +135,7 @@ class _Watch:
             self._pipe = None
 
     def after_fork(self) -> None:
-        """End the watch in a forked child, since its file descriptor leads to the parent."""
+        """End the watch in a forked child, since the inherited file descriptor leads to the parent."""
         if self._pipe is not None:
             self._reset()
             os.close(self._pipe[0])
@@ -206,7 +207,8 @@ def flush_at_sigterm(owner: object) -> None:
 def release(owner: object) -> None:
     """Restore the former handler when the last owner releases it.
 
-    Only the main thread can do that. After a call on another thread, the next call on the main thread does it.
+    Only the main thread can restore the handler. If the last owner releases it on another thread, the next call of
+    `release` on the main thread restores the former handler.
     """
     _owners.discard(weakref.ref(owner))
     current = signal.getsignal(_SIGTERM)

@@ -12,8 +12,8 @@ follows as msgpack, so a small value is readable with redis-cli. Types unknown t
 The codec does not use pickle, and no name in the data causes an import: user classes are looked up in an explicit
 `Registry`. A value that would not decode to an equal value is refused before anything is sent.
 
-`canonical` makes cache keys from arguments. It uses the same extensions, and sorts the items of dicts and sets by their
-bytes.
+`canonical` makes cache keys from arguments. It uses the extensions of the codec, and sorts the items of dicts and sets
+by their bytes.
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ class Codec:
     """Turns values into bytes and back.
 
     Args:
-        max_bytes: maximum bytes of a packed value before it is deflated. Checked when encoding and decoding.
-        compress_above: minimum packed size to deflate, bytes; None never deflates. A value that would not shrink is
-            stored plain.
+        max_bytes: maximum size of a packed value before compression, in bytes. It is checked when encoding and when
+            decoding.
+        compress_above: packed values of at least this many bytes are compressed (deflate); None compresses no value. A
+            value that would not shrink is stored uncompressed.
         registry: the accepted user classes; by default the registry of the process.
     """
 
@@ -171,7 +172,7 @@ class Codec:
             The value.
 
         Raises:
-            Undecodable: `encode` did not make these bytes, or a class in them is not registered in this process.
+            Undecodable: `encode` did not make these bytes, or they name a class that is not registered in this process.
         """
         packed = self._unwrapped(data)
         reader = _Reader(self.registry, self.max_bytes)
@@ -213,9 +214,9 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
 
     The order of the items of dicts and sets does not matter. Types matter: 1, 1.0, True and "1" have different keys,
     and so do a list and a tuple. The bytes are the same in every process and on every machine. Enum members, and
-    dataclasses that compare by their fields, need no registration, because a key is never decoded. All of their
-    attributes are part of the key, including fields with ``compare=False``. Any object may define its identity by a
-    method ``__cache_key__()``.
+    dataclasses that compare by their fields, need no registration, because a key is never decoded. All attributes of a
+    dataclass are part of its key, including fields with ``compare=False``. Any class may define the identity of its
+    instances with a method ``__cache_key__()``.
 
     Args:
         value: as for `Codec.encode`.
@@ -225,7 +226,8 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
         The key as bytes; hash it if it may be long.
 
     Raises:
-        InvalidArgument: an item has no value that identifies it, such as an object of an unregistered class.
+        InvalidArgument: an item cannot be part of a key, such as an object of an unregistered class that equals only
+            itself.
     """
     return _Shaper(registry, _KEY_BUDGET, canonical=True).pack(value)
 
@@ -344,7 +346,7 @@ class _Shaper:
 
 
 def _dumped(value: Any, storable: Storable) -> Any:
-    """Call `dump` of a user class. If `dump` raises any error, the instance cannot be stored."""
+    """Call `dump` of a user class. Convert any error that it raises to InvalidArgument."""
     try:
         state = storable.dump(value)
     except InvalidArgument:
@@ -359,7 +361,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return a 1-tuple with the identity of an object for a cache key; None if the object equals only itself."""
+    """Return a 1-tuple with the identity that an object has in a cache key; None if the object equals only itself."""
     if hasattr(kind, "__cache_key__"):
         identity = value.__cache_key__()
         if inspect.isawaitable(identity):
@@ -391,7 +393,7 @@ def _shape_datetime(value: datetime | time) -> ExtType:
 
 
 def _zone_suffix(value: datetime | time) -> str:
-    """Return the suffix for the zone of a time: ``[Europe/Berlin]``, or nothing if the offset suffices.
+    """Return the suffix for the zone of a time: ``[Europe/Berlin]``; empty if the offset suffices.
 
     When clocks change, an hour is repeated or skipped. A time within this hour is unequal to every time of another zone
     (PEP 495), so the offset alone would not restore an equal time.
@@ -434,7 +436,7 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _shape_numpy(value: Any, kind: type, max_bytes: int) -> Any:
-    """Shape a numpy array or scalar. If such a value exists, numpy has been imported."""
+    """Convert a numpy array or scalar for msgpack. Such a value can exist only after numpy was imported."""
     numpy: Any = sys.modules["numpy"]
     if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
         raise InvalidArgument("value", value, f"{_ALLOWED}; not numpy.{kind.__qualname__}")
@@ -553,7 +555,7 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
-    """Rebuild an array that owns its memory. numpy is imported only when a stored value needs it."""
+    """Rebuild an array. The array owns its memory. numpy is imported only when a stored value needs it."""
     if (
         not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
         or not isinstance(data, bytes)
@@ -611,7 +613,7 @@ def _levels(packed: bytes) -> Iterator[list[Any]]:
     """Unpack data without its extensions. Yields the outermost value, the items in it, the items in these, and so on.
 
     Raises:
-        TypeError: a dict is the key of a dict: such data cannot be decoded.
+        TypeError: the data has a dict as the key of another dict, so it cannot be decoded.
     """
     level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
     while level:

@@ -48,8 +48,8 @@ class Registry:
 
         An Enum member is stored by its name, a NamedTuple by its fields, and a dataclass or pydantic model by all of
         its attributes, private ones included. Decoding does not run ``__init__`` or validators, because the instance
-        was valid when it was stored. After a change of the fields of the class, stored instances can no longer be
-        decoded. A generic pydantic model is registered with its parameters: ``storable(Box[int])``.
+        was valid when it was stored. If the fields of the class change, instances stored before the change can no
+        longer be decoded. A generic pydantic model is registered with its parameters: ``storable(Box[int])``.
 
         Args:
             cls: an Enum, dataclass, NamedTuple or pydantic model; or any class with `dump` and `load`.
@@ -62,7 +62,8 @@ class Registry:
             The class itself.
 
         Raises:
-            InvalidArgument: the class is of another kind and has no `dump` and `load`, or another class has the name.
+            InvalidArgument: the class is of a kind that requires `dump` and `load`, or another class already has this
+                name.
         """
         if not isinstance(cls, type):
             raise InvalidArgument("cls", cls, "a class")
@@ -116,7 +117,7 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 
 def _loaded(cls: type, load: Callable[[Any], Any], state: Any) -> Any:
-    """Call a user's `load`, and refuse an awaitable that it returns instead of an instance."""
+    """Call a user's `load`. Refuse the result if it is an awaitable instead of an instance."""
     instance = load(state)
     if inspect.isawaitable(instance) and not isinstance(instance, cls):
         arguments.close_coroutine(instance)
@@ -133,7 +134,7 @@ def member_state(member: Enum) -> Any:
     cls = type(member)
     if not isinstance(member, Flag) and cls.__members__.get(member.name) is member:
         return member.name
-    # A combination of flags, or a member created by `_missing_`: only the value identifies such a member.
+    # Only its value identifies a combination of flags, or a member that `_missing_` created.
     try:
         found: object = cls(member.value)
     except (TypeError, ValueError):
@@ -167,9 +168,10 @@ def _items_of(instance: tuple[Any, ...]) -> list[Any]:
 
 
 def object_state(instance: Any) -> Any:
-    """Return the complete state of a dataclass instance: a dict of its fields, or ``[fields, other attributes]``.
+    """Return the complete state of a dataclass instance: a dict of its fields, or ``[fields, others]``.
 
-    Values of a `functools.cached_property` are omitted, because they can be recomputed.
+    ``others`` is a dict of all other attributes, if there are any. Values of a `functools.cached_property` are omitted,
+    because they can be recomputed.
 
     Raises:
         InvalidArgument: a field has no value.
@@ -230,9 +232,9 @@ _MADE_BY_CLASS_STATEMENT = 1 << 9
 
 
 def _model_converters(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return `dump` and `load` for a pydantic model. They use its pickle state, which is complete.
+    """Return `dump` and `load` for a pydantic model. Both use the pickle state of the model, which is complete.
 
-    The pickle state includes aliased and private attributes, extra attributes, and the names of the set fields.
+    The pickle state includes aliased, private and extra attributes, and the names of the fields that were set.
     """
     fields = set(cls.model_fields)
 

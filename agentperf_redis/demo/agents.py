@@ -45,7 +45,7 @@ _MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """An imported module by its absolute name, and the names imported from it, if any."""
+    """An import: the absolute name of the module, and the names imported from it, if any."""
 
     line: int
     module: str
@@ -54,7 +54,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The reader's result for a file. When the file does not parse, `error` is set and the rest is empty."""
+    """The reader's result for a file. If the file does not parse, only `lines` and `error` are set."""
 
     lines: int
     functions: tuple[tuple[str, int, int], ...] = ()
@@ -150,7 +150,7 @@ def criticise(source: bytes) -> tuple[Finding, ...]:
 
 
 def public_names(module: str, search: Sequence[str]) -> tuple[str, ...] | None:
-    """Find the public names of a module in its source, without importing it: the librarian's work.
+    """Find the public names of a module in its source, without an import: the librarian's work.
 
     The public names are those in ``__all__`` and every top-level name that does not begin with ``_``.
     ``from x import *`` is followed. The submodules of a package count as its names.
@@ -253,7 +253,7 @@ def _length(node: Function) -> int:
 
 
 def _depth(function: Function) -> int:
-    """Return the nesting depth of blocks. An ``elif`` is no deeper than its ``if``."""
+    """Return how deeply the blocks of a function nest. An ``elif`` is no deeper than its ``if``."""
     deepest = 0
     stack: list[tuple[ast.AST, int]] = [(child, 0) for child in function.body]
     while stack:
@@ -309,10 +309,10 @@ def _names_of(module: str, search: Sequence[str], star_depth: int) -> set[str] |
 
 
 def _find_source(module: str, search: Sequence[str]) -> tuple[bytes, bool, list[str]] | None:
-    """Return a module's source, whether the module is a package, and its folders; None if there is no source.
+    """Return a module's source, whether it is a package, and its submodules' folders; None if there is no source.
 
-    `importlib.util.find_spec` would import the parents of a dotted name. So the path finder is called for each part of
-    the name; it imports nothing.
+    `importlib.util.find_spec` would import the parents of a dotted name. The path finder imports nothing, so it is
+    called here for each part of the name.
     """
     path: list[str] = list(search)
     spec = None

@@ -28,14 +28,15 @@ class Evidence:
 
     Attributes:
         accounts: journals of all workers.
-        failed: exit code and end of the log of each worker that failed.
+        failed: exit code and last log lines of each worker that failed.
         victim: journal of the worker chosen to be killed; None if none was chosen.
-        killed_at: when the victim was stopped for the kill, s by the monotonic clock; None if it was not killed.
+        killed_at: time of the monotonic clock at which the victim was stopped for the kill, s; None if it was not
+            killed.
         casualty: the killed worker; None if none was killed.
         left: agent type of each remaining lease.
         pools: all pools, read before the leases for `regained` were taken.
         regained: number of leases that could be held at the same time in each pool at the end.
-        granted: leases granted in each pool during the demo, as counted by the scripts.
+        granted: number of leases that the scripts counted as granted during the demo, for each pool.
         tried: how many of `granted` were taken only to test whether the dead worker's capacity was free again.
         recorded: number of executions recorded for each agent during the demo.
     """
@@ -54,7 +55,7 @@ class Evidence:
 
     @property
     def computed(self) -> int:
-        """Computations begun by all workers, including the killed worker."""
+        """Number of computations that the workers began, including those of the killed worker."""
         return sum(account.began.total() for account in self.accounts)
 
     @property
@@ -64,7 +65,7 @@ class Evidence:
 
     @property
     def served(self) -> int:
-        """Number of times that a result was used without a computation for this use."""
+        """Number of uses of a result that needed no computation."""
         return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
 
 

@@ -42,7 +42,7 @@ class Journal:
         self._write("used", key)
 
     def step(self, agent: str, instance: str) -> None:
-        """Write that a step was done on a leased instance, and when. Call this before the metric is recorded."""
+        """Write that a step was done on a leased instance, with the time. Call this before the metric is recorded."""
         self._write("step", agent, instance, f"{time.monotonic():.6f}")
 
     def lost(self, agent: str) -> None:
@@ -68,12 +68,12 @@ class Account:
     Attributes:
         path: the file.
         process: the library's name for the process; empty until its hello line is read.
-        began: computations begun, by key.
-        spent: seconds of the last computation, by key.
-        used: uses of results, by key.
+        began: number of computations begun, by key.
+        spent: duration of the latest computation, s, by key.
+        used: number of uses of a result, by key.
         steps: (time, agent) of each step; the time is in s by the machine's monotonic clock.
-        instances: steps by instance.
-        lost: leases lost while in use.
+        instances: number of steps, by instance.
+        lost: number of leases lost while in use.
         files: number of files done.
         result: the worker's result; None until it finishes.
     """

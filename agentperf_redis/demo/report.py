@@ -27,7 +27,7 @@ class Casualty:
     Attributes:
         number: number of the worker, from 0.
         files: number of files that the worker had reviewed.
-        leases: agent types of its leases, read after the worker was stopped and before it was killed.
+        leases: agent types of the leases that the worker held when it was stopped for the kill.
         recovered_after: time from the kill until the last of these leases was gone, s; None if one remained.
     """
 
@@ -52,8 +52,8 @@ class Report:
         casualty: the killed worker; None if none was killed.
         agents: metrics of each agent.
         caches: statistics of each cache.
-        pools: pools at the end.
-        instances: steps by instance, from the workers' journals.
+        pools: state of the pools at the end.
+        instances: number of steps by instance, from the workers' journals.
         computed: computations done by all workers.
         distinct: number of distinct computations among `computed`.
         served: number of results that came from a cache.

@@ -57,10 +57,10 @@ class DemoOptions:
         workers: number of worker processes, 1 to 64.
         kill: whether the last worker is killed half-way through; only with two or more workers and at least
             `MIN_FILES_TO_KILL_IN` files.
-        namespace: prefix of all keys. None takes `agentperf` on a private server. On the server at `url`, it takes a
-            new namespace, whose keys expire after a day.
+        namespace: prefix of all keys. None means `agentperf` on a private server. On the server at `url`, None means a
+            new namespace whose keys expire after a day.
         lease_ttl: TTL of a lease without renewal, s. The capacity that a dead worker leased stays occupied this long.
-        program: arguments to the Python interpreter that start a worker.
+        program: the arguments with which the Python interpreter is started as a worker.
     """
 
     url: str | None = None
@@ -196,7 +196,7 @@ class _Demo:
     def _last(self) -> int:
         """Number of files after which the victim waits for the kill.
 
-        If the parent process stalls, the victim could otherwise finish before the kill.
+        Without this wait, the victim could finish before the kill if the parent process stalls.
         """
         return self._half + len(self._tree.files) // 4
 
@@ -314,8 +314,8 @@ class _Demo:
         victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)
-        # A release may have been in flight when the victim was stopped. The server has processed it before the second
-        # read of the leases, so only leases found by both reads are held.
+        # A release may have been in flight when the victim was stopped. The server processes such a release before the
+        # second read of the leases. So the victim holds exactly the leases that both reads found.
         held = {token: agent for token, agent in self._leases_of(victim).items() if token in held}
         if not held:
             victim.process.send_signal(signal.SIGCONT)
@@ -362,7 +362,7 @@ class _Demo:
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
         late = False
         while not self._look_for_recovery(victim) and not late:
-            late = time.monotonic() > give_up_at  # after this, the loop's condition looks once more
+            late = time.monotonic() > give_up_at  # when late, the condition of the loop checks one last time
             for agent in set(victim.held.values()):
                 self._try_capacity(agent)
             time.sleep(_TICK_S)
@@ -441,7 +441,7 @@ class _Demo:
 
 
 def _lease_tokens(due: str) -> Command[list[str]]:
-    """Read the tokens of the leases from a pool's timers: they are the members that begin with @."""
+    """Read the lease tokens of a pool. They are the members of its timers (`due`) that begin with @."""
 
     def decode(reply: Reply) -> list[str]:
         if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):

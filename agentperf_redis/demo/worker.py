@@ -1,7 +1,7 @@
 """One worker process. It reviews the whole tree in its own order. `agentperf_redis.demo.run` starts it.
 
-The worker reads its task as a JSON object from stdin, not from its arguments: the URL may contain a password, and other
-users of the machine can see the arguments.
+The worker reads its task, a JSON object, from stdin. The task contains the URL and so may contain a password. Other
+users of the machine could see a task in the arguments of the process.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Series(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A span of an agent, named by its path, or another measure such as ``ttft``. Each part has its own series."""
+    """A part of an agent: a span, named by its path, or a measure such as ``ttft``. Each part has its own series."""
 
     agent: str
     path: tuple[str, ...] = ()

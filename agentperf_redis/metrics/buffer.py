@@ -2,20 +2,20 @@
 
 The path of a sample:
 
-- `Buffer.record` appends it without a lock to the sample buffer of its series, which is a plain list.
+- `Buffer.record` appends the sample to the sample buffer of its series. This buffer is a plain list and needs no lock.
 - `Buffer.aggregate` empties the sample buffers into accumulators: one `Accumulator` per series and ten seconds of
   server time. A sample delayed by an outage therefore still counts in the right slice.
 - `Buffer.batches` packs the accumulators of each shard into a `FlushBatch` with the shard's next sequence number. A
-  batch does not change until it is settled, and new records wait for the next batch. A batch can therefore be sent any
-  number of times, and is counted once.
+  batch does not change until the server has counted it, and new records wait for the next batch. A batch can therefore
+  be sent any number of times, and is counted once.
 
 Bounds:
 
 - Series beyond `MAX_SERIES` are counted under ``__other__``.
 - When a sample buffer has `MAX_BUFFERED_SAMPLES` samples, the recording thread aggregates it.
 - Raw samples of an accumulator beyond `MAX_RAW` are counted but not kept.
-- Accumulators that could not be sent are downsampled, that is, merged into wider slices, when they are older than the
-  TTL of their slices, or when there are too many of them.
+- Accumulators that could not be sent are downsampled: they are merged into wider slices. This happens when they are
+  older than the TTL of their slices, or when there are too many of them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PackedAccumulator(NamedTuple):
 
 @dataclass(slots=True)
 class FlushBatch:
-    """The accumulators of one shard that are sent, and counted, together."""
+    """The accumulators of one shard that are sent together. The server counts all of them or none."""
 
     shard: int
     writer: str
@@ -175,7 +175,7 @@ class Buffer:
             return self._sample_buffers.setdefault(self._known(given), [])
 
     def _known(self, given: object) -> str | Part:
-        """Return the series to count under: the given one, or `OTHER` when there are too many."""
+        """Return the series to count under: the given one, or `OTHER` if there are too many series."""
         key = given if isinstance(given, Part) else arguments.name("agent_name", given)
         if key in self._series:
             return key
@@ -220,7 +220,7 @@ class Buffer:
         return int((when + self._offset) // STEP_S) * STEP_S
 
     def _accumulator(self, key: str | Part, when: float) -> Accumulator:
-        """Return the waiting accumulator of a series for a timestamp."""
+        """Return the accumulator that collects the records of a series at a timestamp. Create it if there is none."""
         series = self._series[key]
         shard = self._shards.get(series.shard)
         if shard is None:
@@ -245,14 +245,14 @@ class Buffer:
             known.accumulator.merge(packed.accumulator)
 
     def downsample(self, ttls: dict[int, float]) -> None:
-        """Keep the waiting records within bounds. Called when they could not be sent.
+        """Keep the waiting records within bounds. Called after a flush that failed.
 
-        Accumulators older than the TTL of their slices are merged into wider slices. If there are still too many,
+        Accumulators older than the TTL of their slices are merged into wider slices. If too many accumulators remain,
         others are merged too. Each series keeps its newest raw samples, as many as the server would keep. Each
         accumulator also keeps its slowest raw samples. All series together keep at most `MAX_WAITING_RAW`.
 
         Args:
-            ttls: how long a slice is kept after its end, by its width; both in s.
+            ttls: how long the slices of each width are kept after their end; both in s.
         """
         with self._lock:
             now = self._clock() + self._offset
@@ -296,7 +296,7 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def batches(self) -> list[FlushBatch]:
-        """Return one batch for each shard with data: its unsettled batch if there is one, otherwise a new batch."""
+        """Return one batch for each shard with data: the batch that is not settled yet, or else a new batch."""
         with self._lock:
             now = self._clock()
             found = []
@@ -307,7 +307,7 @@ class Buffer:
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
                     # The server may have forgotten the sequence number, so it is unknown whether the batch was counted.
-                    # Probably it was not, so it is sent again, under the name of a new writer.
+                    # Probably it was not. So the batch is sent again, under a new writer name.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -400,7 +400,7 @@ class Buffer:
             self._synchronised = True
 
     def server_ms(self, at: float) -> int:
-        """Convert a time of this process's clock to ms since 1970 by the server's clock; -1 while that is unknown."""
+        """Convert a time of this process's clock to the server's time, ms since 1970; -1 while that time is unknown."""
         return int((at + self._offset) * 1000) if self._synchronised else -1
 
     # -- state
@@ -421,8 +421,8 @@ class Buffer:
     def delivery_counts(self) -> tuple[int, int, int, int, int, int]:
         """Return six counts.
 
-        They are the executions that are counted, pending, dropped and uncertain, the raw samples that were dropped, and
-        the executions that were counted under ``__other__``.
+        In this order: counted, pending, dropped and uncertain executions; dropped raw samples; executions counted under
+        ``__other__``.
         """
         with self._lock:
             self.aggregate()

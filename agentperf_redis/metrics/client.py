@@ -33,8 +33,8 @@ class MetricsCollector(Recording):
     """Metrics of agents, shared by all processes of a namespace.
 
     Recording never waits for the server: it adds to a list, and a thread sends the sums every second. Reading first
-    flushes the records of this process. Percentiles are exact while the server holds all raw samples of the time range
-    (it keeps 1000 per agent), and within 2.17 % otherwise; see `PerformanceMetrics.exact`.
+    flushes the records of this process. The server keeps 1000 raw samples per agent. Percentiles are exact if these
+    include every sample of the time range. Otherwise percentiles are within 2.17 %; see `PerformanceMetrics.exact`.
 
     Args:
         backend: the server and namespace; None takes the process-wide default.
@@ -42,7 +42,8 @@ class MetricsCollector(Recording):
             stored on the server, or the default if none is stored.
         flush_every: seconds between two flushes of this process, 0.1 to 60; None is one second. A killed process loses
             at most the records of one such interval. Other processes see a record at most one interval later. A flush
-            costs the server about 0.1 ms per agent in it, so a thousand agents are better flushed every few seconds.
+            costs the server about 0.1 ms for each agent with new records. With a thousand agents, an interval of a few
+            seconds is better.
 
     Raises:
         InvalidArgument: for an invalid `flush_every`, and if another collector of this process and namespace has a
@@ -85,7 +86,7 @@ class MetricsCollector(Recording):
     def get_or_create_metrics(
         self, agent_name: str, *, window: Window = None, as_of: Timestamp = None
     ) -> PerformanceMetrics:
-        """Return the metrics of one agent; all counts are zero without records.
+        """Return the metrics of one agent. For an agent without records, all counts are zero.
 
         Args:
             agent_name: the agent.
@@ -109,7 +110,7 @@ class MetricsCollector(Recording):
         Args:
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
-            percentiles: False reads only the plain counters, which takes a third of the work. In this case, percentiles
+            percentiles: False reads only the plain counters, which is a third of the work. In this case, percentiles
                 are NaN, and error types, models and buckets are empty.
 
         Raises:
@@ -119,7 +120,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.agents(self._flusher, window, as_of, percentiles=percentiles))
 
     def combined(self, *agent_names: str, window: Window = None, as_of: Timestamp = None) -> PerformanceMetrics:
-        """Return the metrics of several agents as if they were one; without names, those of all agents.
+        """Return the metrics of several agents as if they were one agent. Without names, combine all agents.
 
         Args:
             agent_names: the agents.
@@ -129,7 +130,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.combined(self._flusher, agent_names, window, as_of))
 
     def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's latest executions, newest first. The retention of raw samples limits their age.
+        """Return an agent's latest executions, newest first. They are no older than the retention of raw samples.
 
         Args:
             agent_name: the agent.
@@ -265,12 +266,13 @@ class MetricsCollector(Recording):
             other: the agent to compare it with; None compares the agent with itself.
             window: window of the agent, as for `get_or_create_metrics`.
             as_of: end of the agent's window.
-            other_window: window of the other side; None takes `window`.
+            other_window: window of the other side, which is `other` or the agent itself. None takes `window`.
             other_as_of: end of the other side's window. None takes `as_of`, or the start of the agent's window if the
                 agent is compared with itself and `other_window` is None as well.
 
         Returns:
-            A comparison: `first` is the other side, `second` is the agent, `changes` are those from first to second.
+            A comparison: `first` is the other side, `second` is the agent, `changes` are the changes from first to
+            second.
 
         Raises:
             InvalidArgument: for an invalid argument, and if an agent is compared with itself without any window.
@@ -284,7 +286,7 @@ class MetricsCollector(Recording):
         """Delete an agent that is no longer used: its all-time counts, raw samples and spans.
 
         The agent no longer counts against the limit of 2000 agents. Its time slices remain until they expire. If the
-        agent records again before that, windows contain these slices again.
+        agent records again before they expire, windows contain these slices again.
 
         Args:
             agent_name: the agent.

@@ -184,7 +184,7 @@ def read(
 
 
 def forget(namespace: str, agent: str, shard: int) -> Command[bool]:
-    """Remove an agent of a shard from the index and the all-time counts. Returns whether it existed."""
+    """Delete the index entry and the all-time counts of an agent. Returns whether the agent existed."""
     series = keys.metrics_series(agent)
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -374,7 +374,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Return the kind of a stored counter, its name without the kind, and its index if it is a bucket, else 0."""
+    """Split the name of a stored counter into kind and rest. The third result is the index of a bucket, otherwise 0."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

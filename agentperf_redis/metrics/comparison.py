@@ -57,7 +57,7 @@ def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1)
         agents: the agents.
         by: the figure to rank by.
         min_tasks: agents with fewer executions are omitted, so that an agent with one lucky execution does not lead.
-            Ignored for cost and tokens.
+            This limit is ignored for cost and tokens.
     """
     if by in (RankBy.COST, RankBy.TOKENS):
         min_tasks = 0
@@ -74,8 +74,9 @@ class Change:
         name: name of the figure, such as ``p95_execution_time``.
         first: its value on the first side.
         second: its value on the second side.
-        certain: whether the values certainly differ. False if they are equal, if they are estimated percentiles whose
-            error bounds overlap, and for rates and durations if one side had no executions.
+        certain: whether the values certainly differ. It is False if they are equal, or if they are estimated
+            percentiles whose error bounds overlap. It is also False for rates and durations if one side had no
+            executions.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """Second over first; None when the first is zero."""
+        """The second value divided by the first; None if the first is zero."""
         return self.second / self.first if self.first else None
 
 
@@ -100,7 +101,7 @@ class Comparison:
 
     Attributes:
         first: the baseline.
-        second: the compared side.
+        second: the side that is compared with the baseline.
         changes: the figures of both sides.
     """
 
@@ -109,7 +110,7 @@ class Comparison:
     changes: tuple[Change, ...]
 
     def __getitem__(self, name: str) -> Change:
-        """Return the change of a figure by its name."""
+        """Return the change of the figure with this name."""
         for change in self.changes:
             if change.name == name:
                 return change
@@ -132,7 +133,7 @@ _PER_TASK = (
 
 
 def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Comparison:
-    """Compare two sides. Tokens, cost and calls are compared per execution, as ``cost_per_task``."""
+    """Compare two sides. Tokens, cost and calls are compared per execution, under names like ``cost_per_task``."""
     both = first.task_count > 0 and second.task_count > 0
     changes = [_exact(name, getattr(first, name), getattr(second, name)) for name in _COUNTED]
     changes += [_exact(name, getattr(first, name), getattr(second, name), both) for name in _EXACT]

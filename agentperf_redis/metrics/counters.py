@@ -33,7 +33,7 @@ MAXIMA = frozenset({"max_us", "last_ms"})
 
 
 def added(counter_sets: Iterable[Counters]) -> Counters:
-    """Combine the counters of one or more series or windows: sums are added, minima and maxima compared."""
+    """Combine the counters of series or windows: add the sums, keep the smallest minimum and the largest maximum."""
     parts = list(counter_sets)
     if len(parts) == 1:
         return parts[0]
@@ -73,7 +73,7 @@ _NOT_READ = (float("nan"),) * len(SHARES)
 
 
 def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> PerformanceMetrics:
-    """Make the snapshot of an agent from its counters. Plain counters have no buckets, so percentiles are NaN."""
+    """Make the snapshot of an agent from its counters. With `plain`, there are no buckets, and percentiles are NaN."""
     counts = counters.counts
     get = counts.get
     n = get("n", 0)

@@ -44,7 +44,7 @@ def agents(
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read all agents, sorted by name. Like all flows here, it checks its arguments when called, not when it runs."""
+    """Read all agents, sorted by name. Like all flows here, it checks its arguments at the call, before it runs."""
     return _agents(flusher, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 
@@ -141,7 +141,7 @@ def agent(
     window: Window = None,
     as_of: Timestamp = None,
 ) -> Flow[PerformanceMetrics]:
-    """Read one agent; an unknown one has counts of zero."""
+    """Read one agent. An unknown agent has counts of zero."""
     return _agent(flusher, arguments.name("agent_name", agent_name), asked_time(window, as_of))
 
 
@@ -286,7 +286,7 @@ def _read(
 
 
 def flush(flusher: Flusher, timeout: float | None = None) -> Flow[bool]:
-    """Wait at most `timeout` seconds until all records are counted. Returns whether all are."""
+    """Wait until all records are counted, at most `timeout` seconds. Returns whether all are counted."""
     return _flush(flusher, None if timeout is None else arguments.seconds("timeout", timeout, minimum=0.0))
 
 

@@ -89,7 +89,7 @@ class Flusher:
         """Set the retention.
 
         Raises:
-            InvalidArgument: if this process has already set another one.
+            InvalidArgument: if this process has already set a different retention.
         """
         if self._firm and retention != self.retention:
             raise InvalidArgument("retention", retention, f"that of this namespace's other collector, {self.retention}")
@@ -99,7 +99,7 @@ class Flusher:
         """Set the time between two flushes, s.
 
         Raises:
-            InvalidArgument: if this process has already set another one.
+            InvalidArgument: if this process has already set a different time.
         """
         if self._flush_every not in (None, flush_every):
             raise InvalidArgument(
@@ -197,7 +197,7 @@ class Flusher:
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
             self.buffer.downsample(self.retention.ttls)
-            if self._last_error is None and not self._closed:  # `close` warns of records that the last flush lost
+            if self._last_error is None and not self._closed:  # `close` itself warns of lost records
                 _log.warning("flushing metrics failed, records are kept: %s", error)
         elif self._last_error is not None:
             _log.warning("flushing metrics works again; executions counted so far: %d", self.delivery_state().counted)
@@ -205,7 +205,7 @@ class Flusher:
         return error
 
     def delivery(self) -> Flow[AgentPerfError | None]:
-        """Send everything recorded until now.
+        """Send everything that was recorded before this call.
 
         Returns:
             The first error, or None when everything was counted.
@@ -286,8 +286,8 @@ class Flusher:
     def close(self) -> None:
         """Flush a last time and end the thread. Later records are not sent.
 
-        It keeps waiting while the server counts one batch after another. If the server does not reply, it waits at most
-        `CLOSE_S`.
+        The call keeps waiting while the server counts one batch after another. If the server does not reply, it waits
+        at most `CLOSE_S`.
         """
         if self._closed:
             return
@@ -301,7 +301,7 @@ class Flusher:
             self._warn_lost(attempt_timeout, in_flight=not ended)
 
     def _while_counting(self, wait: Callable[[float], bool], attempt_timeout: float, until: float = math.inf) -> bool:
-        """Repeat `wait` until it returns True, the server counts no batch during a call, or the time `until` comes."""
+        """Call `wait` repeatedly while it returns False, the server counts batches, and the time is before `until`."""
         settled, ended = -1, False
         while not ended and settled < (settled := self._settled) and time.monotonic() < until:
             ended = wait(attempt_timeout)
@@ -317,7 +317,7 @@ class Flusher:
 
         Returns:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
-            It warns about records that were not counted by then.
+            If records are still uncounted after the wait, the function warns about them.
         """
         request = _Request()
         self._requests.put(request)
@@ -345,7 +345,7 @@ class Flusher:
         unknown = self.buffer.doubtful or in_flight
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
-        if isinstance(error, BackendUnavailable):  # without `outcome`, which describes only the last attempt
+        if isinstance(error, BackendUnavailable):  # `outcome` is left out, because it describes only the last attempt
             cause = f"{error.address}: {error.reason}"
         else:
             cause = str(error or f"{self.backend.address.masked} did not reply within {attempt_timeout:g} s")
@@ -371,8 +371,8 @@ class Flusher:
 def _import_what_flushes_import() -> None:
     """Import the modules that the first flush would import on its thread.
 
-    If the process forks while the thread imports a module, the lock of the module stays held in the child, and the
-    first flush of the child waits for it without end.
+    If the process forks while the thread imports a module, the lock of the module stays held in the child. The first
+    flush of the child would wait for this lock without end.
     """
     import encodings.idna  # noqa: F401  `socket.getaddrinfo` imports it
 

@@ -1,8 +1,8 @@
 """Reads the fields of any object, and runs none of the object's code except the code that looks up a field.
 
 A usage may be a mapping, a model of any library, a test's mock, or an object that raises on access. Fields are
-therefore looked up where they are stored: in the mapping, in the instance or in its class. Other methods are never
-called, a mock never creates an attribute, and a field that raises counts as missing.
+therefore looked up where they are stored: in the mapping, in the instance or in its class. Methods that do anything
+else are never called. A mock never creates an attribute. A field that raises counts as missing.
 """
 
 from __future__ import annotations

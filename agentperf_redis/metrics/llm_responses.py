@@ -45,7 +45,7 @@ class Responses:
             found: the usages.
 
         Returns:
-            The uncounted part of the usages, and the number of known responses that get their first counts now.
+            The uncounted part of the usages, and the number of known responses that had no counts before this call.
         """
         news, first_counts = [], 0
         with self._lock:

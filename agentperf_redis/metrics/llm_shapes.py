@@ -1,9 +1,9 @@
-"""The formats of token counts from vendors and libraries: a table of them, and the arithmetic that reads them.
+"""The formats of token counts from vendors and libraries: a table, and the arithmetic that reads the formats.
 
 The field names leave two questions open. Are the cached tokens part of the input count, or separate? Are the reasoning
 tokens part of the output count, or separate? The table has each vendor's answer. But gateways send one vendor's numbers
-under another vendor's names. Therefore, if the usage has a total, the total decides: the reading whose parts add up to
-it is right. A part that is larger than its whole is separate, whatever the table says.
+under another vendor's names. Therefore, if the usage has a total, the total decides: the right reading is the one whose
+parts add up to the total. A part that is larger than its whole is separate, whatever the table says.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MAX_COST = 1e9
 class Shape:
     """The format of one vendor's or library's token counts.
 
-    A path names a field, or a field of a field; ``a.b+c`` is the sum of ``a.b`` and ``a.c``. The first of several paths
-    with a value above zero applies.
+    A path names a field, or a field of a field; ``a.b+c`` is the sum of ``a.b`` and ``a.c``. If there are several
+    paths, the first one with a value above zero applies.
 
     Attributes:
         vendor: the vendor or library.
@@ -46,7 +46,7 @@ class Shape:
         reasoning: paths of the reasoning tokens.
         thought: whether reasoning tokens are part of `tokens_out` (`WITHIN`) or separate (`BESIDE`).
         total: the field of the total.
-        hides_reasoning: whether the part of the total beyond input and output is reasoning that has no field.
+        hides_reasoning: whether the part of the total that exceeds input plus output is reasoning that has no field.
         iterations: whether a list ``iterations`` has the counts of each request of the call.
     """
 
@@ -110,8 +110,9 @@ SHAPES: tuple[Shape, ...] = (
         cached_in=("prompt_tokens_cached",), reasoning=("reasoning_tokens",),
     ),
     Shape(
-        # Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks, OpenRouter, vLLM, SGLang
-        # and most gateways. xAI counts reasoning separately; Gemini's OpenAI endpoint counts it in the total only.
+        # Also the format of Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks,
+        # OpenRouter, vLLM, SGLang and most gateways. xAI counts reasoning separately; Gemini's OpenAI endpoint counts
+        # it in the total only.
         "OpenAI chat completions", "openai 3.57.0, types/completion_usage.py; groq 1.7.0; mistralai 3.7.0",
         "prompt_tokens", "completion_tokens",
         cached_in=("prompt_tokens_details.cached_tokens", "cached_tokens", "num_cached_tokens"),
@@ -345,7 +346,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all readings of the parts: first that of the table, then the others by their similarity to it."""
+    """Return all readings of the parts: first the reading of the table, then the others, the most similar first."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]

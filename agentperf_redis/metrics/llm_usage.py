@@ -61,8 +61,9 @@ class Part:
 
     Attributes:
         id: id of the response; None if the part has none.
-        adds: whether its counts are added to those of the earlier parts; otherwise the larger counts apply.
-        ends: whether it is the last part of the response.
+        adds: whether the counts of this part are added to those of the earlier parts; otherwise the larger counts
+            apply.
+        ends: whether this is the last part of the response.
         leads: whether later parts without an id belong to the same response.
     """
 
@@ -78,7 +79,7 @@ class Found:
 
     Attributes:
         usage: the counts.
-        part: the part of a response that holds it; None for a whole response.
+        part: the part of a response that has this usage; None for a whole response.
     """
 
     usage: Usage
@@ -230,7 +231,7 @@ def read_usage(response: object) -> Usage | None:
 
 
 def total(usages: list[Usage]) -> Usage | None:
-    """Return the sum of usages; None if there are none. The sum has a model only if all usages have the same one."""
+    """Return the sum of usages; None if there are none. The sum has a model only if all usages have that model."""
     if len(usages) <= 1:
         return usages[0] if usages else None
     models = {usage.model for usage in usages}
@@ -242,7 +243,7 @@ def total(usages: list[Usage]) -> Usage | None:
 
 
 def merged(found: Sequence[Found]) -> list[Found]:
-    """Merge the parts of each response: several parts of one response may be in the same list."""
+    """Merge the parts of each response, because one list may contain several parts of the same response."""
     responses: dict[str, int] = {}
     result: list[Found] = []
     latest: str | None = None
@@ -265,11 +266,11 @@ def merged(found: Sequence[Found]) -> list[Found]:
 
 
 def joined(before: Usage, after: Usage, *, adds: bool) -> Usage:
-    """Return the usage of a response after a further part.
+    """Return the usage of a response after a further part has arrived.
 
     Args:
-        before: the usage until now.
-        after: the usage in the further part.
+        before: the usage of the earlier parts.
+        after: the usage of the further part.
         adds: whether the counts are added; otherwise the larger ones apply.
     """
 
@@ -383,7 +384,7 @@ class _Search:
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages. The ids of the messages identify them if the state comes again."""
+        """Return the usages of a state's messages. Message ids identify them if the state is recorded again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -429,7 +430,7 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Return the sum of the model's own requests in ``iterations``, then one sum for each advisor model.
+        """Sum up the usages in ``iterations``: one sum for the model's own requests, then one for each advisor model.
 
         The result is empty if the usage does not list its requests.
         """
@@ -448,14 +449,14 @@ class _Search:
         sum_ = total(own)
         if sum_ is None:
             return []
-        # The usage has the reasoning tokens of all requests; the list may not have them.
+        # The usage has the reasoning tokens of all requests. The list may lack them.
         thoughts = counts(shape, self._counter(source, names))
         reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
         apart_sums = [other for each in others.values() if (other := total(each)) is not None]
         return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
 
     def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
-        """Complete a usage with the values that are next to it in its holder: model, cost, and part."""
+        """Complete a usage with the values that its holder stores beside it: model, cost and part."""
         usage = found.usage
         if usage.model is None and (model := self._model(source, names)):
             usage = replace(usage, model=model)
@@ -510,7 +511,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. Ids may be used again: Ollama has only 999 ids.
+            # The last chunk has counts and no choices. It ends the response, since a later response may have the same
+            # id: Ollama uses only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))

@@ -81,13 +81,14 @@ class PerformanceMetrics:
         p50_execution_time: 50th percentile of the durations, s.
         p95_execution_time: 95th percentile of the durations, s.
         p99_execution_time: 99th percentile of the durations, s.
-        execution_times: all durations in s, in the order of their ends, if the server still holds all; otherwise empty.
+        execution_times: all durations, s, sorted by the ends of the executions; empty unless the server still holds all
+            of them.
         error_types: failures by type.
         last_execution: end of the last execution, local time; None without executions.
         cancelled_count: executions that were cancelled.
         exact: True if percentiles are exact (to 1 us); otherwise they are within `error_bound`.
         error_bound: maximum error of a percentile, relative to the exact percentile: 0 or 0.0217.
-        buckets: the histogram, see `agentperf_redis.metrics.histogram`.
+        buckets: the histogram; see `agentperf_redis.metrics.histogram`.
         zeros: number of durations of 0 us.
         tokens_in: tokens sent to models, including those of the providers' caches.
         tokens_out: tokens received from models, including reasoning.
@@ -193,9 +194,9 @@ class Execution:
 
     Attributes:
         ended: end of the execution, local time.
-        seconds: its duration.
-        success: whether it succeeded.
-        cancelled: whether it was cancelled.
+        seconds: duration of the execution, s.
+        success: whether the execution succeeded.
+        cancelled: whether the execution was cancelled.
         error_type: error type of a failure, if known.
     """
 
@@ -211,9 +212,9 @@ class StreamMetrics:
     """Timing of an agent's streams.
 
     Attributes:
-        items: number of items of all streams.
-        first: time to the first item, one value per stream.
-        between: mean time to produce each further item, one value per stream.
+        items: number of items that all streams produced.
+        first: time to the first item; each stream gives one value.
+        between: mean time to produce each further item; each stream gives one value.
     """
 
     items: int
@@ -252,7 +253,7 @@ class SystemSummary:
     """A summary of all agents.
 
     Attributes:
-        uptime: s since the first sample, or the length of the window.
+        uptime: time since the first sample, or the length of the window, s.
         total_tasks: number of executions.
         total_successes: executions that succeeded.
         total_failures: executions that failed.
@@ -340,7 +341,7 @@ class Delivery:
         other: executions counted under ``__other__``.
         usage_unread: model calls recorded without tokens, because their ``usage=`` had no token counts.
         usage_inconsistent: usages with a total that is not input plus output. They are counted by their parts.
-        last_error: error of the last flush, or None.
+        last_error: error of the latest flush; None if it succeeded.
     """
 
     recorded: int

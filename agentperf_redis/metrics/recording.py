@@ -73,8 +73,8 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            not_failures: an exception class or a tuple of them. These exceptions count as success. An example is the
-                GraphInterrupt of an agent that asks its user.
+            not_failures: an exception class or a tuple of them. An execution that ends with such an exception counts as
+                a success. An example is the GraphInterrupt of an agent that asks its user.
 
         Returns:
             A context manager for one use. Coroutines enter it with plain ``with`` too, because it does no I/O.
@@ -94,8 +94,8 @@ class Recording:
             agent_name: the agent.
             name: name of the stage, such as ``tool:search``; 1 to 200 characters. The path of the span consists of the
                 names of the spans around it, followed by this name.
-            parent: the parent span; None takes the current span. Pass it in a new thread, because threads do not
-                inherit the current span.
+            parent: the parent span; None takes the current span. Pass the parent in a new thread, because threads do
+                not inherit the current span.
             not_failures: as for `track`.
 
         Returns:
@@ -138,7 +138,7 @@ class Recording:
             cost: the cost, rounded to 10^-9. All records must use the same unit.
             model: name of the model, 1 to 200 characters.
             usage: a response, an event of its stream, the result of an agent, or a list of these. Any object is
-                allowed. Values that are not passed as arguments are read from it; see
+                allowed. Values that are not passed as arguments are read from this object; see
                 `agentperf_redis.metrics.llm_usage`. A usage without token counts is recorded as a call without tokens,
                 and is reported in the log and in `delivery().usage_unread`. A total that is not input plus output is
                 reported in the log and in `delivery().usage_inconsistent`. Events of one stream, and messages of a
@@ -233,7 +233,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent and the current span. The span is None if the current one belongs to another agent."""
+        """Return the agent and the current span; None instead of a span that belongs to another agent."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")
@@ -276,7 +276,7 @@ _PARTS = {"tokens_in": ("tokens_cached_in", "tokens_cache_write"), "tokens_out":
 
 
 def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, int]:
-    """Check the passed counts. A part may not be larger than its whole, whether the whole was passed or read."""
+    """Check the passed counts. Passed parts may not exceed their whole, whether the whole was passed or read."""
     given = {name: arguments.count(name, count, minimum=0) for name, count in tokens.items() if count is not None}
     for whole, parts in _PARTS.items():
         left = given.get(whole, getattr(read_ones, whole))
@@ -288,7 +288,7 @@ def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, 
 
 
 def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
-    """Let passed values override values that were read. No part that was read stays larger than its whole."""
+    """Let passed values override values that were read. Reduce a part that was read if it exceeds its whole."""
     usage = replace(usage, **({"model": usage.model or model} | given))
     if "tokens_in" in given:
         cached = min(usage.tokens_cached_in, usage.tokens_in)
@@ -306,7 +306,7 @@ def _cost(given: float | Decimal) -> float:
 
 
 def _counters(usage: Usage) -> dict[str, int]:
-    """Return the counters of a usage. Parts that are zero are omitted, since most models have none."""
+    """Return the counters of a usage. Parts that are zero are omitted, since most models report no parts."""
     parts = {
         "tok_cached_in": usage.tokens_cached_in,
         "tok_cache_write": usage.tokens_cache_write,

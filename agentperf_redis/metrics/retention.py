@@ -1,7 +1,7 @@
-"""The retention of metrics, and a forecast of the memory that it takes on the server.
+"""How long the server keeps metrics, and a forecast of the memory that the metrics take there.
 
-The figures of the forecast were measured with MEMORY USAGE and MEMORY STATS on Valkey 9.1, Redis 8.2 and Redis 7.0,
-with lognormal durations of sigma 0.8. A test compares the forecast with a server's used_memory.
+The figures of the forecast were measured with MEMORY USAGE and MEMORY STATS on Valkey 9.1, Redis 8.2 and Redis 7.0. The
+recorded durations were lognormal with sigma 0.8. A test compares the forecast with a server's used_memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_SLICES = 10_080
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long the server keeps data, which limits how far back windows reach. All processes should use equal values.
+    """How long the server keeps data. This limits how far back windows reach. All processes should use equal values.
 
     Attributes:
         slices_10s: TTL in s of the 10-second slices; 0 writes no such slices.
@@ -58,7 +58,7 @@ class Retention:
 
     @property
     def ttls(self) -> dict[int, float]:
-        """TTL of slices by their width, both in s."""
+        """The TTL of the slices of each width; TTL and width in s."""
         return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}
 
 
@@ -80,7 +80,7 @@ _WIDTHS_S = (10, 60, 3600, 86_400)
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Memory in bytes on the server once all slices are filled.
+    """Memory that metrics take on the server once all slices are filled, bytes.
 
     Attributes:
         slices: counters in time slices.

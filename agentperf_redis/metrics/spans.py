@@ -40,15 +40,16 @@ MAX_SPAN_DEPTH = 16
 class _Tree:
     """The shared state of a root span and all spans within it.
 
-    The first nested span creates it. Most executions have no nested spans and never need it: a span without children
-    is always active.
+    The first nested span creates the tree. Most executions have no nested spans and never need a tree: a span without
+    children is always active.
 
     Attributes:
         lock: held during every change of this state and of the spans in this tree.
         clock: real time to which `virtual` has been advanced.
         virtual: the virtual clock; see the module docstring.
         active: number of active spans.
-        late: whether the tree was created while its root was being left. If so, `active` does not count the root.
+        late: whether the tree was created while the block of its root was ending. If so, `active` does not count the
+            root.
     """
 
     __slots__ = ("active", "clock", "late", "lock", "virtual")
@@ -91,7 +92,7 @@ _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentper
 
 
 def current_span() -> Span | None:
-    """Return the current span of the running code."""
+    """Return the open span that the running code is in; None if there is none."""
     span = _current.get()
     while span is not None and not span.is_open:
         span = span.parent
@@ -161,7 +162,7 @@ class Span:
         """The virtual clock when this span became active; None while the tree does not count the span as active."""
 
     def fail(self, error_type: str | None = None) -> None:
-        """Record a failure for a block that is left without an exception.
+        """Record the block as a failure, although it ends without an exception.
 
         Args:
             error_type: type of the failure, 1 to 200 characters, or None.
@@ -214,7 +215,7 @@ class Span:
         return self._tree
 
     def _parent_around(self, outer: Span | None) -> Span | None:
-        """Return the open span around this one. None if it is of another agent, since each agent has its own tree."""
+        """Return the open span around this one; None if it has another agent, since each agent has its own tree."""
         parent = self._parent_given
         if parent is None or not parent.is_open:
             parent = outer if parent is None else parent.parent
@@ -275,7 +276,7 @@ class Span:
                 self.parent._child_closed(tree)  # noqa: SLF001  the same class
 
     def suspend(self) -> None:
-        """Pause the span, as at each ``yield`` of a generator: the work of the consumer does not belong to the span."""
+        """Pause the span, as at each ``yield`` of a generator, since the consumer's work is not part of the span."""
         tree = self._shared_tree()
         inner = _current.get()
         self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001
@@ -314,12 +315,12 @@ class Span:
 
     @property
     def part(self) -> str | Part:
-        """The agent or the part of an agent under which the span is recorded."""
+        """The series under which the span is recorded: an agent, or a part of an agent."""
         return Part(self.agent_name, self.path) if self.path else self.agent_name
 
 
 def outcome_of(error: BaseException | None) -> str:
-    """Return the outcome of a block that ended with this error, or without one."""
+    """Return the outcome of a block that ended with this error; None stands for no error."""
     if error is None:
         return OK
     if _is_cancellation(error):
@@ -353,7 +354,7 @@ class SpanMetrics:
         path: names from the outermost span to this one; empty for the executions themselves.
         metrics: count, durations and errors. Durations run from start to end and include nested spans.
         self_time: time spent outside nested spans, s; see `agentperf_redis.metrics.spans`.
-        share: this self time as a share of the self times of all spans of the agent, 0 to 1.
+        share: self time of this span, divided by the sum of the self times of all spans of the agent; 0 to 1.
     """
 
     path: tuple[str, ...]
@@ -397,7 +398,7 @@ def span_report(agent_name: str, found: Mapping[tuple[str, ...], tuple[Performan
 
     Args:
         agent_name: the agent.
-        found: metrics and self time in us, by path.
+        found: the metrics and the self time of each span, by path; the self time is in us.
     """
     total = sum(self_us for _, self_us in found.values())
     spans = [

@@ -1,8 +1,8 @@
 """`track_performance`: one decorator for functions, coroutines, generators and async generators, including methods.
 
-A stream (generator) is recorded once, when it is exhausted, closed or fails. A stream that its consumer closes early
-counts as a success. The time of a stream runs from the first request for an item to the end of the stream. Cancellation
-is a separate outcome.
+A stream (generator) is recorded once: when it is exhausted, when it is closed, or when it fails. A stream that its
+consumer closes early counts as a success. The time of a stream runs from the first request for an item to the end of
+the stream. Cancellation is a separate outcome.
 
 Each call is an open execution while it runs, so spans of `MetricsCollector.span` nest within it. A stream is open only
 while it produces an item, and not while its consumer works.
@@ -41,7 +41,7 @@ def track_performance(
         agent_name: the agent.
         collector: the collector that records.
         not_failures: an exception class or a tuple of them. These exceptions count as success, because they are used as
-            control flow, such as GraphInterrupt or ModelRetry.
+            control flow. Examples are GraphInterrupt and ModelRetry.
 
     Returns:
         A decorator for functions, coroutine functions, generators and async generators. These may be methods, static
@@ -112,8 +112,8 @@ _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple,
 def _ends_later(result: Any) -> bool:
     """Return whether the caller is expected to await a result. If so, the execution lasts until the awaitable ends.
 
-    An awaitable object with methods of its own, such as a future of another library, may be used without being awaited:
-    the execution ends when the function returns it.
+    An awaitable object with methods of its own, such as a future of another library, may be used without an ``await``.
+    Therefore, for such an object, the execution ends when the function returns.
     """
     if not inspect.isawaitable(result):
         return False
@@ -124,7 +124,7 @@ def _ends_later(result: Any) -> bool:
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return a replacement of the same kind for an awaitable. The end of the replacement ends the suspended span."""
+    """Return a replacement for an awaitable, of the same kind. When the replacement ends, the suspended span ends."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result
@@ -151,7 +151,7 @@ def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
 
 
 class _TrackedAwaitable:
-    """Wraps an object that can be awaited, or entered with ``async with``. The end of its first use ends the span."""
+    """Wraps an object that supports ``await`` or ``async with``. The span ends when the first use of it ends."""
 
     def __init__(self, awaitable: Any, span: Span) -> None:
         self._awaitable = awaitable
@@ -230,7 +230,7 @@ class _Stream:
         self._start = self._resumed_at = perf_counter()
 
     def yields(self) -> None:
-        """Note that the generator yields an item. Now its consumer works."""
+        """Note that the generator yields an item: from now on, the consumer works."""
         now = perf_counter()
         self._items += 1
         if self._items == 1:
@@ -274,7 +274,7 @@ def _stream(
                     stream.resumed()
                     inner.close()
                     raise
-                except BaseException as error:  # noqa: BLE001  thrown by the consumer, handled by the inner generator
+                except BaseException as error:  # noqa: BLE001  the consumer threw this error; `inner` may handle it
                     stream.resumed()
                     item = inner.throw(error)
                 else:

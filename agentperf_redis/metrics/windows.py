@@ -4,7 +4,8 @@ A timestamp has one of three forms:
 
 - a datetime with a zone;
 - a datetime without a zone: local time, as from ``datetime.now()``. Results have this form too (`last_execution`,
-  `Execution.ended`), as in the in-memory version. In the hour that a clock change repeats, ``datetime.fold`` decides;
+  `Execution.ended`), as in the in-memory version. In an hour that a clock change repeats, ``datetime.fold`` says which
+  of the two hours is meant;
 - a number: seconds since 1970, as from ``time.time()`` and in `Interval`.
 """
 
@@ -48,7 +49,7 @@ def asked_time(window: Window, as_of: Timestamp, *, names: tuple[str, str] = ("w
     Args:
         window: length of the window.
         as_of: end of the window.
-        names: names of these two arguments in the public call, for errors.
+        names: names of these two arguments in the public call, for error messages.
 
     Raises:
         InvalidArgument: for an invalid window or timestamp, and for `as_of` without a window.

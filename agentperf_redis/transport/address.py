@@ -9,7 +9,7 @@
 Options follow as a query. The options for TLS are ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
 ``ssl_cert_reqs`` (required, optional, none) and ``ssl_check_hostname`` (true, false). The options for Sentinel are
 ``sentinel_username`` and ``sentinel_password``. The option ``db`` names the database if the path does not. An option
-without effect is refused.
+that would have no effect is refused.
 
 In a password, ``/``, ``?`` and ``%`` are written ``%2F``, ``%3F`` and ``%25``.
 """
@@ -78,7 +78,7 @@ class Address:
 
     @property
     def masked(self) -> str:
-        """The address as a URL for people, with ``***`` as the password."""
+        """The address as a URL to show to people, with ``***`` instead of the password."""
         if self.kind is ServerKind.EMBEDDED:
             return f"embedded://{self.path}"
         user = f"{self.username or ''}:***@" if self.password else f"{self.username}@" if self.username else ""

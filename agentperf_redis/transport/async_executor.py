@@ -2,8 +2,8 @@
 
 An event loop may end in the middle of a flow: `loop.close()` cancels no task, and `asyncio.run` does not wait for tasks
 that begin while it ends. No task of a closed loop ever continues. A flow that holds something, such as a lease, would
-hold it forever. Therefore the end of a loop counts as a cancellation of its flows, and the blocking driver runs their
-remaining steps on a background thread.
+hold it forever. Therefore the end of a loop counts as a cancellation of its flows. The blocking driver runs the
+remaining steps of these flows on a background thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class _LoopEnd:
     """Notices the end of an event loop. Only a timer of the loop refers to this object; a closed loop drops its timers.
 
     Args:
-        ended: called at the end. It may run at any point of any thread, since the garbage collector may be the caller.
+        ended: called when the loop has ended. The call may happen at any point of any thread, since the garbage
+            collector may be the caller.
     """
 
     __slots__ = ("_ended",)
@@ -55,7 +56,7 @@ class _LoopEnd:
 
 
 class AsyncExecutor:
-    """Runs flows on one asyncio loop. Commands for one node that start in the same loop tick are sent as one pipeline.
+    """Runs flows on one asyncio loop. Commands of one loop tick for the same node are sent as one pipeline.
 
     Args:
         connector: creates the connections.
@@ -64,12 +65,12 @@ class AsyncExecutor:
         deadline_s: total seconds that one command may take.
         handshake: sent first on a new connection.
         on_end: called when the loop ends or the executor is closed.
-        blocking: runs the remaining steps of flows that the end of the loop has interrupted.
+        blocking: driver that runs the remaining steps of the flows that the end of the loop has interrupted.
         put: puts a job on the background thread that runs these steps; returns False if no thread can start.
     """
 
-    # The executor has no reference to its loop. With a reference, both would stay forever in the backend's map of
-    # loops, whose keys are weak references to the loops.
+    # The executor has no reference to its loop. With a reference, executor and loop would stay forever in the backend's
+    # map of loops, because its keys are weak references to the loops.
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # in a forked child, the flow is the parent's, and its copy must stay open
+            if self._pid == os.getpid():  # a forked child has only a copy of the flow, which must stay open
                 self._running.pop(flow, None)
 
     async def _shielded(
@@ -189,14 +190,15 @@ class AsyncExecutor:
     def _cut_off(self, flows: dict[Flow[Any], tuple[Step, float]], flow: Flow[Any], *, must_end: bool) -> None:
         """Finish one flow on the background thread, because its task ends with its loop.
 
-        Often the garbage collector closes the coroutine, so this takes no lock and runs no step of the flow.
+        Often the garbage collector calls this method, because it closes the coroutine. Therefore the method takes no
+        lock and runs no step of the flow.
         """
         place = flows.pop(flow, None) if self._pid == os.getpid() else None
         if place is not None and not self._put(lambda: self._finish(flow, *place, must_end=must_end)):
             flow.close()  # the interpreter is shutting down
 
     def _note_loop_end(self) -> None:
-        """Finish the work that the end of the loop has interrupted. Called by `_LoopEnd`, so it takes no lock."""
+        """Finish the work that the end of the loop has interrupted. `_LoopEnd` calls this, so it must take no lock."""
         loop = None if self._loop is None else self._loop()
         if (loop is not None and not loop.is_closed()) or self._pid != os.getpid():
             return
@@ -223,13 +225,14 @@ class AsyncExecutor:
             callback = self._on_loop_end.pop(key, None)
             if callback is not None:
                 self._put(callback)
-        for task in list(self._tasks):  # close their connections now, and let asyncio print nothing about them
+        for task in list(self._tasks):  # this closes their connections now, and prevents warnings of asyncio about them
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
             with contextlib.suppress(Exception):  # redis-py and asyncio fail, since the loop is closed
                 task.get_coro().close()
 
     def _finish(self, flow: Flow[Any], step: Step, deadline_s: float, *, must_end: bool) -> None:
-        # The caller of the flow is gone, so its result is dropped. ValueError: the flow is just being closed.
+        # The caller of the flow is gone, so its result is dropped. A ValueError means that the flow is being closed at
+        # this moment.
         with contextlib.suppress(asyncio.CancelledError, AgentPerfError, StopIteration, ValueError):
             if not (must_end and isinstance(step, _RESUMABLE)):
                 step = flow.throw(asyncio.CancelledError("the event loop has ended"))
@@ -241,7 +244,7 @@ class AsyncExecutor:
         self._on_end()
         timer = None if self._end_timer is None else self._end_timer()
         if timer is not None and not self._interrupted():
-            timer.cancel()  # else each closed client would leave a timer in a loop that lives on
+            timer.cancel()  # otherwise each closed client would leave a timer in a loop that continues
 
     async def aclose(self) -> None:
         """Wait for the running flows and deliveries, then close the connections."""
@@ -349,7 +352,7 @@ class AsyncExecutor:
 
         try:
             await self._deliver([command for command, _ in group], deadline_s, settle)
-        except GeneratorExit:  # the loop has ended: its futures can no longer call anything back
+        except GeneratorExit:  # the loop has ended: no callback of the futures can run
             raise
         except BaseException as error:
             for future in futures:

@@ -1,7 +1,7 @@
 """A circuit breaker: while a node is known not to answer, commands for the node fail at once.
 
-Without the breaker, each command would wait for its deadline. For an outage shorter than a deadline, retries suffice.
-The breaker opens when a command got no answer within the whole deadline and the probe that follows gets no answer
+Without the breaker, each command would wait for its deadline. If an outage is shorter than a deadline, retries suffice.
+If a command gets no answer within its whole deadline, a probe follows. The breaker opens if the probe gets no answer
 either. So one slow command or one lost connection does not open the breaker. While the breaker is open, a background
 thread probes the node a few times per second, and the first answer closes the breaker. Commands of callers are not used
 as probes. Commands that are in flight when the breaker opens are retried until their deadline.
@@ -52,13 +52,14 @@ class Breaker:
 
     Args:
         topology: the map of keys to nodes.
-        attempt_timeout_s: the default deadline. A command with a shorter deadline causes no suspicion.
+        attempt_timeout_s: the default deadline. A command with a shorter deadline causes no probe.
         answers: probes a node and returns within `PROBE_S` whether it answers.
         learn: refreshes the topology; None for a fixed topology.
         recovered: called on a background thread after a node answers again and its commands are no longer refused.
 
     Attributes:
-        open: the nodes that do not answer. If there are none, as usual, the fast path of a command skips the breaker.
+        open: the nodes that do not answer. Usually there are none. In this case, the fast path of a command skips the
+            breaker.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class Breaker:
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
-        # Recovery and the probes have separate threads. If the commands of a recovery find the server down again, a
-        # probe must run at the same time.
+        # Recovery and the probes have separate threads. If the server goes down again during a recovery, a probe must
+        # run while the commands of the recovery wait.
         self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
@@ -100,7 +101,7 @@ class Breaker:
         return BackendUnavailable(self._topology.address.masked, "not_applied", reason)
 
     def suspect(self, node: Node, deadline_s: float) -> None:
-        """Report a command that got no answer from this node within its deadline. Does not block."""
+        """Report a command that got no answer from this node within the command's deadline. Does not block."""
         if deadline_s < self._attempt_timeout_s:  # a longer deadline might have sufficed
             return
         if self._needs_probe(node):
@@ -118,11 +119,11 @@ class Breaker:
             watch.close(0.0)
 
     def _needs_probe(self, node: Node) -> bool:
-        """Whether a suspicion of this node is new and needs a probe."""
+        """Whether this node must be probed: it has not just answered a probe, and is not known to be down."""
         return not (self._stopped or node in self.open or self._calm_until.get(node, 0.0) > time.monotonic())
 
     def _probe(self, node: Node, watch: Background) -> None:
-        """Probe a suspected node, and refuse its commands if it does not answer."""
+        """Probe a node that is suspected to be down. Refuse its commands if it does not answer."""
         if not self._needs_probe(node):
             return
         if self._answers(node):
@@ -165,7 +166,7 @@ class Breaker:
         return address if self._topology.fixed else f"{node.host}:{node.port} of {address}"
 
     def _closing_reason(self, node: Node) -> str:
-        """Return the reason why the breaker may close, or an empty text."""
+        """Return why the breaker may close; an empty text if it must stay open."""
         if self._answers(node):
             return "answers again"
         if self._learn is not None:

@@ -73,8 +73,8 @@ class Connector:
         self.address = address
         self._defaulted = defaulted
         if defaulted or address.kind is ServerKind.EMBEDDED:
-            # Imported here rather than at a later call, since the flushing thread may make that call: a fork during an
-            # import leaves the lock of the module held in the child.
+            # Imported here, not at first use. The first use may be on the flushing thread, and a fork during an import
+            # leaves the lock of the module held in the child.
             import agentperf_redis.embedded  # noqa: F401
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
@@ -100,7 +100,7 @@ class Connector:
         return kind(host=node.host, port=node.port, **kwargs)
 
     def request(self, node: Node, payload: bytes, timeout_s: float) -> Reply:
-        """Send one request to a node on a temporary connection; return the reply. Raises the errors of `requests`."""
+        """Send one request to a node on a temporary connection, and return the reply. See `requests` for the errors."""
         return self.requests(node, payload, 1, timeout_s)[0]
 
     def requests(self, node: Node, payload: bytes, count: int, timeout_s: float) -> list[Reply]:
@@ -129,7 +129,7 @@ class Connector:
             error: the error raised in the driver.
             timeout_s: the timeout of the exchange, s.
             replies: the replies that arrived before the error.
-            sent: whether the connection was up, so that the payload may have reached the server.
+            sent: whether the connection was established. If so, the payload may have reached the server.
             fresh: whether the connection was opened for this exchange.
         """
         if isinstance(error, ExchangeFailed):
@@ -171,8 +171,8 @@ class Connector:
     def _path(self, node: Node) -> str:
         if self.address.kind is not ServerKind.EMBEDDED:
             return node.host
-        # The embedded server is started on first use only: after `agentperf down`, running processes must not restart
-        # it.
+        # A process starts the embedded server on first use only. After `agentperf down`, running processes must not
+        # restart the server.
         with self._lock:
             if self._embedded_path is None:
                 from agentperf_redis.embedded import data_folder, ensure
@@ -304,7 +304,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def refused(error: ResponseError) -> ExchangeFailed:
-    """Convert the error of a refused handshake. Most refusals are permanent, a few are transient."""
+    """Convert the error of a refused handshake. Most refusals are permanent; a few are transient."""
     text = str(error)
     final = transient_reason(text) is None
     advice = "; check user name, password and database in the URL" if final else ""

@@ -5,7 +5,7 @@ the I/O of each step and sends the replies back. So the blocking driver and the 
 Cluster routing and the interpretation of errors. The retries of redis-py are off: they repeat a request up to 11 times
 without notice, and in a Cluster without a pause.
 
-A retry is safe: no harm is done if a mutating script of this library is delivered twice, late, or after its caller gave
+A retry is safe: a mutating script of this library does no harm if it is delivered twice, late, or after its caller gave
 up. The header of each script explains why.
 """
 
@@ -94,7 +94,8 @@ class ExchangeFailed(Exception):
         reason: description of the fault.
         sent: whether anything may have reached the server.
         final: whether a retry is pointless, as after a refused handshake.
-        stale: whether an idle connection broke before any reply. If so, an immediate retry on a new one may succeed.
+        stale: whether an idle connection broke before any reply. If so, an immediate retry on a new connection may
+            succeed.
         timed_out: whether the fault is only that no answer came in time.
         local: whether the fault is in this process, so that the node may be healthy.
         replies: the replies that arrived before the fault.
@@ -240,7 +241,7 @@ def deliver_opened(
     breaker: Breaker | None,
     opened: Callable[[], None],
 ) -> DeliveryFlow:
-    """Deliver an opening command, then the others. If the opening fails, the others are not sent and get its error.
+    """Deliver an opening command, then the others. If it fails, the others are not sent, and get the same error.
 
     Args:
         opening: the first command. Its deadline is `deadline_s`, separate from the deadline of the others.
@@ -413,8 +414,8 @@ def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
     The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
-    command that was refused before is chosen last: while its slot is being moved, it is refused again without
-    loading the script.
+    command that was refused before is chosen last. While its slot is being moved, such a command is refused again and
+    does not load the script.
     """
     loading: set[str] = set()
     for item in sorted(items, key=lambda item: bool(item.reason)):
@@ -432,9 +433,9 @@ def _take(
     context: _Context,
     waiting: list[_Item],
 ) -> Generator[DeliveryStep, Any, None]:
-    """Settle the answered items and those that no retry can help, and add the others to `waiting`."""
+    """Settle the items that have a final result. Add the others to `waiting`."""
     if broken is not None:
-        # Answered items are not sent again, so a long pipeline makes progress even if the network fails often.
+        # Items with a reply are not sent again. So a long pipeline makes progress even if the network fails often.
         items, unanswered = items[: len(replies)], items[len(replies) :]
         for item in unanswered:
             item.maybe_applied |= broken.sent
@@ -472,7 +473,7 @@ def _take(
 
 
 def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Context) -> None:
-    """Retry a command at once. It did not run, because the node does not know its script.
+    """Retry a command at once. The command did not run, because the node does not know its script.
 
     Args:
         item: the command.
@@ -549,14 +550,14 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         return CorruptState(key, found or "something unexpected")
     for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):
-            # the server may refuse a script after its first write
+            # a script may already have written something when the server refuses it
             return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)
 
 
 def _wrong_type(command: Command[Any], node: Node, left_s: float) -> Generator[DeliveryStep, Any, AgentPerfError]:
-    """Find the key that has the wrong type, because the error of the server does not name it."""
+    """Find the key that has the wrong type, because the server's error does not name the key."""
     expected = _expected_types(command)
     if expected:
         try:

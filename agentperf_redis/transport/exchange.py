@@ -2,8 +2,8 @@
 
 `Connections.exchange` is a generator without I/O, like `delivery.deliver`. It yields steps to a driver: `Open` creates
 a connection, `Connect` connects it, `Talk` sends and receives. So the blocking driver and the asyncio driver share the
-code for idle connections, the handshake and errors. Only one exchange at a time uses a connection. If there is an
-exception before all replies are read, the connection is closed, so that no reply can reach the wrong caller.
+code for idle connections, the handshake and errors. Only one exchange at a time uses a connection. If an exception
+occurs before all replies are read, the connection is closed. So no reply can reach the wrong caller.
 """
 
 from __future__ import annotations
@@ -149,12 +149,12 @@ class Connections(Generic[C]):
         if connection is not None:
             self._drop(request.node, connection)
         failure = self._connector.failure(error, request.timeout_s, replies, sent=sent, fresh=fresh)
-        if failure is not None and not fresh:  # the other idle connections lead to the same dead server
+        if failure is not None and not fresh:  # the other idle connections of the node are probably dead too
             self._drop_idle(request.node)
         return failure
 
     def _connected(self, node: Node) -> Generator[Open | Connect[C] | Talk[C], Any, C]:
-        """Return a new connection whose server has passed the handshake."""
+        """Return a new connection to a server that has passed the handshake, on this or on another connection."""
         connection: C = yield Open(node)
         try:
             yield Connect(connection)

@@ -234,7 +234,7 @@ class Executor:
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
         return False  # the sender's loop runs on this thread, so its task could not send while this thread waits
-    # A queue, not an Event: if this thread is interrupted while it holds the lock of an Event, the sender blocks
+    # A queue, not an Event: if a signal interrupts this thread while it holds the lock of an Event, the sender blocks
     # forever.
     sent: SimpleQueue[None] = SimpleQueue()
 

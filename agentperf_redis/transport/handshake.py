@@ -1,9 +1,9 @@
 """The handshake of a new connection: it checks the server version, the namespace schema and the epoch.
 
 A new epoch shows that the server came back without its data. The handshake is the first request on the connection, so
-no command reaches an unchecked server or namespace, whichever thread or task opened the connection. If a node already
-has a connection, a further connection to the node needs no handshake: a restart of the server would have broken the
-first connection. In a Cluster, the key of the namespace lies on one node, and a driver checks the namespace on that
+no command reaches an unchecked server or namespace, whichever thread or task opened the connection. While a driver has
+a connection to a node, a further connection to the node needs no handshake: a restart of the server would have broken
+the first connection. In a Cluster, the key of the namespace lies on one node. A driver checks the namespace on that
 node before its first command.
 """
 

@@ -24,10 +24,10 @@ class Permits:
     """A bounded number of permits, for the threads of a process.
 
     A signal handler may raise an exception, such as a soft time limit, at any point in the code of a holder. A counter
-    that the holder must decrement could therefore stay too high. Instead, a permit is in use as long as its object
-    exists. The end of the object is recorded by C code (a weak reference with the callback `set.discard`), which no
-    signal interrupts. A semaphore is unsuitable for the same reason: an interrupted thread could leave the lock of the
-    semaphore held.
+    that the holder must decrement could therefore stay too high. Instead, a permit is in use until it is released or
+    its object no longer exists. The end of the object is recorded by C code (a weak reference with the callback
+    `set.discard`), which no signal interrupts. A semaphore is unsuitable for the same reason: an interrupted thread
+    could leave the lock of the semaphore held.
 
     Args:
         count: number of permits.
@@ -36,7 +36,7 @@ class Permits:
     def __init__(self, count: int) -> None:
         self._count = count
         self._in_use: set[weakref.ref[Permit]] = set()
-        # This lock stands for a wake-up of one waiter: it is free while a wake-up is pending. A `SimpleQueue` is
+        # This lock represents a wake-up of one waiter. The lock is free while a wake-up is pending. A `SimpleQueue` is
         # unsuitable: with several waiters, `get` may ignore its timeout and block forever (seen on CPython 3.11.7).
         self._freed = allocate_lock()
         self._freed.acquire()

@@ -72,7 +72,7 @@ class Topology:
         return len(self._sources())
 
     def node_for(self, key: str | None) -> Node | None:
-        """Return the node of a key, or any node if the key is None. Return None if the node is unknown."""
+        """Return the node of a key; any node if the key is None. Return None if no such node is known."""
         if not self.scattered:
             return self._primary
         if key is None:
@@ -95,7 +95,7 @@ class Topology:
 
         Args:
             address: host and port in the redirect.
-            source: the node that sent it.
+            source: the node that sent the redirect.
         """
         host, _, port = address.rpartition(":")
         if host == _UNKNOWN_HOST:
@@ -109,7 +109,7 @@ class Topology:
         self.doubtful = not self.fixed
 
     def layout_request(self) -> tuple[Node, bytes]:
-        """Return a node and the request for its view of the layout; a different node on each call."""
+        """Return a node, and the request for its view of the layout. Successive calls return different nodes."""
         known = self._sources()
         node = known[self._requests % len(known)]
         self._requests += 1
@@ -118,7 +118,7 @@ class Topology:
         return node, pack(("CLUSTER", "SLOTS"))
 
     def _sources(self) -> tuple[Node, ...]:
-        """The nodes in the URL and those of the layout. The nodes in the URL may be dead by now."""
+        """The nodes in the URL and those of the layout. Nodes in the URL may no longer exist."""
         return tuple(dict.fromkeys((*self._seeds, *self._slots.values())))
 
     def learn(self, source: Node, reply: Reply) -> str:
@@ -149,10 +149,13 @@ class Topology:
 
 
 def _announced(primary: Any, source: Node) -> Node:
-    """Return the node of a list in CLUSTER SLOTS. The list has host, port, id, and other addresses by their names.
+    """Return the node that a list in the reply to CLUSTER SLOTS describes.
+
+    The list has the host, the port, the id, and other addresses, each after its name.
 
     The host is null or empty if clients must use the address at which they reached the node that replied (documented
-    for the command CLUSTER SLOTS). It is ``?`` if the host name is unknown; the other addresses contain the IP address.
+    for the command CLUSTER SLOTS). The host is ``?`` if the host name is unknown. In this case, the other addresses
+    contain the IP address.
     """
     host = primary[0].decode() if primary[0] else ""
     if host == _UNKNOWN_HOST:

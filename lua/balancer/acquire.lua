@@ -29,7 +29,7 @@
 -- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
 -- ERRORS  none
 -- COST    O(log N + log L), and at most 64 expiries when some are due; after the server's clock was set back, also some
---         250 corrected timers a round, until all are corrected; N instances, L leases
+--         250 corrected timers per round, until all are corrected; N instances, L leases
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -71,14 +71,14 @@ local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 local id, record
 local expiry_ms = now_ms + TTL_MS
 local several = string.find(LABELS, ',', 1, true)
--- If next_ms, picks, sum or cap is not a whole number, another program has changed it, and `maintenance` names it. If
--- one of them is infinite or NaN, their total is not a whole number either.
+-- If next_ms, picks, sum or cap is not a whole number, another program has changed this number, and `maintenance`
+-- reports it. If one of the four is infinite or NaN, their total is not a whole number either.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- The usual case: nothing is due, the queue is empty, and the instance has no rate limits. The other cases need the
--- files included further down. These are not included above, which saves 1.3 us per call in the usual case.
+-- files included below. They are not included above, because this saves 1.3 us per call in the usual case.
 if not look and not several then
   id, record = pick(how, from, RANDOM, POINT, now_ms, sum, cap)
   record = id and (record or call('HGET', STATE, id))
@@ -114,9 +114,9 @@ end
 --@include health
 --@include maintenance
 
--- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. Repeat this, at most
--- ROUNDS times, while more leases may have expired: a pool with expired leases is not full. If the pool seems full and
--- the server's clock may have been set back, `maintain` corrects the timers.
+-- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. A pool with expired
+-- leases is not full, so repeat this while more leases may have expired, at most ROUNDS times. If the pool seems full
+-- and the server's clock may have been set back, `maintain` corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back

@@ -49,7 +49,7 @@ end
 local due = call('ZRANGEBYSCORE', CHECKS, '-inf', format('%.0f', now_ms), 'WITHSCORES', 'LIMIT', 0, COUNT)
 local ids = {}
 for i = 1, #due, 2 do
-  -- The next check is due one interval after the time at which this one was due, so that delays do not add up.
+  -- The next check is due one interval after the due time of this check, so that delays do not add up.
   local next_ms = tonumber(due[i + 1]) + INTERVAL_MS
   if next_ms <= now_ms then next_ms = now_ms + INTERVAL_MS end
   if call('ZSCORE', IDS, due[i]) then

@@ -1,9 +1,9 @@
-"""The message bus: delivers the wake-ups and invalidations that scripts publish to subscribers in this process.
+"""The message bus. It delivers published messages (wake-ups, invalidations) to the listeners of this process.
 
-The bus uses sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel delivers its
-messages. There is one connection for each node with subscribed channels, and one thread for all connections. A broken
-connection may lose messages, so its subscribers are notified of a gap. A subscriber must either use messages only as
-hints to check the state, or drop its local copies after a gap.
+Scripts publish the messages on sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel
+delivers the messages of this channel. There is one connection for each node with subscribed channels, and one thread
+for all connections. When a connection breaks, messages may be lost, so the subscribers of its channels are notified of
+a gap. A subscriber must either use messages only as hints to check the state, or drop its local copies after a gap.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Bus:
         connector: creates the connections.
         locate: returns the node that owns a channel in the known layout, or None; must not block.
         doubt: called when a node no longer owns a channel.
-        learn: refreshes the layout and returns an error text, empty on success; may block for a while. None for a fixed
-            layout.
-        on_trouble: called on the thread of the bus when a connection was lost. The next connection may lead to another
+        learn: refreshes the layout, and returns an error text, or an empty text on success. It may block for a while.
+            None for a fixed layout.
+        on_trouble: called on the thread of the bus when a connection is lost. The next connection may lead to another
             server.
     """
 
@@ -51,8 +51,8 @@ class Bus:
         Args:
             channel: a channel that scripts SPUBLISH to.
             listener: called with each message on the thread of the bus; must be quick.
-            on_gap: called, only on the thread of the bus, whenever messages may have been missed: when the subscription
-                is confirmed, when the connection was lost, and when the connection is restored.
+            on_gap: called, only on the thread of the bus, whenever messages may have been missed: when the node has
+                confirmed the subscription, when the connection is lost, and when the connection is restored.
         """
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:
@@ -86,7 +86,7 @@ class Bus:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.abandon()
-            self._inherited.append(listener)  # keeps it from being finalized: its resources belong to the parent
+            self._inherited.append(listener)  # it must not be finalized, since its resources belong to the parent
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

@@ -85,7 +85,7 @@ class BusConnection:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether another request may be sent now. Each reply makes room for one."""
+        """Whether another request may be sent now. Each reply makes room for one request."""
         return self._connection is not None and len(self._unanswered) < _MAX_UNANSWERED
 
     @property
@@ -128,18 +128,18 @@ class BusConnection:
         return was_open
 
     def prove(self) -> bool:
-        """Record that a channel is subscribed. Return whether it is the first channel of this connection."""
+        """Record that a channel is subscribed. Return whether this is the first one on this connection."""
         first = not self._proven_at
         self._proven_at = self._proven_at or time.monotonic()
         self._ping_soon = True
         return first
 
     def back_off(self, *, final: bool) -> None:
-        """Back off after a failure, longer after each consecutive failure.
+        """Back off after a failure. The pause grows with each consecutive failure, up to a maximum.
 
         The count of failures starts again only if the connection had a subscribed channel for longer than
-        `_MAX_BACKOFF_S`. A connect alone does not count as a success. Otherwise a server that accepts connections but
-        soon drops them would be flooded with connection attempts.
+        `_MAX_BACKOFF_S`. A connect alone does not count as a success. Otherwise this process would flood a server that
+        accepts connections and soon drops them.
         """
         now = time.monotonic()
         lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
@@ -161,10 +161,10 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping if one is due. Return the time of `time.monotonic` at which to call this again.
+        """Send a ping if one is due. Return the time (`time.monotonic`) of the next call of this method.
 
         Raises:
-            ExchangeFailed: the last ping was not answered, or the connection broke.
+            ExchangeFailed: the previous ping was not answered in time, or the connection broke.
         """
         now = time.monotonic()
         if not self._ping_open:
@@ -178,7 +178,7 @@ class BusConnection:
         return self._ping_sent + LOST_AFTER_S
 
     def read(self) -> Iterator[BusReply | None]:
-        """Yield the replies that have arrived, without waiting. A final None means that more may have arrived.
+        """Yield the replies that have arrived, without waiting. A None at the end means that more may have arrived.
 
         Raises:
             ExchangeFailed: the connection broke.

@@ -1,9 +1,9 @@
 """The thread of the message bus. Only this thread changes the state of channels and connections.
 
-Callers record subscriptions and wake the thread. Whenever data arrives or a timer is due, the thread moves each
-unsettled channel one step towards its wanted state: subscribed or not subscribed. Connects and layout requests may
-block, so they run on separate short-lived threads: a node that does not answer must not delay the messages of the other
-nodes.
+Callers record subscriptions and wake the thread. The wanted state of a channel is subscribed or not subscribed.
+Whenever data arrives or a timer is due, the thread moves each channel that is in another state one step towards its
+wanted state. Connects and layout requests may block, so they run on separate short-lived threads. A node that does not
+answer must not delay the messages of other nodes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class _Channel:
-    """A channel that has subscribers, or had them and is not yet unsubscribed."""
+    """A channel that has subscribers, or that has lost them and is still subscribed on its node."""
 
     name: str
     state: _State = _State.MISSING
@@ -121,7 +121,7 @@ class Listener:
         now = time.monotonic()
         idle, self._queried_at = now - self._queried_at > _QUERIED_RECENTLY_S, now
         if idle:
-            self._wake()  # the thread may sleep until the next idle ping, which is too late
+            self._wake()  # otherwise the thread may sleep until the next idle ping, which is too late
         channel = self._channels.get(name)
         connection = None if channel is None or channel.state is not _State.LIVE else channel.connection
         return 0.0 if connection is None else connection.confirmed
@@ -142,7 +142,7 @@ class Listener:
                     each.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # socket full: the thread is awake; socket closed: the thread has ended
+        with contextlib.suppress(OSError):  # the socket is full (a wake-up is pending) or closed (the thread has ended)
             self._wake_write.send(b"!")
 
     # The methods below block and run on separate threads.
@@ -336,7 +336,7 @@ class Listener:
 
     def _learned(self, fault: str) -> None:
         self._layout_requested = False
-        self._layout_requests += 1  # reset when a channel is subscribed; until then the layout may be wrong
+        self._layout_requests += 1  # `_handle_reply` resets this when a subscription shows that the layout is right
         self._layout_retry_at = time.monotonic() + backoff_s(self._layout_requests)
         if fault:
             self._layout_wanted = True
@@ -368,7 +368,7 @@ class Listener:
                 self._log_recovery(f"the connection to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
             self._log_recovery(_REFUSED, channel.name, "are subscribed now")
-            self._unsettled.add(channel.name)  # its last subscription may be closed by now
+            self._unsettled.add(channel.name)  # `_settle` unsubscribes it if its subscribers have left meanwhile
             self._subscribers.notify_gap(channel.name)
             channel.state = _State.LIVE
             return
@@ -388,7 +388,7 @@ class Listener:
     # Logging
 
     def _log_fault(self, subject: str, item: str, reason: str) -> None:
-        """Log a fault when it begins, and only once."""
+        """Log a fault when it begins. While the fault lasts, log it no second time."""
         if subject not in self._faults:
             _log.warning(
                 "bus: %s: %s; until this fault ends, messages are missed and local copies are off",

@@ -1,8 +1,8 @@
--- The pattern and the functions with which acquire and wait grant a lease. They are not in records.lua, so that release
--- does not create them. Needs records.lua; pool.lua describes all fields.
+-- The pattern and the functions with which acquire and wait grant a lease. They are not in records.lua, because release
+-- would create them on every call and does not need them. Needs records.lua; pool.lua describes all fields.
 
--- Matches the record of an instance for a grant. A grant changes only the fields up to peak. It copies the rest as one
--- text, and also reads the weight, labels and flags in the rest.
+-- Matches the record of an instance that gets a lease. A grant changes only the fields up to peak. It copies the rest
+-- as one text, and also reads the weight, labels and flags in the rest.
 local GRANT = '^load=(%d+) limit=(%d+) seq=%d+ fence=(%d+) peak=(%d+)( ewma_us=%d+ ewma_at_ms=%d+ served=%d+ failed=%d+'
   .. ' streak=%d+ weight=(%d+%.?%d*) labels=(%S+) flags=(%S+) cap=%d+%f[%s%z].*)$'
 local function write_grant(load, limit, seq, fence, peak, rest)

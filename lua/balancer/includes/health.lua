@@ -1,11 +1,10 @@
 -- Health and capacity: computes how many leases an instance may have now, from its outcomes, checks, age and rate
 -- limits. Needs strategies.lua and pool.lua. `maintenance` adds these functions to the object that it returns.
---   Ejection follows Envoy's outlier detection. A number of bad outcomes in a row ejects an instance; each further
---   ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy instance is
---   never ejected.
---   After an ejection, one probe at a time is allowed.
---   Panic also follows Envoy: when too many instances are unhealthy, the health data is more likely wrong than the
---   instances, so unhealthy instances get work too.
+--   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
+--   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
+--   instance is never ejected. After an ejection, one probe at a time is allowed.
+--   Panic also follows Envoy: when too many instances are unhealthy, probably the health data is wrong, not the
+--   instances. So unhealthy instances get work too.
 --   Adaptive limits follow additive increase, multiplicative decrease (AIMD). A limit is lowered at most once per round
 --   trip, and raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
@@ -13,7 +12,7 @@
 
 -- Decode the text of #settings. Returns the pool's settings, and whether the library wrote the text. In a pool without
 -- settings, no instance is ejected or limited. Every number has at most 12 digits. A single match checks and splits the
--- usual text. The lengths are compared afterwards, because a bound in the pattern would be slower.
+-- usual text. The lengths of the numbers are checked afterwards, because bounds in the pattern would be slower.
 local function read_settings(text)
   local USUAL = '^eject_after=(%d+) base_ejection_ms=(%d+) max_ejection_ms=(%d+) max_ejection_share=(%d%.?%d*) '
     .. 'panic_threshold=(%d%.?%d*) slow_after_us=(%d+) adaptive=(%d) slow_start_ms=(%d+) rate_burst_ms=(%d+) '
@@ -104,7 +103,8 @@ local function health(self, facts)
     return r.extra
   end
 
-  -- Compute the max leases of an instance now. Depends only on its record and on whether there is panic.
+  -- Compute how many leases an instance may have now. The result depends only on its record and on whether there is
+  -- panic.
   function self.limit(r)
     local flags, extra = r.flags, r.extra
     if any(flags, DISABLED) or flags.rate_limited then return 0 end
@@ -117,12 +117,12 @@ local function health(self, facts)
     return limit
   end
 
-  -- Return the lowest fencing token that a later grant of an instance can have: now, or the last token + 1 if that is
-  -- higher, as after the server's clock was set back.
+  -- Return the lowest fencing token that a later grant of an instance can have. It is the present time, or the last
+  -- token + 1 if this is higher, as after the server's clock was set back.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
-  -- If the server's clock was set back after the arrival times were last changed, shift these times back as far.
-  -- Returns whether they were shifted.
+  -- If the server's clock was set back after the last change of the arrival times, shift these times back by the same
+  -- amount. Returns whether they were shifted.
   local function correct_arrivals(extra)
     local ahead_us = extra.metered_us - now_us
     if ahead_us <= 0 then return false end
@@ -145,10 +145,10 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- After panic began or ended, store the instances in `away` again, because the limits of unhealthy ones have changed.
-  -- This call stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance that is in
-  -- `away` during the whole scan. A script that adds or removes an instance during the scan stores this instance
-  -- itself.
+  -- After panic began or ended, store the instances in `away` again, because the limits of unhealthy instances have
+  -- changed. This call stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance
+  -- that is in `away` during the whole scan. A script that adds or removes an instance during the scan stores this
+  -- instance itself.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -180,8 +180,8 @@ local function health(self, facts)
       '#warming', format('%d', warming))
   end
 
-  -- Return three numbers, each 1 for yes or 0 for no: whether an instance with these flags counts as usable, whether it
-  -- counts as unhealthy, and whether it counts as healthy but warming.
+  -- Return whether an instance with these flags counts as usable, as unhealthy, and as healthy but warming. The three
+  -- results are 1 for yes, 0 for no.
   function self.counts(flags)
     if any(flags, DISABLED) then return 0, 0, 0 end
     if any(flags, UNHEALTHY) then return 1, 1, 0 end
@@ -265,8 +265,9 @@ local function health(self, facts)
     self.add_event('recovered', r.id)
   end
 
-  -- Whether one more instance may be ejected. The instance must not be the last healthy one. The unhealthy instances,
-  -- including this one, must be within max_ejection_share, unless this one is the only unhealthy one.
+  -- Whether one more instance may be ejected. The instance must not be the last healthy one. The share of unhealthy
+  -- instances, including this one, must not exceed max_ejection_share. This limit does not apply if this one is the
+  -- only unhealthy instance.
   local function may_eject()
     local most = math.max(1, floor(usable * settings.max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most
@@ -320,9 +321,9 @@ local function health(self, facts)
     end
   end
 
-  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed. A
-  -- result is ignored if a check claimed at the same time or later has been recorded, unless the server's clock was set
-  -- back since.
+  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed. If a
+  -- check that was claimed at the same time or later has been recorded, the result is ignored, unless the server's
+  -- clock was set back since then.
   function self.record_check(r, good, claimed_ms)
     local of, extra = settings, self.extra(r)
     if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
@@ -353,7 +354,7 @@ local function health(self, facts)
   end
 
   -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while any part of the
-  -- limit is left, and may use more tokens than are left; the next requests then wait longer.
+  -- limit is left. It may use more tokens than are left; in this case, the next requests wait longer.
   function self.count_request(r, tokens)
     local extra = self.extra(r)
     correct_arrivals(extra)
@@ -363,7 +364,8 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Settle the tokens of a request. tokens: tokens used minus tokens counted at the grant; negative if it used fewer.
+  -- Settle the tokens of a request. tokens: tokens used minus tokens counted at the grant; negative if the request used
+  -- fewer.
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end
@@ -374,16 +376,16 @@ local function health(self, facts)
   end
 
   -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back.
-  -- Return nil in all other cases, and if that time is not known. In panic, return nil too: unhealthy instances have
-  -- leases, and the end of a lease may free capacity.
+  -- Return nil in all other cases, or if that time is not known. Also return nil in panic: during panic, unhealthy
+  -- instances have leases, and the end of a lease may free capacity.
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
 
-  -- Correct the times of an instance that are too far in the future because the server's clock was set back. Returns
-  -- whether the record has changed.
+  -- After the server's clock was set back, times of an instance may be too far in the future. Correct these times.
+  -- Returns whether the record has changed.
   function self.correct_times(r)
     local is_changed = r.extra and correct_arrivals(r.extra) or false
     if is_changed then self.limit_rate(r) end
@@ -401,7 +403,7 @@ local function health(self, facts)
     return is_changed
   end
 
-  -- Add the lost timers of an instance to due again.
+  -- Correct the times of an instance, and restore those of its timers that are missing in `due`.
   function self.restore_timers(r)
     self.correct_times(r)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end

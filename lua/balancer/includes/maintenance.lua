@@ -8,8 +8,8 @@ end
 
 -- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
 -- grant; at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy queue
--- leaves many tombstones, so only the first AHEAD timers are read. If all of them are of these kinds, the last one
--- counts.
+-- leaves many tombstones, so only the first AHEAD timers are read. If all of them are of these kinds, the time until
+-- the last of them is returned.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -21,8 +21,9 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return how far in the future a timer in `due` can be, ms; nil if no bound is stored. Tombstones and heartbeats have
--- no bound, since callers choose their times. Timers of rate limits and warm-ups are corrected with their instances.
+-- Return how far in the future a timer in `due` can be, ms; nil if the timer has no bound. Tombstones and heartbeats
+-- have no bound, since callers choose their times. Timers of rate limits and warm-ups are corrected with their
+-- instances.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
   local EJECTION_MS = 300000                                  -- as in settings.py
@@ -39,9 +40,10 @@ local function longest_ms(name)
   return kind == 'P' and 0 or nil
 end
 
--- Decode the text of #clock. Returns three values: whether timers must be corrected, because the server's clock was set
--- back after the text was written; whether the text is old, so that it must be written again; and the cursor at which
--- the correction of `due` continues, '0' at its start. Returns nil if the library did not write the text.
+-- Decode the text of #clock. Returns three values, or nil if the library did not write the text:
+--   is_set_back  whether timers must be corrected, because the server's clock was set back after the text was written
+--   is_old       whether the text is old and must be written again
+--   cursor       the cursor at which the correction of `due` continues, '0' at the start
 local function read_clock(text, now_ms)
   local STEP_MS, OLD_MS = 1000, 30000
   local clock_ms, cursor = match(text or '0', '^(%d+) ?(%d*)$')
@@ -51,9 +53,9 @@ local function read_clock(text, now_ms)
   return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
 end
 
--- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that. It does
--- if the last timer that has a bound (see `longest_ms`) is beyond its bound. Most timers are due within two minutes, so
--- usually no record is read, and never more than one.
+-- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that. That is
+-- the case if the last timer that has a bound (see `longest_ms`) is beyond its bound. Most timers are due within two
+-- minutes, so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
   local last = call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES')
@@ -71,8 +73,9 @@ end
 -- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
 -- the object, since its creation costs some microseconds. They call it before their first write, because it raises an
 -- error for keys of a wrong type.
---   invalid  the name of a field of state whose value the library did not write, nil if there is none. Arithmetic on it
---            would fail after the first write, so a script must return `corrupt(pool.invalid)` first
+--   invalid  the name of a field of state whose value the library did not write; nil if there is none. Arithmetic on
+--            such a value would fail after the first write, so a script must return `corrupt(pool.invalid)` before it
+--            writes
 --   changed  whether the functions of this object have written anything
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, 4503599627370496
@@ -106,14 +109,14 @@ local function maintenance(now_us)
     warming = number(known[6]), calm_ms = number(known[7]),
   })
 
-  -- Return an extra record with every field 0. Rate limits are text, the other fields are numbers.
+  -- Return an extra record in which every field is 0. Rate limits are text, the other fields are numbers.
   function self.no_extra()
     local extra = {later = ''}
     for i = 1, #EXTRA, 2 do extra[EXTRA[i]] = EXTRA[i + 1] == '%s' and '0' or 0 end
     return extra
   end
 
-  -- Decode the text of an extra record. Returns nil when the library did not write it.
+  -- Decode the text of an extra record. Returns nil if the library did not write the text.
   local function read_extra(text)
     local extra = self.no_extra()
     for word in string.gmatch(text, '%S+') do
@@ -125,7 +128,8 @@ local function maintenance(now_us)
         if before == '0' and number == 0 and value ~= '0' then return nil end
         extra[name] = before == '0' and value or number
       else
-        -- Either a field of a later version, which may have any value, or a word that the library did not write.
+        -- This is either a field of a later version, which may have any value, or a word that the library did not
+        -- write.
         name = match(word, '^([%a_]+)=%S+$')
         if name and name ~= 'later' and extra[name] == nil then
           extra.later = extra.later .. ' ' .. word
@@ -150,14 +154,15 @@ local function maintenance(now_us)
     return text == '' and '-' or match(text, '^ ?(.*)$')
   end
 
-  -- Return the size of a sorted set, nil for a key of another type. After the first write, nothing may raise an error.
+  -- Return the size of a sorted set, nil for a key of another type. This must not raise an error, because it may run
+  -- after the first write.
   local function size_of(key)
     local size = redis.pcall('ZCARD', key)
     return type(size) == 'number' and size or nil
   end
 
-  -- Return the record of an instance. Return nil, false if there is no record; nil, true if the library did not write
-  -- the record or the index of one of its labels.
+  -- Return the record of an instance. Return nil and false if there is no record. Return nil and true if the library
+  -- did not write the record, or did not write the index of one of its labels.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
@@ -198,8 +203,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Change the labels of an instance. Removes the instance from the indexes of its old labels; `store` adds it to the
-  -- indexes of the new ones.
+  -- Change the labels of an instance. Removes the instance from the indexes of its old labels; `store` adds the
+  -- instance to the indexes of the new labels.
   function self.relabel(r, labels)
     if r.labels ~= '-' and r.labels ~= labels then
       for label in string.gmatch(r.labels, '[^,]+') do call('ZREM', READY .. '@' .. label, r.id) end
@@ -229,8 +234,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Write a tombstone for a token. ZREM comes first, because it is allowed at maxmemory even if it removes nothing.
-  -- After the first write of a script, the server does not check the memory again.
+  -- Write a tombstone for a token. ZREM comes first: the server allows it at maxmemory, even if it removes nothing.
+  -- After the first write of a script, the server no longer checks the memory.
   function self.tombstone(token, why, keep_ms)
     self.changed = true
     call('ZREM', DUE, token)
@@ -246,8 +251,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Return the next fencing token of an instance. The tokens of an instance always rise as long as the server's clock
-  -- rises, even if the server restarts without its data.
+  -- Return the next fencing token of an instance. As long as the server's clock rises, each token is higher than all
+  -- earlier tokens of the instance, even if the server restarts without its data.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
   -- Grant one unit of an instance to the request with this token. write: write_lease or write_granted; last: the last
@@ -276,8 +281,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- If the server's clock was set back, correct about TIMERS timers, so that a few calls correct all of them. While
-  -- some are left, #clock has a cursor after the time.
+  -- If the server's clock was set back, correct about TIMERS timers, so that a few calls correct all timers. While
+  -- uncorrected timers are left, #clock has a cursor after the time.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
@@ -322,9 +327,9 @@ local function maintenance(now_us)
     return #names
   end
 
-  -- Choose a ready instance for a waiter that requires these labels ('-' for none). Returns the first or the last one
-  -- of the index, or any one if the strategy gives the index no order; nil if there is none. With several labels, this
-  -- searches the smallest of their indexes.
+  -- Choose a ready instance for a waiter that requires these labels ('-' for none). Returns the first or the last
+  -- instance of the index, as the strategy requires. If the strategy gives the index no order, returns any instance.
+  -- Returns nil if there is none. With several labels, this searches the smallest of their indexes.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -356,7 +361,7 @@ local function maintenance(now_us)
   -- the labels that a waiter requires, the waiter is skipped too and does not block the waiters behind it. The search
   -- ends after some 130 skipped waiters (FEW + 4 * MANY). Labels without a suitable instance are searched only once,
   -- since no unit becomes free during the search. A waiter has CLAIM_MS to fetch its grant; the published message is
-  -- only a wake-up. Returns false if the search stopped after GRANTS grants; then more grants may be possible.
+  -- only a wake-up. Returns false if the search stopped after GRANTS grants. In this case, more grants may be possible.
   function self.dispatch()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -390,8 +395,8 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Store in #next the time of the next maintenance. Store the present time in #clock if the time there is old. If
-  -- the time there shows that the clock was set back, it stays, since only `expire` corrects the timers.
+  -- Store in #next the time of the next maintenance. Store the present time in #clock if the time in #clock is old. But
+  -- if that time shows that the clock was set back, keep it, since only `expire` corrects the timers.
   function self.reschedule()
     local next_ms = '0'
     if call('ZCARD', WAITQ) == 0 then

@@ -12,20 +12,20 @@
 --   suits   for `ring` only: a function that returns whether an instance with this record is suitable; nil or false
 --           when all instances of `from` are suitable
 --
--- Creating a function takes 0.1 us or more. Therefore `pick` creates the functions of the rarer picks only when it
--- needs one of them.
+-- Creating a function takes 0.1 us or more. Therefore `pick` creates the functions of the rarer picks only in calls
+-- that need one of them.
 
 local function pick(how, from, random, point, now_ms, load, cap, suits)
   if how == 'first' then return call('ZRANGE', from, '0', '0')[1] end
   local n = call('ZCARD', from)
   if n == 0 then return nil end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
-  -- Under lower_of_two, `from` is sorted by load, so the lower of two random ranks belongs to the less loaded of two
+  -- Under lower_of_two, `from` is sorted by load. So the lower of two random ranks belongs to the less loaded of two
   -- random instances.
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   if how == 'any' or how == 'lower_of_two' then return call('ZRANGE', from, rank, rank)[1] end
 
-  -- Draw an instance with a probability proportional to its score, by rejection sampling, which is exact for any upper
+  -- Draw an instance with a probability proportional to its score. Rejection sampling does this exactly with any upper
   -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, draw from
   -- classes of instances whose scores differ by at most a factor of 4; a class is a range of ranks. The rank and the
   -- acceptance of a draw use two separate random generators (Park and Miller). With a single generator, the draw is
@@ -87,9 +87,9 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   end
 
   -- Look at up to 32 points of the ring, clockwise from `point`. Return the first suitable instance that is in `from`
-  -- and whose load is within its share. If there is none, return the least loaded instance of `from`, or nil if `suits`
-  -- is given. One of the first FEW points usually has such an instance, so these are read first. An instance whose
-  -- record has its fields in another order is skipped until a script has rewritten the record.
+  -- and whose load is below `share` times its limit. If there is none, return nil if `suits` is given, otherwise the
+  -- least loaded instance of `from`. Usually one of the first FEW points has such an instance, so these points are read
+  -- first. An instance whose record has its fields in another order is skipped until a script has rewritten the record.
   local function clockwise(share)
     local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
     for round = 1, 2 do

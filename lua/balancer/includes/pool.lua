@@ -10,7 +10,7 @@
 --       limit          max leases now; 0 while the instance takes no work. An instance is ready while load < limit
 --       seq            the value of #picks after the last pick of this instance
 --       fence          its last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
---       peak           highest load so far
+--       peak           highest load that the instance has had
 --       ewma_us        smoothed response time, us; 0 when none was measured
 --       ewma_at_ms     time of the last measurement, ms; written only under PEAK_EWMA
 --       served         leases released with the outcome ok
@@ -28,7 +28,8 @@
 --                fields is "-".
 --       ejections            number of ejections in a row
 --       ejected_until_ms     end of the last ejection
---       probe_since_us       start of the last ejection, or its end once it is over; leases granted later are probes
+--       probe_since_us       start of the last ejection; once this ejection is over, its end. Leases granted after
+--                            this time are probes
 --       leases_before        while the instance is half-open: its leases granted before probe_since_us
 --       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered

@@ -3,14 +3,15 @@
 -- of the first few.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write fields in the order of
--- the patterns below: the fields that change most often come first, so that a call copies the rest of a record without
--- parsing it. A record in another order does not match these patterns; `read_record` in whole_records.lua reads it.
+-- the patterns below. In this order, the fields that change most often come first, so that a call can copy the rest of
+-- a record without parsing it. A record in another order does not match these patterns; `read_record` in
+-- whole_records.lua reads it.
 --
 -- The scripts on the path of every call (acquire, release) format whole numbers with '%d', which costs half as much as
 -- '%.0f'. '%d' is safe: Lua 5.1 converts to a 64-bit long, and no number here exceeds 2^53. These scripts concatenate
--- with '..', which is exact for numbers below 10^14; fencing tokens are larger and are therefore passed as text. A
--- function that is created on every call defines its constants inside its body, since each outer local that it uses
--- costs time when the function is created.
+-- with '..', which is exact for numbers below 10^14; fencing tokens are larger and are therefore passed as text. If a
+-- function is created on every call, its constants are defined inside its body: each local variable from outside that
+-- it uses costs time when the function is created.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- l: the beginning of late=1
@@ -28,8 +29,8 @@ local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -
 
 local function corrupt(field) return {-4, field} end
 
--- Decode the text of #pool. If there is no text, returns only nil. If the text is not valid, returns the refusal to
--- reply with. If it is valid, returns nil, followed by the strategy, its score, pick, waiter and response (see
+-- Decode the text of #pool. Without a text, returns only nil. For an invalid text, returns the refusal that the script
+-- must return. For a valid text, returns nil, followed by the strategy, its score, pick, waiter and response (see
 -- strategies.lua), and the text after the strategy.
 local function opened(fact)
   if not fact then return nil end
@@ -45,7 +46,7 @@ local function opened(fact)
   return nil, strategy, score, how, waiter, response, more
 end
 
--- Return the value of a field of a record, at any position; nil when the field is missing.
+-- Return the value of a field, which may be at any position in the record; nil if the field is missing.
 local function field(record, name)
   local _, at = string.find(' ' .. record, ' ' .. name .. '=', 1, true)
   return at and match(record, '^%S+', at)

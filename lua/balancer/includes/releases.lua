@@ -1,5 +1,5 @@
--- Reads and writes the record of an instance in a release. This code is not in records.lua, because acquire includes
--- that file too and would create write_release on every call. Needs records.lua; pool.lua describes all fields.
+-- Reads and writes the record of an instance in a release. This code is not in records.lua: acquire also includes
+-- records.lua, and would create write_release on every call. Needs records.lua; pool.lua describes all fields.
 
 -- Matches the fields that a release reads or writes. A release reads limit and seq, and copies limit, seq, fence and
 -- peak unchanged.
@@ -9,7 +9,7 @@ local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, st
   return 'load=' .. load .. ' ' .. same .. ' ewma_us=' .. ewma_us .. ' ewma_at_ms=' .. ewma_at_ms
     .. ' served=' .. served .. ' failed=' .. failed .. ' streak=' .. streak .. rest
 end
--- Most instances have neither labels nor flags. A search for this text is the fastest test for that.
+-- Most instances have neither labels nor flags. A search for this text is the fastest test for such an instance.
 local PLAIN = ' labels=- flags=- cap='
 local PLAIN_WEIGHT = '^ weight=(%d+%.?%d*) labels=%- flags=%- cap='
 local SLOW_AFTER = ' slow_after_us=(%d+)'

@@ -8,8 +8,8 @@
 --   response  how release updates the smoothed response time. mean: a moving average, in which a new response time has
 --             a weight of one fifth. peak: a higher response time replaces the old value at once, a lower one over time
 -- Each row is a line of code in `rules`, and a call of `rules` costs 0.1 us. A table would be created on every call of
--- a script: this costs 1.4 us with a nested table for each row, and 0.9 us with one text for each row (Valkey 9.1). A
--- call of acquire takes some 20 us.
+-- a script. This would cost 1.4 us with a nested table for each row, and 0.9 us with one text for each row (Valkey
+-- 9.1). A call of acquire takes some 20 us.
 local DEFAULT_STRATEGY = 'least_loaded'
 
 -- Return the score, pick, waiter and response of a strategy; nil for an unknown strategy.

@@ -1,4 +1,4 @@
--- Read and write whole records of instances. In the usual case, acquire and release end before these functions are
+-- Read and write whole records of instances. In the usual case, acquire and release return before these functions are
 -- created. Needs records.lua; pool.lua describes all fields.
 
 -- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
@@ -36,7 +36,8 @@ local function read_record(text)
   return load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap, later
 end
 
--- Write #pool, and the records of tokens other than leases: a grant that is not fetched yet, a waiter, a tombstone.
+-- These functions return the text of #pool, and of the records of tokens that are not leases: grants not fetched yet,
+-- waiters and tombstones.
 local function write_granted(id, fence, ticket)
   return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
 end
