@@ -5,13 +5,13 @@
 --   The names of the totals, slices and recent samples of the series are computed here, under the same hash tag.
 -- ARGV
 --   window_ms  int   length of the window, ms; 0 for all time
---   as_of_ms   int   end of the window, ms since 1970, which may be in the future; -1 for now
+--   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
 --   max_exact  int   return the raw durations of a series if all are stored and there are at most this many. -1 returns
 --                    only the plain counters, without buckets, error types and models: the second form below
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
---                     durations in us separated by spaces (empty unless all are there). The window is [from_ms, to_ms).
+--                     durations in us separated by spaces; none unless all are stored. The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
 --                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
@@ -95,24 +95,25 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- Integers in a reply have 64 bits. A larger sum, such as of costs in units of 10^-9, is returned as LARGEST.
+-- Integers in a reply have 64 bits. A larger sum, for example of costs in units of 10^-9, is returned as LARGEST.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end
   if number >= LARGEST and number < 1e24 then return LARGEST end
   error('a number that no counter reaches', 0)  -- also NaN
 end
--- Check a time or an extreme duration; -1 means unknown. It is not a sum, so a number from 9 * 10^15 on is an error.
+-- Check a time or an extreme duration; -1 means unknown. Such a value is not a sum, so 9 * 10^15 or more is an error.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end
--- An addition converts text to a number in a third of the time of tonumber. It raises for text that is no number; the
--- pcall at the end of this file catches that.
+-- An addition converts text to a number in a third of the time that tonumber needs. It raises an error for text that is
+-- no number. The pcall at the end of this file catches that error.
 local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
 
 -- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
--- slice. Therefore failures are read only if not all executions succeeded, the counters of models and tools only if one
--- of them exists (all are written together), and the last timestamp only from the newest slice that has one.
+-- slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded. The
+-- counters of models and tools are read only if one of them exists (all are written together). The last timestamp is
+-- read only from the newest slice that has one.
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
