@@ -146,7 +146,7 @@ def _calls_fit_their_headers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _default_backend_is_closed() -> Iterator[None]:
-    """Fail a test that leaves the process-wide default backend open: a later test could not set its own."""
+    """Fail a test that leaves the process-wide default backend open. No later test could set another default."""
     from agentperf_redis import backend
 
     yield

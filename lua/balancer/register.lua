@@ -1,4 +1,4 @@
--- register: add an instance, or change a registered one, which keeps its load, health and measurements.
+-- register: add an instance, or change a registered one. A change keeps the load, health and measurements.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
@@ -22,16 +22,16 @@
 --   chosen      int   1 when settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before}   added; born: creation time of the pool, us, which differs from an earlier reply if
---     the server has lost the pool since; before: the replaced settings, empty when none were replaced
+--   {1, strategy, born, before}   added; born: creation time of the pool, us; if an earlier reply had another time, the
+--     server has lost the pool since; before: the replaced settings, empty when none were replaced
 --   {0, strategy, born, before}   changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}    the request came after until_ms; nothing was changed
--- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
+-- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
 -- COST    O(log N + labels + points log ring), and grants to at most 16 waiters; with slow_start, also a search of up
---         to 1024 records for a healthy, warm instance, the longest registered first
+--         to 1024 records for a healthy, warm instance, in the order of registration
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
@@ -47,8 +47,8 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Whether some healthy, warm instance was registered at least one warm-up time ago. If there is none, the whole fleet
--- is just starting, and its instances do not warm up. Drained or dead instances of an earlier fleet do not count.
+-- Return whether a healthy, warm instance was registered at least one warm-up time ago. If there is none, the whole
+-- fleet is just starting, and its instances do not warm up. Drained or dead instances of an earlier fleet do not count.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings.slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do
@@ -77,7 +77,7 @@ if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} en
 if call('ZCARD', IDS) > 0 then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered: the pool is new, or is empty and may change its strategy.
+  -- No instance is registered. So the pool is new, or it is empty and may change its strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 local born = whole_number(known[3], now_us)

@@ -13,7 +13,7 @@
 --   again       int   1 when another copy of this release may have been executed before, else 0
 --   tokens      int   tokens used minus tokens counted by acquire; negative if fewer were used
 -- RETURNS
---   1   the unit is free: freed by this call or by an earlier copy of it
+--   1   this call, or an earlier copy of it, ended the lease
 --   0   the token is unknown
 --   {-1, why}   the lease ended earlier; why: the tombstone's reason
 --   {-3, fact}  {-4, field}   as in records.lua
@@ -64,8 +64,8 @@ if holder then
   if response_us >= 0 and OUTCOME ~= 'n' then
     ewma_us = tonumber(ewma_us)
     if response == 'peak' then
-      -- A higher latency replaces the smoothed one at once. A lower one replaces it over time, with a time constant of
-      -- 10 s.
+      -- A higher latency replaces the smoothed latency at once. A lower latency replaces it gradually, with a time
+      -- constant of 10 s.
       local clock = call('TIME')
       local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
       if response_us < ewma_us then
@@ -82,8 +82,8 @@ if holder then
   end
 
   -- The usual case: the outcome is good or neutral, the instance has no flags, the queue is empty, and no late copy of
-  -- the acquire can arrive. The other cases need the files included further down. These are not included above, which
-  -- saves 1.3 us per call in the usual case.
+  -- the acquire can arrive. The other cases need more files. These files are included further down and not at the
+  -- top, which saves 1.3 us per call in the usual case.
   local labels, flags, weight = '-', '-', '0'
   if not load then
     flags = nil

@@ -15,7 +15,8 @@
 --   0   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  returns 0 and changes nothing; refused after until_ms, so that a late copy cannot undo a later change
+-- REPEAT  returns 0 and changes nothing; a copy that arrives after until_ms is refused, since it could undo a later
+--         change
 -- ERRORS  none
 -- COST    O(log N + log ring); N instances
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

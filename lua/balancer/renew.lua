@@ -1,5 +1,5 @@
--- renew: extend the expiry of many leases in one call. A lease is shortened only if it would last longer than its TTL
--- from now, which shows that the server's clock was set back.
+-- renew: extend the expiry of many leases in one call. A lease is shortened only if more time is left than its TTL.
+-- This happens only after the server's clock was set back.
 -- KEYS
 --   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
@@ -27,7 +27,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
   call('ZADD', DUE, 'XX', unpack(prolong))
 end
 return reply

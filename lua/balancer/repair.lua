@@ -16,10 +16,10 @@
 --     deleted because they had no timer, on the first page only; registered: number of instances of the pool
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  changes nothing more
+-- REPEAT  changes nothing
 -- ERRORS  none
--- COST    O(L + count log N): every page counts all L leases again, some 1 us each, so that the loads of its instances
---         are exact when they are written
+-- COST    O(L + count log N): every page counts all L leases again, which takes about 1 us for each lease. So the loads
+--         of the page's instances are exact when they are written
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies

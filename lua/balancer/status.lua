@@ -39,7 +39,7 @@ if refused then return refused end
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
 local page = call('ZRANGE', IDS, first, first + count - 1)
--- Call a function with the ids, records and extra records of up to 1000 instances at a time.
+-- Call `take` with the ids, records and extra records of up to 1000 instances at a time.
 local function for_each_part(take)
   for from = 1, #page, 1000 do
     local ids, extras = {unpack(page, from, math.min(#page, from + 999))}, {}

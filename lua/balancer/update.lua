@@ -19,7 +19,7 @@
 --   {0}         no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
+-- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
 -- COST    O(log N), and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

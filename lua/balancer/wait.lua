@@ -20,8 +20,8 @@
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
 -- ERRORS  none
--- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters, and some 250 corrected timers after
---         the server's clock was set back, until all are corrected; W waiters, N instances
+-- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters; after the server's clock was set
+--         back, each call also corrects some 250 timers until all are correct; W waiters, N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
@@ -59,8 +59,9 @@ pool.expire(EXPIRIES)
 
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
-  -- A new waiter, or a waiter that did not fetch its grant in time; the latter queues again with its old ticket. While
-  -- others wait, times of arrival rise even if the server's clock was set back.
+  -- The waiter is new, or did not fetch its grant in time. In the second case, it queues again with its old ticket.
+  -- While the queue is not empty, each new waiter gets a later time of arrival than the previous one, even if the
+  -- server's clock was set back.
   local ticket = TICKET
   if ticket == '-' then
     if arrived_us < pool.now_us or call('ZCARD', WAITQ) == 0 then arrived_us = pool.now_us - 1 end
@@ -71,8 +72,9 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
 else
-  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes this check. So
-  -- the poll of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
+  -- This command removes nothing, but it counts as a write. At maxmemory, the server never refuses a ZREM, and after
+  -- a script's first write it refuses no other command. So the poll of a waiter that is already queued succeeds at
+  -- maxmemory, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
 local ticket = match(known, WAITING)
@@ -86,8 +88,8 @@ known = call('HGET', STATE, TOKEN)
 local expiry_ms
 local id, fence = match(known, GRANTED)
 if id then
-  -- The grant is fetched. Other copies of this request may still arrive, so write late=1, which makes the release
-  -- of this lease leave a tombstone.
+  -- The grant is fetched. Other copies of this request may still arrive. So write late=1: the release of this lease
+  -- then leaves a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
   call('HSET', STATE, TOKEN, write_lease(id, fence, '1', TTL_MS))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)

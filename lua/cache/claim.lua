@@ -10,8 +10,8 @@
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
 --   ignore    text    version of an entry that the caller found invalid: this entry counts as missing; empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a reader; for a background refresh of a stale value, the time after a failed
---                     computation during which the value is not computed again, ms
+--   retry_ms  text    empty for a reader. A background refresh of a stale value passes for how long the value is not
+--                     computed again after a failed computation, ms
 -- RETURNS
 --   {1, entry, epochs}  there is a value
 --   {2, version, wrong_type}  the lease is granted, and the caller computes; put.lua refuses the computed value if it
@@ -20,7 +20,8 @@
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
 --                       for a background refresh: the last computation failed less than retry_ms ago
--- REPEAT  a second delivery returns the same reply. A late one may take a lease that no caller uses; it expires
+-- REPEAT  a second delivery returns the same reply. A late delivery may take a lease that no caller uses; this lease
+--         expires
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(1)
 --@include corrupt
@@ -50,12 +51,12 @@ if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   local failed_ms = whole_number(lease[5]) or 0
-  -- A failure in the future was recorded before the server's clock was set back. It no longer counts.
+  -- If the time of the failure is in the future, the server's clock was set back since. This failure no longer counts.
   if failed_ms <= now_ms and now_ms < failed_ms + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
-  -- A lease that lasts longer than its TTL was granted before the server's clock was set back.
+  -- If more time is left than the lease's TTL, the lease was granted before the server's clock was set back.
   local left_ms, max_ms = call('PTTL', LEASE), whole_number(lease[6])
   if max_ms and left_ms > max_ms then
     call('PEXPIRE', LEASE, max_ms)
@@ -63,7 +64,7 @@ if lease[1] then
   end
   return {3, math.max(1, left_ms), lease[1]}
 end
--- The lease records the last version, not the time, so that a later invalidation has a higher version even if the
+-- The lease records the last version and not the time. So a later invalidation has a higher version, even if the
 -- server's clock jumps back.
 call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)

@@ -16,10 +16,10 @@
 --   bus       text    channel of invalidations
 --   origin    text    the clearing process, which ignores its own messages
 -- RETURNS
---   {1, cleared, version}  cleared is the number of entries there were
+--   {1, cleared, version}  cleared is the number of entries before the call
 -- REPEAT  a second or late delivery clears again: a miss is never wrong
 -- ERRORS  CORRUPT if meta was not written by this library; nothing was written
--- COST    O(1): one rename, and unlinked keys, whose memory the server frees in the background
+-- COST    O(1): one RENAME and one UNLINK; the server frees the memory of the unlinked keys in the background
 --@include corrupt
 --@include whole_number
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]

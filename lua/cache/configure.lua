@@ -1,5 +1,5 @@
 -- configure: write the settings of a cache. All scripts of the cache read them, so the settings written last apply to
--- every process. A value that the caller did not choose keeps its stored setting.
+-- every process. A setting that the caller did not choose keeps its stored value.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   new       ZSET  <tag>:new

@@ -1,15 +1,15 @@
 -- invalidate_tags: invalidate every entry that has one of the tags and was written before this call.
 -- KEYS
 --   meta       HASH    <tag>:meta
---   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions: entries up to <cleared> are
---                      invalid; entries with any tag up to <merged> are invalid; entries above <tagged> are not
---                      invalidated by any tag
+--   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions: an entry up to version <cleared> is
+--                      invalid; an entry that has a tag is invalid up to version <merged>; no tag invalidates an entry
+--                      above version <tagged>
 --   tags       ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus        text    channel of invalidations
 --   origin     text    the invalidating process, which ignores its own messages
---   max_marks  int     number of tags whose last invalidation is kept; older ones are merged into <merged>
+--   max_marks  int     number of tags whose last invalidation is kept; older invalidations are merged into <merged>
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation

@@ -41,9 +41,8 @@
 --   {-2, version}          the value is larger than the whole cache; the old value is removed
 --   {-3}                   cleared or invalidated since the claim; the lease is released, nothing else done
 --   {-4, version}          no capacity after 512 evictions; the old value is removed
---   {-5, version}          nothing done, because the request was cancelled or an earlier repetition was executed; or
---                          the key is made a miss, because an earlier copy may have stored a value that was
---                          replaced since
+--   {-5, version}          the request was cancelled, or an earlier repetition was executed: nothing done. Or an
+--                          earlier copy may have stored a value that was replaced since: the key is made a miss
 --   {-6, now_ms}           until_ms has passed; nothing done
 -- REPEAT  a copy that finds its id in the entry reports success again. Any other repeated delivery writes only if the
 --         key cannot have changed since the first delivery was sent: the entry is no newer than `seen`, or the entry is
@@ -154,8 +153,8 @@ else
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
         if remembered >= 8 then
-          -- The key was evicted from the window. Widen the window if a window wider by 10 % of the cache would have
-          -- kept the key.
+          -- The key was evicted from the window. Widen the window if a window that is wider by 10 % of the cache would
+          -- still hold the key.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end

@@ -1,6 +1,6 @@
 -- release_claim: release a compute lease without a value. An error is kept for error_ms, for the callers that waited
--- for this lease; a later caller computes again. If there is a stale value, the error is kept as long as that value: it
--- shows readers that computing fails, and it shows background refreshes when computing last failed.
+-- for this lease; a later caller computes again. If there is a stale value, the error is kept as long as that value.
+-- The error shows readers that computing fails, and it shows background refreshes when computing last failed.
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>

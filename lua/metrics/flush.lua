@@ -11,7 +11,7 @@
 -- ARGV
 --   seq             int     number of this flush, rising for this writer and shard: its idempotency key
 --   writer_keep_ms  int     how long the number is remembered, ms
---   firm            int     1 stores the following TTLs for the shard; 0 uses those that are stored, if there are any
+--   firm            int     1 stores the following TTLs for the shard; 0 uses the stored TTLs instead, if there are any
 --   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0 writes no such slices
 --   keep_1m_ms      int     the same for a slice of 1 min, ms
 --   keep_1h_ms      int     the same for a slice of 1 h, ms
@@ -24,7 +24,7 @@
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
 --   idle_ms         int     time after which an unused name gives way to a new one at a limit, ms; its counts are added
---                           to __other__, those of the spans of an agent to the span __other__ of __other__
+--                           to __other__, those of an agent's spans to the span __other__ of the agent __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -55,7 +55,8 @@ local NAMES, CELLS = 18, 18 + math.floor((#KEYS - 3) / 3)  -- on a Cluster, one 
 local call = redis.call
 local now = clock_ms()
 -- Ages are relative to the time when the request was sent, since a request may wait, for example while the server is
--- stopped. No request waits longer than WRITER_KEEP_MS. If one seems to, the server's clock was set forward.
+-- stopped. No request waits longer than WRITER_KEEP_MS. If a request seems to have waited longer, the server's clock
+-- was set forward.
 local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
@@ -77,7 +78,7 @@ if holds(WRITER, 'string') then
   if SEQ <= known then return {0, now, 0, 0} end
 end
 holds(AGENTS, 'zset')
--- Readers compute from the stored TTLs which slices exist, so writers must use the stored ones.
+-- Readers compute from the stored TTLs which slices exist, so writers must use the stored TTLs too.
 local stored_keep = holds(SETTINGS, 'hash') and call('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
 if stored_keep then
   local is_complete = stored_keep[1] and stored_keep[2] and stored_keep[3] and stored_keep[4]
@@ -115,8 +116,8 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     local other = member == OTHER or member == '/' .. OTHER or string.sub(member, 1, 1) == '#'
     if not (other or known.seen[member] or present[index == AGENTS and member or index .. member]) then
       local parts = index == AGENTS and parts_of(member) or {}
-      -- The counts of all these parts are read, so an agent with too many of them waits for a later flush. One agent
-      -- with the maximum of parts always fits.
+      -- The counts of all these parts are read. So an agent with too many parts gives way only in a later flush. One
+      -- agent with the maximum of parts always fits.
       if #parts == 0 or leaving_parts == 0 or leaving_parts + #parts <= MAX_PARTS then
         leaving_parts = leaving_parts + #parts
         known.size = known.size - 1
@@ -171,9 +172,9 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The sums to add to each key. They are first collected in memory, so that every read and check precedes the first
--- write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum` table, and a key
--- gets a table of its own when a second accumulator adds to it.
+-- `sums` holds the sums to add to each key. They are first collected in memory, so that every read and check precedes
+-- the first write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum` table. A
+-- key gets a table of its own when a second accumulator adds to it.
 local sums, order, expiries = {}, {}, {}
 local function aggregate(sum, field, value)
   local values = sum.values
@@ -204,10 +205,11 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, a new type or model takes the place of one that was used neither today nor on the preceding days that cover
--- IDLE_MS.
+-- limit, a new type or model takes the place of one that is idle: it was used neither today nor during the IDLE_MS
+-- before, rounded up to whole days.
 local guards, gone_fields = {}, {}
--- The last use of a type or model is not stored, but the slice of a day has a field for each one used on that day.
+-- The last use of a type or model is not stored. But the slice of a day has a field for each type and model that was
+-- used on that day.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
 local function take_out_idle(total, guard, prefix)
   local idle = guard[prefix]

@@ -5,13 +5,13 @@
 --   The names of the totals, slices and recent samples of the series are computed here, under the same hash tag.
 -- ARGV
 --   window_ms  int   length of the window, ms; 0 for all time
---   as_of_ms   int   end of the window, ms since 1970, which may be in the future; -1 for now
+--   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
 --   max_exact  int   return the raw durations of a series if all are stored and there are at most this many. -1 returns
 --                    only the plain counters, without buckets, error types and models: the second form below
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
---                     durations in us separated by spaces (empty unless all are there). The window is [from_ms, to_ms).
+--                     durations in us separated by spaces; none unless all are stored. The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
 --                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
@@ -70,8 +70,9 @@ local function append(item)
   reply[size] = item
 end
 -- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
--- slice. Therefore failures are read only if not all executions succeeded, the counters of models and tools only if one
--- of them exists (all are written together), and the last timestamp only from the newest slice that has one.
+-- slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded. The
+-- counters of models and tools are read only if one of them exists (all are written together). The last timestamp is
+-- read only from the newest slice that has one.
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0

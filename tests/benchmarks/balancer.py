@@ -2,7 +2,7 @@
 
 Acquire and release are measured at several pool sizes under every strategy. Server time is the time spent in
 scripts, as counted by the server. Other load on the machine can only lengthen this time, so the lower quartile of
-several rounds is shown. If a Redis 7 is installed on the machine, server time is measured on it too.
+several rounds is shown. If a Redis 7 is installed on the machine, server time is measured on that server too.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def cycled(call: Callable[[str], Any], keys: list[str]) -> Work:
 
 
 def copied(cache: LRUCache, key: str) -> None:
-    """Read a key until a local copy exists. Local copies are allowed only after the subscription is confirmed."""
+    """Read a key until a local copy exists. Copies are allowed only after the server has confirmed the subscription."""
     local = cache._shared_state.local
     assert local is not None
     end = time.monotonic() + 10
@@ -392,7 +392,7 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
 def reports(
     bench: Bench, backend: Backend, client: Any, caches: dict[int, LRUCache], lru: dict[int, float], work: str
 ) -> Iterator[Row]:
-    """Measure the server time of an `AccessReport` of 64 reads, divided by 64, in full caches.
+    """Measure the server time per read of an `AccessReport` of 64 reads, in full caches.
 
     The figures under LRU are stored in `lru`. They are the reference for the figures under TINYLFU.
     """

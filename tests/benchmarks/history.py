@@ -1,7 +1,7 @@
 """Saved runs (`--save`) and regressions since these runs.
 
-Absolute times differ between machines and hours. So only ratios are compared, and only with runs on the same kind of
-machine.
+Absolute times differ between machines, and between two hours on one machine. So only ratios are compared, and only with
+runs on the same kind of machine.
 """
 
 from __future__ import annotations

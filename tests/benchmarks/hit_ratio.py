@@ -4,8 +4,8 @@
 
 A trace is a file with one key per line, plain or gzip. `--size` belongs to the `--trace` before it. Without `--trace`,
 traces are generated. A trace is first run by one process, which reads each key in turn and puts a value after a miss.
-Then the trace is run by eight processes, which share it: a process takes the next few accesses when it has finished its
-previous ones. The library theine provides W-TinyLFU.
+Then eight processes run the trace together. A process takes the next few accesses when it has finished its previous
+accesses. The library theine provides W-TinyLFU.
 
 The tests compare with `TINYLFU_HITS`, stored figures of W-TinyLFU. This command recomputes them:
 
@@ -226,7 +226,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of each part that this process takes. All processes share a position in the trace."""
+    """Yield the start of each part of the trace that this process takes. All processes share one position in it."""
     if not share:
         yield 0
         return

@@ -19,8 +19,8 @@ def rows(bench: Bench) -> Iterator[Row]:
     """Measure programs in new interpreters, without the time that an interpreter needs to start.
 
     A service is loaded on first use, so the import is also measured with one service and with the whole package. An
-    installed library has its bytecode. So both libraries are compiled before the measurement, even if this environment
-    writes no bytecode.
+    installed library is already compiled to bytecode. So both libraries are compiled before the measurement, even if
+    this environment writes no bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="agentperf-bench-") as folder:
         compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

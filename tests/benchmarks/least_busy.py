@@ -26,8 +26,8 @@ def installed() -> bool:
 def calls(url: str, deployments: int) -> Work:
     """Return the work that the router does for a call: pick a deployment, and count the start and end of the call.
 
-    The work uses the public API of the router to pick, and the router's callbacks to count. The callbacks get the id of
-    the call, as if the router had called them.
+    To pick, the work calls the public API of the router. To count, it calls the router's callbacks, and passes them the
+    id of the call, as the router does.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches prices from a server
     with warnings.catch_warnings():

@@ -39,7 +39,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two functions measured alternately: median seconds per operation of each, and the median of the rounds' ratios."""
+    """The times of two functions measured alternately: the median seconds per operation of each.
+
+    `ratio` is the median of the rounds' ratios.
+    """
 
     ours_s: float
     reference_s: float
@@ -79,7 +82,7 @@ class Bench:
         return Pair(statistics.median(first), statistics.median(second), statistics.median(ratios))
 
     def single(self, work: Work, times: int) -> float:
-        """Measure one work; return the median of the seconds per operation."""
+        """Measure one function, and return the median of the seconds per operation."""
         work(max(1, times // 5))
         return statistics.median(timed(work, times) for _ in range(self.rounds))
 

@@ -53,7 +53,7 @@ class Peer:
     Attributes:
         observe: records a duration in one series, which was looked up in advance.
         of_agents: returns work that records in the series of many agents in turn. The work looks up each series by
-            name, as ours does.
+            name, as our library does.
     """
 
     observe: Observe
@@ -319,9 +319,9 @@ def fill(bench: Bench, namespace: str, agents: int, *, filled_s: int = 360, ever
         every_s: time between two groups of executions, s.
 
     Returns:
-        A timestamp ten seconds after the start of a minute, s since 1970. A five-minute window that ends at this time
-        takes the most work to read, because it has ten slices (five of ten seconds, four of a minute, one of ten
-        seconds). A window that ends now may have as few as five slices.
+        A timestamp in seconds since 1970, ten seconds after the start of a minute. A five-minute window that ends at
+        this time takes the most work to read, because it has ten slices (five of ten seconds, four of a minute, one of
+        ten seconds). A window that ends now may have as few as five slices.
     """
     client = bench.client()
     client.script_load(commands.FLUSH.source)
@@ -419,7 +419,7 @@ DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
 def quantiles(bench: Bench) -> Iterator[Row]:
     """Measure the largest error of p50 to p99.9, relative to exact quantiles.
 
-    The exact quantiles follow the index rule of the in-memory version.
+    An exact quantile is the sample that the in-memory version returns.
     """
     sizes = (100, 10_000, 1_000_000)
     for size in sizes:

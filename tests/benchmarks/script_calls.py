@@ -1,7 +1,8 @@
 """A program that calls acquire and release of one checkout of the library.
 
-The benchmark `scripts` runs it for each checkout. It imports only public names of the library, so that it works in any
-checkout. Each line of stdin has a strategy and a piece of work. The program prints a line when the work is done.
+The benchmark `scripts` runs this program for each checkout. The program imports only public names of the library, so it
+works in any checkout. Each line of stdin has a strategy and a piece of work. The program prints a line when the work is
+done.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main(url: str, namespace: str, instances: int, calls: int) -> None:
 
 
 async def fill(balancer: Any, name: str, instances: int) -> list[Any]:
-    """Register instances with unequal weights, and lease as many units as there are instances."""
+    """Register instances with unequal weights, and acquire as many leases as there are instances."""
     rate = {"requests_per_minute": 1e6} if name.endswith("-metered") else {}
     fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(instances)]
     for at in range(0, instances, AT_ONCE):

@@ -1,4 +1,4 @@
-"""Token counts are read from objects of real clients and frameworks, made offline by their own parsers and converters.
+"""Token counts are read from objects of real packages. The packages' own parsers and converters make them offline.
 
 Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. If a new version of a
 package reports counts in another form, the test of that package fails.
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def event_loops() -> list[asyncio.AbstractEventLoop]:
-    """Return the event loops of this process, including those without any reference."""
+    """Return the event loops of this process, including loops to which no reference is left."""
     return [each for each in gc.get_objects() if issubclass(type(each), asyncio.AbstractEventLoop)]
 
 

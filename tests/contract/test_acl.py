@@ -194,7 +194,7 @@ def test_readme_rights_match_the_commands_in_use() -> None:
 
 @pytest.mark.every_server
 def test_doctor_names_each_right_that_is_missing(user: User, namespace: str) -> None:
-    """The test removes each right once. `doctor` reports the missing right in the server's words."""
+    """The test removes each right in turn. `doctor` reports the missing right in the server's words."""
     backend = Backend(user.url, namespace=namespace)
     assert commands_of(doctor.examine(backend)) == {("ok", "")}
     assert set(user.refused()) == {"command info"}

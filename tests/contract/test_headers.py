@@ -220,7 +220,7 @@ return redis.call('ZADD', DUE, now[1], TOKEN)
     ],
 )
 def test_script_with_a_single_key_keeps_to_it(more: str, complaint: str) -> None:
-    """A script with a single key runs even while its slot is moved. It must not use other keys or delete its key."""
+    """A script with a single key runs even while its slot is moved. So it must not use other keys or delete its key."""
     found = headers.problems(_SINGLE.replace("return", f"{more}\nreturn", 1), {})
     assert any(complaint in problem for problem in found) if complaint else found == []
 

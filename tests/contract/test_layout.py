@@ -14,8 +14,7 @@ TESTS = ROOT / "tests"
 PACKAGE = ROOT / "agentperf_redis"
 INTEGRATION = "tests/integration"
 
-# Each module without its own unit test, and the test that covers the module. Most of these modules do only I/O with a
-# server.
+# Modules without a unit test of their own, each with the test that covers it. Most of them do only I/O with a server.
 PROVEN_BY = {
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
@@ -125,7 +124,7 @@ def test_unit_tests_are_named_after_a_module() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and the names imported from modules: such a name may be a module too."""
+    """Yield the modules that a source imports, and the names imported from them. A name may itself be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

@@ -47,7 +47,7 @@ def stored(own_server: Server) -> Iterator[Namespace]:
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    """Return a filter of keys by their last part: it accepts `parts` or, if `parts` is empty, all but `others`."""
+    """Return a filter of keys by their last part. It accepts `parts`; if `parts` is empty, all parts but `others`."""
 
     def accept(key: str) -> bool:
         name = key.rpartition("}:")[2]
@@ -167,7 +167,7 @@ def test_damaged_pool_is_reported_and_unchanged(
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
     operations = pool_operations(pool)
-    if overdue:  # the script first ends a lease and grants its unit, then does its own work
+    if overdue:  # the script first ends a lease, grants the freed capacity, and then does its own work
         stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
         operations = {
             name: operations[name] for name in ("acquire", "wait again", "release failed", "register", "status")
@@ -226,7 +226,7 @@ def put(where: keys.CacheKeys, name: str, *, request: str, again: bool = False, 
 
 
 def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) -> None:
-    """Make a cache in which each kind of key and field occurs: evicted, expired, cleared and tagged entries, leases."""
+    """Make a cache with each kind of key and field: evicted, expired, cleared and tagged entries, and leases."""
     parsed = Settings.parse(settings)
     assert parsed is not None
     run(cached.deploy(where, parsed))

@@ -22,7 +22,7 @@ STANDALONE = [kind for kind in get_args(ServerKind) if kind not in CLUSTERS and 
 
 @pytest.fixture(params=["rdb", "aof"])
 def written(request: pytest.FixtureRequest, server_kind: ServerKind) -> Iterator[Path]:
-    """The data folder of a server that ended, with data of all three services."""
+    """A data folder with data of all three services. Its server has ended."""
     node = Node(server_kind, aof=request.param == "aof")
     with AgentPerf(f"redis://127.0.0.1:{node.port}") as perf:
         lb = perf.balancer()

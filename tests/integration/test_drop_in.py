@@ -186,7 +186,8 @@ for balancer, agent in ((in_turn, "coder"), (weighted, "critic")):
 def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[str], list[str]]:
     """Run a program in a separate process with a fresh server, and return its output lines.
 
-    Programs of the in-memory version make blocking calls in coroutines. They still run, with a warning for each place.
+    Programs of the in-memory version make blocking calls in coroutines. Such programs still run. Each place that makes
+    a blocking call causes one warning.
     """
     server = start_server("valkey")
 

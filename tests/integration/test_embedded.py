@@ -72,7 +72,7 @@ def test_failed_default_address_names_the_running_server(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("address", ["Connector(parse_url(DEFAULT_URL), defaulted=True)", "Connector(parse_url(URL))"])
 def test_connector_imports_early_what_it_needs_later(address: str) -> None:
-    """A fork during an import on the flushing thread would leave the lock of the module held in the child."""
+    """A fork during an import on the flushing thread would leave the lock of the imported module held in the child."""
     program = f"""
 import sys
 from agentperf_redis.transport.address import DEFAULT_URL, parse_url

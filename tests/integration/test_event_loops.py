@@ -235,7 +235,7 @@ def test_abandoned_generators_leave_no_lease_behind(backend: Backend) -> None:
 
 
 def test_map_of_loops_may_change_while_it_is_listed(backend: Backend) -> None:
-    """Loops of other threads add their executors at any time. Here the garbage collector adds one at each run."""
+    """Loops of other threads add their executors at any time. Here each garbage collection adds an executor."""
 
     class Loop:
         def is_closed(self) -> bool:
@@ -304,7 +304,7 @@ def test_report_that_the_end_of_a_loop_interrupts_is_sent(
 def test_stopped_loop_does_not_block_its_keys(
     backend: Backend, connect: Callable[..., Backend], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loop that is kept for the next request is stopped meanwhile, perhaps for good."""
+    """A loop that is kept for the next request is stopped until that request comes, which may be never."""
     monkeypatch.setattr(flights, "STUCK_S", 0.3)
     cache, remote = (LRUCache(backend=each, lease=0.3) for each in (backend, connect(server.url)))
     never = Endless()

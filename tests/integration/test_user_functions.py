@@ -1,4 +1,4 @@
-"""Wherever the API takes a function, an asynchronous one is awaited or refused. Its work is never silently lost."""
+"""If the API gets an asynchronous function, it awaits or refuses the function. Work is never lost silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of the caches' state machines: a separate namespace, and expiry on demand. `run` runs a machine."""
+"""The base class of the caches' state machines. It has its own namespace and expires entries on demand."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class CacheMachine(RuleBasedStateMachine):
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
-        self.cache.flush()  # after the expiry, a reported read would not move the entry
+        self.cache.flush()  # reads that are reported after the expiry would not move the entry
         self.reported()
         if key not in self.model:
             return
@@ -101,7 +101,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Run a machine on a server, through `examples` sequences or to the first disagreement."""
-    # The rules decide when reads are reported, not the speed of the machine.
+    # The rules, and not the speed of the machine, decide when reads are reported.
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
     effort = settings(
         max_examples=examples,

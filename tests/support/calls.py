@@ -13,7 +13,7 @@ class Call:
     """Calls a method of a client's blocking or asyncio API: `call(lb, "acquire", "planner", wait=0)`.
 
     Attributes:
-        is_async: whether it uses the asyncio API.
+        is_async: whether the calls use the asyncio API.
     """
 
     def __init__(self, runner: asyncio.Runner | None) -> None:

@@ -106,7 +106,7 @@ class Namespace:
         self._write(args=[part for name, pair in state.items() for part in (name, *pair)])
 
     def undo(self, before: State) -> dict[str, tuple[list[str], list[str]]]:
-        """Restore a former state. Returns the contents of each key that had changed: the former and the later ones.
+        """Restore a former state. Returns the former and the later contents of each key that had changed.
 
         The DUMP of an unchanged hash may differ, because the server rehashes it. So the contents decide whether a key
         has changed.
@@ -167,7 +167,7 @@ _MAKERS: dict[str, Callable[[Any, str], object]] = {
 
 
 def _damaged(value: str) -> Iterator[str]:
-    """Yield the damaged forms of a value: other texts replace the whole value, or one number or word in it."""
+    """Yield the damaged forms of a value. In each, another text replaces the value, or one number or word in it."""
     yield from (text for text in TEXTS if text != value)
     for part in _PART.finditer(value):
         if part[0] != value:

@@ -1,4 +1,4 @@
-"""fakeredis for the unit layer: runs scripts in this process in a fraction of a millisecond, almost like a server."""
+"""fakeredis for the unit layer. It runs scripts in this process within a millisecond, almost like a server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from agentperf_redis.script import Script
 class Fake:
     """An empty simulated server and a minimal driver for commands and flows.
 
-    A flow's pauses take no time, and its waits end at once without a wake-up. `pauses` records both. Errors are those
-    of redis-py: only the executor, which is not used here, converts them.
+    A flow's pauses take no time, and its waits end at once without a wake-up. `pauses` records both. The driver raises
+    the errors of redis-py, because only the executor converts them, and no executor is used here.
 
     Args:
         ms_per_script: None gives scripts the machine's time. Otherwise each script sees a time that is this much later
             than the one before, so that a pause of the test lets nothing expire.
 
     Attributes:
-        client: its raw client, with `decode_responses`.
+        client: a raw client of the simulated server, with `decode_responses`.
         pauses: the seconds of each Pause and Wait of a flow.
     """
 

@@ -144,7 +144,7 @@ def layout_problems(text: str) -> list[str]:
 
 
 def returns_from_script(fragment: str) -> bool:
-    """Return whether a fragment has a `return` outside any function. It would end the whole script."""
+    """Return whether a fragment has a `return` outside any function. This `return` would end the whole script."""
     blocks = list[str]()
     for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
         if word in ("end", "until"):
@@ -159,7 +159,7 @@ def returns_from_script(fragment: str) -> bool:
 def misfit(command: Command[object]) -> str | None:
     """Return how a command's keys and arguments differ from its script's header; None if they match.
 
-    Arguments are compared by name, order and type; keys by number and, where the header states one, by shape.
+    Arguments are compared by name, order and type. Keys are compared by number, and by shape if the header has one.
     """
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
@@ -242,8 +242,8 @@ def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
     """Yield the uses of other keys, and the commands that may delete the key.
 
     On a Cluster, a script with a single key also runs while the slot of this key is being moved
-    (`resp.needs_whole_slot`). The script would not find other keys on that node. If the script deleted its key, the
-    server would refuse its next access to the key.
+    (`resp.needs_whole_slot`). The node that runs the script may lack other keys. If the script deleted its key, the
+    server would refuse the script's next access to the key.
     """
     if slot.many:
         yield "the only key is repeated; a script that runs with one key or with several needs another one"
@@ -257,7 +257,7 @@ def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
 
 
 def _without(text: str, *kinds: str) -> str:
-    """Replace comments and the other given kinds of tokens by spaces. Line breaks stay."""
+    """Replace comments, and tokens of the given kinds, by spaces. Line breaks stay."""
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds or found["comment"] else found[0]

@@ -62,7 +62,7 @@ class Programs:
         assert self.start(*words).wait(LIMIT_S) == 0, self.log()
 
     def log(self) -> str:
-        """Return the output of all programs until now."""
+        """Return the output of all programs so far."""
         return (self._folder / "log").read_text(encoding="utf-8", errors="replace")
 
     def said(self, word: str) -> bool:

@@ -73,7 +73,7 @@ class Held(Fault):
     loop: asyncio.AbstractEventLoop
 
     def deliver(self, timeout: float = _TIMEOUT) -> bytes:
-        """Send the request to the server now, and return the raw reply. A closed client never gets the reply."""
+        """Send the request to the server now, and return the raw reply. A closed client does not get the reply."""
         self.wait(timeout)
         self.loop.call_soon_threadsafe(self.release.set)
         return self.delivered(timeout)
@@ -238,7 +238,7 @@ class Proxy:
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             if reset:
                 connection.reset()
-            # A separate connection, since the client's connection may be closed long before the delivery.
+            # Use a separate connection, since the client's connection may be closed long before the delivery.
             reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             try:
                 with contextlib.suppress(TimeoutError):
@@ -287,7 +287,7 @@ class Proxy:
         self._faults.clear()
 
     def count(self, only: Only = None) -> int:
-        """Return the number of counted requests so far that match `only`."""
+        """Return how many of the requests counted so far match `only`."""
         return sum(matches(only, request) for request in self.requests)
 
     def close(self) -> None:
@@ -339,7 +339,7 @@ class Proxy:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept a client. An asyncio server that is closed just after it has accepted a client leaks the client."""
+        """Accept a client. An asyncio server would leak the client if the server were closed just after the accept."""
         try:
             client, _ = listener.accept()
         except BlockingIOError:  # the client has already left

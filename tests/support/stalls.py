@@ -1,4 +1,4 @@
-"""A stall detector: it finds the times in which a busy machine did not run a process, to exclude them from tests.
+"""A stall detector finds the times at which a busy machine did not run a process. Tests subtract these times.
 
 A bound such as "within a second" is about the library. If the machine did not run the process for a second, exceeding
 the bound proves nothing about the library. Tests therefore subtract the detected stalls from the elapsed time:
@@ -70,7 +70,7 @@ class StallDetector:
 
 
 def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float:
-    """Return how many seconds of a time range are covered by spans that do not overlap."""
+    """Return how many seconds of a time range the spans cover. The spans must not overlap each other."""
     return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
 
 

@@ -88,7 +88,7 @@ def lru_hits(trace: Sequence[str], size: int) -> int:
 
 
 def optimal_hits(trace: Sequence[str], size: int) -> int:
-    """Return the hits of an optimal cache. It evicts the key whose next access is the most distant, even the new key.
+    """Return the hits of an optimal cache. It evicts the key whose next access is the latest; this may be the new key.
 
     Source: Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5 (1966).
     """

@@ -41,7 +41,7 @@ _context.set_forkserver_preload(
 
 
 class WorkerFailed(Exception):
-    """A worker's function raised, or its process ended early; the text contains the traceback."""
+    """A worker's function raised an exception, or its process ended early; the text contains the traceback."""
 
 
 class Worker:
@@ -132,7 +132,7 @@ class Workers:
     def run(
         self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
     ) -> list[Any]:
-        """Run one worker per tuple of arguments, all starting together; return their results in order."""
+        """Run one worker per tuple of arguments. All workers start together. Return their results in order."""
         workers = [self._launch(function, each) for each in args]
         for worker in workers:
             worker.ready()

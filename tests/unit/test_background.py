@@ -561,7 +561,7 @@ def test_close_without_a_thread_reports_unrun_jobs(monkeypatch: pytest.MonkeyPat
 
 
 def test_late_patch_of_gevent_warns_once_and_uses_the_real_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Thread.start` would start a greenlet on the real thread, and may never return."""
+    """After the patch, `Thread.start` would start a greenlet on the real thread, and might never return."""
     monkey = ModuleType("gevent.monkey")
     monkey.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)

@@ -1,4 +1,4 @@
-"""Every call in a source has its own name, which says where the result goes and does not depend on line numbers."""
+"""Every call in a source has its own name. The name says where the result goes. It does not depend on line numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outages and errors in a program that configures no logging are shown once, and never more than once an hour."""
+"""In a program that configures no logging, outages and errors are shown, each at most once an hour."""
 
 from __future__ import annotations
 

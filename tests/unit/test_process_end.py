@@ -1,4 +1,4 @@
-"""A hook is attached to another package once that package is imported. A hook flushes all buffers in a bounded time."""
+"""A hook is attached to another package when that package is imported. A hook flushes all buffers in a bounded time."""
 
 from __future__ import annotations
 

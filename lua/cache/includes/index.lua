@@ -1,11 +1,11 @@
 -- The indexes of a cache, and the functions that update them.
 -- <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 --
--- An entry is resident if the hash SIZE has a field for it, which holds its hits and bytes (see pack_size). A resident
--- is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of its last
--- read or write, and its frequency (see pack_score). If it has an expiry time, it is also a member of EXP, a sorted
--- set scored by this time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the values
--- and of <tag>:deferred:<version> from the name of META.
+-- An entry is resident if the hash SIZE has a field for it. The field holds the entry's hits and bytes (see pack_size).
+-- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of
+-- its last read or write, and its frequency (see pack_score). If it has an expiry time, it is also a member of EXP, a
+-- sorted set scored by this time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the
+-- values and of <tag>:deferred:<version> from the name of META.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 10 * capacity accesses, all frequencies are halved.
@@ -16,12 +16,12 @@
 -- The oldest entry of the lowest tier is evicted.
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
--- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the less
--- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members as there
--- are residents. When keys that were evicted from the window are soon stored again, the window grows. It may fill the
--- whole cache, which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where
--- popularity drifts, the hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25
--- points and more.
+-- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the one
+-- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members as
+-- there are residents. When keys that were evicted from the window are soon stored again, the window grows. It may fill
+-- the whole cache, which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where
+-- popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it falls
+-- by 25 points or more.
 --
 -- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
 -- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
@@ -31,15 +31,15 @@
 -- Needs corrupt.lua and whole_number.lua.
 
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
--- used, returns nil and the reply for the script to return: {0} if the cache has no settings, an error if a key holds
--- unexpected data.
+-- used, returns nil and the reply that the script must return: {0} if the cache has no settings, or an error if a key
+-- holds unexpected data.
 local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted')
   if not m[1] then return nil, {0} end
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
     string.match(m[1], '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
-  -- Nothing here may fail after the first write, so every field that a script needs is checked here.
+  -- A script must not fail after its first write. So every field that a script needs is checked here.
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then return nil, corrupt(META, 'settings of another form') end
@@ -52,7 +52,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   end
   local lfu = policy == 'tinylfu'
   hot, warm, cold = number(hot), number(warm), number(cold)
-  -- Read each key that may be written later: a key of the wrong type fails here, before anything is written.
+  -- Read each key that may be written later. If a key has the wrong type, this read fails before anything is written.
   local n, newcomers, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil
   if hot > 0 then call('ZCARD', HOT) end
   if warm > 0 then call('ZCARD', WARM) end
@@ -115,7 +115,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
     function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
 
-    -- Return the present frequency of an entry whose score was written at clock `at` with frequency f.
+    -- Return the current frequency of an entry whose score was written at clock `at` with frequency f.
     function I.aged(at, f)
       if f == 0 then return 0 end
       if not I.halved then I.halved = tonumber(string.match(I.halvings, '^%d+')) end
@@ -148,8 +148,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores, but
-  -- none for a plain LRU: all its entries are in cold.
+  -- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores. A
+  -- plain LRU needs no such command, because all its entries are in cold.
   function I.locate(keys)
     local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
     for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end
@@ -370,7 +370,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     if removed ~= stored[7] then removed = I.text(removed) end
     local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes)), 'removed', removed}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
-    -- A counter that another program has changed is left as it is: only statistics read it, and they report it.
+    -- Leave a counter that another program has changed as it is. Only statistics read it, and they report the fault.
     local function count(name, before, more)
       local number = whole_number(before, 0)
       if number then note(name, I.text(number + more)) end

@@ -18,8 +18,8 @@ local function counter(text, missing)
   return number and number >= 0 and number < 1e24 and number or nil
 end
 
--- The stored TTLs of the slices, ms, by tier; 0 if there are none. The second value is false if another program has
--- changed one of them. A valid retention has at most 10080 slices of one width.
+-- Return the stored TTL of each tier's slices, in ms; 0 if it is not stored. The second value is false if another
+-- program has changed one of the TTLs. A valid retention has at most 10080 slices of one width.
 local function stored_ttls(texts)
   local ttls, is_valid = {}, true
   for t = 1, 4 do
@@ -34,8 +34,8 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- Return a timestamp such as 2026-11-22T16:45:10, cut to the precision of a width. The conversion of days to a date is
--- from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
+-- Return a timestamp such as 2026-11-22T16:45:10, cut to the precision of a slice width. The conversion of days to a
+-- date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
   local known = stamps[ms]

@@ -118,7 +118,7 @@ def test_ejection_lasts_at_most_its_maximum(backend: Backend, raw: Raw, pool: Po
 
 
 def test_lease_from_before_is_no_probe(backend: Backend, raw: Raw, pool: Pool) -> None:
-    """Old leases have fencing tokens later than the clock. They must not count as granted after the ejection."""
+    """After the clock is set back, old leases have fencing tokens in the future. Such a lease is not a probe."""
     register(backend, pool, capacity=3, settings=PoolSettings(eject_after=1))
     backend.run(commands.register(pool, AgentInstance("p1", "planner", max_capacity=3), None, 0))
     held = [f"@held:{number}" for number in range(4)]
@@ -133,7 +133,7 @@ def test_lease_from_before_is_no_probe(backend: Backend, raw: Raw, pool: Pool) -
 
 def test_rate_limit_recovers_as_soon_as_before(backend: Backend, raw: Raw, pool: Pool) -> None:
     register(backend, pool, capacity=9, rates=Rates(60, 60), settings=PoolSettings(rate_burst=0.0))
-    assert isinstance(acquire(backend, pool, "@first"), Granted)  # the next one is allowed a second later
+    assert isinstance(acquire(backend, pool, "@first"), Granted)  # the next lease is allowed a second later
     set_back_pool(raw, pool.keys, HOUR)
     wait_until(lambda: isinstance(acquire(backend, pool, "@second"), Granted), "the rate limit to recover")
 
@@ -182,7 +182,7 @@ def test_timers_of_a_large_pool_are_all_corrected(backend: Backend, raw: Raw, po
 def test_refusal_reads_no_timer_records(
     own_server: Server, connect: Callable[..., Backend], ttl_ms: int, heartbeat_ms: int
 ) -> None:
-    """A refused acquire uses HGET at most twice, however many timers lie so far ahead that they may be wrong."""
+    """A refused acquire uses HGET at most twice, even if many timers lie so far ahead that they may be wrong."""
     backend, calls = connect(own_server.url), 20
     pool = Pool.of(backend.namespace, "planner")
     register(backend, pool, capacity=150, heartbeat=heartbeat_ms)

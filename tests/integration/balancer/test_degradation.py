@@ -76,7 +76,7 @@ def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend
 
 def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
-    for _ in range(5):  # retries: on a stalled machine, the wait may end before the unit is freed
+    for _ in range(5):  # retries: on a stalled machine, the wait may end before the lease is released
         freed = threading.Timer(0.1, balancer.release, [held[1]])
         freed.start()
         begin = time.monotonic()

@@ -39,7 +39,7 @@ def fleet(count: int, **facts: Any) -> list[AgentInstance]:
 
 
 def acquire(backend: Backend, pool: Pool, count: int, prefix: str, choice: Choice = commands.ANY) -> list[str]:
-    """Lease `count` units one after the other; return the names of the leased instances."""
+    """Acquire `count` leases one after the other; return the names of their instances."""
     work = [commands.acquire(pool, f"@{prefix}{number}", 3_600_000, choice) for number in range(count)]
     granted = run_all(backend, work)
     assert all(isinstance(answer, Granted) for answer in granted)
@@ -64,13 +64,13 @@ def chi_square_deviate(observed: Counter[str], shares: dict[str, float], draws: 
 
 
 def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str]:
-    """Acquire and release a unit `times` times, so that each pick sees the same loads; return the picks."""
+    """Acquire and release a lease `times` times, so that each pick sees the same loads; return the picks."""
     work: list[Command[Any]] = []
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    # The first two commands run alone, and load the scripts. If the server does not know the script of a command in a
-    # batch, the command is sent again, and runs after later commands.
+    # The first two commands run alone, and load the scripts. In a batch, a command whose script the server does not
+    # know would be sent again, and would run after later commands.
     for command in work[:2]:
         backend.run(command)
     answers = run_all(backend, work[2:])

@@ -66,7 +66,7 @@ def load(raw: Raw, pool: keys.PoolKeys) -> int:
 
 
 def warm_up(call: Call, balancer: LoadBalancer) -> None:
-    """Load the scripts into the server, so that the next call of each script needs only one request."""
+    """Load the scripts of acquire and release, so that the next call of each needs only one request."""
     assert call(balancer, "release", call(balancer, "acquire", "planner"))
 
 
@@ -520,7 +520,7 @@ def test_each_process_restores_its_own_instances(
     call(second, "register_instance", AgentInstance("p1", "planner"))
     with own_server.client() as raw:
         raw.flushall()
-    # The other process may have registered its instance again already.
+    # The other process may already have registered its instance again.
     assert call(first, "get_status")["planner"]["instances"] in (1, 2)
     wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1"}, "the other process to register its instance")
 

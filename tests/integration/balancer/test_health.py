@@ -192,8 +192,8 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     assert pool_of(balancer).panic_for is None
     healthy = [balancer.acquire("planner") for _ in range(5)]
     assert {instance.id for instance in healthy if instance} == {"p0"}
-    # These leases are released now. If they were only dropped, they would be released in the background, at some time
-    # during the picks below, and the loads would change meanwhile.
+    # These leases are released now. If they were only dropped, they would be released in the background, perhaps
+    # during the picks below, and this would change the loads.
     assert all(balancer.release(instance) for instance in healthy)
 
     balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0))

@@ -296,7 +296,7 @@ def test_recovered_instance_warms_up_only_beside_others(backend: Backend, raw: R
 
 
 def acquire_repeatedly(url: str, namespace: str, times: int, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Acquire `times` times. Return the fencing tokens. Each token is the server's time of its grant, in us.
+    """Acquire `times` times. Return the fencing tokens: each is the server's time of the grant, in us.
 
     For each refusal, also return when the request was sent and when its reply arrived. Server and client run on this
     machine, so their clocks are the same.

@@ -82,7 +82,7 @@ def test_waiter_gets_the_released_unit(
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
-        # The message woke the waiter. Without the message, the waiter would poll up to a second later.
+        # A message woke the waiter. Without the message, the waiter would have polled up to a second later.
         assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
@@ -332,14 +332,14 @@ def test_dead_waiter_is_skipped(balancer: LoadBalancer, backend: Backend, raw: R
 def test_freed_capacity_skips_dead_waiters(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
 ) -> None:
-    """A call removes only a few dead waiters, so some cases have many more."""
+    """A single call removes only a few dead waiters. Some cases have many more dead waiters than that."""
     first = balancer.acquire("planner")
     assert first is not None
     assert first.lease is not None
     for number in range(dead):
         assert isinstance(poll(backend, f"@dead{number}"), Queued)
     expiries = {f"W@dead{number}": 2 + number for number in range(dead)}
-    # The lease expires before the waiters do, so it is processed first.
+    # The lease expires before the waiters do, so its expiry is processed first.
     raw.zadd(pool.due, {first.lease.token: 1, **expiries}, xx=True)
     raw.hset(pool.state, "#next", 0)
 
@@ -366,7 +366,7 @@ def test_expiring_tombstones_do_not_wake_waiters(
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
     def minimum() -> float:
-        """Return the lower bound of the last reply's `retry_after`. The script skips at most 31 tombstones."""
+        """Return a lower bound for the `retry_after` of a reply. The script skips at most 31 tombstones."""
         return 0.8 if tombstones < 32 else (due_ms[31] - now_ms()) / 1000 - 0.002
 
     retry_after = poll(backend, "@first").retry_after
@@ -413,7 +413,7 @@ def wait_in_threads(
 ) -> Generator[None, None, list[tuple[str, float]]]:
     """Wait for a lease in each of `count` threads. Return tokens and fencing tokens in the order of the grants.
 
-    The process kills itself while it holds its lease number `dies_at`. If this is 0, it never kills itself.
+    The process kills itself while it holds its `dies_at`-th lease. If `dies_at` is 0, it never kills itself.
     """
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)

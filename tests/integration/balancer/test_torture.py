@@ -1,6 +1,6 @@
-"""Workers acquire, wait for and abandon leases, and some are killed or paused. Then the pool's history is checked.
+"""Workers acquire, wait for and abandon leases. Some workers are killed or paused. Then the pool's history is checked.
 
-For these tests, the scripts log their actions, in the order of execution, to a list beside the pool's keys. The check
+For these tests, the scripts log their actions to a list beside the pool's keys, in the order of execution. The check
 replays this list. Tests with mutants of the scripts show that the check can fail. During the run, a proxy delays some
 requests. The callers retry these requests, and release the leases before the delayed copies arrive.
 """
@@ -156,7 +156,7 @@ def check_clients(history: list[str], seen: list[str]) -> None:
 
 
 def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
-    """Acquire leases with random waits and priorities until killed. The file of replies survives SIGKILL."""
+    """Acquire leases with random waits and priorities until SIGKILL. The file of replies survives the signal."""
     running = rewrite(mutant)
     next(running)
     chance = random.Random(seed)
@@ -242,7 +242,7 @@ def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
 
 
 def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
-    """Wait until all leases and waiters have expired by the server's clock. Runs no script on the pool."""
+    """Wait until all leases and waiters have expired by the server's clock, without running a script on the pool."""
 
     def over() -> bool:
         seconds, micros = raw.time()
@@ -253,7 +253,7 @@ def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
 
 
 def acquire_all(url: str, namespace: str) -> Iterator[list[str]]:
-    """Acquire all units of the pool, and yield the tokens of their leases."""
+    """Acquire leases until no capacity of the pool is left, and yield the tokens of the leases."""
     running = rewrite(None)
     next(running)
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))

@@ -49,7 +49,7 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
             assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
-            # Copies are not used after the bus was silent for 250 ms, which happens on a stalled machine.
+            # A copy is not used if the bus has been silent for 250 ms. This happens on a stalled machine.
             if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
@@ -168,7 +168,7 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
     remote.put("warm", 1)
     copied(cache, "warm")
     heard = threading.Event()
-    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # the cache has local copies
+    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # `local` is not None: the cache has local copies
     subscription = backend.bus.subscribe(
         cache._shared_state.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
     )
@@ -244,7 +244,7 @@ def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[
 
 
 def enough(writes: list[Write], reads: list[Read]) -> bool:
-    """Whether one process has made enough writes and reads."""
+    """Return whether one process has made enough writes and reads."""
     return len(writes) > 10 and len(reads) > 300
 
 
@@ -275,8 +275,8 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     """Return the stale reads of one process.
 
     A read is stale if a newer write was acknowledged before the read began. There is one exception: a read that may use
-    a local copy may miss a newer write by another process for STALE_S after the write was acknowledged. A write is
-    newer than another if it began after the other was acknowledged; overlapping writes have no order.
+    a local copy may miss a write by another process until STALE_S after its acknowledgement. A write is newer than
+    another write if it began after the acknowledgement of the other. Overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}

@@ -1,4 +1,4 @@
-"""Threads, tasks and processes share one computation and its error; tests of the decorator."""
+"""Threads, tasks and processes share one computation and its error. This file tests the decorator too."""
 
 from __future__ import annotations
 
@@ -566,7 +566,7 @@ def test_methods_define_whether_self_is_in_key(backend: Backend) -> None:
         def of_class(cls, x: int) -> str:
             return f"{cls.__name__}{x}"
 
-        of_class_too: Any = cached(cache)(  # type: ignore[call-overload]  # works, but cannot be typed
+        of_class_too: Any = cached(cache)(  # type: ignore[call-overload]  # this works, but has no overload
             classmethod(lambda cls, x: f"{cls.__name__}{x}")
         )
 

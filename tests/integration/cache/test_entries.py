@@ -345,7 +345,7 @@ def test_strict_reads_are_recorded_at_once(call: Call, backend: Backend, raw: Ra
 
 
 def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
-    """A worker process: for each request, read the key, put the step's number after a miss, yield the value read."""
+    """A worker process. For each request, read the key, put the step's number after a miss, and yield what was read."""
     backend = Backend(url, namespace=namespace)
     cache = LRUCache(max_size=max_size, strict=True, name="default", backend=backend)
     found: int | None = None

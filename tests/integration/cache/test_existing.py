@@ -1,4 +1,4 @@
-"""A cache accessed by its name alone: every operation uses its stored settings and leaves them unchanged."""
+"""A cache accessed by its name alone: every operation uses the cache's stored settings and leaves them unchanged."""
 
 from __future__ import annotations
 

@@ -204,9 +204,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # A value is fresh for the soft TTL after its write. A process estimates the server's time, and may refresh the
-        # value early by the error of its estimate. This error is at most one round trip plus a rounding to 1 ms. No
-        # round trip is longer than the longest read.
+        # A value is fresh for the soft TTL after its write. A process only estimates the server's time. So it may
+        # refresh the value too early, by at most the error of its estimate. This error is at most one round trip plus
+        # a rounding to 1 ms. No round trip is longer than the longest read.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -228,7 +228,7 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
 def test_failing_function_raises_after_the_stale_limit(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would update the known server time
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would correct the estimated server time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(
@@ -255,7 +255,7 @@ def test_failing_function_raises_after_the_stale_limit(
         time.sleep(0.005)
 
     assert len(refused) == 3
-    # The known server time is wrong by at most the duration of the first call, plus rounding to milliseconds.
+    # The estimate of the server's time is wrong by at most the duration of the first call, plus rounding to 1 ms.
     assert min(refused) > before + soft_ttl + limit - (written - before) - 0.002
     assert max(served) < max(known, written + soft_ttl + limit + 0.002)
     assert max(served) > before + soft_ttl, "stale values were returned"
@@ -293,7 +293,7 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may report reads at any time, even after a reader finds a copy and before it checks the age."""
+    """Another thread may report reads at any time: here, after a reader finds a copy and before it checks the age."""
     cache, age, seen, served = (
         LRUCache(local_size=10, name="default", backend=backend),
         Freshness.age,

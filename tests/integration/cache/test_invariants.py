@@ -1,4 +1,4 @@
-"""Several processes do random operations on one cache. After every script, its indexes, limits and counters agree."""
+"""Several processes do random operations on a cache. After every script, the indexes, limits and counters agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache during and after a server outage: callers get results, but no value that was invalidated meanwhile."""
+"""A cache during and after a server outage: callers get results, but no value that was invalidated in the outage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOTICED_S = 1.0
 
 
 def copied(cache: LRUCache, *keys: str) -> None:
-    """Wait until all keys have local copies at the same time. A gap of the bus drops the copies made before it."""
+    """Wait until all keys have local copies at the same time. A gap in the messages of the bus drops earlier copies."""
     assert cache._local is not None
     local = cache._local
 
@@ -229,7 +229,7 @@ def test_unsent_invalidation_fails_the_check(
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate while the server is down. Restart it with all its data, and return the old values that are read."""
+    """Invalidate while the server is down, and restart it with all its data. Return the old values still read."""
     backend = connect(server.url)
     cache = LRUCache(name="default", backend=backend)
     cache.put("k", "old", tags=["t"])

@@ -88,7 +88,7 @@ def test_cancelled_put_does_not_overwrite_a_newer_one(
 ) -> None:
     cache = LRUCache(name="default", backend=through_proxy)
     cache.put("k", "older")
-    names = ["j", "k"] if many else ["k"]  # put_many sends its first put before the batch
+    names = ["j", "k"] if many else ["k"]  # put_many sends its first put before the batch of the others
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
@@ -334,7 +334,7 @@ def test_unloaded_script_is_sent_once_for_all_puts(
         client.config_resetstat()
         assert call(cache, "put_many", {f"k{number}": number for number in range(600)}) == 600
         assert client.info("commandstats")["cmdstat_eval"]["calls"] == 1
-        assert client.info("stats")["total_net_input_bytes"] < 1_000_000  # 500 copies of the script are 13 MB
+        assert client.info("stats")["total_net_input_bytes"] < 1_000_000  # 500 copies of the script would be 13 MB
     assert call(cache, "get", "k599") == 599
 
 

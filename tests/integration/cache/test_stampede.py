@@ -26,7 +26,7 @@ PATIENT_S = 20.0
 
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
-    """Return whether one task computes or waits for another process, and all other tasks here wait for that task."""
+    """Return whether one task computes or waits for another process, and all other tasks wait for this task."""
     flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
         calls or cache._shared_state._waiting
@@ -96,8 +96,8 @@ def test_one_failing_call_raises_in_all_tasks(
 def request_until_done(url: str, namespace: str, calls: str, leads: bool) -> Iterator[Any]:
     """A worker process: fifty tasks request one key. In the process that leads, the function does not end.
 
-    Yields three times: at the start, when all tasks wait, and at the end. The last yield has the pid, the values, their
-    time of arrival, and the stalls of this process. Every call of the function writes a byte into `calls`.
+    Yields three times: at the start, when all tasks wait, and at the end. The third yield has the pid, the values, the
+    time when they arrived, and the stalls of this process. Every call of the function writes a byte into `calls`.
     """
     cache = LRUCache(name="default", backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
     own_calls: list[int] = []

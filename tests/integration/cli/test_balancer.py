@@ -208,7 +208,7 @@ def test_events_are_printed_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # The program resets the handler: if the tests are a background job of a shell, child processes ignore SIGINT.
+    # The program resets the handler of SIGINT: if the tests are a background job of a shell, child processes ignore it.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]

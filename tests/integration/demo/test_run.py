@@ -1,4 +1,4 @@
-"""Tests of the demo on a small tree, with real workers and a real server. Its checks must detect broken promises."""
+"""The demo on a small tree, with real workers and a real server. The demo's checks must detect broken promises."""
 
 from __future__ import annotations
 

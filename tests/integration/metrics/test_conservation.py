@@ -103,7 +103,7 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """Record as `work` does, and also for an agent that cannot be counted. Record more after the server is cut off.
+    """Record as `work` does, and also for an agent whose records cannot be counted. Then record during an outage.
 
     The flush of these late records must fail. They are counted when the server is reachable again.
     """

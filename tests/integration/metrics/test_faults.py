@@ -262,7 +262,7 @@ def test_non_numeric_counter_is_named(
 def test_impossible_counter_is_corrupt_state(
     backend: Backend, call: Call, raw: Raw, namespace: str, percentiles: bool, field: str, value: str
 ) -> None:
-    """A valid counter is a whole number from 0 up that fits into 64 bits. Valid times lie before the year 10000."""
+    """A valid counter is a whole number of 0 or more that fits into 64 bits. A valid time is before the year 10000."""
     collector = MetricsCollector(backend=backend)
     collector.record_execution("research", 0.5, False)
     collector.record_llm("research", cost=1.0)

@@ -1,4 +1,4 @@
-"""No count is lost when a process started by the standard library ends, or at SIGTERM with `flush_on_sigterm`.
+"""No count is lost at the end of a process that the standard library started, nor at SIGTERM with `flush_on_sigterm`.
 
 The file tests/borders/test_process_ends.py makes the same check for workers and web servers of other packages.
 """
@@ -70,7 +70,7 @@ USES = {
 def test_worker_processes_flush_at_their_end(
     programs: Programs, counted: Callable[[], int], use: str, method: str
 ) -> None:
-    """Only `with Pool` needs `flush_on_sigterm`, because it ends its workers with SIGTERM."""
+    """Only `with Pool` ends its workers with SIGTERM, so only this case needs `flush_on_sigterm`."""
     needs = use == "with Pool"
     programs.write("pools.py", POOLS.format(use=USES[use].strip(), method=method, flush_on_sigterm=needs))
     programs.run("pools")
@@ -306,7 +306,7 @@ def test_sigterm_calls_the_callback_of_an_event_loop_once(
 
 
 def test_sigterm_is_handled_again_after_an_event_loop(programs: Programs, counted: Callable[[], int]) -> None:
-    """A loop resets the signal to its default action when it ends."""
+    """When an event loop ends, it resets SIGTERM to the default action."""
     then = """
     async def main():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
@@ -366,7 +366,7 @@ def test_second_sigterm_ends_the_process_at_once(proxy: Proxy, programs: Program
 
 
 def test_forked_child_ends_by_sigterm_with_its_own_records(programs: Programs, counted: Callable[[], int]) -> None:
-    """A child inherits the handler. If it resets the signal, as Celery does, its first record restores the handler."""
+    """A child inherits the handler. If it resets SIGTERM, as Celery does, its first record restores the handler."""
     then = """
     for resets in (False, True):
         child = os.fork()
@@ -388,7 +388,7 @@ def test_forked_child_ends_by_sigterm_with_its_own_records(programs: Programs, c
 
 
 def test_no_forked_child_survives_sigterm(programs: Programs) -> None:
-    """Python drops a signal that reaches a child before its first line; it must not be dropped here."""
+    """Python drops a signal that reaches a forked child before its first line. Here, SIGTERM must not be dropped."""
     then = """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # so that the parent usually runs before the child
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""In a long outage, commands fail at once and not after their deadline. They succeed within a second of its end."""
+"""In a long outage, commands fail at once, not at their deadline. Within a second after the outage, they succeed."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ return redis.call('SET', 'elsewhere', 1)
 """
         header = parse_header(source.removeprefix("#!lua\n"))
 
-    # If another node has the other slot, the error is retried, because a key that is being moved causes the same error.
+    # If another node has the other slot, the client retries, because a key that is being moved causes the same error.
     backend = connect(server.url, deadline=2.0)
     with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):
         run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))

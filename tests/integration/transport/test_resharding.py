@@ -1,6 +1,7 @@
-"""All slots of a Cluster are moved round and round while all three services use it: nothing is lost, and no call fails.
+"""All slots of a Cluster are moved repeatedly while all three services use it. Nothing is lost, and no call fails.
 
-Slots are moved key by key, as `redis-cli --cluster reshard` does, and then atomically, where the server can do that.
+Slots are moved key by key, as `redis-cli --cluster reshard` does. If the server can move slots atomically, this is
+tested too.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Written:
             assert read >= latest, f"{self.key}: version {read} was read after {latest} was acknowledged"
 
     def age(self, reader: LRUCache) -> float:
-        """Read the key, which is never deleted. Return how many seconds the value was outdated when the read began."""
+        """Read a key that is never deleted. Return for how many seconds the value was outdated when the read began."""
         begun = time.monotonic()
         following = reader.get(self.key) + 1
         return begun - self.acknowledged[following] if following < len(self.acknowledged) else 0.0

@@ -42,7 +42,7 @@ def mover(cluster: SlotMover) -> Iterator[SlotMover]:
 
 @pytest.fixture
 def connected(cluster: SlotMover, namespace: str) -> Iterator[Callable[..., AgentPerf]]:
-    """Connect to the server as a process of its own: `connected(deadline=60)`."""
+    """Connect to the server as a separate process would: `connected(deadline=60)`."""
     made: list[AgentPerf] = []
 
     def connect(deadline: float = TIMEOUT) -> AgentPerf:
@@ -55,7 +55,7 @@ def connected(cluster: SlotMover, namespace: str) -> Iterator[Callable[..., Agen
 
 
 class HalfMoved:
-    """A slot, some keys of which have been moved to another node."""
+    """A slot that is half moved: some of its keys are on another node."""
 
     def __init__(self, mover: SlotMover, tag: str, moved: Callable[[str], bool]) -> None:
         self._mover = mover
@@ -121,7 +121,7 @@ def windowed_read_of_half_moved_slot(
     counted(connected(), "planner", 20)
     reader = connected()
     assert reader.metrics.snapshots(window="1h")["planner"].task_count == 20
-    # the declared keys of the script are on the new node, the slices are on the old one
+    # The declared keys of the script are on the new node, and the slices are on the old node.
     half = HalfMoved(mover, shard_tag(namespace, "planner"), lambda part: part in ("agents", "settings"))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(reader.metrics.snapshots, window="1h")
@@ -142,7 +142,7 @@ def ends_early(call: Future[Any], early_s: float = EARLY_S) -> bool:
 def test_flush_creates_no_key_on_the_new_node(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
-    """If a flush created a key there, MIGRATE would fail with BUSYKEY."""
+    """If a flush created a key on the new node, MIGRATE would fail with BUSYKEY."""
     perf = connected()
     counted(perf, "planner", 100)
     recorded = perf.metrics.delivery().recorded
@@ -244,7 +244,7 @@ def test_lease_is_renewed_during_a_move(mover: SlotMover, connected: Callable[..
 def test_cached_values_stay_readable_during_a_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
-    """Reads use plain commands, and the server checks all keys of these. Writes wait for the end of the move."""
+    """Reads use plain commands. The server checks all keys of such a command. Writes wait for the end of the move."""
     cache = connected().cache("answers")
     cache.put_many({"moved": 1, "left": 2})
     cache.invalidate_tags("none")  # creates the key of the epochs, which each read uses

@@ -79,7 +79,7 @@ def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """No lease, grant or waiter expires on its own, since a second takes a thousand calls. The rules end them."""
+    """Leases, grants and waiters never expire by time, since the clock advances only 1 ms per call. Rules end them."""
 
     settings = PoolSettings(eject_after=None)
 

@@ -33,7 +33,7 @@ class Held(Entry):
 
 
 class LRUMachine(CacheMachine):
-    """The rules. The model is an OrderedDict with the oldest entry first."""
+    """The state machine of the cache. Its model is an OrderedDict with the oldest entry first."""
 
     cache: LRUCache
 
@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Compare the states. It is no `@invariant`, because it reports the reads that the next put would report."""
+        """Compare the states. This is no `@invariant`: it reports reads that otherwise the next put would report."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()

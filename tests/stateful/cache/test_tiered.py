@@ -37,7 +37,7 @@ class Held(Entry):
 
 
 class TieredMachine(CacheMachine):
-    """The rules. The model knows the tier of each entry and the time of the entry's last access."""
+    """The state machine of the cache. Its model knows each entry's tier and the time of its last access."""
 
     cache: TieredCache
 

@@ -42,7 +42,7 @@ class Held(Entry):
 
 
 class TinyLFUMachine(CacheMachine):
-    """The rules. The model knows the values, and `TinyLFU` decides which entries stay."""
+    """The state machine of the cache. Its model knows the values, and `TinyLFU` decides which entries stay."""
 
     cache: TieredCache
 

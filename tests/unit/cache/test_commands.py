@@ -1,6 +1,6 @@
 """The commands of a cache: every reply is decoded or raises CorruptState, and the scripts run on a fake server.
 
-The fake is close to a real server. The integration tests are authoritative.
+The fake server behaves almost like a real one. Where the two differ, the integration tests decide.
 """
 
 from __future__ import annotations

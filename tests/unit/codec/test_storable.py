@@ -40,7 +40,7 @@ def round_trip(value: Any, *classes: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal and of the same types at every level."""
+    """Return whether two values are equal and have the same types at every level."""
     if type(one) is not type(other):
         return False
     if dataclasses.is_dataclass(one):

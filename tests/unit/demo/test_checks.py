@@ -32,7 +32,7 @@ def pool(peak: int = 2, load: int = 0) -> PoolStatus:
 
 
 def evidence() -> Evidence:
-    """Evidence of three workers. The last was killed at 100.0: it held one lease and had not flushed two steps."""
+    """Evidence of three workers. The third was killed at time 100.0. It held one lease and had two unflushed steps."""
     victim = account(2, ["c"], 10, through=False)
     return Evidence(
         accounts=[account(0, ["a"], 10), account(1, ["b"], 10), victim],

@@ -12,7 +12,7 @@ KNOWN = ("usage", "model", "total", "cached")
 
 
 class Message:
-    """Like a protobuf message: the descriptor names the fields, and C code stores their values."""
+    """Imitates a protobuf message: the descriptor names the fields, and C code stores their values."""
 
     DESCRIPTOR = SimpleNamespace(fields_by_name={"usage": None, "other": None})
 
@@ -40,7 +40,7 @@ class Derived(Base):
 
 
 class Both(dict[str, Any]):
-    """Like the types of `huggingface_hub`: a mapping with attributes."""
+    """Imitates the types of `huggingface_hub`: a mapping with attributes."""
 
 
 def both() -> Both:

@@ -286,7 +286,7 @@ CHAT_RESULT = {"token_usage": {"prompt_tokens": 10, "completion_tokens": 4, "tot
 
 
 class Hidden:
-    """Like pydantic-ai's result: `usage` is a method, and the state holds the usage."""
+    """Imitates pydantic-ai's result before 2.0: `usage` is a method, and the state holds the usage."""
 
     def __init__(self) -> None:
         self._state = SimpleNamespace(
@@ -298,7 +298,7 @@ class Hidden:
 
 
 class Shown:
-    """Like pydantic-ai's result since 2.0: `usage` is a property."""
+    """Imitates pydantic-ai's result since 2.0: `usage` is a property."""
 
     @property
     def usage(self) -> Any:
@@ -317,7 +317,7 @@ class Shown:
 
 
 class Computed(BaseModel):
-    """Like pydantic models with normal, extra and private fields."""
+    """A pydantic model with normal, extra, computed and private fields."""
 
     model_config = ConfigDict(extra="allow")
     prompt_tokens: int = 5
@@ -330,7 +330,7 @@ class Computed(BaseModel):
 
 
 class Callback:
-    """Like LangChain's OpenAI callback: the class holds the default values."""
+    """Imitates LangChain's OpenAI callback: the class holds the default values."""
 
     total_tokens = 0
     prompt_tokens = 0
@@ -346,7 +346,7 @@ class Callback:
 
 
 class Wrapped:
-    """Like a response wrapped by instrumentation: the inner object provides all other attributes."""
+    """Imitates a response that instrumentation has wrapped. The inner object provides all attributes except `model`."""
 
     def __init__(self, inner: Any) -> None:
         self.model = None

@@ -568,7 +568,7 @@ def test_execution_lasts_until_returned_task_ends(notes: Notes, track: Callable[
 
 
 class Request:
-    """Like a request of an HTTP client: it is awaitable, and it is an async context manager."""
+    """Imitates a request of an HTTP client, which is awaitable and an async context manager."""
 
     url = "http://127.0.0.1/"
 

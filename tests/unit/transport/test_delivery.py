@@ -104,8 +104,8 @@ UNKNOWN = ServerError("NOSCRIPT No matching script.")
 
 
 class ScriptedNode:
-    """A simulated node that knows a script only after an EVAL. `forgetful` nodes forget it at once, like a proxy that
-    sends each command to another server."""
+    """A simulated node that knows a script only after an EVAL. A `forgetful` node forgets the script at once, like a
+    proxy that sends each command to another server."""
 
     def __init__(self, *, forgetful: bool = False) -> None:
         self.evals: list[int] = []

@@ -1,4 +1,4 @@
-"""Tests of the message bus on real servers: it delivers messages, reports every gap, and recovers from faults."""
+"""On real servers, the message bus delivers messages, reports every gap, and recovers from faults."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_server_at_maxclients_is_not_flooded(
 
 
 class SlowNode:
-    """A node that answers slowly. Like every server, it answers requests in their order."""
+    """A node that answers slowly. Like every server, it answers requests in the order of their arrival."""
 
     def __init__(self, subscribe_s: float, ping_s: float) -> None:
         self._takes_s = {b"ssubscribe": subscribe_s, b"ping": ping_s}

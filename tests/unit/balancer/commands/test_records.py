@@ -42,7 +42,7 @@ def acquired(fake: Fake, token: str = "@a") -> Granted:
 
 
 def every_command() -> dict[str, Command[Any]]:
-    """Return one command for every script that reads the hash `state`, by the name of the script."""
+    """Return one command for every script that reads the hash `state`. The keys are the names of the scripts."""
     instance = AgentInstance("p0", "t", max_capacity=5)
     return {
         "acquire": commands.acquire(POOL, "@new", 1000, ANY),

@@ -44,7 +44,7 @@ class NoThread(Background):
 
 
 class SilentKeeper(LeaseKeeper):
-    """A lease keeper that records the commands to retry in the background, and never runs them."""
+    """A lease keeper that only records the commands that it should retry in the background."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)

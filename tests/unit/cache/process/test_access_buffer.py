@@ -1,4 +1,4 @@
-"""The access buffer: reads of a process until they are reported."""
+"""The access buffer keeps the reads of a process until they are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flights: computations of a process that other callers may join."""
+"""A flight is one computation in this process. Other callers may join it."""
 
 from __future__ import annotations
 

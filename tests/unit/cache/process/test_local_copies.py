@@ -1,4 +1,4 @@
-"""Local copies: bounded, guarded by tickets, and unused while the bus may be broken."""
+"""Local copies are bounded, guarded by tickets, and not used while the bus may be broken."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_copies_are_unused_while_bus_is_in_doubt(bus: Bus) -> None:
 
 @pytest.mark.parametrize("forget", ["drop", "drop_tag", "flush", "set_aside"])
 def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
-    """The bus's thread interrupts a read: it delivers a message or a gap, and then the reply to the ping."""
+    """During a read, the bus's thread delivers a message or a gap, and then the reply to the ping."""
     local = copies(bus)
     fill(local, "k", tags=("t",))
     bus.arrives = lambda: getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",)}.get(forget, ()))
@@ -177,7 +177,7 @@ def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
 
 @pytest.mark.parametrize("reported", [False, True], ids=["before the gap is reported", "after"])
 def test_proof_of_a_lost_bus_stays_valid(bus: Bus, monkeypatch: pytest.MonkeyPatch, reported: bool) -> None:
-    """A read while the bus is lost must not discard the earlier proof that the bus worked."""
+    """A read during a loss of the bus must not discard the earlier proof that the bus worked."""
     now = [1000.0]
     monkeypatch.setattr(local_copies, "monotonic", lambda: now[0])
     local = copies(bus)
