@@ -96,6 +96,10 @@ if TYPE_CHECKING:
     from agentperf_redis.metrics.tracking import (
         track_performance,
     )
+    from agentperf_redis.metrics.workers import (
+        RunningExecution,
+        WorkerInfo,
+    )
 
 __all__ = [
     "AgentInstance",
@@ -127,6 +131,7 @@ __all__ = [
     "PoolSettings",
     "RankBy",
     "Retention",
+    "RunningExecution",
     "SchemaMismatch",
     "ScriptFailed",
     "SeriesRow",
@@ -136,6 +141,7 @@ __all__ = [
     "TieredCache",
     "WarmUpStatus",
     "WithoutServer",
+    "WorkerInfo",
     "cached",
     "configure",
     "memory_forecast",
@@ -175,6 +181,7 @@ _HOMES = {
     "PoolSettings": "balancer.settings",
     "RankBy": "metrics.comparison",
     "Retention": "metrics.retention",
+    "RunningExecution": "metrics.workers",
     "SchemaMismatch": "errors",
     "ScriptFailed": "errors",
     "SeriesRow": "metrics.series",
@@ -184,6 +191,7 @@ _HOMES = {
     "TieredCache": "cache.tiered",
     "WarmUpStatus": "cache.warm_up",
     "WithoutServer": "cache.model",
+    "WorkerInfo": "metrics.workers",
     "cached": "cache.decorator",
     "configure": "backend",
     "memory_forecast": "metrics.retention",

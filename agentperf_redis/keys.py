@@ -6,6 +6,8 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
     agentperf:{...}:absent                    never exists: see `absent`
+    agentperf:{workers}:seen                  ZSET  <host>:<pid>:<id> -> when its last heartbeat arrived, ms
+    agentperf:{workers}:w:<worker>            HASH  host pid since_ms leases pending running ...; expires
 
     agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
@@ -111,6 +113,21 @@ def meta(namespace: str) -> str:
 def resources(namespace: str) -> str:
     """``agentperf:resources``."""
     return f"{namespace}:resources"
+
+
+def workers_seen(namespace: str) -> str:
+    """``agentperf:{workers}:seen``."""
+    return f"{namespace}:{{workers}}:seen"
+
+
+def worker_name(process: str) -> str:
+    """Return the name of a worker: its process, percent-encoded except for the colons: ``host:4711:9f86d081``."""
+    return quote(process, safe=":")
+
+
+def worker(namespace: str, name: str) -> str:
+    """``agentperf:{workers}:w:<worker>``."""
+    return f"{namespace}:{{workers}}:w:{name}"
 
 
 def absent(key: str) -> str:

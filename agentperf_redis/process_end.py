@@ -38,6 +38,10 @@ class Buffered(Protocol):
     def pending(self) -> bool:
         """Whether there is data to flush. Takes no lock, because a signal handler reads it."""
 
+    @property
+    def present(self) -> bool:
+        """Whether the server lists this process as a worker. Takes no lock."""
+
     def begin_last_flush(self) -> Callable[[], None]:
         """Start to flush. Return a function that waits for a bounded time until the flush ends."""
 
@@ -56,17 +60,24 @@ def _registered() -> list[Buffered]:
     return [buffer for reference in tuple(_buffers) if (buffer := reference()) is not None]
 
 
+def _is_unfinished(buffer: Buffered) -> bool:
+    return buffer.pending or buffer.present
+
+
 def pending() -> bool:
     """Whether a buffer has data to flush. Takes no lock."""
     return any(buffer.pending for buffer in _registered())
 
 
 def flush_all() -> None:
-    """Flush all buffers at the same time, and wait for a bounded time. Errors are logged."""
+    """Flush all buffers at the same time, and wait for a bounded time. Errors are logged.
+
+    The server then forgets that this process is a worker.
+    """
     waits = []
     for buffer in _registered():
         try:
-            if buffer.pending:
+            if _is_unfinished(buffer):
                 waits.append(buffer.begin_last_flush())
         except Exception:  # noqa: BLE001  the process must end, and the other buffers must be flushed
             _log.exception("the last flush failed")
@@ -173,7 +184,7 @@ def _attach_to_uvicorn(server: Any) -> None:
         try:
             return await shutdown(*args, **kwargs)
         finally:
-            if pending():
+            if any(map(_is_unfinished, _registered())):
                 import asyncio
                 from concurrent.futures import ThreadPoolExecutor
 

@@ -28,6 +28,7 @@ from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
 from agentperf_redis.command import Batch, Command, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
+from agentperf_redis.presence import presence_of
 from agentperf_redis.transport.exchange import CLOSED
 
 _log = logging.getLogger("agentperf_redis")
@@ -65,6 +66,8 @@ class LeaseKeeper:
         self._backend = backend
         self.jobs = Background("agentperf-balancer")
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
+        self._presence = presence_of(backend)
+        self._presence.leases = lambda: len(self.held())
         self.after_fork()
         keepers.add(self)
         backend.on_new_epoch(self._start_over)
@@ -100,6 +103,7 @@ class LeaseKeeper:
             self._held.pop(lease.token, None)
             return False
         self.jobs.at(lease.renew_at, self._renew_due)
+        self._presence.begin(self.jobs, self._attempt_timeout_s)
         return True
 
     def closed_error(self) -> BackendUnavailable:

@@ -244,6 +244,37 @@ def spans(
 
 @app.command()
 @on_server
+def workers(
+    target: Target,
+) -> Exit | None:
+    """List the processes that record or hold leases: state, leases, running executions, undelivered records.
+
+    A lost worker has sent no heartbeat for 12 s: it was killed, is stopped or cannot reach the server. It disappears
+    after 25 s. up: time since it first recorded or leased. pending: executions that wait since its last flush failed.
+    """
+    from agentperf_redis.cli.workers import workers as work
+
+    return work(target, as_json=target.as_json)
+
+
+@app.command()
+@on_server
+def running(
+    target: Target,
+    agent: MaybeAgent = None,
+) -> Exit | None:
+    """List the tracked executions that have begun and not ended, the oldest first: hung calls.
+
+    Executions appear after a second, at most six seconds after they began. Exit 4 if the agent neither runs nor has
+    records.
+    """
+    from agentperf_redis.cli.workers import running as work
+
+    return work(target, agent, as_json=target.as_json)
+
+
+@app.command()
+@on_server
 def doctor(
     target: Target,
 ) -> Exit | None:

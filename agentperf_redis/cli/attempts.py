@@ -93,6 +93,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("GETRANGE", key, "0", "0"),
         ("MGET", key),
         ("HGET", key, "field"),
+        ("HGETALL", key),
         ("HLEN", key),
         ("HMGET", key, "field"),
         ("HSCAN", key, "0", "COUNT", "1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, overload
 
-from agentperf_redis.metrics import flows
+from agentperf_redis.metrics import flows, workers
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.model import (
@@ -19,6 +19,7 @@ from agentperf_redis.metrics.model import (
 from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
 from agentperf_redis.metrics.windows import Timestamp, Window
+from agentperf_redis.metrics.workers import RunningExecution, WorkerInfo
 
 
 class AsyncMetricsCollector:
@@ -123,6 +124,14 @@ class AsyncMetricsCollector:
         return await self._backend.arun(
             flows.compare(self._flusher, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
+
+    async def workers(self) -> tuple[WorkerInfo, ...]:
+        """See `MetricsCollector.workers`."""
+        return await self._backend.arun(workers.workers(self._flusher))
+
+    async def running(self, agent: str | None = None) -> tuple[RunningExecution, ...]:
+        """See `MetricsCollector.running`."""
+        return await self._backend.arun(workers.running(self._flusher, agent))
 
     async def forget(self, agent_name: str) -> bool:
         """See `MetricsCollector.forget`."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -105,12 +105,16 @@ class Buffer:
     Args:
         on_first: called on the first record after `announce_next`. Must be quick, since the recording thread runs it.
         clock: monotonic clock, s.
+
+    Attributes:
+        recorded: what was recorded so far; the names of all agents in it are valid.
     """
 
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_first = on_first
         self._clock = clock
         self._sample_buffers: dict[str | Part, Samples] = {}
+        self.recorded: Container[str | Part] = self._sample_buffers
         self.reset()
 
     def reset(self) -> None:
@@ -411,6 +415,11 @@ class Buffer:
         return not any(list(self._sample_buffers.values())) and not any(
             shard.batch or shard.waiting for shard in list(self._shards.values())
         )
+
+    @property
+    def dropped(self) -> int:
+        """Number of executions that were dropped and never counted."""
+        return self._dropped
 
     @property
     def doubtful(self) -> bool:

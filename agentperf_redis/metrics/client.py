@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
-from agentperf_redis.metrics import flows
+from agentperf_redis.metrics import flows, workers
 from agentperf_redis.metrics.async_client import AsyncMetricsCollector
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.flusher import MAX_FLUSH_EVERY_S, Flusher
@@ -27,6 +27,7 @@ from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
 from agentperf_redis.metrics.windows import Timestamp, Window
+from agentperf_redis.metrics.workers import RunningExecution, WorkerInfo
 
 
 class MetricsCollector(Recording):
@@ -281,6 +282,32 @@ class MetricsCollector(Recording):
         return self._backend.run(
             flows.compare(self._flusher, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return the processes that have recorded or that hold leases, sorted by host and process.
+
+        They come from heartbeats: an idle process stays listed while its client is open. See `WorkerInfo`.
+
+        Raises:
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(workers.workers(self._flusher))
+
+    def running(self, agent: str | None = None) -> tuple[RunningExecution, ...]:
+        """Return the tracked executions that have begun and not ended, the oldest first: hung calls.
+
+        An execution is listed once it has run for a second and its worker has sent a heartbeat, at most six seconds
+        after it began. Each worker lists its oldest 50. The executions of a killed process stay listed for 25 s, with
+        `alive` false from 12 s after its last heartbeat.
+
+        Args:
+            agent: only the executions of this agent; None for all.
+
+        Raises:
+            InvalidArgument: for an invalid name.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(workers.running(self._flusher, agent))
 
     def forget(self, agent_name: str) -> bool:
         """Delete an agent that is no longer used: its all-time counts, raw samples and spans.

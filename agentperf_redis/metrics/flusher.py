@@ -18,11 +18,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from agentperf_redis import process_end, sigterm
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
-from agentperf_redis.command import Batch, Flow, Wait, WakeUp
+from agentperf_redis.command import Batch, Command, Flow, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer, FlushBatch
@@ -30,7 +31,9 @@ from agentperf_redis.metrics.commands import Flushed
 from agentperf_redis.metrics.llm_notes import inconsistent_usages, unread_usages
 from agentperf_redis.metrics.llm_responses import Responses
 from agentperf_redis.metrics.model import Delivery
+from agentperf_redis.metrics.open_executions import OpenExecutions
 from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.presence import MAX_EXECUTIONS, MIN_AGE_S, FlushState, OpenCalls, presence_of
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -74,6 +77,7 @@ class Flusher:
         self._firm = retention is not None
         self._flush_every: float | None = None
         self.buffer = Buffer(on_first=self._wake)
+        self.executions = OpenExecutions(on_first=self._begin_presence)
         self._begin_usages()
         self._closed = False
         self._warned_closed = False
@@ -81,6 +85,9 @@ class Flusher:
         """Number of settled batches. While it rises, the last flush makes progress."""
         self._jobs = Background("agentperf-metrics")
         self._begin()
+        self.presence = presence_of(backend)
+        self.presence.flush_state = self._flush_state
+        self.presence.open_calls = self._open_calls
         backend.on_close(self.close)
         register_for_fork(self)
         process_end.register(self)
@@ -116,6 +123,7 @@ class Flusher:
     def after_fork(self) -> None:
         """In a forked child: start empty, as a new writer. The parent flushes the records that the fork copied."""
         self.buffer.reset()
+        self.executions.reset()
         self._begin_usages()
         self._begin()
 
@@ -136,7 +144,20 @@ class Flusher:
             return
         process_end.watch()
         sigterm.renew()
+        self._begin_presence()
         self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
+
+    def _begin_presence(self) -> None:
+        self.presence.begin(self._jobs)
+
+    def _flush_state(self) -> FlushState:
+        error = self._last_error
+        if error is None:
+            return FlushState(0, self.buffer.dropped)
+        return FlushState(self.delivery_state().pending, self.buffer.dropped, str(error))
+
+    def _open_calls(self, now: float) -> OpenCalls:
+        return self.executions.oldest(now, MIN_AGE_S, MAX_EXECUTIONS)
 
     def _warn_closed(self) -> None:
         if self._warned_closed:
@@ -218,6 +239,7 @@ class Flusher:
         yield from self.backend.enter("metrics", "all")
         first: AgentPerfError | None = None
         failed: set[int] = set()
+        heartbeat = self.presence.riding()
         while batches := [batch for batch in buffer.batches() if batch.shard not in failed]:
             sent = time.monotonic()
             flushes = tuple(
@@ -231,13 +253,17 @@ class Flusher:
                 )
                 for batch in batches
             )
+            carried: tuple[Command[Any], ...] = () if heartbeat is None else (heartbeat,)
             try:
-                results = yield from Batch(flushes).settled()
+                results = yield from Batch(flushes + carried).settled()
             except BaseException:
                 for batch in batches:
                     buffer.unanswered(batch, sent)
                 raise
             replied = time.monotonic()
+            if heartbeat is not None:
+                self.presence.settle(results.pop())
+                heartbeat = None
             for batch, result in zip(batches, results, strict=True):
                 if isinstance(result, AgentPerfError):
                     first = first or result
@@ -312,6 +338,11 @@ class Flusher:
         """Whether there is data to flush. Takes no lock."""
         return not (self._closed or self.buffer.empty)
 
+    @property
+    def present(self) -> bool:
+        """Whether the server lists this process as a worker. Takes no lock."""
+        return not self._closed and self.presence.present
+
     def begin_last_flush(self) -> Callable[[], None]:
         """Begin the last flush of a process that ends soon and may not call `close`.
 
@@ -319,18 +350,27 @@ class Flusher:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
             If records are still uncounted after the wait, the function warns about them.
         """
-        request = _Request()
+        request, ended = _Request(), _Request()
+
+        def flush_and_leave() -> None:
+            try:
+                self._flush_requested()
+                ended.error = request.error
+                self.presence.leave()
+            finally:
+                ended.wake_up.send()
+
         self._requests.put(request)
-        if not self._jobs.put(self._flush_requested):
-            self._flush_requested()  # no thread can be started
-        return partial(self._await_last_flush, request, time.monotonic() + MAX_LAST_FLUSH_S)
+        if not self._jobs.put(flush_and_leave):
+            flush_and_leave()  # no thread can be started
+        return partial(self._await_last_flush, ended, time.monotonic() + MAX_LAST_FLUSH_S)
 
     def _await_last_flush(self, request: _Request, until: float) -> None:
         attempt_timeout = self._attempt_timeout()
         ended = self._while_counting(
             lambda seconds: self.backend.run(iter(Wait(request.wake_up, seconds))), attempt_timeout, until
         )
-        if not ended or request.error is not None:
+        if (not ended or request.error is not None) and not self.buffer.empty:
             self._warn_lost(attempt_timeout, in_flight=not ended)
 
     def _attempt_timeout(self) -> float:

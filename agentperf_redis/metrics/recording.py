@@ -35,6 +35,8 @@ class Recording:
     def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
         self._record = flusher.buffer.record
+        self._recorded = flusher.buffer.recorded
+        self._executions = flusher.executions
         self._outcomes: dict[str | None, str] = {None: FAILED, "": FAILED}
 
     def record_execution(
@@ -83,7 +85,9 @@ class Recording:
             InvalidArgument: for an invalid name or exception class.
         """
         kept = exception_types("not_failures", not_failures) if not_failures else ()
-        return Span(arguments.name("agent_name", agent_name), None, self._finish, None, kept)
+        if type(agent_name) is not str or agent_name not in self._recorded:  # a recorded name was checked before
+            agent_name = arguments.name("agent_name", agent_name)
+        return Span(agent_name, None, self._finish, None, kept, self._executions)
 
     def span(
         self, agent_name: str, name: str, *, parent: Span | None = None, not_failures: ExceptionTypes = ()
@@ -107,7 +111,9 @@ class Recording:
         if parent is not None and not isinstance(parent, Span):
             raise InvalidArgument("parent", parent, "a span that was entered, or None")
         kept = exception_types("not_failures", not_failures) if not_failures else ()
-        return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent, kept)
+        if type(agent_name) is not str or agent_name not in self._recorded:  # as in `track`
+            agent_name = arguments.name("agent_name", agent_name)
+        return Span(agent_name, arguments.name("name", name), self._finish, parent, kept, self._executions)
 
     def _finish(self, span: Span, outcome: str) -> None:
         self._record(span.part if span.path else span.agent_name, span.seconds, outcome, span.self_seconds)

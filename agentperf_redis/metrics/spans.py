@@ -30,6 +30,7 @@ from agentperf_redis.background import ModuleLock, register_for_fork
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
+from agentperf_redis.metrics.open_executions import OpenExecutions
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -87,6 +88,9 @@ _process = object()
 """Token of this process. Spans that a fork copied from the parent have another token."""
 _forks = _Forks()
 _DEFERRED = object()
+_UNLISTED = OpenExecutions(lambda: None)
+_UNLISTED.add = _UNLISTED.discard
+"""Lists no execution: for spans that no collector has made."""
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -114,7 +118,9 @@ class Span:
     """
 
     __slots__ = (
+        "__weakref__",
         "_children",
+        "_executions",
         "_failure",
         "_finish",
         "_innermost",
@@ -134,6 +140,8 @@ class Span:
     )
 
     _innermost: Span
+    _outer: Span | None
+    _process: object
     _start: float
 
     def __init__(
@@ -143,6 +151,7 @@ class Span:
         finish: Callable[[Span, str], None],
         parent: Span | None = None,
         not_failures: tuple[type[BaseException], ...] = (),
+        executions: OpenExecutions = _UNLISTED,
     ) -> None:
         self.agent_name = agent_name
         self.path: tuple[str, ...] = () if name is None else (name,)
@@ -152,11 +161,10 @@ class Span:
         self.is_open = False
         self._parent_given = parent
         self._finish = finish
-        self._process: object = _process
         self._children = 0
         self._failure: str | None = None
         self._not_failures = not_failures
-        self._outer: Span | None = None
+        self._executions = executions
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
         """The virtual clock when this span became active; None while the tree does not count the span as active."""
@@ -181,6 +189,7 @@ class Span:
         if parent is None:
             self._start = perf_counter()
             self.is_open = True
+            self._executions.add(self)
         else:
             self._open_within(parent)
         _current.set(self)
@@ -233,6 +242,7 @@ class Span:
         tree = self._tree
         if tree is None:
             self.seconds = self.self_seconds = perf_counter() - self._start
+            self._executions.discard(self)
         else:
             self._leave(tree)
         if _current.get() is self:
@@ -269,8 +279,10 @@ class Span:
             now = perf_counter()
             tree.advance(now)
             self.seconds = now - self._start
-            if self.parent is None and tree.late:
-                self.self_seconds = self.seconds
+            if self.parent is None:
+                self._executions.discard(self)
+                if tree.late:
+                    self.self_seconds = self.seconds
             self._stop_working(tree)
             if self.parent is not None:
                 self.parent._child_closed(tree)  # noqa: SLF001  the same class

@@ -23,6 +23,7 @@ from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_counts, estimated_quantile, exact_quantile
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
+from agentperf_redis.presence import MAX_EXECUTIONS, OpenCalls, Presence
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
 from tests.support.filled import fill_slices
@@ -37,6 +38,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield from recording(bench)
     yield from flushing(bench)
     yield from rhythms(bench)
+    yield from heartbeats(bench)
     yield from overviews(bench)
     yield trends(bench)
     yield from quantiles(bench)
@@ -305,6 +307,27 @@ def rhythms(bench: Bench) -> Iterator[Row]:
             "",
             None,
         )
+    client.close()
+
+
+WORKERS = 100
+
+
+def heartbeats(bench: Bench) -> Iterator[Row]:
+    """Measure the server time of a heartbeat. Each process sends one every five seconds."""
+    client = bench.client()
+    backend = Backend(bench.url, namespace="heartbeats")
+    workers = [Presence(Backend(bench.url, namespace="heartbeats")) for _ in range(WORKERS)]
+    for running in (0, MAX_EXECUTIONS):
+        calls = OpenCalls(tuple((f"agent-{number}", -float(number)) for number in range(running)))
+        for _ in range(5):
+            client.config_resetstat()
+            for worker in workers:
+                backend.run(worker.heartbeat(calls))
+        spent: Any = client.info("commandstats")
+        took = spent["cmdstat_evalsha"]["usec"] / 1e6 / WORKERS
+        yield Row(f"heartbeat with {running} running executions, server time", micros(took), "", None, "", None)
+    backend.close()
     client.close()
 
 

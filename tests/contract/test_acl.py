@@ -90,6 +90,7 @@ def use_metrics(perf: AgentPerf) -> None:
     assert metrics.forget("gone")
     assert metrics.spans("planner").bottleneck
     assert metrics.compare("planner", window=60).second.agent_name == "planner"
+    assert (len(metrics.workers()), metrics.running("planner")) == (1, ())
 
 
 def use_caches(perf: AgentPerf) -> None:

@@ -13,7 +13,17 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.errors import InvalidArgument
 
 NAMES = {
-    *("name", "namespace", "agent_type", "agent_types", "agent_name", "agent_names", "instance_id", "instance_ids"),
+    *(
+        "name",
+        "namespace",
+        "agent",
+        "agent_type",
+        "agent_types",
+        "agent_name",
+        "agent_names",
+        "instance_id",
+        "instance_ids",
+    ),
     *("key", "keys", "tags", "token", "id", "strategy", "policy", "on_unavailable", "affinity", "after"),
 }
 """The parameters that take a name or several names."""

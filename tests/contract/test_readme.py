@@ -152,6 +152,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     with perf.metrics.span("planner", "think"):
         pass
     perf.metrics.flush()
+    assert len(perf.metrics.workers()) == 1
 
     def plain(key: str) -> str:
         """Replace the parts of a key that differ in each run."""

@@ -18,6 +18,7 @@ from agentperf_redis.balancer import commands as balancer_commands
 from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
+from agentperf_redis.presence import presence_of
 from agentperf_redis.script import Script
 from tests.support import headers
 from tests.support.servers import Server
@@ -88,6 +89,8 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
     assert len(perf.metrics.series(window="5m")) == 4
     assert perf.metrics.forget("agent 0")
+    assert len(perf.metrics.workers()) == 1
+    presence_of(perf.backend).leave()
 
     assert ran == set(headers.scripts())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys
+from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys, presence
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb
@@ -25,6 +25,7 @@ from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.access_buffer import AccessReport
 from agentperf_redis.command import Command
 from agentperf_redis.metrics import commands as metered
+from agentperf_redis.metrics import workers
 from agentperf_redis.metrics.accumulator import FAILED, OK, Part
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.retention import Retention
@@ -373,6 +374,34 @@ def test_damaged_metrics_are_reported_and_unchanged(
 
     found = faults(stored, run, stored.damages(is_part), metrics_operations(backend))
     assert shortened(found) == []
+
+
+# The workers
+
+
+def test_damaged_workers_are_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (presence, workers):  # so that no worker is forgotten meanwhile
+        monkeypatch.setattr(module, "FORGET_S", HELD_MS / 1000)
+    backends = [connect(own_server.url), connect(own_server.url)]
+    one, other = map(presence.presence_of, backends)
+    collector = MetricsCollector(backend=backends[0])
+    calls = presence.OpenCalls((("a", time.perf_counter() - 2), ("b c", time.perf_counter() - 1)), 3)
+    for each in (one, other):
+        each.flush_state = lambda: presence.FlushState(1, 2, "no reply")
+        backends[0].run(each.heartbeat(calls))
+    new = presence.Presence(connect(own_server.url))
+    operations: Operations = {
+        "heartbeat": lambda: one.heartbeat(calls),
+        "first heartbeat": lambda: new.heartbeat(presence.OpenCalls()),
+        "departure": other.departure,
+        "workers": lambda: workers.workers(collector._flusher),
+        "running": lambda: workers.running(collector._flusher, "a"),
+    }
+    assert len(collector.running("a")) == 2
+    damages = stored.damages(lambda key: "{workers}" in key)
+    assert shortened(faults(stored, backends[0].run, damages, operations)) == []
 
 
 # The namespace

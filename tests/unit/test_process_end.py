@@ -24,6 +24,7 @@ class Buffer:
 
     def __init__(self, *, takes_s: float = 0.0, error: Exception | None = None) -> None:
         self.pending = True
+        self.present = False
         self.flushes = 0
         self._takes_s = takes_s
         self._error = error
@@ -37,7 +38,7 @@ class Buffer:
         if self._error is not None:
             raise self._error
         self.flushes += 1
-        self.pending = False
+        self.pending = self.present = False
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,16 @@ def test_buffers_are_flushed_together() -> None:
     assert not process_end.pending()
     process_end.flush_all()
     assert [buffer.flushes for buffer in buffers] == [1] * 4, "nothing is pending"
+
+
+def test_idle_worker_is_forgotten_at_its_end() -> None:
+    buffer = Buffer()
+    buffer.pending, buffer.present = False, True
+    process_end.register(buffer)
+    assert not process_end.pending(), "SIGTERM does not wait for it"
+    process_end.flush_all()
+    process_end.flush_all()
+    assert buffer.flushes == 1
 
 
 def test_failing_flush_is_logged_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:

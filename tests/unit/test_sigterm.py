@@ -127,6 +127,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self.pending = True
+        self.present = False
         self.allowed = threading.Event()
 
     def begin_last_flush(self) -> Callable[[], None]:
