@@ -20,6 +20,7 @@ from agentperf_redis.export.text import exposed_name
 UID = "agentperf"
 _RATE = "$__rate_interval"
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+_LATEST = common.ReduceDataOptions().calcs(["lastNotNull"])
 _WIDTH = 24
 """Columns of Grafana's grid."""
 
@@ -117,10 +118,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Caches": (
-        Panel("Hit rate", "percentunit", ((_hit_rate("cache, kind"), "{{cache}}"),)),
+        Panel("Hit rate", "percentunit", ((_hit_rate("cache, kind"), "{{cache}} ({{kind}})"),)),
         Panel("Reads per second", "ops", ((_rate(families.CACHE_REQUESTS, "cache, result"), "{{cache}} {{result}}"),)),
-        Panel("Size", "bytes", ((_gauge(families.CACHE_BYTES, "cache, kind"), "{{cache}}"),)),
-        Panel("Evictions per second", "ops", ((_rate(families.CACHE_EVICTIONS, "cache, kind"), "{{cache}}"),)),
+        Panel("Size", "bytes", ((_gauge(families.CACHE_BYTES, "cache, kind"), "{{cache}} ({{kind}})"),)),
+        Panel(
+            "Evictions per second", "ops", ((_rate(families.CACHE_EVICTIONS, "cache, kind"), "{{cache}} ({{kind}})"),)
+        ),
     ),
     "Pools": (
         Panel(
@@ -173,7 +176,7 @@ def _variable(name: str, query: str) -> builders.QueryVariable:
 def _panel(panel: Panel, of_row: int) -> stat.Panel | timeseries.Panel:
     built: stat.Panel | timeseries.Panel
     if panel.latest:
-        built = stat.Panel().graph_mode(BigValueGraphMode.AREA).height(4).span(_WIDTH // of_row)
+        built = stat.Panel().reduce_options(_LATEST).graph_mode(BigValueGraphMode.AREA).height(4).span(_WIDTH // of_row)
     else:
         built = timeseries.Panel().legend(common.VizLegendOptions().show_legend(True)).height(8).span(_WIDTH // 2)
     built = built.title(panel.title).unit(panel.unit).datasource(_SOURCE)

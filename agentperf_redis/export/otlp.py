@@ -45,7 +45,7 @@ def endpoint(argument: str, url: str) -> str:
     allowed = "a URL such as http://localhost:4318"
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, or a broken IPv6 address
         valid = False
     if not valid:
@@ -182,7 +182,8 @@ class Pusher:
         """Send no further request. A request under way ends early if the collector does not answer."""
         self._stopped.set()
         self._exporter.shutdown()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def send(self) -> bool:
         """Read the server and send the counts now. Returns whether the collector has accepted them."""
