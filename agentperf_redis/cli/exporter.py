@@ -26,11 +26,11 @@ def exporter(target: Target, host: str, port: int | None, otlp: str | None, ever
         port = DEFAULT_PORT
     stopped = threading.Event()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm(stopped))
         perf = stack.enter_context(target.connect())
         faults = Faults()
         sends = None if otlp is None else stack.enter_context(_sending(perf, otlp, every, faults))
         listens = None if port is None else stack.enter_context(_serving(perf, host, port, faults))
-        stack.enter_context(_ended_by_sigterm(stopped))
         if as_json:
             print_json("exporter", {"namespace": perf.backend.namespace, "url": listens, "otlp": sends})
         else:
@@ -64,7 +64,7 @@ class Faults:
             else:
                 self._present[part] = now
         if now is not None and before is None:
-            err.print(f"agentperf: {part} cannot be exported: {now}", style="red")
+            err.print(f"agentperf: {part} are not exported: {now}", style="red")
         elif now is None and before is not None:
             err.print(f"agentperf: {part} are exported again")
 
@@ -98,7 +98,7 @@ def _sending(perf: AgentPerf, otlp: str, every: str, faults: Faults) -> Iterator
     with needs_extra("otel"):
         from agentperf_redis.export.otlp import Pusher, endpoint, masked
     url = endpoint("--otlp", otlp)
-    pusher = Pusher(perf, url, interval, faults.note, lambda error: faults.changed("OTLP requests", error))
+    pusher = Pusher(perf, url, interval, faults.note, lambda error: faults.changed("metrics by OTLP", error))
     pusher.start()
     try:
         yield masked(url)

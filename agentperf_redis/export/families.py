@@ -47,7 +47,6 @@ class Durations:
     """The durations of an agent's executions, as whole numbers.
 
     Attributes:
-        count: number of executions.
         sum_us: sum of the durations, us.
         zeros: number of durations of 0 us.
         buckets: number of the others by bucket, see `agentperf_redis.metrics.histogram`.
@@ -55,12 +54,16 @@ class Durations:
         max_us: longest duration, us.
     """
 
-    count: int
     sum_us: int
     zeros: int
     buckets: Mapping[int, int]
     min_us: int
     max_us: int
+
+    @property
+    def count(self) -> int:
+        """Number of executions."""
+        return self.zeros + sum(self.buckets.values())
 
 
 Value = int | float | Durations
@@ -124,13 +127,15 @@ POOL_WAITERS = _gauge("pool_waiters", "pool", "Callers in the queue.")
 POOL_OVERDUE = _gauge("pool_overdue_leases", "pool", "Leases that have expired and are not ended yet.")
 POOL_PANIC = _gauge("pool_panic", "pool", "1 while unhealthy instances get work, because too many are unhealthy.")
 POOL_GRANTED = _counter("pool_leases_granted", "pool", "Leases granted.")
-INSTANCE_LOAD = _gauge("instance_load", "pool instance", "Leases on the instance.")
-INSTANCE_LIMIT = _gauge("instance_limit", "pool instance", "Maximum number of leases now; 0 while it takes no work.")
+INSTANCE_LOAD = _gauge("instance_load", "pool agent_instance", "Leases on the instance.")
+INSTANCE_LIMIT = _gauge(
+    "instance_limit", "pool agent_instance", "Maximum number of leases now; 0 while it takes no work."
+)
 INSTANCE_RELEASES = _counter(
-    "instance_releases", "pool instance outcome", "Leases released, by outcome: success or failure."
+    "instance_releases", "pool agent_instance outcome", "Leases released, by outcome: success or failure."
 )
 INSTANCE_RESPONSE = _gauge(
-    "instance_response_seconds", "pool instance", "Smoothed response time of the instance.", "seconds"
+    "instance_response_seconds", "pool agent_instance", "Smoothed response time of the instance.", "seconds"
 )
 
 STATUS = (UP, INFO, PART_READ, PART_SECONDS)
@@ -167,15 +172,12 @@ def _add_agent(found: dict[Family, Samples], agent: str, counters: Counters) -> 
     counts = counters.counts
     get = counts.get
     own = (agent,)
-    count = get("n", 0)
-    if count:
+    if get("n", 0):
         executions = found[EXECUTIONS]
         executions.append(((agent, "success"), get("ok", 0)))
         executions.append(((agent, "failure"), get("err", 0)))
         executions.append(((agent, "cancelled"), get("cancelled", 0)))
-        durations = Durations(
-            count, get("sum_us", 0), get("h:zero", 0), counters.buckets, get("min_us", 0), get("max_us", 0)
-        )
+        durations = Durations(get("sum_us", 0), get("h:zero", 0), counters.buckets, get("min_us", 0), get("max_us", 0))
         found[DURATIONS].append((own, durations))
         if "last_ms" in counts:
             found[LAST_EXECUTION].append((own, counts["last_ms"] / 1000))

@@ -164,7 +164,8 @@ def dashboard() -> str:
         built = built.with_row(builders.Row(title))
         for panel in panels:
             built = built.with_panel(_panel(panel, len(panels)))
-    return JSONEncoder(sort_keys=True, indent=2).encode(built.build()) + "\n"
+    written: str = JSONEncoder(sort_keys=True, indent=2).encode(built.build())
+    return written + "\n"
 
 
 def _variable(name: str, query: str) -> builders.QueryVariable:

@@ -131,7 +131,7 @@ def _histogram_point(
         attributes=attributes,
         start_time_unix_nano=start_ns,
         time_unix_nano=now_ns,
-        count=durations.zeros + sum(counts),
+        count=durations.count,
         sum=durations.sum_us / 1e6,
         scale=SCALE,
         zero_count=durations.zeros,

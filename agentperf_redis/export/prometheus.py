@@ -79,7 +79,7 @@ def _metric(family: Family, samples: Samples, *, native: bool) -> Metric:
 def _native(durations: Durations) -> NativeHistogram:
     spans, deltas = spans_and_deltas(durations.buckets)
     return NativeHistogram(
-        count_value=durations.zeros + sum(durations.buckets.values()),
+        count_value=durations.count,
         sum_value=durations.sum_us / 1e6,
         schema=SCALE,
         zero_threshold=0.0,

@@ -81,8 +81,7 @@ def _classic(family: Family, labels: tuple[str, ...], durations: Durations) -> s
 
 def _native(family: Family, labels: tuple[str, ...], durations: Durations) -> str:
     spans, deltas = spans_and_deltas(durations.buckets)
-    count = durations.zeros + sum(durations.buckets.values())
-    value = f"count:{count},sum:{durations.sum_us / 1e6},schema:{SCALE},zero_threshold:0.0,zero_count:{durations.zeros}"
+    value = f"count:{durations.count},sum:{durations.sum_us / 1e6},schema:{SCALE},zero_threshold:0.0,zero_count:{durations.zeros}"
     if spans:
         value += ",positive_spans:[" + ",".join(f"{offset}:{length}" for offset, length in spans) + "]"
         value += ",positive_deltas:[" + ",".join(map(str, deltas)) + "]"

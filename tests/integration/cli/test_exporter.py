@@ -165,7 +165,7 @@ def test_faults_are_reported_once(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for each in (well, bad, bad, well, well):
         faults.note(each)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("agentperf: agents cannot be exported: a key holds text")
+    assert first.startswith("agentperf: agents are not exported: a key holds text")
     assert second == "agentperf: agents are exported again"
 
 

@@ -144,7 +144,7 @@ def test_caches_and_pools_equal_the_api(perf: AgentPerf) -> None:
     assert found.value("agentperf_pool_instances", pool="coder", state="up") == 2
     assert found.value("agentperf_pool_leases_granted_total", pool="coder") == pool.granted == 2
     served = [
-        found.value("agentperf_instance_releases_total", pool="coder", instance=i, outcome="success")
+        found.value("agentperf_instance_releases_total", pool="coder", agent_instance=i, outcome="success")
         for i in ("i1", "i2")
     ]
     assert sorted(served) == sorted(each.served for each in pool.instances) == [0, 1]
