@@ -34,7 +34,8 @@ _CLIENT_TIMEOUT_S = 30.0
 class Collector:
     """The metrics of a namespace, for a registry of prometheus_client: ``REGISTRY.register(Collector(perf))``.
 
-    It reads the server at each scrape. One process per namespace needs it, because all see the same totals.
+    It reads the server at each scrape. One process per namespace should have it, because all would report the same
+    totals.
 
     Args:
         perf: the server and the namespace.
@@ -108,8 +109,8 @@ def negotiated(accept: str) -> tuple[Form, str]:
 class Exporter:
     """A WSGI application with one page, `/metrics`.
 
-    While the server is unreachable, the page is there and says ``agentperf_up 0``, without any other metric of the
-    namespace: so Prometheus can tell an absent server from an absent exporter, and no counter moves backwards.
+    While the server is unreachable, the page contains ``agentperf_up 0`` and no metrics of agents, caches and pools. So
+    an absent server differs from an absent exporter, and no counter moves backwards.
 
     Args:
         perf: the server and the namespace.

@@ -96,7 +96,6 @@ def assert_counts_equal(found: Exposed, agent: PerformanceMetrics) -> None:
     assert count("tokens_total", model="gpt-x", type="input") == agent.models["gpt-x"].tokens_in
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("accept", [CLASSIC, OPENMETRICS])
 def test_classic_histograms_equal_the_api(perf: AgentPerf, accept: str) -> None:
     fill(perf)
@@ -114,7 +113,6 @@ def test_classic_histograms_equal_the_api(perf: AgentPerf, accept: str) -> None:
     assert set(agents) == {"planner", 'say "hi"\\'}
 
 
-@pytest.mark.every_server
 def test_native_histograms_equal_the_api(perf: AgentPerf) -> None:
     fill(perf)
     found = scrape(Exporter(perf), NATIVE)
