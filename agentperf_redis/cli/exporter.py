@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,8 @@ def _sending(perf: AgentPerf, otlp: str, every: str, faults: Faults) -> Iterator
     with needs_extra("otel"):
         from agentperf_redis.export.otlp import Pusher, endpoint, masked
     url = endpoint("--otlp", otlp)
+    # `Faults` reports a failure once. The SDK would log a line for each attempt.
+    logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
     pusher = Pusher(perf, url, interval, faults.note, lambda error: faults.changed("metrics by OTLP", error))
     pusher.start()
     try:

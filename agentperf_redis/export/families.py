@@ -5,6 +5,7 @@ Names and units follow Prometheus' conventions. A counter's name has no suffix h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -80,7 +81,7 @@ def _gauge(name: str, labels: str, meaning: str, unit: str = "") -> Family:
 
 
 UP = _gauge("up", "", "1 if the exporter could read the server, else 0.")
-INFO = _gauge("exporter_info", "namespace version", "Always 1; the labels are those of the exporter.")
+INFO = _gauge("exporter_info", "namespace version", "Always 1; namespace and version of the exporter.")
 PART_READ = _gauge("exporter_part_read", "part", "1 if the part (agents, caches, pools) could be read, else 0.")
 PART_SECONDS = _gauge("exporter_part_read_seconds", "part", "Duration of the read of the part.", "seconds")
 
@@ -237,9 +238,9 @@ def _add_cache(found: dict[Family, Samples], stats: CacheStats) -> None:
 
 def _add_pool(found: dict[Family, Samples], pool: PoolStatus) -> None:
     own = (pool.agent_type,)
+    states = Counter(each.state for each in pool.instances)
     for state in InstanceState:
-        number = sum(1 for each in pool.instances if each.state is state)
-        found[POOL_INSTANCES].append(((*own, state.value), number))
+        found[POOL_INSTANCES].append(((*own, state.value), states[state]))
     found[POOL_HEALTHY].append((own, pool.healthy))
     found[POOL_LOAD].append((own, pool.current_load))
     found[POOL_CAPACITY].append((own, pool.total_capacity))

@@ -146,7 +146,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 
 
 def dashboard() -> str:
-    """Return the dashboard as JSON. It asks for the data source, and selects by job and agent."""
+    """Return the dashboard as JSON. It has variables for the data source, the job and the agent."""
     built = (
         builders.Dashboard("AgentPerf")
         .uid(UID)

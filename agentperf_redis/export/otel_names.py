@@ -24,7 +24,7 @@ class Name:
         name: the name.
         unit: its unit, in UCUM.
         fixed: attributes that all its points have.
-        without: labels that are no attributes, because the name says the same.
+        without: labels that are no attributes, because the name contains their value.
     """
 
     name: str

@@ -9,7 +9,7 @@ process; the counts come from the server.
 
 from __future__ import annotations
 
-import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +32,8 @@ from agentperf_redis.metrics.histogram import SCALE
 _PATH = "/v1/metrics"
 _MAX_SEND_S = 10.0
 """How long the SDK repeats a request that fails. The next interval sends the newer counts anyway."""
+_SECRETS = re.compile(r"(?<=//).*(?=@)|(?<=\?).*")
+"""User, password and query in a text that may be no valid URL."""
 _UNSET_NS = 0
 """OTLP's value for an unknown start of a series."""
 
@@ -49,16 +51,13 @@ def endpoint(argument: str, url: str) -> str:
     except ValueError:  # a port that is no number, or a broken IPv6 address
         valid = False
     if not valid:
-        raise InvalidArgument(argument, url, allowed)
+        raise InvalidArgument(argument, masked(url), allowed)
     return urlunsplit(parts._replace(path=_PATH)) if parts.path in ("", "/") else url
 
 
 def masked(url: str) -> str:
     """Return a URL without its user, password and query, which may hold secrets."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    hidden = "***@" if "@" in parts.netloc else ""
-    return urlunsplit((parts.scheme, hidden + host, parts.path, "***" if parts.query else "", ""))
+    return _SECRETS.sub("***", url)
 
 
 def metrics_data(reading: Reading, now_ns: int) -> sdk.MetricsData:
@@ -171,8 +170,6 @@ class Pusher:
         self._exporter = OTLPMetricExporter(endpoint=url, timeout=_MAX_SEND_S)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentperf-otlp", daemon=True)
-        # `on_sent` reports a failure. The SDK would log a line for each attempt, with the unmasked URL in it.
-        logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
 
     def start(self) -> None:
         """Start sending; the first request is sent at once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import socketserver
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -163,6 +164,15 @@ class _Handler(WSGIRequestHandler):
         """Log no requests."""
 
 
+class _Server(ThreadingWSGIServer):
+    def server_bind(self) -> None:
+        """Bind without the reverse DNS query of `HTTPServer.server_bind`, which may take seconds without a network."""
+        socketserver.TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+        self.setup_environ()
+
+
 def listening(exporter: Exporter, host: str, port: int) -> WSGIServer:
     """Bind the exporter to an address. `serve_forever` of the result answers requests, each on a thread.
 
@@ -170,5 +180,5 @@ def listening(exporter: Exporter, host: str, port: int) -> WSGIServer:
         OSError: if the address cannot be bound.
     """
     family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    server = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
+    server = type("_ServerOfFamily", (_Server,), {"address_family": family})
     return make_server(host, port, exporter, server, _Handler)

@@ -1,4 +1,4 @@
-"""Reads what the Prometheus exporter writes, with prometheus_client's own parsers."""
+"""Reads the text of the Prometheus exporter with prometheus_client's own parsers."""
 
 from __future__ import annotations
 

@@ -73,9 +73,7 @@ class Fake:
 
     def _reply(self, command: Command[Any]) -> Reply:
         if isinstance(command.script, Script):
-            return self._bytes.eval(
-                self._timed(command.script.source), len(command.keys), *command.keys, *command.wire_args()
-            )
+            return self._bytes.eval(self._timed(command.script.source), len(command.keys), *command.keys, *command.wire_args())
         return self._bytes.execute_command(command.script, *command.keys, *command.wire_args())
 
     def _timed(self, source: str) -> str:

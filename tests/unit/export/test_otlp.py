@@ -35,6 +35,9 @@ def test_invalid_endpoint_is_refused(given: str) -> None:
 def test_secrets_of_the_url_are_masked() -> None:
     assert otlp.masked("https://me:hunter2@h:1/v1?key=hunter2") == "https://***@h:1/v1?***"
     assert otlp.masked("http://h:1/v1/metrics") == "http://h:1/v1/metrics"
+    with pytest.raises(InvalidArgument) as refused:
+        otlp.endpoint("url", "grpc://me:hunter2@h:4317?key=hunter2")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_histogram_has_the_stored_buckets() -> None:

@@ -1,4 +1,4 @@
-"""The text of the exporter says the same as that of prometheus_client."""
+"""The text of the exporter has the same content as that of prometheus_client."""
 
 from __future__ import annotations
 
