@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, out, quoted
+from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, out, print_json, quoted
 from agentperf_redis.cli.extras import failed, needs_extra
 from agentperf_redis.export.records import (
     AGENT_FIELDS,
     EXECUTION_FIELDS,
     Record,
+    finite,
     of_agent,
     of_execution,
     write_csv,
@@ -24,12 +26,17 @@ _MAX_EXECUTIONS = 1000
 """The most that the server holds of one agent."""
 
 
-def grafana(output: Path | None) -> Exit:
-    """Write a dashboard."""
+def grafana(output: Path | None, *, as_json: bool) -> Exit:
+    """Write a dashboard. With `as_json`, it is a field of a document, as in the other commands."""
     with needs_extra("grafana"):
         from agentperf_redis.export.grafana import dashboard
+    text = dashboard()
+    if as_json:
+        _refuse_output(output)
+        print_json("export grafana", {"dashboard": json.loads(text)})
+        return Exit.OK
     with _destination(output) as file:
-        file.write(dashboard())
+        file.write(text)
     return Exit.OK
 
 
@@ -43,10 +50,13 @@ def records(
     lines: Literal["csv", "ndjson"],
 ) -> Exit:
     """Write one line for each agent or execution."""
-    if target.as_json:
-        raise WrongUsage(f"--json does not go with export {lines}, which has a format of its own")
     with target.connect() as perf:
         found = _agents(perf, agents, window) if wanted == "agents" else _executions(perf, agents, window)
+    if target.as_json:
+        _refuse_output(output)
+        rows = [finite(each) for each in found]
+        print_json(f"export {lines}", {"records": wanted, "window": window, "rows": rows})
+        return Exit.OK
     with _destination(output) as file:
         if lines == "csv":
             write_csv(found, AGENT_FIELDS if wanted == "agents" else EXECUTION_FIELDS, file)
@@ -76,6 +86,12 @@ def _executions(perf: AgentPerf, names: list[str] | None, window: str | None) ->
         latest = metrics.recent(name, limit=_MAX_EXECUTIONS)
         found += [of_execution(name, each) for each in reversed(latest) if each.ended.timestamp() >= since]
     return found
+
+
+def _refuse_output(output: Path | None) -> None:
+    """Refuse --output beside --json, which prints a document to stdout."""
+    if output is not None:
+        raise WrongUsage("--output does not go with --json, which prints to stdout")
 
 
 def _refuse_unknown(names: list[str], known: Mapping[str, object]) -> None:

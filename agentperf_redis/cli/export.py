@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from agentperf_redis.cli.console import Exit, Target
-from agentperf_redis.cli.options import do, on_server
+from agentperf_redis.cli.options import Json, do, on_server
 
 app = typer.Typer(help="Write a dashboard for Grafana, or records as CSV or NDJSON.", no_args_is_help=True)
 
 Output = Annotated[
-    Path | None, typer.Option("--output", help="Write to this file. Default: stdout.", metavar="FILE", dir_okay=False)
+    Path | None,
+    typer.Option("--output", help="Write to this file. Default: stdout.", metavar="FILE", dir_okay=False),
 ]
 Window = Annotated[
     str | None,
@@ -39,11 +40,18 @@ def exporter(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", help="Port of /metrics; 0: a free one. Default: 9464, none with --otlp.", min=0, max=65535
+            "--port",
+            help="Port of /metrics; 0: a free one. Default: 9464, none with --otlp.",
+            min=0,
+            max=65535,
+            metavar="PORT",
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. Others than loopback are open to the network.")
+        str,
+        typer.Option(
+            "--host", help="Address to listen on. Others than loopback are open to the network.", metavar="HOST"
+        ),
     ] = "127.0.0.1",
     otlp: Annotated[
         str | None, typer.Option("--otlp", help="Send to this OpenTelemetry collector, over HTTP.", metavar="URL")
@@ -61,11 +69,11 @@ def exporter(
 
 
 @app.command()
-def grafana(output: Output = None) -> None:
+def grafana(output: Output = None, as_json: Json = False) -> None:
     """Write a Grafana dashboard (JSON) over the metrics of `agentperf exporter`. Needs no server."""
     from agentperf_redis.cli.documents import grafana as work
 
-    do(lambda: work(output))
+    do(lambda: work(output, as_json=as_json))
 
 
 @app.command()

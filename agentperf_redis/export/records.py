@@ -64,8 +64,11 @@ def _cell(value: object) -> object:
 def write_ndjson(records: Iterable[Record], file: IO[str]) -> None:
     """Write one JSON object a line."""
     for record in records:
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
-        file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
+
+
+def finite(record: Record) -> Record:
+    """Return a record with None for infinite values and NaN, which JSON cannot represent."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentperf_redis import AgentPerf, keys
-from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, shown
+from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, shown
 from tests.support.servers import Raw
 
 
@@ -69,6 +69,14 @@ def test_executions_before_the_window_are_omitted(agentperf: Run, perf: AgentPer
     assert len(shown(agentperf("export", "csv", "executions", "planner", "--window", "2m")).splitlines()) == 6
 
 
+@pytest.mark.parametrize("lines", ["csv", "ndjson"])
+def test_json_is_one_document_with_the_same_records(agentperf: Run, perf: AgentPerf, lines: str) -> None:
+    fill(perf)
+    rows = [json.loads(line) for line in shown(agentperf("export", "ndjson", "executions")).splitlines()]
+    found = document(agentperf("export", lines, "executions", "--json"), f"export {lines}")
+    assert (found["records"], found["window"], found["rows"]) == ("executions", None, rows)
+
+
 def test_empty_namespace_writes_only_a_header(agentperf: Run) -> None:
     assert shown(agentperf("export", "csv", "executions")) == "agent,ended,seconds,outcome,error\n"
     assert shown(agentperf("export", "ndjson", "agents")) == ""
@@ -86,7 +94,7 @@ def test_unknown_agent_exits_4(agentperf: Run, perf: AgentPerf, records: str) ->
     ("words", "message"),
     [
         (("csv", "agents", "--window", "foo"), "--window is 'foo'"),
-        (("csv", "agents", "--json"), "--json does not go with export csv"),
+        (("csv", "agents", "--json", "--output", "x"), "--output does not go with --json"),
         (("csv", "pools"), "pools"),
         (("xml", "agents"), "xml"),
     ],
@@ -112,4 +120,6 @@ def test_dashboard_is_written(agentperf: Run, tmp_path: Path) -> None:
     pytest.importorskip("grafana_foundation_sdk")
     file = tmp_path / "dashboard.json"
     assert agentperf("export", "grafana", "--output", str(file)).returncode == OK
-    assert json.loads(file.read_text()) == json.loads(shown(agentperf("export", "grafana")))
+    written = json.loads(file.read_text())
+    assert json.loads(shown(agentperf("export", "grafana"))) == written
+    assert document(agentperf("export", "grafana", "--json"), "export grafana")["dashboard"] == written
