@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import balancer, cache, console
+from agentperf_redis.cli import balancer, cache, console, export
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import Data, Json, Yes, do, on_server
 from agentperf_redis.metrics.comparison import RankBy
@@ -27,6 +27,8 @@ app = typer.Typer(
 
 app.add_typer(balancer.app, name="lb")
 app.add_typer(cache.app, name="cache")
+app.add_typer(export.app, name="export")
+app.command()(export.exporter)
 
 Window = Annotated[
     str | None,

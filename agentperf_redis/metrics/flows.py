@@ -14,7 +14,7 @@ from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.model import BETWEEN, FIRST, OTHER, Execution, PerformanceMetrics, StreamMetrics
 from agentperf_redis.metrics.spans import SpanReport, span_report
-from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time
+from agentperf_redis.metrics.windows import ALL_TIME, TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
 """Maximum number of series in one script call: READ_SERIES if all counters are read, READ_SERIES_PLAIN if only the
@@ -53,6 +53,12 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
     return {agent: performance(agent, added(by_agent[agent]), plain=plain) for agent in sorted(by_agent)}
 
 
+def totals(flusher: Flusher) -> Flow[dict[str, Counters]]:
+    """Read the all-time counters of all agents, with histograms, error types and models, without raw durations."""
+    by_agent = yield from _read_counters(flusher, ALL_TIME, plain=False, max_exact=0)
+    return {agent: added(by_agent[agent]) for agent in sorted(by_agent)}
+
+
 def agent_names(flusher: Flusher) -> Flow[list[str]]:
     """List all agents, sorted by name."""
     yield from own_records_counted(flusher)
@@ -66,12 +72,14 @@ def listed_names(flusher: Flusher) -> Flow[list[list[str]]]:
     return (yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS))))
 
 
-def _read_counters(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str, list[Counters]]]:
+def _read_counters(
+    flusher: Flusher, time: TimeRange, *, plain: bool, max_exact: int = MAX_EXACT
+) -> Flow[dict[str, list[Counters]]]:
     """Read all agents. An agent may have several sets of counters: each shard has its own ``__other__``."""
     yield from own_records_counted(flusher)
     listed = yield from listed_names(flusher)
     wanted = [(shard, name) for shard, names in enumerate(listed) for name in names]
-    counter_sets = yield from _read(flusher, wanted, time, plain=plain)
+    counter_sets = yield from _read(flusher, wanted, time, plain=plain, max_exact=max_exact)
     by_agent: dict[str, list[Counters]] = {}
     for (_, name), counters in zip(wanted, counter_sets, strict=True):
         by_agent.setdefault(keys.decoded(name), []).append(counters)
@@ -250,9 +258,17 @@ def _compare(
 
 
 def _read(
-    flusher: Flusher, wanted: Iterable[tuple[int, str]], time: TimeRange, *, plain: bool = False
+    flusher: Flusher,
+    wanted: Iterable[tuple[int, str]],
+    time: TimeRange,
+    *,
+    plain: bool = False,
+    max_exact: int = MAX_EXACT,
 ) -> Flow[list[Counters]]:
-    """Read series, given by shard and encoded name; return their counters in the same order."""
+    """Read series, given by shard and encoded name; return their counters in the same order.
+
+    The raw durations of a series are read if it has at most `max_exact`.
+    """
     series = list(wanted)
     at_once = READ_SERIES_PLAIN if plain else READ_SERIES
     by_shard: dict[int, list[str]] = {}
@@ -263,7 +279,10 @@ def _read(
         for shard, names in by_shard.items()
         for first in range(0, len(names), at_once)
     ]
-    max_exact = -1 if plain else MAX_EXACT if len(series) <= MANY_SERIES else MAX_EXACT_OF_MANY
+    if plain:
+        max_exact = -1
+    elif len(series) > MANY_SERIES:
+        max_exact = min(max_exact, MAX_EXACT_OF_MANY)
     replies: list[ReadReply] = yield from Batch(
         tuple(
             commands.read(

@@ -1,0 +1,94 @@
+"""The commands `agentperf exporter` and `agentperf export ...`, with their options."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentperf_redis.cli.console import Exit, Target
+from agentperf_redis.cli.options import Json, do, on_server
+
+app = typer.Typer(help="Write a dashboard for Grafana, or records as CSV or NDJSON.", no_args_is_help=True)
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="Write to this file. Default: stdout.", metavar="FILE", dir_okay=False),
+]
+Window = Annotated[
+    str | None,
+    typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
+]
+Agents = Annotated[list[str] | None, typer.Argument(help="Only these agents. Default: all.", metavar="[AGENT]...")]
+
+
+class Records(Enum):
+    """The records that can be exported."""
+
+    AGENTS = "agents"
+    EXECUTIONS = "executions"
+
+
+Wanted = Annotated[Records, typer.Argument(help="Totals by agent, or the executions that the server still holds.")]
+
+
+@on_server
+def exporter(
+    target: Target,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            help="Port of /metrics; 0: a free one. Default: 9464, none with --otlp.",
+            min=0,
+            max=65535,
+            metavar="PORT",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Address to listen on. Others than loopback are open to the network.", metavar="HOST"
+        ),
+    ] = "127.0.0.1",
+    otlp: Annotated[
+        str | None, typer.Option("--otlp", help="Send to this OpenTelemetry collector, over HTTP.", metavar="URL")
+    ] = None,
+    every: Annotated[str, typer.Option("--every", help="Interval of --otlp: 1s to 1h.", metavar="TIME")] = "15s",
+) -> Exit | None:
+    """Export all metrics of the namespace: /metrics for Prometheus, or OTLP. Runs until SIGTERM or Ctrl-C.
+
+    One exporter per namespace suffices. The counts are on the server, so a restart loses none. While the server is
+    unreachable, /metrics has agentperf_up 0 and no other metrics of the namespace.
+    """
+    from agentperf_redis.cli.exporter import exporter as work
+
+    return work(target, host, port, otlp, every, as_json=target.as_json)
+
+
+@app.command()
+def grafana(output: Output = None, as_json: Json = False) -> None:
+    """Write a Grafana dashboard (JSON) over the metrics of `agentperf exporter`. Needs no server."""
+    from agentperf_redis.cli.documents import grafana as work
+
+    do(lambda: work(output, as_json=as_json))
+
+
+@app.command()
+@on_server
+def csv(target: Target, wanted: Wanted, agents: Agents = None, window: Window = None, output: Output = None) -> Exit:
+    """Write records as CSV, with a header line. Executions: the last 1000 of each agent, of the last hour."""
+    from agentperf_redis.cli.documents import records as work
+
+    return work(target, wanted.value, agents, window, output, lines="csv")
+
+
+@app.command()
+@on_server
+def ndjson(target: Target, wanted: Wanted, agents: Agents = None, window: Window = None, output: Output = None) -> Exit:
+    """Write records as JSON, one object a line. Executions: the last 1000 of each agent, of the last hour."""
+    from agentperf_redis.cli.documents import records as work
+
+    return work(target, wanted.value, agents, window, output, lines="ndjson")

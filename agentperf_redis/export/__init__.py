@@ -1,0 +1,1 @@
+"""Export to other tools: Prometheus, OpenTelemetry, Grafana, CSV. Each module needs the packages of its extra."""
