@@ -2,7 +2,8 @@
 
 prometheus_client can write them too (see `agentperf_redis.export.prometheus.Collector`), but it checks and formats each
 label of each sample: 0.3 s of processor time for the 36,000 samples of a thousand agents, three times the time of the
-read. Here, the samples of a family share one template, which takes 0.03 s. A test compares both.
+read. Here, the parts that do not change are kept, which takes 0.02 s.
+A test compares both.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def text(families: Iterable[tuple[Family, Samples]], form: Form) -> str:
             write = _native if form is Form.NATIVE else _classic
             parts += [write(family, labels, value) for labels, value in samples if isinstance(value, Durations)]
         else:
-            line = _line(name, family.labels)
-            parts += [line % (*map(_escaped, labels), value) for labels, value in samples]
+            names = family.labels
+            parts += [f"{_start(name, names, labels)} {value}\n" for labels, value in samples]
     if form is not Form.PLAIN:
         parts.append("# EOF\n")
     return "".join(parts)
@@ -52,13 +53,16 @@ def exposed_name(family: Family) -> str:
     return family.name + "_total" if family.kind is FamilyKind.COUNTER else family.name
 
 
-def _line(name: str, labels: tuple[str, ...]) -> str:
-    """Return the template of a sample, for the label values and the value."""
-    pairs = ",".join(f'{label}="%s"' for label in labels)
-    return f"{name}{{{pairs}}} %s\n" if pairs else f"{name} %s\n"
+@lru_cache(maxsize=65_536)
+def _start(name: str, names: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    """Return a sample without its value. The cache holds all samples of two thousand agents, about 10 MB."""
+    return f"{name}{{{_pairs(names, labels)}}}" if labels else name
 
 
-@lru_cache(maxsize=8192)
+def _pairs(names: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    return ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(names, labels, strict=True))
+
+
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
@@ -66,8 +70,7 @@ def _escaped(value: str) -> str:
 @lru_cache(maxsize=4096)
 def _classic_template(name: str, names: tuple[str, ...], labels: tuple[str, ...]) -> str:
     """Return the template of a histogram's lines, for the counts of all buckets, the count and the sum."""
-    pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in zip(names, labels, strict=True))
-    pairs = pairs.replace("%", "%%")
+    pairs = _pairs(names, labels).replace("%", "%%")
     bounds = [*map(str, BOUNDS), "+Inf"]
     buckets = [f'{name}_bucket{{{pairs},le="{bound}"}} %d\n' for bound in bounds]
     return "".join([*buckets, f"{name}_count{{{pairs}}} %d\n{name}_sum{{{pairs}}} %s\n"])
@@ -86,4 +89,4 @@ def _native(family: Family, labels: tuple[str, ...], durations: Durations) -> st
     if spans:
         value += ",positive_spans:[" + ",".join(f"{offset}:{length}" for offset, length in spans) + "]"
         value += ",positive_deltas:[" + ",".join(map(str, deltas)) + "]"
-    return _line(family.name, family.labels) % (*map(_escaped, labels), "{" + value + "}")
+    return f"{_start(family.name, family.labels, labels)} {{{value}}}\n"
