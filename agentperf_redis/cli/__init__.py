@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 
 def main() -> None:
@@ -14,4 +15,16 @@ def main() -> None:
             raise
         sys.stderr.write('agentperf needs typer and rich: pip install "agentperf-redis[cli]"\n')
         sys.exit(1)
+    warnings.formatwarning = _short
     app()
+
+
+def _short(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> str:
+    """Format a warning without the place in the code, which says nothing to the user of a command."""
+    return f"agentperf: warning: {message}\n"

@@ -1,6 +1,6 @@
 """The commands and their options. The other modules of this package implement the commands.
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.
+Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted, 141 output closed.
 """
 
 from __future__ import annotations
@@ -10,17 +10,31 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import balancer, cache, console, export
+from agentperf_redis.cli import balancer, cache, export
 from agentperf_redis.cli.console import Exit, Target
-from agentperf_redis.cli.options import Data, Json, Yes, do, on_server
+from agentperf_redis.cli.options import (
+    AsOf,
+    Data,
+    Json,
+    Namespace,
+    Timeout,
+    Url,
+    Window,
+    Yes,
+    do,
+    do_locally,
+    on_server,
+    outer_option,
+)
 from agentperf_redis.metrics.comparison import RankBy
 
 app = typer.Typer(
     name="agentperf",
     help="Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey.",
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted, "
+    "141 output closed.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -30,38 +44,32 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)
 
-Window = Annotated[
-    str | None,
-    typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
-]
-Limit = Annotated[int, typer.Option("--limit", help="Maximum number of rows.", min=1, max=1000)]
+Limit = Annotated[int, typer.Option("--limit", help="Maximum number of rows.", min=1, max=1000, metavar="N")]
 Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]
 MaybeAgent = Annotated[str | None, typer.Argument(help="Only this agent. Default: all.", metavar="[AGENT]")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as installed
-
-        try:
-            console.out.print(installed("agentperf-redis"))
-        except PackageNotFoundError:  # run from a source tree
-            console.out.print("not installed")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
+    context: typer.Context,
+    wants_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    url: Url = None,  # noqa: ARG001  `outer_option` reads these three
+    namespace: Namespace = None,  # noqa: ARG001
+    timeout: Timeout = None,  # noqa: ARG001
+    as_json: Json = False,
 ) -> None:
     """Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey."""
+    if wants_version:
+        from agentperf_redis.cli.version import version as work
+
+        do(lambda: work(as_json=as_json))
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
 
 
 @app.command()
 def demo(
+    context: typer.Context,
     url: Annotated[
         str | None,
         typer.Option("--url", help="Server. Default: a private one that ends with the demo.", metavar="URL"),
@@ -69,8 +77,10 @@ def demo(
     path: Annotated[
         Path | None, typer.Option("--path", help="Source tree to review. Default: the standard library.", metavar="DIR")
     ] = None,
-    files: Annotated[int | None, typer.Option("--files", help="Review at most this many files.", min=1)] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64)] = 4,
+    files: Annotated[
+        int | None, typer.Option("--files", help="Review at most this many files.", min=1, metavar="N")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64, metavar="N")] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way through.")] = True,
     namespace: Annotated[
         str | None,
@@ -83,34 +93,46 @@ def demo(
     """Run code-review agents on a source tree in several workers, and kill one worker half-way through."""
     from agentperf_redis.cli.demo import demo as work
 
+    url = outer_option(context, "url") if url is None else url
+    namespace = outer_option(context, "namespace") if namespace is None else namespace
+    as_json = as_json or bool(outer_option(context, "as_json"))
     do(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
 
 
 @app.command()
-def up(data: Data = None, as_json: Json = False) -> None:
+def up(context: typer.Context, data: Data = None, as_json: Json = False) -> None:
     """Start the embedded server, unless it runs already. It runs until `agentperf down`."""
     from agentperf_redis.cli.embedded import up as work
 
-    do(lambda: work(data, as_json=as_json))
+    do_locally(context, lambda plain: work(data, as_json=plain), as_json=as_json)
 
 
 @app.command()
-def down(data: Data = None, as_json: Json = False) -> None:
+def down(context: typer.Context, data: Data = None, as_json: Json = False) -> None:
     """Stop the embedded server. Its data stays on disk."""
     from agentperf_redis.cli.embedded import down as work
 
-    do(lambda: work(data, as_json=as_json))
+    do_locally(context, lambda plain: work(data, as_json=plain), as_json=as_json)
 
 
 @app.command()
 @on_server
 def status(
     target: Target,
+    window: Window = None,
+    as_of: AsOf = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[
+        float, typer.Option("--every", help="Pause between two readings, with --watch.", min=0.1, metavar="SECONDS")
+    ] = 2.0,
 ) -> Exit | None:
-    """Show all three services at a glance."""
+    """Show all three services at a glance, problems first. With --window, agents and rates are those of the window.
+
+    With --json and --watch, each reading is one line of JSON.
+    """
     from agentperf_redis.cli.status import status as work
 
-    return work(target, as_json=target.as_json)
+    return work(target, window, as_of, every if watch else None)
 
 
 @app.command()
@@ -118,11 +140,12 @@ def status(
 def agents(
     target: Target,
     window: Window = None,
+    as_of: AsOf = None,
 ) -> Exit | None:
     """List all agents: executions, success, durations, errors."""
     from agentperf_redis.cli.metrics import agents as work
 
-    return work(target, window, as_json=target.as_json)
+    return work(target, window, as_of, as_json=target.as_json)
 
 
 @app.command()
@@ -131,11 +154,12 @@ def show(
     target: Target,
     agent: Agent,
     window: Window = None,
+    as_of: AsOf = None,
 ) -> Exit | None:
     """Show everything about one agent. Exit 4 if the agent has no records at all."""
     from agentperf_redis.cli.metrics import show as work
 
-    return work(target, agent, window, as_json=target.as_json)
+    return work(target, agent, window, as_of, as_json=target.as_json)
 
 
 @app.command()
@@ -180,11 +204,12 @@ def errors(
     target: Target,
     agent: MaybeAgent = None,
     window: Window = None,
+    as_of: AsOf = None,
 ) -> Exit | None:
     """List the errors of each agent and how often they occur."""
     from agentperf_redis.cli.metrics import errors as work
 
-    return work(target, agent, window, as_json=target.as_json)
+    return work(target, agent, window, as_of, as_json=target.as_json)
 
 
 @app.command()
@@ -206,12 +231,15 @@ def rank(
     target: Target,
     by: Annotated[RankBy, typer.Option("--by", help="Figure to rank by.")] = RankBy.SCORE,
     window: Window = None,
-    min_tasks: Annotated[int, typer.Option("--min-tasks", help="Leave out agents with fewer executions.", min=0)] = 1,
+    as_of: AsOf = None,
+    min_tasks: Annotated[
+        int, typer.Option("--min-tasks", help="Leave out agents with fewer executions.", min=0, metavar="N")
+    ] = 1,
 ) -> Exit | None:
     """Rank the agents. By score, the best comes first; by any other figure, the largest value."""
     from agentperf_redis.cli.metrics import rank as work
 
-    return work(target, by, window, min_tasks, as_json=target.as_json)
+    return work(target, by, window, as_of, min_tasks, as_json=target.as_json)
 
 
 @app.command()
@@ -224,11 +252,25 @@ def compare(
         typer.Argument(help="Agent to compare it with. Without it, --window is required.", metavar="[OTHER]"),
     ] = None,
     window: Window = None,
+    as_of: AsOf = None,
+    other_window: Annotated[
+        str | None,
+        typer.Option("--other-window", help="Window of the other side. Default: --window.", metavar="TIME"),
+    ] = None,
+    other_as_of: Annotated[
+        str | None,
+        typer.Option(
+            "--other-as-of",
+            help="End of the other side's window. Default: --as-of, or the start of the window without OTHER.",
+            metavar="TIME",
+        ),
+    ] = None,
 ) -> Exit | None:
     """Compare an agent with another, or with itself in the time before the window. Give OTHER, --window or both."""
+    from agentperf_redis.cli.metrics import OtherSide
     from agentperf_redis.cli.metrics import compare as work
 
-    return work(target, agent, other, window, as_json=target.as_json)
+    return work(target, agent, window, as_of, OtherSide(other, other_window, other_as_of), as_json=target.as_json)
 
 
 @app.command()
@@ -237,11 +279,12 @@ def spans(
     target: Target,
     agent: Agent,
     window: Window = None,
+    as_of: AsOf = None,
 ) -> Exit | None:
     """Show how an agent's time is spent, span by span."""
     from agentperf_redis.cli.metrics import spans as work
 
-    return work(target, agent, window, as_json=target.as_json)
+    return work(target, agent, window, as_of, as_json=target.as_json)
 
 
 @app.command()
@@ -287,6 +330,8 @@ def doctor(
 
 
 @app.command()
-def version() -> None:
+def version(context: typer.Context, as_json: Json = False) -> None:
     """Print the version."""
-    _print_version(True)
+    from agentperf_redis.cli.version import version as work
+
+    do_locally(context, lambda plain: work(as_json=plain), as_json=as_json)

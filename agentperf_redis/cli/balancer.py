@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import (
+    EventKind,
+    InstanceState,
     InstanceStatus,
     LeaseStatus,
     PoolEvent,
@@ -24,10 +26,12 @@ from agentperf_redis.balancer.model import (
     PoolStatus,
     WaiterStatus,
 )
+from agentperf_redis.balancer.operations import MAX_EVENTS
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
     Target,
+    WrongUsage,
     confirmed,
     counted,
     err,
@@ -35,17 +39,14 @@ from agentperf_redis.cli.console import (
     not_found,
     out,
     print_json,
+    print_json_line,
     printable,
     quoted,
 )
-from agentperf_redis.cli.options import Yes, on_server
+from agentperf_redis.cli.options import Yes, group, on_server
 from agentperf_redis.cli.status import pools_table
 
-app = typer.Typer(
-    help="Show pools, their leases, queues and events; drain, remove, release and repair.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group("Show pools, their leases, queues and events; drain, remove, release and repair.")
 
 _POLL_S = 0.25
 """Interval between two polls for events."""
@@ -64,19 +65,21 @@ def status(
 
     overdue: expired leases, which the next request to the pool clears. panic s: how long the pool has been in panic
     mode, s; in panic mode, unhealthy instances get work too. peak: the highest number of leases that an instance has
-    had at once.
+    had at once. Of each instance that takes no work, the reason is shown, and the time since then.
     """
     if pool is None:
         with target.connect() as perf:
             pools = perf.balancer().status()
+            reasons = _reasons(perf.balancer(), pools)
     else:
         with _in_pool(target, pool) as lb:
             pools = lb.status(pool)
+            reasons = _reasons(lb, pools)
     if target.as_json:
-        print_json("lb status", {"pools": [_plain_pool(each) for each in pools]})
+        print_json("lb status", {"pools": [_plain_pool(each, reasons) for each in pools]})
         return None
     if not pools:
-        err.print("No instance is registered." if pool is None else f"No instance is registered in pool {pool}.")
+        target.nothing("No instance is registered." if pool is None else f"No instance is registered in pool {pool}.")
         return None
     table = new_table(
         "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue", "panic s"]
@@ -98,6 +101,9 @@ def status(
     instances = pools_table(pools)
     instances.title = "instances"
     out.print(instances)
+    if reasons:
+        out.print()
+        out.print(_reasons_table(reasons.values()))
     return None
 
 
@@ -122,7 +128,7 @@ def events(
         while True:
             for each in found:
                 if target.as_json:
-                    out.file.write(json.dumps(_plain_event(each), ensure_ascii=False) + "\n")
+                    print_json_line("lb event", {"pool": pool, **_plain_event(each)})
                 else:
                     out.print(_event_line(each))
             out.file.flush()
@@ -212,6 +218,105 @@ def undrain(
             print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
         else:
             out.print(f"{instance} of {pool} is no longer draining.")
+        return None
+
+
+@app.command("mark-unhealthy")
+@on_server
+def mark_unhealthy(
+    target: Target,
+    pool: PoolName,
+    instance: InstanceName,
+) -> Exit | None:
+    """Stop new work on an instance until it is marked healthy; its leases run on."""
+    with _in_pool(target, pool) as lb:
+        if not lb.mark_unhealthy(pool, instance):
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
+        if target.as_json:
+            print_json("lb mark-unhealthy", {"pool": pool, "instance": instance, "healthy": False})
+        else:
+            out.print(f"{instance} of {pool} takes no new work until it is marked healthy.")
+        return None
+
+
+@app.command("mark-healthy")
+@on_server
+def mark_healthy(
+    target: Target,
+    pool: PoolName,
+    instance: InstanceName,
+) -> Exit | None:
+    """Let an instance take work again. Ends an ejection, and clears failed checks, a missed heartbeat, a slow start."""
+    with _in_pool(target, pool) as lb:
+        if not lb.mark_healthy(pool, instance):
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
+        if target.as_json:
+            print_json("lb mark-healthy", {"pool": pool, "instance": instance, "healthy": True})
+        else:
+            out.print(f"{instance} of {pool} is marked healthy.")
+        return None
+
+
+@app.command()
+@on_server
+def update(
+    target: Target,
+    pool: PoolName,
+    instance: InstanceName,
+    capacity: Annotated[
+        int | None, typer.Option("--capacity", help="Maximum concurrent leases, at least 1.", metavar="N")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option("--weight", help="Share of the picks under WEIGHTED, 0 to 1000000.", metavar="SHARE")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="A label; give it once for each label. '' removes all.", metavar="NAME"),
+    ] = None,
+    requests: Annotated[
+        float | None,
+        typer.Option("--requests-per-minute", help="Maximum leases per minute; inf: no limit.", metavar="N"),
+    ] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option("--tokens-per-minute", help="Maximum tokens per minute; inf: no limit.", metavar="N"),
+    ] = None,
+) -> Exit | None:
+    """Change an instance; what is not given stays. A program that registers the instance again undoes the change.
+
+    If the capacity becomes lower than the load, the leases stay valid.
+    """
+    given = (capacity, weight, labels or None, requests, tokens)
+    if all(each is None for each in given):
+        raise WrongUsage(
+            "give at least one of --capacity, --weight, --label, --requests-per-minute, --tokens-per-minute"
+        )
+    with _in_pool(target, pool) as lb:
+        known = lb.update_instance(
+            pool,
+            instance,
+            max_capacity=capacity,
+            weight=weight,
+            labels=None if not labels else [each for each in labels if each],
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
+        )
+        found = _instance(lb, pool, instance) if known else None
+        if found is None:
+            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
+        if target.as_json:
+            print_json("lb update", {"pool": pool, **_plain_instance(found)})
+        else:
+            changed = found.instance
+            limits = "".join(
+                f", {rate:g} {name} per minute"
+                for name, rate in (("requests", found.requests_per_minute), ("tokens", found.tokens_per_minute))
+                if rate != math.inf
+            )
+            out.print(
+                f"{instance} of {pool}: capacity {changed.max_capacity}, weight {changed.weight:g}, "
+                f"labels {', '.join(sorted(changed.labels)) or 'none'}{limits}."
+            )
         return None
 
 
@@ -323,6 +428,72 @@ def _described(found: PoolLeases, token: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    """The reason why an instance takes no work.
+
+    Attributes:
+        pool: the pool of the instance.
+        instance: the instance.
+        state: its state.
+        since: when the state began, s since 1970 by the server's clock; None if the events of the pool, about the last
+            thousand, no longer hold it.
+        ends_in: s until the state ends without further cause; None if that is not known.
+        text: the reason in words.
+    """
+
+    pool: str
+    instance: str
+    state: InstanceState
+    since: float | None
+    ends_in: float | None
+    text: str
+
+
+_CAUSES = {
+    InstanceState.DRAINING: (EventKind.DRAINING, "draining: marked by hand or by its program (`agentperf lb undrain`)"),
+    InstanceState.UNHEALTHY: (
+        EventKind.UNHEALTHY,
+        "marked unhealthy by hand or by its program (`agentperf lb mark-healthy`)",
+    ),
+    InstanceState.HEARTBEAT_MISSED: (EventKind.HEARTBEAT_MISSED, "its heartbeat did not arrive in time"),
+    InstanceState.DOWN: (EventKind.DOWN, "it fails its active checks"),
+    InstanceState.EJECTED: (EventKind.EJECTED, "ejected for its outcomes"),
+    InstanceState.HALF_OPEN: (EventKind.HALF_OPEN, "its ejection is over; one lease at a time until one succeeds"),
+    InstanceState.RATE_LIMITED: (None, "its requests or tokens per minute are used up for now"),
+}
+"""State -> the event that begins it, and the reason in words."""
+
+
+def _reasons(lb: LoadBalancer, pools: Iterable[PoolStatus]) -> dict[tuple[str, str], _Reason]:
+    """Return the reasons, by pool and instance, for all instances that take no work or only one lease at a time."""
+    found: dict[tuple[str, str], _Reason] = {}
+    for pool in pools:
+        out_of_rotation = [each for each in pool.instances if each.state in _CAUSES]
+        if not out_of_rotation:
+            continue
+        latest = {(each.instance_id, each.kind): each for each in lb.events(pool.agent_type, limit=MAX_EVENTS)}
+        for each in out_of_rotation:
+            name = each.instance.id
+            kind, text = _CAUSES[each.state]
+            event = None if kind is None else latest.get((name, kind))
+            if event is not None and event.kind is EventKind.EJECTED:
+                text += "".join(f", {field}={value}" for field, value in event.details.items())
+            ends_in = each.ejected_for if each.state is InstanceState.EJECTED else None
+            since = None if event is None else event.at
+            found[pool.agent_type, name] = _Reason(pool.agent_type, name, each.state, since, ends_in, text)
+    return found
+
+
+def _reasons_table(reasons: Iterable[_Reason]) -> Table:
+    table = new_table("out of rotation", ["pool", "instance", "since"], ["ends in s"], ["why"])
+    for each in reasons:
+        since = "unknown" if each.since is None else f"{datetime.fromtimestamp(each.since).astimezone():%m-%d %H:%M:%S}"
+        ends_in = "" if each.ends_in is None else f"{each.ends_in:.0f}"
+        table.add_row(each.pool, each.instance, since, ends_in, each.text)
+    return table
+
+
 def _event_line(event: PoolEvent) -> str:
     at = f"{datetime.fromtimestamp(event.at).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
     details = " ".join(f"{name}={value}" for name, value in event.details.items())
@@ -339,7 +510,7 @@ def _plain_event(event: PoolEvent) -> dict[str, Any]:
     }
 
 
-def _plain_pool(pool: PoolStatus) -> dict[str, Any]:
+def _plain_pool(pool: PoolStatus, reasons: Mapping[tuple[str, str], _Reason]) -> dict[str, Any]:
     return {
         "pool": pool.agent_type,
         "strategy": pool.strategy.value,
@@ -350,7 +521,10 @@ def _plain_pool(pool: PoolStatus) -> dict[str, Any]:
         "overdue": pool.overdue,
         "panic_s": pool.panic_for,
         "settings": None if pool.settings is None else asdict(pool.settings),
-        "instances": [_plain_instance(each) for each in pool.instances],
+        "instances": [
+            {**_plain_instance(each), **_plain_reason(reasons.get((pool.agent_type, each.instance.id)))}
+            for each in pool.instances
+        ],
     }
 
 
@@ -376,6 +550,14 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
         "ejected_s": status.ejected_for,
         "requests_per_minute": _finite(status.requests_per_minute),
         "tokens_per_minute": _finite(status.tokens_per_minute),
+    }
+
+
+def _plain_reason(reason: _Reason | None) -> dict[str, Any]:
+    """Return why an instance is out of rotation; the fields are null if it is not."""
+    return {
+        "out_since": None if reason is None else reason.since,
+        "out_reason": None if reason is None else reason.text,
     }
 
 

@@ -37,13 +37,9 @@ from agentperf_redis.cli.console import (
     seconds_cell,
     unescaped,
 )
-from agentperf_redis.cli.options import Yes, on_server
+from agentperf_redis.cli.options import Yes, group, on_server
 
-app = typer.Typer(
-    help="Show caches and invalidate entries. No command changes a cache's settings.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group("Show caches and invalidate entries. No command changes a cache's settings.")
 
 _MIB = 2**20
 _SHOWN_KEYS = 10
@@ -79,7 +75,7 @@ def list_(
         print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
         return
     if not caches:
-        err.print("No cache is in use.")
+        target.nothing("No cache is in use.")
         return
     table = new_table(
         "caches",

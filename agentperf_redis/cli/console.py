@@ -10,19 +10,26 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
-from rich.table import Table
 
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.cli import listening, namespaces
+from agentperf_redis.cli.tables import FittedTable
 from agentperf_redis.embedded import data_folder, running
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
-from agentperf_redis.transport.address import URL_VARIABLES, ServerKind, parse_url, resolve_url
+from agentperf_redis.transport.address import (
+    URL_VARIABLES,
+    ServerKind,
+    parse_url,
+    resolve_url,
+    url_in_environment,
+)
 
 T = TypeVar("T")
 
@@ -38,18 +45,29 @@ class Exit(IntEnum):
     USAGE = 2
     UNREACHABLE = 3
     NOT_FOUND = 4
+    CLOSED_PIPE = 141
+    """The reader of stdout has gone, as in ``agentperf agents | head``: 128 + SIGPIPE, as a shell reports it."""
 
 
+_SHOWN_NAMESPACES = 10
 _SHORT_S = 0.01
 """Below this duration, s, three decimals would leave at most one significant digit."""
 _ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})")
 """An escape that `printable` makes."""
 
+
 # Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
 # terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
+class _Console(Console):
+    """A console that lets the commands handle a closed pipe: rich would end the process with exit code 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise  # noqa: PLE0704  rich calls this while it handles the BrokenPipeError
+
+
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
-out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+out = _Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
+err = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +90,49 @@ class Target:
         server = running(folder)
         return server.url if server is not None else None
 
-    def connect(self) -> AgentPerf:
-        """Make the client. This sends nothing.
+    def connect(self, *, patient: bool = False) -> AgentPerf:
+        """Make the client, if a server listens at the address.
+
+        Args:
+            patient: whether to make the client without a server too, for commands that wait until a server is there.
 
         Raises:
-            BackendUnavailable: the URL names an embedded server that is not running. Only `agentperf up` starts it.
+            BackendUnavailable: nothing listens at the address; or the URL names an embedded server that is not running,
+                which only `agentperf up` starts.
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
         if address.kind is ServerKind.EMBEDDED and running(data_folder(address.path)) is None:
             up = "agentperf up" + (f" --data {shlex.quote(address.path)}" if address.path else "")
             raise BackendUnavailable(address.masked, "not_applied", f"no server runs there; `{up}` starts it")
-        return AgentPerf(url, namespace=self.namespace, deadline=self.timeout)
+        perf = AgentPerf(url, namespace=self.namespace, deadline=self.timeout)
+        if not patient:
+            try:
+                listening.check(address, self.timeout, defaulted=url is None and not url_in_environment())
+            except BackendUnavailable:
+                perf.close()
+                raise
+        return perf
+
+    def nothing(self, text: str) -> None:
+        """Report on stderr that there is nothing to show, and name other namespaces if this one is empty."""
+        err.print(text)
+        self.hint()
+
+    def hint(self) -> None:
+        """If the namespace is empty, name the namespaces of the server that are not."""
+        try:
+            with self.connect() as perf:
+                found = namespaces.others(perf.backend)
+                namespace = perf.backend.namespace
+        except AgentPerfError:  # for example, the user may not run SCAN; the command has reported what it found
+            return
+        if found is None or not found.names:
+            return
+        names = found.names[:_SHOWN_NAMESPACES]
+        shown = ", ".join(names) + ("" if len(names) == len(found.names) else ", ...")
+        part = "" if found.complete else " in the part of it that was searched"
+        err.print(f"Namespace {namespace} is empty. In use on this server{part}: {shown}; --namespace chooses one.")
 
 
 class NotFound(Exception):
@@ -101,12 +150,30 @@ _OPTIONS = {
     "step": "--step",
     "url": "--url",
     "window": "--window",
+    "as_of": "--as-of",
+    "other_window": "--other-window",
+    "other_as_of": "--other-as-of",
+    "max_capacity": "--capacity",
+    "weight": "--weight",
+    "labels": "--label",
+    "requests_per_minute": "--requests-per-minute",
+    "tokens_per_minute": "--tokens-per-minute",
 }
 """Name of an argument of the library -> name of the option on the command line."""
 
 
 def guarded(work: Callable[[], Exit | None]) -> Exit:
     """Run a command. Errors of the library become a line on stderr and an exit code."""
+    try:
+        code = _reported(work)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+        return Exit.CLOSED_PIPE
+    return code
+
+
+def _reported(work: Callable[[], Exit | None]) -> Exit:
     try:
         return work() or Exit.OK
     except NotFound as missing:
@@ -122,6 +189,13 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
     except AgentPerfError as error:
         err.print(f"agentperf: {error}", style="red")
         return Exit.UNREACHABLE if isinstance(error, BackendUnavailable) else Exit.FAILURE
+
+
+def _discard_stdout() -> None:
+    """Send the rest of the output nowhere, so that the flush at the exit of the interpreter does not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def not_found(what: str) -> Exit:
@@ -186,17 +260,31 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"  # noqa: PLR2004
 
 
-def new_table(title: str, left: list[str], right: list[str]) -> Table:
-    """Make a table without borders: text columns `left`, then number columns `right`. Long texts are folded."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+def new_table(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()) -> FittedTable:
+    """Make a table without borders: text columns `left`, number columns `right`, then text columns `last`.
+
+    Long texts are folded. Numbers are never cut; see `FittedTable`.
+    """
+    table = FittedTable(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for column in left:
         table.add_column(column, overflow="fold")
     for column in right:
         table.add_column(column, justify="right")
+    for column in last:
+        table.add_column(column, overflow="fold")
     return table
 
 
 def print_json(kind: str, data: Mapping[str, Any]) -> None:
     """Print data as one JSON document, with fields for its kind and version."""
-    document = {"kind": kind, "version": JSON_VERSION, **data}
-    out.file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    out.file.write(json.dumps(_document(kind, data), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_json_line(kind: str, data: Mapping[str, Any]) -> None:
+    """Print data as one line of JSON, with fields for its kind and version. Commands that follow print many lines."""
+    out.file.write(json.dumps(_document(kind, data), ensure_ascii=False) + "\n")
+    out.file.flush()
+
+
+def _document(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "version": JSON_VERSION, **data}

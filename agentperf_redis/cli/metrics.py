@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from agentperf_redis.cli.agents import agents_table, by_tasks, plain_agent, plain_time
 from agentperf_redis.cli.console import (
     Exit,
     Target,
@@ -24,7 +26,7 @@ from agentperf_redis.cli.console import (
     quoted,
     seconds_cell,
 )
-from agentperf_redis.cli.status import agents_table, plain_agent
+from agentperf_redis.cli.times import asked_end, parsed_window, window_text
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import Change, RankBy
@@ -36,29 +38,30 @@ _SHOWN_NAMES = 10
 """Maximum number of names that the question before a deletion shows."""
 
 
-def agents(target: Target, window: str | None, *, as_json: bool) -> Exit:
+def agents(target: Target, window: str | None, as_of: str | None, *, as_json: bool) -> Exit:
     """Print one line per agent."""
     with target.connect() as perf:
-        found = _active(perf.metrics.snapshots(window=_parsed_window(window)).values())
+        found = _active(perf.metrics.snapshots(window=parsed_window(window), as_of=asked_end(as_of, window)).values())
     if as_json:
-        print_json("agents", {"window": window, "agents": [plain_agent(each) for each in found]})
+        print_json("agents", {"window": window, "as_of": as_of, "agents": [plain_agent(each) for each in found]})
     elif found:
-        out.print(agents_table(found))
+        out.print(agents_table(by_tasks(found), rates=window is not None, past=as_of is not None))
     else:
-        err.print(_NOTHING)
+        target.nothing(_NOTHING)
     return Exit.OK
 
 
-def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
+def show(target: Target, agent: str, window: str | None, as_of: str | None, *, as_json: bool) -> Exit:
     """Print everything about one agent."""
     with target.connect() as perf:
-        found = perf.metrics.get_or_create_metrics(agent, window=_parsed_window(window))
+        end = asked_end(as_of, window)
+        found = perf.metrics.get_or_create_metrics(agent, window=parsed_window(window), as_of=end)
         if not _is_known(perf.metrics, agent):
             return _unknown(agent)
-        streams = perf.metrics.streams(agent, window=_parsed_window(window))
+        streams = perf.metrics.streams(agent, window=parsed_window(window), as_of=end)
         latest = perf.metrics.recent(agent, limit=5)
     if as_json:
-        data = plain_agent(found) | _more_of_agent(found) | {"window": window}
+        data = plain_agent(found) | _more_of_agent(found) | {"window": window, "as_of": as_of}
         data["streams"] = {
             "count": streams.first.task_count,
             "items": streams.items,
@@ -68,7 +71,7 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
         print_json("show", data | {"latest": [_plain_execution(agent, each) for each in latest]})
         return Exit.OK
     about = "" if found.exact else "≈"
-    out.print(f"{agent}, {_window_text(window)}: {counted(found.task_count, 'execution')}")
+    out.print(f"{agent}, {window_text(window, as_of)}: {counted(found.task_count, 'execution')}")
     if found.task_count:
         out.print(
             f"outcome    {found.success_count} succeeded ({found.success_rate:.1%}), {found.failure_count} failed, "
@@ -132,13 +135,15 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
     return _unknown(*missing) if missing else Exit.OK
 
 
-def errors(target: Target, agent: str | None, window: str | None, *, as_json: bool) -> Exit:
+def errors(target: Target, agent: str | None, window: str | None, as_of: str | None, *, as_json: bool) -> Exit:
     """Print one line per agent and error type, the most frequent first."""
     with target.connect() as perf:
         if agent is None:
-            found = list(perf.metrics.snapshots(window=_parsed_window(window)).values())
+            found = list(perf.metrics.snapshots(window=parsed_window(window), as_of=asked_end(as_of, window)).values())
         else:
-            found = [perf.metrics.get_or_create_metrics(agent, window=_parsed_window(window))]
+            found = [
+                perf.metrics.get_or_create_metrics(agent, window=parsed_window(window), as_of=asked_end(as_of, window))
+            ]
             if not _is_known(perf.metrics, agent):
                 return _unknown(agent)
     if as_json:
@@ -146,13 +151,13 @@ def errors(target: Target, agent: str | None, window: str | None, *, as_json: bo
             {"agent": each.agent_name, "error": error, "count": count, "share": count / each.task_count}
             for each, error, count in _by_frequency(found)
         ]
-        print_json("errors", {"window": window, "errors": rows})
+        print_json("errors", {"window": window, "as_of": as_of, "errors": rows})
         return Exit.OK
     table = _errors_table(found)
     if table.row_count:
         out.print(table)
     else:
-        err.print("Nothing failed." if any(each.task_count for each in found) else _NOTHING)
+        target.nothing("Nothing failed." if any(each.task_count for each in found) else _NOTHING)
     return Exit.OK
 
 
@@ -169,23 +174,23 @@ def slow(target: Target, agent: str | None, limit: int, *, as_json: bool) -> Exi
     elif found:
         out.print(_executions_table("slowest", [(name, (each,)) for name, each in found]))
     else:
-        err.print(_NOTHING)
+        target.nothing(_NOTHING)
     return Exit.OK
 
 
-def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_json: bool) -> Exit:
+def rank(target: Target, by: RankBy, window: str | None, as_of: str | None, min_tasks: int, *, as_json: bool) -> Exit:
     """Print the agents in the requested order."""
     with target.connect() as perf:
-        found = perf.metrics.rank(by, window=_parsed_window(window), min_tasks=min_tasks)
+        found = perf.metrics.rank(by, window=parsed_window(window), as_of=asked_end(as_of, window), min_tasks=min_tasks)
     if as_json:
         rows = [{"value": each.value, **plain_agent(each.metrics)} for each in found]
-        print_json("rank", {"by": by.value, "window": window, "agents": rows})
+        print_json("rank", {"by": by.value, "window": window, "as_of": as_of, "agents": rows})
         return Exit.OK
     if not found:
-        err.print(_NOTHING)
+        target.nothing(_NOTHING)
         return Exit.OK
     table = new_table(
-        f"agents by {by.value}, {_window_text(window)}", ["", "agent"], [by.value, "tasks", "success", "avg s"]
+        f"agents by {by.value}, {window_text(window, as_of)}", ["", "agent"], [by.value, "tasks", "success", "avg s"]
     )
     for position, each in enumerate(found, start=1):
         about = "≈" if by is RankBy.P95 and not each.metrics.exact else ""
@@ -201,12 +206,31 @@ def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_j
     return Exit.OK
 
 
-def compare(target: Target, agent: str, other: str | None, window: str | None, *, as_json: bool) -> Exit:
+@dataclass(frozen=True, slots=True)
+class OtherSide:
+    """The other side of a comparison: an agent, and its window and the end of the window where they differ."""
+
+    agent: str | None
+    window: str | None
+    as_of: str | None
+
+
+def compare(
+    target: Target, agent: str, window: str | None, as_of: str | None, side: OtherSide, *, as_json: bool
+) -> Exit:
     """Print two agents, or one agent in two time ranges, figure by figure."""
+    other = side.agent
     if other is None and window is None:
         raise WrongUsage("give OTHER, or --window to compare with the time before it")
     with target.connect() as perf:
-        found = perf.metrics.compare(agent, other, window=_parsed_window(window))
+        found = perf.metrics.compare(
+            agent,
+            other,
+            window=parsed_window(window),
+            as_of=asked_end(as_of, window),
+            other_window=parsed_window(side.window),
+            other_as_of=asked_end(side.as_of, side.window or window, "--other-as-of"),
+        )
         for name in dict.fromkeys((agent, other or agent)):
             if not _is_known(perf.metrics, name):
                 return _unknown(name)
@@ -225,9 +249,9 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
             side: {"agent": each.agent_name, "interval": _plain_interval(each.interval)}
             for side, each in (("first", found.first), ("second", found.second))
         }
-        print_json("compare", {"window": window, **sides, "changes": changes})
+        print_json("compare", {"window": window, "as_of": as_of, **sides, "changes": changes})
         return Exit.OK
-    table = new_table(f"{first} → {agent}, {_window_text(window)}", ["figure"], [first, agent, "change"])
+    table = new_table(f"{first} → {agent}, {window_text(window, as_of)}", ["figure"], [first, agent, "change"])
     ran = (found.first.task_count > 0, found.second.task_count > 0)
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
@@ -236,14 +260,14 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
         cells = [_number(value) if known else _MISSING for known, value in values]
         table.add_row(each.name, *cells, _change_text(each) if all(ran) else _MISSING)
     if not table.row_count:
-        err.print(f"Nothing was recorded for either side in {_window_text(window)}.")
+        err.print(f"Nothing was recorded for either side in {window_text(window, as_of)}.")
         return Exit.OK
     out.print(table)
     if not ran[0]:
-        when = f"the time before {_window_text(window)}" if other is None else _window_text(window)
+        when = f"the time before {window_text(window, as_of)}" if other is None else window_text(window, as_of)
         err.print(f"{other or agent} had no executions in {when}.")
     elif not ran[1]:
-        err.print(f"{agent} had no executions in {_window_text(window)}.")
+        err.print(f"{agent} had no executions in {window_text(window, as_of)}.")
     return Exit.OK
 
 
@@ -257,10 +281,10 @@ def _change_text(change: Change) -> str:
     return f"{ratio - 1:+.1%}" if ratio is not None else _MISSING
 
 
-def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
+def spans(target: Target, agent: str, window: str | None, as_of: str | None, *, as_json: bool) -> Exit:
     """Print the spans of an agent as a tree, and the span that takes most of the time."""
     with target.connect() as perf:
-        report = perf.metrics.spans(agent, window=_parsed_window(window))
+        report = perf.metrics.spans(agent, window=parsed_window(window), as_of=asked_end(as_of, window))
         if not _is_known(perf.metrics, agent):
             return _unknown(agent)
     bottleneck = report.bottleneck
@@ -280,14 +304,22 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
         ]
         where = None if bottleneck is None else list(bottleneck.path)
         print_json(
-            "spans", {"agent": agent, "window": window, "total_s": report.total, "bottleneck": where, "spans": rows}
+            "spans",
+            {
+                "agent": agent,
+                "window": window,
+                "as_of": as_of,
+                "total_s": report.total,
+                "bottleneck": where,
+                "spans": rows,
+            },
         )
         return Exit.OK
     if bottleneck is None:
-        err.print(f"Nothing was recorded for {agent} in {_window_text(window)}.")
+        err.print(f"Nothing was recorded for {agent} in {window_text(window, as_of)}.")
         return Exit.OK
     table = new_table(
-        f"time of {agent} by span, {_window_text(window)}",
+        f"time of {agent} by span, {window_text(window, as_of)}",
         ["span"],
         ["self s", "share", "count", "failed", "avg s", "p95 s"],
     )
@@ -309,22 +341,6 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
         f"{bottleneck.name or 'the work of ' + agent + ' itself'}."
     )
     return Exit.OK
-
-
-def _parsed_window(window: str | None) -> str | float | None:
-    """Convert a window from the command line: a number without a unit becomes a float of seconds."""
-    if window is None:
-        return None
-    try:
-        return float(window)
-    except ValueError:
-        return window
-
-
-def _window_text(window: str | None) -> str:
-    if window is None:
-        return "all time"
-    return f"the last {window}" if isinstance(_parsed_window(window), str) else f"the last {window} s"
 
 
 def _is_known(metrics: MetricsCollector, agent: str) -> bool:
@@ -393,7 +409,7 @@ def _outcome(execution: Execution) -> str:
 def _plain_execution(agent: str, execution: Execution) -> dict[str, Any]:
     return {
         "agent": agent,
-        "ended": execution.ended.astimezone().isoformat(),
+        "ended": plain_time(execution.ended),
         "seconds": execution.seconds,
         "success": execution.success,
         "cancelled": execution.cancelled,
@@ -422,7 +438,6 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
         "successes": found.success_count,
         "failures": found.failure_count,
         "cancelled": found.cancelled_count,
-        "throughput_per_s": found.throughput,
         "min_s": _finite(found.min_execution_time),
         "max_s": found.max_execution_time,
         "total_s": found.total_execution_time,

@@ -1,71 +1,216 @@
-"""`agentperf status`: all three services at a glance."""
+"""`agentperf status`: all three services at a glance, once or again and again."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from agentperf_redis.balancer.model import PoolStatus
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.balancer.model import InstanceState, PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.console import Exit, Target, counted, new_table, out, print_json, seconds_cell
-from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
+from agentperf_redis.cli.agents import agents_table, by_failures, last_seen_cell, plain_agent
+from agentperf_redis.cli.console import (
+    Exit,
+    Target,
+    counted,
+    err,
+    new_table,
+    out,
+    print_json,
+    print_json_line,
+    printable,
+)
+from agentperf_redis.cli.problems import RECOVERING, Problem, problems
+from agentperf_redis.cli.times import asked_end, parsed_window, window_text
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary, system_summary
 
 _MIB = 2**20
+_SHOWN_IDLE = 5
+_EMPTY = "Nothing here yet: no agent is recorded, no cache is in use, no instance is registered."
+_COLOURS = {"bad": "red", "note": "yellow"}
 
 
-def status(target: Target, *, as_json: bool) -> Exit:
-    """Print agents, caches and pools of a namespace."""
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One reading of a namespace.
+
+    Attributes:
+        server: address of the server, password masked.
+        namespace: the namespace.
+        window: the window as the user gave it.
+        as_of: the end of the window as the user gave it.
+        agents: the agents with executions in the window, those with the largest share of failures first.
+        idle: the agents without executions in the window, the one seen last first; empty without a window.
+        caches: the caches; empty for a past window, since they have no history here.
+        pools: the pools; empty for a past window.
+    """
+
+    server: str
+    namespace: str
+    window: str | None
+    as_of: str | None
+    agents: list[PerformanceMetrics]
+    idle: list[PerformanceMetrics]
+    caches: list[CacheStats]
+    pools: list[PoolStatus]
+
+    @property
+    def summary(self) -> SystemSummary:
+        """The totals of all agents."""
+        return system_summary(self.agents)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems, the bad ones first."""
+        return problems(self.agents, self.caches, self.pools)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is stored."""
+        return not (self.agents or self.idle or self.caches or self.pools)
+
+
+def status(target: Target, window: str | None, as_of: str | None, every: float | None) -> Exit:
+    """Print agents, caches and pools of a namespace; with `every`, again after that many seconds, until interrupted."""
+    end = asked_end(as_of, window)
     with target.connect() as perf:
-        agents = list(perf.metrics.snapshots().values())
-        summary = perf.metrics.summary()
-        caches = perf.caches()
-        pools = perf.balancer().status()
-        address, namespace = perf.backend.address.masked, perf.backend.namespace
-    if as_json:
-        print_json(
-            "status",
-            {
-                "server": address,
-                "namespace": namespace,
-                "summary": _plain_summary(summary),
-                "agents": [plain_agent(each) for each in agents],
-                "caches": [_plain_cache(each) for each in caches],
-                "pools": {each.agent_type: each.render() for each in pools},
-            },
-        )
+        first = _read(perf, window, as_of, end)
+        if every is not None:
+            _watch(target, first, lambda: _read(perf, window, as_of, end), every)
+    if target.as_json:
+        print_json("status", _plain(first))
         return Exit.OK
-    out.print(f"Server {address}, namespace {namespace}")
-    if not (agents or caches or pools):
-        out.print("Nothing here yet: no agent is recorded, no cache is in use, no instance is registered.")
-        return Exit.OK
-    out.print(
-        f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
-        f"in {summary.uptime:.1f} s, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
-    )
-    for table in (agents_table(agents), caches_table(caches), pools_table(pools)):
-        if table.row_count:
-            out.print()
-            out.print(table)
+    for part in _rendered(first):
+        out.print(part)
+    if first.empty:
+        target.hint()
     return Exit.OK
 
 
-def agents_table(agents: list[PerformanceMetrics]) -> Table:
-    """Return one row per agent; ≈ marks estimated percentiles."""
-    table = new_table("agents", ["agent"], ["tasks", "success", "avg s", "p50 s", "p95 s", "p99 s", "top error"])
-    for each in sorted(agents, key=lambda agent: -agent.task_count):
-        about = "" if each.exact else "≈"
-        errors = sorted(each.error_types.items(), key=lambda item: -item[1])
-        table.add_row(
-            each.agent_name,
-            str(each.task_count),
-            f"{each.success_rate:.1%}",
-            seconds_cell(each.avg_execution_time),
-            *(f"{about}{seconds_cell(value)}" for value in (each.p50_execution_time, each.p95_execution_time)),
-            f"{about}{seconds_cell(each.p99_execution_time)}",
-            f"{errors[0][0]} × {errors[0][1]}" if errors else "",
-        )
-    return table
+def _read(perf: AgentPerf, window: str | None, as_of: str | None, end: datetime | float | None) -> Overview:
+    agents = perf.metrics.snapshots(window=parsed_window(window), as_of=end)
+    active = [each for each in agents.values() if each.task_count or each.llm_calls or each.tool_calls]
+    idle: list[PerformanceMetrics] = []
+    if window is not None and as_of is None:
+        known = perf.metrics.snapshots(percentiles=False)
+        names = {each.agent_name for each in active}
+        seen = [(each.last_execution, each) for each in known.values() if each.agent_name not in names]
+        dated = [(last, each) for last, each in seen if last is not None]
+        idle = [each for _, each in sorted(dated, key=lambda pair: pair[0], reverse=True)]
+    return Overview(
+        perf.backend.address.masked,
+        perf.backend.namespace,
+        window,
+        as_of,
+        by_failures(active),
+        idle,
+        perf.caches() if as_of is None else [],
+        perf.balancer().status() if as_of is None else [],
+    )
+
+
+def _watch(target: Target, first: Overview, read: Callable[[], Overview], every: float) -> None:
+    """Show one reading after another. An outage of the server is reported once, and ends nothing."""
+    with _display(target) as show:
+        show(first, "")
+        fault = ""
+        while True:
+            time.sleep(every)
+            try:
+                overview = read()
+            except BackendUnavailable as error:
+                if not fault:
+                    show(None, str(error))
+                fault = str(error)
+            else:
+                fault = ""
+                show(overview, "")
+
+
+@contextlib.contextmanager
+def _display(target: Target) -> Iterator[Callable[[Overview | None, str], None]]:
+    """Yield a function that shows a reading or a fault: in place on a terminal, else one after another."""
+    if target.as_json or not out.is_terminal:
+
+        def append(overview: Overview | None, fault: str) -> None:
+            if overview is None:
+                err.print(f"agentperf: {fault}; trying again", style="red")
+            elif target.as_json:
+                print_json_line("status", _plain(overview))
+            else:
+                out.print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}")
+                for part in (*_rendered(overview), ""):
+                    out.print(part)
+                out.file.flush()
+
+        yield append
+        return
+    with Live(console=out, screen=True, auto_refresh=False) as live:
+
+        def replace(overview: Overview | None, fault: str) -> None:
+            at = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}, ends with Ctrl-C"
+            if overview is None:
+                live.update(Group(Text(at), Text(f"{fault}; trying again", style="red")), refresh=True)
+            else:
+                live.update(Group(Text(at), *_rendered(overview)), refresh=True)
+
+        yield replace
+
+
+def _rendered(overview: Overview) -> Iterator[RenderableType]:
+    yield Text(f"Server {overview.server}, namespace {overview.namespace}")
+    if overview.empty:
+        yield Text(_EMPTY)
+        return
+    summary = overview.summary
+    within = f"{summary.uptime:.1f} s" if overview.window is None else window_text(overview.window, overview.as_of)
+    yield Text(
+        f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
+        f"in {within}, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s, "
+        f"{summary.total_failures / summary.uptime if summary.uptime else 0:.2g} failures/s"
+    )
+    if overview.problems:
+        yield Text("\nproblems", style="bold")
+        for each in overview.problems:
+            line = f"{each.level:<4}  {each.subject} {printable(each.name)}: {printable(each.text)}"
+            yield Text(line, style=_COLOURS[each.level], overflow="fold")
+    past = overview.as_of is not None
+    agents = agents_table(overview.agents, rates=overview.window is not None, past=past)
+    for table in (agents, caches_table(overview.caches), pools_table(overview.pools)):
+        if table.row_count:
+            yield Text("")
+            yield table
+    if overview.idle:
+        names = [f"{printable(each.agent_name)} ({last_seen_cell(each)})" for each in overview.idle[:_SHOWN_IDLE]]
+        more = ["..."] if len(overview.idle) > _SHOWN_IDLE else []
+        yield Text(f"\nIdle in {window_text(overview.window)}: {', '.join([*names, *more])}")
+    if past:
+        yield Text("\nCaches and pools keep no history here, so they are not shown.")
+
+
+def _plain(overview: Overview) -> dict[str, Any]:
+    return {
+        "server": overview.server,
+        "namespace": overview.namespace,
+        "window": overview.window,
+        "as_of": overview.as_of,
+        "problems": [each.plain for each in overview.problems],
+        "summary": _plain_summary(overview.summary),
+        "agents": [plain_agent(each) for each in overview.agents],
+        "idle": [plain_agent(each) for each in overview.idle],
+        "caches": [_plain_cache(each) for each in overview.caches],
+        "pools": {each.agent_type: each.render() for each in overview.pools},
+    }
 
 
 def caches_table(caches: list[CacheStats]) -> Table:
@@ -84,6 +229,7 @@ def caches_table(caches: list[CacheStats]) -> Table:
             f"{each.hit_rate:.1%}",
             str(each.evictions),
             f"{each.seconds_saved:.1f}",
+            style="yellow" if each.corrupt else None,
         )
     return table
 
@@ -104,8 +250,15 @@ def pools_table(pools: list[PoolStatus]) -> Table:
                 str(each.served),
                 str(each.failed),
                 f"{instance.response_time_ms:.1f}",
+                style=_style(each.state),
             )
     return table
+
+
+def _style(state: InstanceState) -> str | None:
+    if state is InstanceState.UP:
+        return None
+    return "yellow" if state in RECOVERING or state is InstanceState.DRAINING else "red"
 
 
 def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
@@ -114,23 +267,9 @@ def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
         "tasks": summary.total_tasks,
         "successes": summary.total_successes,
         "failures": summary.total_failures,
+        "cancelled": summary.total_cancelled,
         "throughput_per_s": summary.throughput,
         "active_agents": summary.active_agents,
-    }
-
-
-def plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
-    """Return the fields that every --json output has for an agent."""
-    return {
-        "agent": agent.agent_name,
-        "tasks": agent.task_count,
-        "success_rate": agent.success_rate,
-        "avg_s": agent.avg_execution_time,
-        "p50_s": agent.p50_execution_time,
-        "p95_s": agent.p95_execution_time,
-        "p99_s": agent.p99_execution_time,
-        "percentiles_exact": agent.exact,
-        "errors": dict(agent.error_types),
     }
 
 

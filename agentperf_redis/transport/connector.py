@@ -26,7 +26,7 @@ from redis.retry import Retry
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.transport.address import Address, ServerKind
-from agentperf_redis.transport.delivery import ExchangeFailed, transient_reason
+from agentperf_redis.transport.delivery import ExchangeFailed, refusal_reason, transient_reason
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
 
@@ -306,6 +306,8 @@ def _text_of(error: BaseException) -> str:
 def refused(error: ResponseError) -> ExchangeFailed:
     """Convert the error of a refused handshake. Most refusals are permanent; a few are transient."""
     text = str(error)
-    final = transient_reason(text) is None
-    advice = "; check user name, password and database in the URL" if final else ""
-    return ExchangeFailed(text + advice, sent=False, final=final)
+    if transient_reason(text) is not None:
+        return ExchangeFailed(text, sent=False, final=False)
+    meaning = refusal_reason(text)
+    known = text if meaning is None else f"{meaning} ({text})"
+    return ExchangeFailed(f"{known}; check user name, password and database in the URL", sent=False, final=True)

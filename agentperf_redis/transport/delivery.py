@@ -507,6 +507,11 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
         return error
 
 
+def refusal_reason(text: str) -> str | None:
+    """Return the meaning of a permanent error reply; None if it is another error."""
+    return next((meaning for beginning, meaning in _REFUSED.items() if text.startswith(beginning)), None)
+
+
 def transient_reason(text: str) -> str | None:
     """Return the meaning of a transient error reply, or None if the error is not transient."""
     return next((meaning for beginning, meaning in _TRANSIENT.items() if text.startswith(beginning)), None)
@@ -548,10 +553,10 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
     if code == "CORRUPT":
         key, _, found = detail.partition(" ")
         return CorruptState(key, found or "something unexpected")
-    for beginning, refusal in _REFUSED.items():
-        if text.startswith(beginning):
-            # a script may already have written something when the server refuses it
-            return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
+    refusal = refusal_reason(text)
+    if refusal is not None:
+        # a script may already have written something when the server refuses it
+        return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)
 

@@ -53,4 +53,4 @@ def test_names_with_brackets_are_printed_unchanged(
     done = agentperf("status", "--url", server.url, "--namespace", namespace)
     assert (done.returncode, done.stderr) == (OK, "")
     for name in odd:
-        assert done.stdout.count(name) == 5, done.stdout
+        assert done.stdout.count(name) == 7, done.stdout
