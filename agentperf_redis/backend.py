@@ -218,17 +218,28 @@ class Backend:
         if executor is not None:
             executor.forget_loop_end(key)
 
-    def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
-        """Record on the server that a resource is in use.
+    def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[bool]:
+        """Record on the server that a resource is in use. Returns whether this call has sent the record.
 
         Each process sends the record of a resource once. `again` sends the record once more, which is necessary after
         the server lost its data.
         """
         name = f"{service}:{keys.encoded(resource)}"
-        if again or name not in self._entered:
-            where = keys.resources(self.namespace)
-            yield from Command(_ENTER, (where,), {"resource": name}, lambda reply: _noted(where, reply))
-            self._entered.add(name)
+        if not again and name in self._entered:
+            return False
+        where = keys.resources(self.namespace)
+        yield from Command(_ENTER, (where,), {"resource": name}, lambda reply: _noted(where, reply))
+        self._entered.add(name)
+        return True
+
+    def leave(self, service: str, resource: str) -> Flow[None]:
+        """Remove a resource that was dropped from the list of resources.
+
+        A late second delivery may remove a resource that was entered again. The next process that uses it enters it.
+        """
+        where, name = keys.resources(self.namespace), f"{service}:{keys.encoded(resource)}"
+        yield from Command("ZREM", (where,), (name,), lambda _: None)
+        self._entered.discard(name)
 
     def entered(self, service: str) -> Flow[list[str]]:
         """Return the sorted names of all resources of one service that were ever used by any process."""

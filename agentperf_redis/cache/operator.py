@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import commands
+from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
+from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.commands.settings import OtherSchema
 from agentperf_redis.cache.flows.inspection import read_keys, read_stats
@@ -22,11 +24,15 @@ from agentperf_redis.cache.flows.reads import Reader
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
-from agentperf_redis.command import Flow
+from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
 MAX_SWEEPS: Final = 64
 """Maximum number of sweeps before statistics are read. Each sweep removes up to 256 expired entries."""
+_DROP_ATTEMPTS: Final = 3
+"""How often a cache is cleared that programs use while it is dropped."""
+_EPOCHS_KEPT_MS: Final = 86_400_000
+"""How long the epochs of a dropped cache remain: a computation that began before the drop hardly takes longer."""
 SERVICES: Final = ("cache", "tiered")
 """The names of the two kinds, LRUCache and TieredCache, in keys and in the list of resources."""
 
@@ -127,6 +133,47 @@ class ExistingCache:
         """Make every key a miss. Returns the number of entries before the call."""
         forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
         return forgotten
+
+    def drop(self) -> Flow[int | None]:
+        """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
+
+        Returns:
+            The number of entries that there were; None if programs kept storing entries meanwhile. Then the cache was
+            only cleared.
+
+        Raises:
+            CorruptState: a key holds data that this library did not write. The cache may be cleared by then.
+        """
+        entries = 0
+        for _ in range(_DROP_ATTEMPTS):
+            entries += yield from self.clear()
+            yield from self._free_cleared()
+            left = yield from commands.drop(self._keys, _EPOCHS_KEPT_MS)
+            if not left:
+                yield from self.backend.leave(self.service, self.name)
+                return entries
+        return None
+
+    def _free_cleared(self) -> Flow[None]:
+        """Free the values of cleared entries now. Each sweep frees up to 256."""
+        cursor = "0"
+        while True:
+            swept = yield from commands.sweep(self._keys, cursor)
+            if isinstance(swept, NoSettings) or not swept.more:
+                return
+            cursor = swept.cursor
+
+    def last_used(self) -> Flow[datetime | None]:
+        """Return the time of the last recorded access to an entry that is still stored; None without entries.
+
+        Reads are recorded up to a second later.
+        """
+        where = self._keys
+        newest = yield from Batch(
+            tuple(inspection.newest(index) for index in (where.hot, where.warm, where.cold, where.new))
+        )
+        clocks = [entry_format.unpack_score(score)[0] for score in newest if isinstance(score, float)]
+        return entry_format.timestamp(max(clocks)) if clocks else None
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
         """Invalidate every entry that was stored with one of the tags."""

@@ -330,6 +330,19 @@ def doctor(
 
 
 @app.command()
+@on_server
+def inspect(
+    target: Target,
+    key: Annotated[str, typer.Argument(help="Whole name of a key, as SCAN shows it.", metavar="KEY")],
+    limit: Annotated[int, typer.Option("--limit", help="Maximum number of fields.", min=1, max=1000, metavar="N")] = 50,
+) -> Exit | None:
+    """Show any key of the library in words: what it holds, its fields explained, its TTL. Exit 4 without such a key."""
+    from agentperf_redis.cli.inspect import inspect as work
+
+    return work(target, key, limit)
+
+
+@app.command()
 def version(context: typer.Context, as_json: Json = False) -> None:
     """Print the version."""
     from agentperf_redis.cli.version import version as work

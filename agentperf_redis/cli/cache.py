@@ -1,13 +1,15 @@
-"""`agentperf cache ...`: show the caches of a namespace, and invalidate entries.
+"""`agentperf cache ...`: show the caches of a namespace, invalidate entries, and drop a cache.
 
-No command here changes the settings of a cache.
+No command here changes the settings of a cache that stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -38,8 +40,9 @@ from agentperf_redis.cli.console import (
     unescaped,
 )
 from agentperf_redis.cli.options import Yes, group, on_server
+from agentperf_redis.cli.times import age_text
 
-app = group("Show caches and invalidate entries. No command changes a cache's settings.")
+app = group("Show caches, invalidate entries and drop a cache. No command changes a cache's settings.")
 
 _MIB = 2**20
 _SHOWN_KEYS = 10
@@ -67,12 +70,14 @@ KindOption = Annotated[
 def list_(
     target: Target,
 ) -> None:
-    """List all caches of the namespace."""
+    """List all caches of the namespace, with the last recorded access to an entry that is still stored."""
     with target.connect() as perf:
-        found = [(each, _stats(perf, each)) for each in perf.backend.run(find_all(perf.backend))]
+        existing = perf.backend.run(find_all(perf.backend))
+        used = {each: perf.backend.run(each.last_used()) for each in existing}  # before a sweep removes the entry
+        found = [(each, _stats(perf, each)) for each in existing]
     caches = [(cache, stats) for cache, stats in found if stats is not None]
     if target.as_json:
-        print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
+        print_json("cache list", {"caches": [_plain_listed(cache, stats, used[cache]) for cache, stats in caches]})
         return
     if not caches:
         target.nothing("No cache is in use.")
@@ -81,8 +86,11 @@ def list_(
         "caches",
         ["cache", "kind", "policy"],
         ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
+        ["last use"],
     )
+    now = time.time()
     for cache, stats in caches:
+        at = used[cache]
         table.add_row(
             cache.name,
             KINDS[cache.service],
@@ -96,6 +104,7 @@ def list_(
             f"{stats.hit_rate:.1%}",
             str(stats.evictions),
             f"{stats.seconds_saved:.1f}",
+            "" if at is None else age_text(now - at.timestamp()),
         )
     out.print(table)
 
@@ -275,6 +284,33 @@ def clear(
         return None
 
 
+@app.command()
+@on_server
+def drop(
+    target: Target,
+    name: Name,
+    kind: KindOption = None,
+    yes: Yes = False,
+) -> Exit | None:
+    """Delete a whole cache: entries, settings and counters. A program that still uses it creates it again.
+
+    Exit 1 if programs keep storing entries meanwhile. Then the cache is only cleared.
+    """
+    with _on_cache(target, name, kind) as (perf, cache):
+        refused = confirmed(f"Delete cache {cache.name} with its settings and counters?", yes=yes)
+        if refused is not None:
+            return refused
+        entries = perf.backend.run(cache.drop())
+        if target.as_json:
+            print_json("cache drop", {**_plain_name(cache), "dropped": entries is not None, "entries": entries})
+        elif entries is not None:
+            out.print(f"Dropped cache {cache.name}, which held {counted(entries, 'entry', 'entries')}.")
+        if entries is None:
+            err.print(f"agentperf: cache {cache.name} was only cleared: programs keep storing entries", style="red")
+            return Exit.FAILURE
+        return None
+
+
 @app.command("invalidate-tag")
 @on_server
 def invalidate_tag(
@@ -373,6 +409,10 @@ def _plain_stats(cache: ExistingCache, stats: CacheStats) -> dict[str, Any]:
             for tier, ttl_ms, counts in _tiers(stats)
         },
     }
+
+
+def _plain_listed(cache: ExistingCache, stats: CacheStats, used: datetime | None) -> dict[str, Any]:
+    return {**_plain_stats(cache, stats), "last_used": None if used is None else used.isoformat()}
 
 
 def _plain_entry(entry: CacheEntry) -> dict[str, Any]:

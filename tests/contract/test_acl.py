@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.backend import Backend
+from agentperf_redis.cache.operator import find_all
 from agentperf_redis.cli import attempts, doctor
 from agentperf_redis.cli.app import app
 from agentperf_redis.transport.address import ServerKind
@@ -106,6 +107,9 @@ def use_caches(perf: AgentPerf) -> None:
         cache.clear()
         cache.sweep()
         assert (cache.keys(), cache.stats().size) == ([], 0)
+    for existing in perf.backend.run(find_all(perf.backend)):
+        assert perf.backend.run(existing.last_used()) is None
+        assert perf.backend.run(existing.drop()) == 0
 
 
 def use_balancer(perf: AgentPerf, strategy: str) -> None:

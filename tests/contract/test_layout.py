@@ -55,6 +55,7 @@ PROVEN_BY = {
     "cli/export.py": f"{INTEGRATION}/cli/test_export.py",
     "cli/exporter.py": f"{INTEGRATION}/cli/test_exporter.py",
     "cli/extras.py": f"{INTEGRATION}/cli/test_exporter.py",
+    "cli/inspect.py": f"{INTEGRATION}/cli/test_inspect.py",
     "cli/metrics.py": f"{INTEGRATION}/cli/test_metrics.py",
     "cli/namespaces.py": f"{INTEGRATION}/cli/test_namespaces.py",
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",

@@ -16,6 +16,7 @@ from agentperf_redis import keys as names
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands as balancer_commands
 from agentperf_redis.cache import commands as cache_commands
+from agentperf_redis.cache.operator import find_all
 from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
 from agentperf_redis.presence import presence_of
@@ -88,6 +89,8 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
     assert len(perf.metrics.series(window="5m")) == 4
+    for existing in backend.run(find_all(backend)):
+        backend.run(existing.drop())
     assert perf.metrics.forget("agent 0")
     assert len(perf.metrics.workers()) == 1
     presence_of(perf.backend).leave()

@@ -267,6 +267,8 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "release": lambda: cached.release(where, "m1", "token", error="x y", error_ms=10, origin="o"),
         "delete": lambda: cached.delete(where, ["k7", "k8"], "o"),
         "clear": lambda: cached.clear(where, "o"),
+        "drop": lambda: cached.drop(where, 1000),
+        "last used": lambda: existing(backend, service).last_used(),
         "invalidate": lambda: cached.invalidate_tags(where, ("t", "v"), "o"),
         "sweep": lambda: cached.sweep(where, "0"),
         "cancel": lambda: cached.cancel_puts(where, ("r1",), int(time.time() * 1000)),

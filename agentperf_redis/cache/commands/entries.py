@@ -21,6 +21,7 @@ MAX_TAG_MARKS = 10_000
 _CANCEL_PUTS = Script("cache/cancel_puts")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
+_DROP = Script("cache/drop")
 _GET_STRICT = Script("cache/get_strict")
 _INVALIDATE_TAGS = Script("cache/invalidate_tags")
 _PUT = Script("cache/put")
@@ -252,6 +253,22 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
         raise unexpected(keys.meta, reply)
 
     return Command(_CLEAR, (*_index(keys), keys.epochs, keys.tags), {"bus": keys.bus, "origin": origin}, decode)
+
+
+def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
+    """Delete a cleared cache, settings included. Returns 0, or how much is left of a cache that is in use."""
+
+    def decode(reply: Reply) -> int:
+        match reply:
+            case [1]:
+                return 0
+            case [0, int(left)]:
+                return left
+        raise unexpected(keys.meta, reply)
+
+    indexes = (keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
+    where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent)
+    return Command(_DROP, where, {"keep_ms": keep_ms}, decode)
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:

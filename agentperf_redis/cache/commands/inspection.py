@@ -94,6 +94,16 @@ def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, flo
     return Command("ZRANGE", (key,), (first, last, "WITHSCORES"), decode)
 
 
+def newest(key: str) -> Command[float | None]:
+    """Return the highest score of an index; None if it is empty."""
+
+    def decode(reply: Reply) -> float | None:
+        found = texts(reply)
+        return _number(key, found[1]) if len(found) == 2 else None  # noqa: PLR2004  a member and its score
+
+    return Command("ZRANGE", (key,), (-1, -1, "WITHSCORES"), decode)
+
+
 def _number(key: str, reply: Reply) -> float | None:
     try:
         number = None if reply is None else float(reply)

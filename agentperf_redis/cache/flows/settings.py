@@ -27,12 +27,15 @@ def ready(shared: SharedState) -> Flow[None]:
         yield from _flush_pending(shared)
     if shared.deployed:
         return
+    entered = False
     with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` fails, too
-        yield from shared.backend.enter(shared.service, shared.name)
+        entered = yield from shared.backend.enter(shared.service, shared.name)
     sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
     if isinstance(reply, commands.OtherSchema):
         raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
+    if not (reply.before or entered):  # the cache was dropped after this process had entered it
+        yield from shared.backend.enter(shared.service, shared.name, again=True)
     if reply.before not in ("", reply.settings):
         texts = (_in_words(shared, text) for text in (reply.before, reply.settings))
         log.warning("cache %s: settings changed from %s to %s", shared.name, *texts)

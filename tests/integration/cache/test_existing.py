@@ -136,3 +136,90 @@ def test_all_caches_are_listed_in_both_apis(perf: AgentPerf, runner: asyncio.Run
     found = perf.caches()
     assert [(each.name, each.kind, each.size) for each in found] == [("answers", "lru", 1), ("answers", "tiered", 1)]
     assert runner.run(perf.acaches()) == found
+
+
+@pytest.fixture
+def doomed(backend: Backend, operator: Backend) -> tuple[LRUCache, ExistingCache]:
+    """A program's cache with 300 entries, one more than a sweep frees, and an operator's access to it."""
+    made = LRUCache(1000, name="doomed", backend=backend)
+    made.put_many({f"k{number}": number for number in range(300)})
+    existing = operator.run(find(operator, "cache", "doomed"))
+    assert existing is not None
+    return made, existing
+
+
+@pytest.mark.every_server
+def test_drop_leaves_no_key_but_the_epochs(
+    doomed: tuple[LRUCache, ExistingCache], operator: Backend, raw: Raw, namespace: str
+) -> None:
+    _, existing = doomed
+    assert operator.run(existing.drop()) == 300
+    where = keys.cache(namespace, "cache", "doomed")
+    assert list(raw.scan_iter(f"{where.tag}:*")) == [where.epochs]
+    assert 0 < raw.pttl(where.epochs) <= 86_400_000
+    assert "cache:doomed" not in raw.zrange(keys.resources(namespace), 0, -1)
+    assert operator.run(find(operator, "cache", "doomed")) is None
+    assert operator.run(find_all(operator)) == []
+
+
+def test_program_creates_a_dropped_cache_again(
+    doomed: tuple[LRUCache, ExistingCache], operator: Backend, raw: Raw, namespace: str
+) -> None:
+    cache, existing = doomed
+    operator.run(existing.drop())
+    assert cache.get("k1") is None
+    assert cache.put("k1", 1)
+    assert cache.get("k1") == 1
+    assert "cache:doomed" in raw.zrange(keys.resources(namespace), 0, -1)
+    (again,) = operator.run(find_all(operator))
+    assert again.settings.capacities == (0, 0, 1000)
+
+
+def test_value_computed_during_a_drop_is_not_stored(doomed: tuple[LRUCache, ExistingCache], operator: Backend) -> None:
+    cache, existing = doomed
+
+    def compute() -> str:
+        assert operator.run(existing.drop()) == 300
+        return "computed before the drop"
+
+    assert cache.get_or_compute("new", compute) == "computed before the drop"
+    assert cache.get("new") is None
+
+
+def test_used_cache_is_only_cleared(
+    doomed: tuple[LRUCache, ExistingCache], operator: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, existing = doomed
+    free = ExistingCache._free_cleared
+
+    def store_meanwhile(self: ExistingCache) -> Any:
+        yield from free(self)
+        cache.put("busy", 1)
+
+    monkeypatch.setattr(ExistingCache, "_free_cleared", store_meanwhile)
+    assert operator.run(existing.drop()) is None
+    assert cache.get("busy") == 1
+    assert cache.get("k1") is None
+
+
+def test_drop_waits_for_puts_in_doubt(
+    doomed: tuple[LRUCache, ExistingCache], operator: Backend, raw: Raw, namespace: str
+) -> None:
+    where = keys.cache(namespace, "cache", "doomed")
+    raw.zadd(where.resent, {"request": 4e12})
+    assert operator.run(doomed[1].drop()) is None
+    raw.zadd(where.resent, {"request": 1})
+    assert operator.run(doomed[1].drop()) == 0
+
+
+def test_last_use_is_that_of_a_stored_entry(doomed: tuple[LRUCache, ExistingCache], operator: Backend) -> None:
+    cache, existing = doomed
+    stored = operator.run(existing.last_used())
+    cache.get("k1")
+    cache.flush()
+    read = operator.run(existing.last_used())
+    assert stored is not None
+    assert read is not None
+    assert stored < read
+    cache.clear()
+    assert operator.run(existing.last_used()) is None

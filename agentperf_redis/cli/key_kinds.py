@@ -1,0 +1,494 @@
+"""The kinds of keys of this library in words, for `agentperf inspect`. `keys.py` lists the same kinds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score, unpack_size
+from agentperf_redis.keys import decoded
+from agentperf_redis.metrics.histogram import bucket_bounds
+
+_MAX_S = 253_402_300_799
+"""The end of the year 9999, s since 1970. A later time means never."""
+
+
+def _time(seconds: float) -> str:
+    if not 0 < seconds <= _MAX_S:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
+def plain(value: float) -> str:
+    """Return a number as it is."""
+    return f"{value:.17g}"
+
+
+def at_ms(value: float) -> str:
+    """Return a time that is stored in ms since 1970."""
+    return _time(value / 1e3)
+
+
+def at_ms_or_unknown(value: float) -> str:
+    """Return a time in ms since 1970; 0 is an unknown one."""
+    return at_ms(value) if value else "at an unknown time"
+
+
+def at_us(value: float) -> str:
+    """Return a time that is stored in us since 1970."""
+    return _time(value / 1e6)
+
+
+def at_clock(value: float) -> str:
+    """Return a time that is stored as a reading of a cache's clock."""
+    return _time(value / CLOCK_PER_S)
+
+
+def access(value: float) -> str:
+    """Return the last access and the frequency of an entry, which its score packs into one number."""
+    clock, frequency = unpack_score(value)
+    return f"{at_clock(clock)}, frequency {frequency}"
+
+
+def hits_and_bytes(value: float) -> str:
+    """Return the hits and the size of an entry, which its field packs into one number."""
+    hits, size = unpack_size(value)
+    return f"{hits} hits, {size} bytes"
+
+
+def length_ms(value: float) -> str:
+    """Return a length of time that is stored in ms."""
+    return f"{value / 1e3:g} s"
+
+
+Shown = Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """The meaning of some fields or members of a key.
+
+    Attributes:
+        pattern: matches their names as a whole.
+        text: the meaning; ``{0}`` is the first group of the pattern, percent-decoded.
+        shown: how the number is shown, if the value is a number; None shows the value as it is.
+    """
+
+    pattern: str
+    text: str
+    shown: Shown | None = None
+
+    def of(self, name: str) -> str | None:
+        """Return the meaning of a name; None if the pattern does not match."""
+        found = re.fullmatch(self.pattern, name, re.DOTALL)
+        return None if found is None else self.text.format(*(decoded(group or "") for group in found.groups()))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of keys.
+
+    Attributes:
+        service: the service in the hash tag, a pattern; empty for keys without a hash tag.
+        part: the rest of the key, a pattern.
+        type: the type of the value, as the command TYPE reports it.
+        holds: the content in words; ``{0}`` is the resource, ``{1}`` and so on are the groups of `part`.
+        meanings: the meanings of fields and members; the first match counts.
+    """
+
+    service: str
+    part: str
+    type: str
+    holds: str
+    meanings: tuple[Meaning, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the name of a key says.
+
+    Attributes:
+        kind: its kind.
+        namespace: its namespace.
+        service: its service, empty for keys of the whole namespace.
+        resource: the pool, the cache or the shard of the metrics; empty for keys of the whole namespace.
+        holds: the content in words.
+    """
+
+    kind: Kind
+    namespace: str
+    service: str
+    resource: str
+    holds: str
+
+    def meaning(self, name: str, value: str) -> tuple[str, str]:
+        """Return the meaning of a field or member, and its value in words. Both are empty if they are unknown."""
+        for each in self.kind.meanings:
+            text = each.of(name)
+            if text is not None:
+                return text, "" if each.shown is None else _in_words(each.shown, value)
+        return "", ""
+
+
+def known(key: str) -> Known | None:
+    """Return what the name of a key says; None if it is no key of this library."""
+    found = _KEY.fullmatch(key)
+    if found is None:
+        return None
+    namespace, service, resource, part = (
+        found["namespace"],
+        found["service"] or "",
+        found["resource"] or "",
+        found["part"],
+    )
+    for kind in KINDS:
+        groups = re.fullmatch(kind.part, part, re.DOTALL)
+        if groups is not None and re.fullmatch(kind.service, service):
+            name = decoded(resource)
+            return Known(kind, namespace, service, name, kind.holds.format(name, *map(_named, groups.groups())))
+    return None
+
+
+_KEY = re.compile(
+    r"(?P<namespace>[A-Za-z0-9_.-]{1,64}):(?:\{(?P<service>[a-z]+):(?P<resource>[^{}]+)\}:)?(?P<part>.+)", re.DOTALL
+)
+
+
+def _named(group: str | None) -> str:
+    return decoded(group or "")
+
+
+def _in_words(shown: Shown, value: str) -> str:
+    try:
+        return shown(float(value))
+    except (ValueError, OverflowError):  # another program has changed it
+        return ""
+
+
+def _bucket(name: str) -> str:
+    low, high = bucket_bounds(int(name))
+    return f"executions that took more than {low:.6g} s and at most {high:.6g} s"
+
+
+class _Bucket(Meaning):
+    def of(self, name: str) -> str | None:
+        found = re.fullmatch(self.pattern, name)
+        return None if found is None else _bucket(found[1])
+
+
+_COUNTERS = (
+    Meaning("n", "executions"),
+    Meaning("ok", "executions that succeeded"),
+    Meaning("err", "executions that failed"),
+    Meaning("cancelled", "executions that were cancelled"),
+    Meaning("err:(.+)", "failures of the type {0}"),
+    Meaning("types", "different types of failures"),
+    Meaning("models", "different models"),
+    Meaning("sum_us", "sum of the durations, us"),
+    Meaning("self_us", "sum of the time outside inner spans, us"),
+    Meaning("min_us", "shortest duration, us"),
+    Meaning("max_us", "longest duration, us"),
+    Meaning("first_ms", "time of the first execution", at_ms),
+    Meaning("last_ms", "time of the last execution", at_ms),
+    Meaning("items", "items of streams"),
+    Meaning("llm_calls", "calls of models"),
+    Meaning("tool_calls", "calls of tools"),
+    Meaning("tok_in", "tokens sent to models"),
+    Meaning("tok_out", "tokens received from models"),
+    Meaning("tok_cached_in", "tokens sent that were read from the provider's cache"),
+    Meaning("tok_cache_write", "tokens sent that were written to the provider's cache"),
+    Meaning("tok_reasoning", "tokens received that were reasoning"),
+    Meaning("cost_nano", "cost, in 10^-9 of the caller's unit"),
+    Meaning("h:zero", "executions that took less than 1 us"),
+    _Bucket(r"h:(-?\d{1,4})", ""),
+    Meaning("mdl:(.+):n", "calls of the model {0}"),
+    Meaning("mdl:(.+):([a-z_]+)", "{1} of the model {0}"),
+)
+_SAMPLE = r"(?:\d+)\|(\d+)us\|(.*?)(?:\|[^|]*)?"
+_ACCESSED = (Meaning(".*", "last access to this entry", access),)
+
+KINDS = (
+    Kind(
+        "",
+        "meta",
+        "hash",
+        "facts of the namespace",
+        (
+            Meaning("schema", "major version of the data model"),
+            Meaning("epoch", "random; another one when the server came back without its data"),
+            Meaning("created_ms", "time of the first use of the namespace", at_ms),
+        ),
+    ),
+    Kind(
+        "",
+        "resources",
+        "zset",
+        "pools, caches and metrics that programs use, by the time when a process last opened them",
+        (
+            Meaning("lb:(.+)", "the pool {0}, last opened", at_ms),
+            Meaning("cache:(.+)", "the LRU cache {0}, last opened", at_ms),
+            Meaning("tiered:(.+)", "the tiered cache {0}, last opened", at_ms),
+            Meaning("metrics:all", "the metrics, last opened", at_ms),
+        ),
+    ),
+    Kind("[a-z]*", "absent", "none", "nothing: the library never writes this key; scripts name it while slots move"),
+    Kind("doctor", "scratch", "string", "a value with which `agentperf doctor` tries commands; it expires in 10 s"),
+    # Pools
+    Kind(
+        "lb",
+        "state",
+        "hash",
+        "instances, leases, queue entries and facts of the pool {0}",
+        (
+            Meaning("#pool", "strategy of the pool"),
+            Meaning("#settings", "settings of the pool"),
+            Meaning("#born", "time when the pool was created", at_us),
+            Meaning("#picks", "leases granted so far"),
+            Meaning("#load", "leases on all instances"),
+            Meaning("#cap", "capacity of the instances that take work"),
+            Meaning("#usable", "instances that are not disabled"),
+            Meaning("#unhealthy", "usable instances that are unhealthy"),
+            Meaning("#warming", "healthy instances that warm up"),
+            Meaning("#panic", "start of the panic", at_ms),
+            Meaning("#calm", "end of the last panic", at_ms),
+            Meaning("#arrived", "arrival of the last waiter", at_us),
+            Meaning("#claimed", "time when active checks were last claimed", at_ms),
+            Meaning("#next", "time of the next maintenance; 0 while callers wait", at_ms_or_unknown),
+            Meaning("#clock", "the server's time at the last maintenance, ms"),
+            Meaning("@.+", "a request for a lease: a lease, a grant, a waiter, or a tombstone of an ended one"),
+            Meaning(r"\+(.+)", "ejections, checks and limits of the instance {0}"),
+            Meaning("([^#].*)", "the instance {0}"),
+        ),
+    ),
+    Kind(
+        "lb",
+        "ready",
+        "zset",
+        "instances of the pool {0} with free capacity, by the score of the strategy",
+        (Meaning("(.+)", "the instance {0}, score", plain),),
+    ),
+    Kind(
+        "lb",
+        "ready@(.+)",
+        "zset",
+        "instances of the pool {0} with free capacity and the label {1}, by the score of the strategy",
+        (Meaning("(.+)", "the instance {0}, score", plain),),
+    ),
+    Kind(
+        "lb",
+        "due",
+        "zset",
+        "timers of the pool {0}",
+        (
+            Meaning("@.+", "a lease or a grant expires", at_ms),
+            Meaning("W@.+", "a waiter counts as gone unless it asks again", at_ms),
+            Meaning("X@.+", "a tombstone is deleted", at_ms),
+            Meaning("H:(.+)", "the heartbeat of the instance {0} is due", at_ms),
+            Meaning("E:(.+)", "the ejection of the instance {0} ends", at_ms),
+            Meaning("R:(.+)", "a rate limit of the instance {0} recovers", at_ms),
+            Meaning("V:(.+)", "the next step of the warm-up of the instance {0}", at_ms),
+            Meaning("P:.+", "the next batch of instances after a panic began or ended", at_ms),
+        ),
+    ),
+    Kind(
+        "lb",
+        "waitq",
+        "zset",
+        "callers that wait for an instance of the pool {0}, in their order",
+        (Meaning("@.+", "arrival minus priority", at_us),),
+    ),
+    Kind(
+        "lb",
+        "ids",
+        "zset",
+        "all instances of the pool {0}, in the order of their registration",
+        (Meaning("(.+)", "the instance {0}, registered", at_us),),
+    ),
+    Kind(
+        "lb",
+        "ring",
+        "zset",
+        "the hash ring of the pool {0}: points of its instances",
+        (Meaning(r"(.+)#\d+", "a point of the instance {0}", plain),),
+    ),
+    Kind(
+        "lb",
+        "away",
+        "zset",
+        "instances of the pool {0} that are unhealthy or rate-limited, by the end of that",
+        (Meaning("(.+)", "the instance {0} comes back", at_ms_or_unknown),),
+    ),
+    Kind(
+        "lb",
+        "checks",
+        "zset",
+        "active checks of the pool {0}",
+        (Meaning("(.+)", "the next check of the instance {0}", at_ms),),
+    ),
+    Kind("lb", "events", "stream", "the last events of the pool {0}, about a thousand (`agentperf lb events`)"),
+    # Caches
+    Kind(
+        "cache|tiered",
+        "e:(.+)",
+        "string",
+        "the entry {1} of the cache {0}: version, expiry, request, cost, freshness, tags, then the value "
+        "(`agentperf cache get`)",
+    ),
+    Kind(
+        "cache|tiered",
+        "l:(.+)",
+        "hash",
+        "the computation of the entry {1} of the cache {0}; its TTL is that of the lease",
+        (
+            Meaning("token", "identifies the process that computes the value"),
+            Meaning("version", "the cache's clock when the computation began", at_clock),
+            Meaning("lease_ms", "length of the lease", length_ms),
+            Meaning("waited", "1 if other callers wait for the value"),
+            Meaning("failed", "token of the computation that failed last"),
+            Meaning("failed_ms", "time of that failure", at_ms),
+            Meaning("error", "type and text of that failure"),
+        ),
+    ),
+    Kind("cache|tiered", "hot", "zset", "entries of the hot tier of the cache {0}, by last access", _ACCESSED),
+    Kind("cache|tiered", "warm", "zset", "entries of the warm tier of the cache {0}, by last access", _ACCESSED),
+    Kind("cache|tiered", "cold", "zset", "entries of the cold tier of the cache {0}, by last access", _ACCESSED),
+    Kind(
+        "cache|tiered",
+        "new",
+        "zset",
+        "entries of the cache {0} that are new, by last access (policy tinylfu)",
+        _ACCESSED,
+    ),
+    Kind(
+        "cache|tiered",
+        "ghost",
+        "zset",
+        "evicted keys of the cache {0}, whose frequencies are remembered",
+        (Meaning(".*", "eviction of this key; 8 is added to the frequency if it was new", access),),
+    ),
+    Kind(
+        "cache|tiered",
+        "size",
+        "hash",
+        "the entries of the cache {0} with their hits and bytes",
+        (Meaning(".*", "hits and size of this entry", hits_and_bytes),),
+    ),
+    Kind(
+        "cache|tiered",
+        "deferred:[0-9]+",
+        "hash",
+        "the entries that a clear of the cache {0} removed and whose values are freed later",
+        (Meaning(".*", "hits and size of this entry", hits_and_bytes),),
+    ),
+    Kind(
+        "cache|tiered",
+        "exp",
+        "zset",
+        "expiry times of the entries of the cache {0}",
+        (Meaning(".*", "this entry expires", at_ms),),
+    ),
+    Kind(
+        "cache|tiered",
+        "epochs",
+        "string",
+        "invalidations of the cache {0}: version of the last clear, of the newest mark of a tag, of the tags whose "
+        "marks were merged",
+    ),
+    Kind(
+        "cache|tiered",
+        "tags",
+        "zset",
+        "invalidated tags of the cache {0}",
+        (Meaning("(.*)", "the tag {0}, last invalidated", at_clock),),
+    ),
+    Kind(
+        "cache|tiered",
+        "resent",
+        "zset",
+        "puts of the cache {0} that were sent again: a copy of one of them may still arrive",
+        (Meaning(".*", "the last copy of this request may arrive until", at_ms),),
+    ),
+    Kind("cache|tiered", "deferred", "list", "clears of the cache {0} whose values are freed later"),
+    Kind(
+        "cache|tiered",
+        "meta",
+        "hash",
+        "settings and counters of the cache {0} (`agentperf cache stats`)",
+        (
+            Meaning("schema", "major version of the data model"),
+            Meaning("settings", "policy, capacities, bytes and TTLs in ms; 0 is no limit"),
+            Meaning("clock", "the cache's clock at the last write", at_clock),
+            Meaning("removed", "the cache's clock at the last removal", at_clock),
+            Meaning("bytes", "bytes of all entries"),
+            Meaning("next", "no entry expires before this time", at_ms),
+            Meaning("deferred", "clears whose values are freed later"),
+            Meaning("resent", "a copy of a put may arrive until this time", at_ms),
+            Meaning("evicted", "entries evicted so far"),
+            Meaning("expired", "entries expired so far"),
+            Meaning("hot|warm|cold", "hits in this tier"),
+            Meaning("misses", "misses so far"),
+            Meaning("saved_ms", "time of computing that hits have saved", length_ms),
+            Meaning("corrupt", "reads of damaged entries"),
+            Meaning("accesses", "accesses since the frequencies were last halved (policy tinylfu)"),
+            Meaning("grow", "entries by which the window of new entries has grown (policy tinylfu)"),
+            Meaning("halvings", "the cache's clock at the last four halvings of the frequencies (policy tinylfu)"),
+            Meaning("w:(.+)", "number and time, ms, of the last report of reads of the process {0}"),
+        ),
+    ),
+    # Metrics
+    Kind(
+        "metrics",
+        "agents",
+        "zset",
+        "agents of the shard {0} of the metrics, by the time when they were last seen",
+        (Meaning("(.+)", "the agent {0}, last seen", at_ms),),
+    ),
+    Kind(
+        "metrics",
+        "parts:(.+)",
+        "zset",
+        "spans and measures of the agent {1}, by the time when they were last seen",
+        (
+            Meaning("/(.+)", "the span {0}, last seen", at_ms),
+            Meaning("#(.+)", "the measure {0}, last seen", at_ms),
+        ),
+    ),
+    Kind("metrics", "total:(.+)", "hash", "the counts of {1} over all time (`agentperf show`)", _COUNTERS),
+    Kind(
+        "metrics",
+        "(10s|1m|1h|1d):([0-9T:.-]+):(.+)",
+        "hash",
+        "the counts of {3} in the {1} from {2} UTC on; it expires",
+        _COUNTERS,
+    ),
+    Kind(
+        "metrics",
+        "recent:(.+)",
+        "zset",
+        "the latest executions of {1}, at most 1000: duration and outcome, by their end",
+        (Meaning(_SAMPLE, "an execution of {0} us, outcome {1}, ended", at_ms),),
+    ),
+    Kind(
+        "metrics",
+        "slow:(.+)",
+        "zset",
+        "the slowest executions of {1}, at most 50, by their duration in us",
+        (Meaning(_SAMPLE, "an execution of {0} us, outcome {1}"),),
+    ),
+    Kind(
+        "metrics",
+        "settings",
+        "hash",
+        "TTLs of the time slices in the shard {0} of the metrics",
+        (Meaning("(10s|1m|1h|1d)", "slices of {0} are kept after their end for", length_ms),),
+    ),
+    Kind(
+        "metrics",
+        "w:(.+)",
+        "string",
+        "the number of the last flush of the process {1}, so that no flush is counted twice; it expires",
+    ),
+)
+"""All kinds. The first one whose patterns match a key counts."""

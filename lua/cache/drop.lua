@@ -1,0 +1,39 @@
+-- drop: delete what is left of a cache that was cleared and swept: its settings, its counters and its indexes.
+-- KEYS
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   resent    ZSET    <tag>:resent
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
+-- ARGV
+--   keep_ms   int     TTL of epochs, ms: a value whose computation began before the clear is not stored until then
+-- RETURNS
+--   {1}     dropped
+--   {0, n}  the cache is in use: n entries, cleared values and puts in doubt are left; nothing was deleted
+-- REPEAT  a second delivery deletes settings that were written after the first one if the cache has no entry yet: the
+--         next call of a program that uses the cache writes them again
+-- ERRORS  a key of the wrong type is refused; nothing was deleted
+-- COST    O(1), and unlinked keys, whose memory the server frees in the background
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, EPOCHS, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local KEEP_MS = ARGV[1]
+
+local call = redis.call
+local time = call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+call('HLEN', META)                       -- fails if the type is wrong
+for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end
+call('GET', EPOCHS)
+local left = call('HLEN', SIZE) + call('LLEN', DEFERRED) + call('ZCOUNT', RESENT, string.format('%.0f', now_ms), '+inf')
+if left > 0 then return {0, left} end
+call('PEXPIRE', EPOCHS, KEEP_MS)
+call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT)
+return {1}
