@@ -62,6 +62,7 @@ class _Console(Console):
     """A console that lets the commands handle a closed pipe: rich would end the process with exit code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
+        self._buffer.clear()  # else the next output would begin with it
         raise  # noqa: PLE0704  rich calls this while it handles the BrokenPipeError
 
 

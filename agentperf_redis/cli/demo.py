@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from agentperf_redis.cli.console import Exit, err, out
+from agentperf_redis.cli.console import Exit, err, out, print_json
 from agentperf_redis.demo import DemoOptions, PlainProgress, Progress, Snapshot, Start, run_demo
 
 
@@ -38,7 +38,7 @@ def demo(
         plain: Progress = PlainProgress(sys.stderr)
         report = run_demo(options, plain)
     if as_json:
-        out.file.write(report.to_json() + "\n")
+        print_json("demo", report.to_dict())
     else:
         for line in report.to_lines():
             out.print(line, soft_wrap=True)

@@ -14,6 +14,8 @@ from agentperf_redis.errors import CorruptState
 
 _SHOWN_BYTES = 400
 """Bytes of a string, or of one value, that are shown."""
+_MIN_TEXT = 24
+"""Minimum width of a column: a word of a record, such as ``fence=1795969213058472``, stays whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def inspect(target: Target, key: str, limit: int) -> Exit:
     elif content.items:
         out.print()
         table = new_table("", ["name", "value", "meaning"], [])
+        table.min_text = _MIN_TEXT
         for name, value in content.items:
             text, words = ("", "") if meaning is None else meaning.meaning(name, value)
             table.add_row(printable(name), printable(value), printable(f"{text}: {words}" if words else text))

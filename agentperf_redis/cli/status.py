@@ -177,7 +177,7 @@ def _rendered(overview: Overview) -> Iterator[RenderableType]:
     yield Text(
         f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
         f"in {within}, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s, "
-        f"{summary.total_failures / summary.uptime if summary.uptime else 0:.2g} failures/s"
+        f"{summary.total_failures / summary.uptime if summary.uptime else 0:.2f} failures/s"
     )
     if overview.problems:
         yield Text("\nproblems", style="bold")

@@ -7,8 +7,6 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
-_MIN_TEXT = 6
-"""Minimum width of a text column. In a narrower one, a folded name would be hard to read."""
 _GAP, _NARROW_GAP = 2, 1
 """Spaces between two columns: as rich pads them, and in a table that would otherwise be too wide."""
 
@@ -19,6 +17,9 @@ class FittedTable(Table):
     If the table is wider than the terminal, the gaps become narrower, the titles of the number columns are broken at
     spaces, and texts are folded. If that does not suffice, each row is shown as a list, with one line for each column.
     """
+
+    min_text = 6
+    """Minimum width of a text column. In a narrower one, a folded name would be hard to read."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._natural_width() <= options.max_width:
@@ -37,7 +38,7 @@ class FittedTable(Table):
 
     def _narrowest(self) -> int:
         numbers = sum(_number_width(column) for column in self.columns if column.justify == "right")
-        texts = sum(min(_MIN_TEXT, max(_widths(column))) for column in self.columns if column.justify != "right")
+        texts = sum(min(self.min_text, max(_widths(column))) for column in self.columns if column.justify != "right")
         return numbers + texts + _NARROW_GAP * (len(self.columns) - 1)
 
     def _as_lists(self) -> RenderResult:

@@ -52,6 +52,7 @@ def used(perf: AgentPerf, raw: Raw, namespace: str) -> Iterator[AgentPerf]:
     waiting.join(60)
 
 
+@pytest.mark.thorough
 def test_every_stored_key_is_explained(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:
     stored = sorted(raw.scan_iter(f"{namespace}:*"))
     seen = set()

@@ -31,9 +31,8 @@ def two(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 HINT = "is empty. In use on this server: prod, staging; --namespace chooses one.\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
+def test_wrong_namespace_names_those_in_use(agentperf: Run, two: Server) -> None:
+    for words, code in (
         (("status",), OK),
         (("agents",), OK),
         (("rank",), OK),
@@ -44,13 +43,11 @@ HINT = "is empty. In use on this server: prod, staging; --namespace chooses one.
         (("show", "planner"), NOT_FOUND),
         (("lb", "leases", "planner"), NOT_FOUND),
         (("cache", "stats", "answers"), NOT_FOUND),
-    ],
-)
-def test_wrong_namespace_names_those_in_use(agentperf: Run, two: Server, words: tuple[str, ...], code: int) -> None:
-    done = agentperf(*words, "--namespace", "prd", "--url", two.url)
-    assert done.returncode == code
-    assert done.stderr.endswith("Namespace prd " + HINT), done.stderr
-    assert "Namespace" not in agentperf(*words, "--namespace", "prod", "--url", two.url).stderr
+    ):
+        done = agentperf(*words, "--namespace", "prd", "--url", two.url)
+        assert done.returncode == code
+        assert done.stderr.endswith("Namespace prd " + HINT), done.stderr
+        assert "Namespace" not in agentperf(*words, "--namespace", "prod", "--url", two.url).stderr
 
 
 def test_search_ends_at_its_bound(
