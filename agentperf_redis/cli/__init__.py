@@ -16,7 +16,7 @@ def main() -> None:
         sys.stderr.write('agentperf needs typer and rich: pip install "agentperf-redis[cli]"\n')
         sys.exit(1)
     warnings.formatwarning = _short
-    app()
+    app(prog_name="agentperf")
 
 
 def _short(

@@ -83,7 +83,7 @@ def refusals(connector: Connector, topology: Topology, node: Node, namespace: st
 
 
 def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]:
-    """Return the commands that clients send outside scripts and the bus; all of them only read."""
+    """Return the commands that clients send outside scripts and the bus; here, none of them changes anything."""
     calls: list[tuple[str, ...]] = [("PING",), ("ECHO", key), ("SELECT", str(db))]
     if clustered:
         calls += [("CLUSTER", "SLOTS"), ("ASKING",)]
@@ -101,6 +101,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("XREVRANGE", key, "+", "-", "COUNT", "1"),
         ("ZMSCORE", key, "member"),
         ("ZRANGE", key, "0", "0"),
+        ("ZREM", key, "member"),
         ("ZSCORE", key, "member"),
     ]
 

@@ -84,7 +84,7 @@ def list_(
         return
     table = new_table(
         "caches",
-        ["cache", "kind", "policy"],
+        ["cache", "kind"],
         ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
         ["last use"],
     )
@@ -93,8 +93,7 @@ def list_(
         at = used[cache]
         table.add_row(
             cache.name,
-            KINDS[cache.service],
-            stats.settings.policy.value,
+            f"{KINDS[cache.service]}, {stats.settings.policy.value}",
             str(stats.size),
             str(stats.max_size),
             f"{stats.bytes / _MIB:.2f}",

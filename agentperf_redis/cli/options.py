@@ -92,7 +92,7 @@ def do_locally(context: typer.Context, work: Callable[[bool], Exit | None], *, a
     def checked() -> Exit | None:
         for name in ("url", "namespace", "timeout"):
             if outer_option(context, name) is not None:
-                raise WrongUsage(f"`{context.command_path}` takes no --{name}")
+                raise WrongUsage(f"`agentperf {context.info_name}` takes no --{name}")
         return work(as_json or bool(outer_option(context, "as_json")))
 
     do(checked)

@@ -17,7 +17,7 @@ from rich.text import Text
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.balancer.model import InstanceState, PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.agents import agents_table, by_failures, last_seen_cell, plain_agent
+from agentperf_redis.cli.agents import agents_table, by_failures, last_seen_cell, plain_agent, plain_time
 from agentperf_redis.cli.console import (
     Exit,
     Target,
@@ -207,7 +207,7 @@ def _plain(overview: Overview) -> dict[str, Any]:
         "problems": [each.plain for each in overview.problems],
         "summary": _plain_summary(overview.summary),
         "agents": [plain_agent(each) for each in overview.agents],
-        "idle": [plain_agent(each) for each in overview.idle],
+        "idle": [{"agent": each.agent_name, "last_seen": plain_time(each.last_execution)} for each in overview.idle],
         "caches": [_plain_cache(each) for each in overview.caches],
         "pools": {each.agent_type: each.render() for each in overview.pools},
     }

@@ -14,7 +14,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis import AgentInstance, AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.operator import find_all
 from agentperf_redis.cli import attempts, doctor
@@ -151,6 +151,9 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     done = CliRunner().invoke(app, ["status", "--json", "--url", user.url, "--namespace", namespace])
     assert done.exit_code == 0
     assert json.loads(done.stdout)["agents"][0]["agent"] == "planner"
+    for key in (keys.pool(namespace, "random").state, keys.pool(namespace, "random").events, keys.resources(namespace)):
+        done = CliRunner().invoke(app, ["inspect", key, "--json", "--url", user.url])
+        assert json.loads(done.stdout)["known"] is True
     assert user.refused() == []
 
 

@@ -6,8 +6,11 @@ The fixture `program` in tests/integration/cli runs the command line as a separa
 from __future__ import annotations
 
 import json
+import queue
 import subprocess
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,6 +31,53 @@ class Done(NamedTuple):
 
 Run = Callable[..., Done]
 Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Watching:
+    """A command that runs as a separate program and prints lines.
+
+    Args:
+        process: the program. Its stdout is a pipe, its stderr goes to a file.
+        stderr: that file.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], stderr: Path) -> None:
+        self.process = process
+        self._stderr = stderr
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._wanted = threading.Event()
+        self._wanted.set()
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        while self._wanted.is_set() and (line := self.process.stdout.readline()):
+            self._lines.put(line)
+
+    def line(self) -> str:
+        """Return the next line, which must come within a minute."""
+        return self._lines.get(timeout=60)
+
+    def forget_lines(self) -> None:
+        """Forget the lines so far."""
+        while not self._lines.empty():
+            self._lines.get()
+
+    def errors(self) -> str:
+        """Return stderr so far."""
+        return self._stderr.read_text()
+
+    def close_output(self) -> None:
+        """Close the reading end of the pipe."""
+        self._wanted.clear()
+        self._reader.join(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end. Return the exit code and stderr."""
+        return self.process.wait(60), self.errors()
 
 
 def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:

@@ -185,7 +185,7 @@ SCHEMAS: dict[str, Schema] = {
             active_agents=COUNT,
         ),
         agents=rows(AGENT),
-        idle=rows(AGENT),
+        idle=rows(fields(agent=TEXT, last_seen=TIME)),
         caches=rows(fields(cache=TEXT, **CACHE_COUNTS, seconds_saved=POSITIVE)),
         pools=by_name(
             fields(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
 import pytest
 
-from tests.support.commandline import FAILURE, OK, UNREACHABLE, USAGE, Program, Run
+from tests.support.commandline import FAILURE, OK, UNREACHABLE, USAGE, Program, Run, document
+from tests.support.places import ROOT
 from tests.support.servers import Server
 
 
@@ -56,6 +59,7 @@ def test_help_lists_commands_and_version_prints(program: Program, agentperf: Run
     help_ = program("--help")
     assert help_.returncode == OK
     commands = "demo up down status agents show errors slow rank compare spans doctor lb cache export exporter version"
+    commands = "demo up down status agents show errors slow rank compare spans doctor inspect lb cache version"
     for command in commands.split():
         assert command in help_.stdout
     assert "3 server unreachable, 4 not found" in " ".join(help_.stdout.split())
@@ -66,3 +70,42 @@ def test_help_lists_commands_and_version_prints(program: Program, agentperf: Run
         expected = "not installed"
     assert by_command.stdout == by_option.stdout == expected + "\n"
     assert by_command.returncode == by_option.returncode == OK
+    for words in (("version", "--json"), ("--version", "--json"), ("--json", "--version"), ("--json", "version")):
+        assert document(agentperf(*words), "version")["agentperf_redis"] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--json",), "Missing command"),
+        (("--url", "redis://x", "up"), "`agentperf up` takes no --url"),
+        (("--namespace", "x", "version"), "takes no --namespace"),
+    ],
+)
+def test_misplaced_options_exit_2(agentperf: Run, words: tuple[str, ...], message: str) -> None:
+    done = agentperf(*words)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert message in done.stderr
+
+
+def test_option_after_the_command_wins(agentperf: Run, server: Server, namespace: str) -> None:
+    done = agentperf("--url", "redis://127.0.0.1:1", "--namespace", "other", "status", "--url", server.url, "--json")
+    assert document(done, "status")["namespace"] == "other"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("words", "found"), [("agentperf ", "status"), ("agentperf lb ", "leases")])
+def test_shell_completion_offers_commands(program: Program, words: str, found: str) -> None:
+    done = program(_AGENTPERF_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split())))
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert found in done.stdout.split()
+
+
+def test_warnings_name_no_place_in_the_code() -> None:
+    code = (
+        "import warnings; from agentperf_redis import cli; from agentperf_redis.cli import app\n"
+        "app.app = lambda **_: warnings.warn('late', RuntimeWarning, stacklevel=1)\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "agentperf: warning: late\n"

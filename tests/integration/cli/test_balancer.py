@@ -137,6 +137,82 @@ def test_remove_deletes_a_confirmed_instance(lb: Run, perf: AgentPerf) -> None:
     assert lb("remove", "planner", "p0", "--yes").returncode == NOT_FOUND
 
 
+def test_marked_instance_leaves_and_returns(lb: Run, perf: AgentPerf) -> None:
+    text = shown(lb("mark-unhealthy", "planner", "p0"))
+    assert text == "p0 of planner takes no new work until it is marked healthy.\n"
+    taken = [perf.balancer().acquire("planner") for _ in range(2)]
+    assert [each.id for each in taken if each] == ["p1", "p1"]
+    assert document(lb("mark-healthy", "planner", "p0", "--json"), "lb mark-healthy")["healthy"] is True
+    back = perf.balancer().acquire("planner")
+    assert back is not None
+    assert back.id == "p0"
+    for each in (*taken, back):
+        perf.balancer().release(each)
+
+
+def test_update_changes_only_given_values(lb: Run, perf: AgentPerf) -> None:
+    more = ("--label", "gpu", "--label", "eu", "--requests-per-minute", "60")
+    text = shown(lb("update", "planner", "p0", "--capacity", "7", *more))
+    assert text == "p0 of planner: capacity 7, weight 1, labels eu, gpu, 60 requests per minute.\n"
+    found = document(lb("update", "planner", "p0", "--weight", "2.5", "--json"), "lb update")
+    assert (found["capacity"], found["weight"], found["labels"], found["requests_per_minute"]) == (
+        7,
+        2.5,
+        ["eu", "gpu"],
+        60,
+    )
+    text = shown(lb("update", "planner", "p0", "--label", "", "--requests-per-minute", "inf"))
+    assert text == "p0 of planner: capacity 7, weight 2.5, labels none.\n"
+    (pool,) = perf.balancer().status("planner")
+    assert [each.instance.max_capacity for each in pool.instances] == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give at least one of --capacity, --weight, --label"),
+        (("--capacity", "0"), "--capacity is 0; allowed: a whole number from 1"),
+        (("--weight", "nan"), "--weight is nan"),
+        (("--requests-per-minute", "-1"), "--requests-per-minute is -1.0"),
+    ],
+)
+def test_invalid_updates_exit_2(lb: Run, words: tuple[str, ...], message: str) -> None:
+    done = lb("update", "planner", "p0", *words)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert message in done.stderr
+
+
+def test_status_tells_why_and_since_when_instances_are_out(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    balancer = perf.balancer()
+    assert "out of rotation" not in shown(lb("status", "planner"))
+    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # outlasts the test
+    for number in range(2, 4):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=2))
+    before = time.time()
+    failed = balancer.acquire("planner")
+    assert failed is not None
+    balancer.release(failed, outcome="error")
+    others = [name for name in ("p0", "p1", "p2", "p3") if name != failed.id]
+    balancer.mark_unhealthy("planner", others[0])
+    balancer.drain("planner", others[1])
+    (pool,) = document(lb("status", "planner", "--json"), "lb status")["pools"]
+    found = {each["instance"]: (each["out_since"], each["out_reason"]) for each in pool["instances"]}
+    assert found[others[2]] == (None, None)
+    for name, reason in (
+        (failed.id, "ejected for its outcomes, for_ms=250000, in_a_row=1"),
+        (others[0], "marked unhealthy by hand or by its program (`agentperf lb mark-healthy`)"),
+        (others[1], "draining: marked by hand or by its program (`agentperf lb undrain`)"),
+    ):
+        since, text = found[name]
+        assert abs(since - before) < 60
+        assert text == reason
+    text = shown(lb("status"))
+    assert "out of rotation" in text
+    assert has_line(text, failed.id, "ejected for its outcomes")
+    raw.delete(keys.pool(namespace, "planner").events)
+    assert has_line(shown(lb("status")), failed.id, "unknown", "ejected for its outcomes")
+
+
 def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)
@@ -159,6 +235,9 @@ def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, name
         (("remove", "planner", "p9", "--yes"), "instance 'p9' in pool 'planner'"),
         (("release", "planner", "@a:1:b:1", "--yes"), "token '@a:1:b:1' in pool 'planner'"),
         (("repair", "unknown"), "pool 'unknown'"),
+        (("mark-healthy", "planner", "p9"), "instance 'p9' in pool 'planner'"),
+        (("mark-unhealthy", "planner", "p9"), "instance 'p9' in pool 'planner'"),
+        (("update", "planner", "p9", "--capacity", "3"), "instance 'p9' in pool 'planner'"),
     ],
 )
 def test_missing_objects_exit_4_and_change_nothing(

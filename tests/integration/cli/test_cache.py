@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import time
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentPerf, keys
+from agentperf_redis.cache.operator import ExistingCache
 from agentperf_redis.cli import console
 from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
 from tests.support.places import ROOT
@@ -57,6 +59,38 @@ def test_list_shows_caches_with_their_limits(cache: Run) -> None:
     text = shown(cache("list"))
     for words in (("answers", "lru", "7", "100.0%"), ("docs", "tiered", "tinylfu", "6")):
         assert has_line(text, *words), text
+
+
+def test_list_shows_the_last_use(cache: Run, perf: AgentPerf) -> None:
+    found = {each["cache"]: each["last_used"] for each in document(cache("list", "--json"), "cache list")["caches"]}
+    assert abs(time.time() - datetime.fromisoformat(found["answers"]).timestamp()) < 120
+    assert has_line(shown(cache("list")), "last use")
+    perf.tiered_cache("docs").clear()
+    found = {each["cache"]: each["last_used"] for each in document(cache("list", "--json"), "cache list")["caches"]}
+    assert found["docs"] is None
+
+
+def test_drop_deletes_a_confirmed_cache(cache: Run, perf: AgentPerf) -> None:
+    perf.cache("both").put("a", 1)
+    refused = cache("drop", "both")
+    assert (refused.returncode, refused.stdout) == (USAGE, "")
+    assert "Delete cache both with its settings and counters?" in refused.stderr
+    assert shown(cache("drop", "both", "--yes")) == "Dropped cache both, which held 1 entry.\n"
+    assert cache("drop", "both", "--yes").returncode == NOT_FOUND
+    assert perf.cache("both").get("a") is None
+
+
+def test_cache_in_use_is_only_cleared(cache: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
+    perf.cache("both").put("a", 1)
+
+    def in_use(self: ExistingCache) -> Any:
+        return None
+        yield
+
+    monkeypatch.setattr(ExistingCache, "drop", in_use)
+    done = cache("drop", "both", "--yes")
+    assert (done.returncode, done.stdout) == (FAILURE, "")
+    assert done.stderr == "agentperf: cache both was only cleared: programs keep storing entries\n"
 
 
 def test_narrow_terminal_shows_whole_names(cache: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from datetime import datetime
 
 import pytest
 
@@ -50,6 +52,37 @@ def test_agents_command_lists_every_agent(agentperf: Run, used: AgentPerf) -> No
     found = document(agentperf("agents", "--json", "--window", "5m"), "agents")
     assert found["window"] == "5m"
     assert {each["agent"]: each["tasks"] for each in found["agents"]} == {"planner": 10, "critic": 3}
+
+
+def test_agents_show_when_they_were_last_seen(agentperf: Run, used: AgentPerf) -> None:
+    found = document(agentperf("agents", "--json"), "agents")
+    for each in found["agents"]:
+        assert abs(time.time() - datetime.fromisoformat(each["last_seen"]).timestamp()) < 120
+    assert has_line(shown(agentperf("agents")), "last seen")
+    assert has_line(shown(agentperf("agents", "--window", "1h")), "per s")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "slow"])
+def test_past_windows_end_at_the_given_time(agentperf: Run, used: AgentPerf, command: str) -> None:
+    words = (command, *COMMANDS[command], "--window", "1h", "--as-of")
+    assert "10" in shown(agentperf(*words, f"{time.time() + 60:.0f}"))
+    past = agentperf(*words, "2h ago", "--json")
+    assert (past.returncode, past.stderr) == (OK, "")
+    assert '"tasks": 3' not in past.stdout
+    assert document(past, command)["as_of"] == "2h ago"
+    wrong = agentperf(*words, "noon")
+    assert (wrong.returncode, wrong.stdout) == (USAGE, "")
+    assert "--as-of is 'noon'; allowed: a time such as" in wrong.stderr
+    without = agentperf(command, *COMMANDS[command], "--as-of", "2h ago")
+    assert (without.returncode, without.stdout) == (USAGE, "")
+    assert "give --window with --as-of" in without.stderr
+
+
+def test_compare_takes_a_window_of_the_other_side(agentperf: Run, used: AgentPerf) -> None:
+    words = ("compare", "planner", "--window", "1h", "--other-window", "1h", "--other-as-of", "3h ago", "--json")
+    found = document(agentperf(*words), "compare")
+    gap = found["second"]["interval"]["end"] - found["first"]["interval"]["end"]
+    assert 2 * 3600 <= gap <= 5 * 3600  # the slices of that time last an hour
 
 
 def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) -> None:
