@@ -13,8 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.cli import listening
 from agentperf_redis.cli.console import Exit, err, out, print_json
 from agentperf_redis.demo import DemoOptions, PlainProgress, Progress, Snapshot, Start, run_demo
+from agentperf_redis.transport.address import parse_url
 
 
 def demo(
@@ -28,6 +31,8 @@ def demo(
     as_json: bool,
 ) -> Exit:
     """Run the demo. Exit 0 only if every promise was checked and held."""
+    if url is not None:
+        listening.check(parse_url(url), DEFAULT_DEADLINE_S)
     options = DemoOptions(
         url=url, path=path, files=files, workers=workers, kill=kill and workers > 1, namespace=namespace
     )

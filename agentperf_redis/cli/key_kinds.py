@@ -107,7 +107,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the name of a key says.
+    """The facts that the name of a key contains.
 
     Attributes:
         kind: its kind.
@@ -133,7 +133,7 @@ class Known:
 
 
 def known(key: str) -> Known | None:
-    """Return what the name of a key says; None if it is no key of this library."""
+    """Read the name of a key; return None if it is no key of this library."""
     found = _KEY.fullmatch(key)
     if found is None:
         return None
@@ -283,7 +283,7 @@ KINDS = (
         "timers of the pool {0}",
         (
             Meaning("@.+", "a lease or a grant expires", at_ms),
-            Meaning("W@.+", "a waiter counts as gone unless it asks again", at_ms),
+            Meaning("W@.+", "a waiter counts as gone unless it polls again", at_ms),
             Meaning("X@.+", "a tombstone is deleted", at_ms),
             Meaning("H:(.+)", "the heartbeat of the instance {0} is due", at_ms),
             Meaning("E:(.+)", "the ejection of the instance {0} ends", at_ms),

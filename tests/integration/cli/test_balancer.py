@@ -182,7 +182,7 @@ def test_invalid_updates_exit_2(lb: Run, words: tuple[str, ...], message: str) -
     assert message in done.stderr
 
 
-def test_status_tells_why_and_since_when_instances_are_out(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
+def test_status_gives_reason_and_start_of_each_absence(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     balancer = perf.balancer()
     assert "out of rotation" not in shown(lb("status", "planner"))
     balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # outlasts the test

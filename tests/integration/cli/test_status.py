@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +20,7 @@ from rich.color import ColorSystem
 from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.cli import console
 from tests.support.commandline import OK, Run, Watching, document, has_line, shown
+from tests.support.places import ROOT
 from tests.support.servers import Raw, Server, wait_until
 
 
@@ -143,6 +149,30 @@ def test_watch_ends_quietly_when_its_reader_goes(
         assert watching.line()
         watching.close_output()
         assert watching.end() == (console.Exit.CLOSED_PIPE, "")
+
+
+@pytest.mark.thorough
+def test_watch_redraws_a_terminal(server: Server, perf: AgentPerf) -> None:
+    perf.metrics.record_execution("planner", 0.1, True)
+    perf.metrics.flush()
+    words = ("status", "--url", server.url, "--namespace", perf.backend.namespace, "--watch", "--every", "0.1")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        os.execv(sys.executable, [sys.executable, "-c", "from agentperf_redis.cli import main; main()", *words])
+    try:
+        seen = b""
+        while seen.count(b"ends with Ctrl-C") < 3:
+            assert select.select([terminal], [], [], 60)[0], seen
+            seen += os.read(terminal, 65_536)
+        assert b"planner" in seen
+        os.kill(pid, signal.SIGINT)
+        with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+            while os.read(terminal, 65_536):
+                pass
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    finally:
+        os.close(terminal)
 
 
 @pytest.mark.thorough
