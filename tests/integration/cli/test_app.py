@@ -109,3 +109,19 @@ def test_warnings_name_no_place_in_the_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == "agentperf: warning: late\n"
+
+
+def test_missing_and_needless_passwords_are_named(agentperf: Run, own_server: Server) -> None:
+    needless = agentperf("status", "--url", own_server.url.replace("://", "://:hunter2@"))
+    assert (needless.returncode, needless.stdout) == (UNREACHABLE, "")
+    assert "it has no password, but the URL has one" in needless.stderr
+    with own_server.client() as client:
+        client.config_set("requirepass", "hunter2")
+    missing = agentperf("status", "--url", own_server.url)
+    assert (missing.returncode, missing.stdout) == (UNREACHABLE, "")
+    assert "it needs a password: put it into the URL" in missing.stderr
+    wrong = agentperf("status", "--url", own_server.url.replace("://", "://:hunter3@"))
+    assert (wrong.returncode, wrong.stdout) == (UNREACHABLE, "")
+    assert "user name or password are wrong" in wrong.stderr
+    assert "hunter" not in needless.stderr + missing.stderr + wrong.stderr
+    assert agentperf("status", "--url", own_server.url.replace("://", "://:hunter2@")).returncode == OK
