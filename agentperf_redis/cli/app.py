@@ -167,11 +167,13 @@ def show(
 def series(
     target: Target,
     agent: MaybeAgent = None,
-    window: Annotated[str, typer.Option("--window", help="Length of time: 5m, 1h, 3d, or seconds.")] = "1h",
-    step: Annotated[str, typer.Option("--step", help="Length of a step: 10s, 1m, 1h, or seconds.")] = "1m",
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", help="End of the window, such as 2026-11-29T16:45. Default: now.")
-    ] = None,
+    window: Annotated[
+        str, typer.Option("--window", help="Length of time: 5m, 1h, 3d, or seconds.", metavar="TIME")
+    ] = "1h",
+    step: Annotated[
+        str, typer.Option("--step", help="Length of a step: 10s, 1m, 1h, or seconds.", metavar="TIME")
+    ] = "1m",
+    as_of: AsOf = None,
 ) -> Exit | None:
     """Show an agent over time, one line a step. Percentiles are within 2.17%. Exit 4 if the agent has no records."""
     from agentperf_redis.cli.series import series as work

@@ -151,7 +151,6 @@ _OPTIONS = {
     "step": "--step",
     "url": "--url",
     "window": "--window",
-    "as_of": "--as-of",
     "other_window": "--other-window",
     "other_as_of": "--other-as-of",
     "max_capacity": "--capacity",

@@ -20,7 +20,7 @@ from agentperf_redis.cli.console import (
     quoted,
     seconds_cell,
 )
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.cli.times import asked_end
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.model import Interval
 from agentperf_redis.metrics.series import SeriesRow
@@ -29,7 +29,6 @@ _BAR_CELLS = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _NO_DATA = "–"
 _DAY_S = 86_400
-_AS_OF_ALLOWED = "a time such as 2026-11-29T16:45 (local time) or 2026-11-29T15:45Z, or seconds since 1970"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def series(
     """Print one line a step."""
     if agent is None:
         raise WrongUsage("give an AGENT")
-    end = None if as_of is None else parsed_as_of(as_of)
+    end = asked_end(as_of, window)
     with target.connect() as perf:
         found = _of_agent(perf, agent, _parsed(window), _parsed(step), end)
     if as_json:
@@ -86,22 +85,6 @@ def series(
     else:
         _print(found, window, step)
     return Exit.OK
-
-
-def parsed_as_of(text: str) -> datetime | float:
-    """Read the time of `--as-of`.
-
-    Raises:
-        InvalidArgument: for another text.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidArgument("--as-of", text, _AS_OF_ALLOWED) from None
 
 
 def _parsed(length: str) -> str | int:

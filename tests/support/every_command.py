@@ -57,6 +57,7 @@ EXAMPLES: dict[str, Example] = {
     "status": Example((), ("planner", "answers", "coder", "TimeoutError × 2"), says="Nothing here yet"),
     "agents": Example(("--window", "1h"), ("planner", "TimeoutError × 2", "last seen"), says=_NOTHING),
     "show": Example(("planner",), ("planner, all time: 4 executions", "TimeoutError"), NOT_FOUND, _UNKNOWN),
+    "series": Example(("planner", "--window", "10m"), ("planner, 10m by 1m", "p95 s"), NOT_FOUND, "no records"),
     "forget": Example(("planner", "--yes"), ("Forgot 1 agent.",), NOT_FOUND, _UNKNOWN, changes=True),
     "errors": Example((), ("planner", "TimeoutError", "50.0%"), says=_NOTHING),
     "slow": Example((), ("planner", "critic", "0.250"), says=_NOTHING),
