@@ -9,17 +9,13 @@ from typing import Annotated
 import typer
 
 from agentperf_redis.cli.console import Exit, Target
-from agentperf_redis.cli.options import Json, do, on_server
+from agentperf_redis.cli.options import Json, Window, do_locally, group, on_server
 
-app = typer.Typer(help="Write a dashboard for Grafana, or records as CSV or NDJSON.", no_args_is_help=True)
+app = group("Write a dashboard for Grafana, or records as CSV or NDJSON.")
 
 Output = Annotated[
     Path | None,
     typer.Option("--output", help="Write to this file. Default: stdout.", metavar="FILE", dir_okay=False),
-]
-Window = Annotated[
-    str | None,
-    typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
 ]
 Agents = Annotated[list[str] | None, typer.Argument(help="Only these agents. Default: all.", metavar="[AGENT]...")]
 
@@ -69,11 +65,11 @@ def exporter(
 
 
 @app.command()
-def grafana(output: Output = None, as_json: Json = False) -> None:
+def grafana(context: typer.Context, output: Output = None, as_json: Json = False) -> None:
     """Write a Grafana dashboard (JSON) over the metrics of `agentperf exporter`. Needs no server."""
     from agentperf_redis.cli.documents import grafana as work
 
-    do(lambda: work(output, as_json=as_json))
+    do_locally(context, lambda plain: work(output, as_json=plain), as_json=as_json)
 
 
 @app.command()

@@ -28,7 +28,7 @@ def exporter(target: Target, host: str, port: int | None, otlp: str | None, ever
     stopped = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ended_by_sigterm(stopped))
-        perf = stack.enter_context(target.connect())
+        perf = stack.enter_context(target.connect(patient=True))
         faults = Faults()
         sends = None if otlp is None else stack.enter_context(_sending(perf, otlp, every, faults))
         listens = None if port is None else stack.enter_context(_serving(perf, host, port, faults))

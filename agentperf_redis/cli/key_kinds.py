@@ -152,7 +152,8 @@ def known(key: str) -> Known | None:
 
 
 _KEY = re.compile(
-    r"(?P<namespace>[A-Za-z0-9_.-]{1,64}):(?:\{(?P<service>[a-z]+):(?P<resource>[^{}]+)\}:)?(?P<part>.+)", re.DOTALL
+    r"(?P<namespace>[A-Za-z0-9_.-]{1,64}):(?:\{(?P<service>[a-z]+)(?::(?P<resource>[^{}]+))?\}:)?(?P<part>.+)",
+    re.DOTALL,
 )
 
 
@@ -235,6 +236,33 @@ KINDS = (
     ),
     Kind("[a-z]*", "absent", "none", "nothing: the library never writes this key; scripts name it while slots move"),
     Kind("doctor", "scratch", "string", "a value with which `agentperf doctor` tries commands; it expires in 10 s"),
+    # Processes
+    Kind(
+        "workers",
+        "seen",
+        "zset",
+        "the processes that record or hold leases (`agentperf workers`)",
+        (Meaning("(.+)", "the last heartbeat of the process {0}", at_ms),),
+    ),
+    Kind(
+        "workers",
+        "w:(.+)",
+        "hash",
+        "the state of the process {1} at its last heartbeat; it expires",
+        (
+            Meaning("host", "where the process runs"),
+            Meaning("pid", "id of the process"),
+            Meaning("since_ms", "time when the process began to record or lease", at_ms),
+            Meaning("python", "version of Python"),
+            Meaning("version", "version of this library"),
+            Meaning("leases", "leases that the process holds"),
+            Meaning("pending", "executions that wait since the last flush failed"),
+            Meaning("dropped", "executions that were dropped and never counted"),
+            Meaning("error", "error of the last flush, empty if it succeeded"),
+            Meaning("running", "agents and begins, ms, of the executions that run, the oldest first"),
+            Meaning("more", "further executions that run"),
+        ),
+    ),
     # Pools
     Kind(
         "lb",

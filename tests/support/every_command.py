@@ -27,6 +27,7 @@ class Example:
         changes: whether the command changes what `fill` has made.
         local: whether the command needs no server.
         slow: whether a call takes seconds.
+        raw: whether the output is no table, but text that is as long as it is.
     """
 
     words: tuple[str, ...] = ()
@@ -36,14 +37,15 @@ class Example:
     changes: bool = False
     local: bool = False
     slow: bool = False
+    raw: bool = False
 
 
 def _of_pool(*words: str, shows: str, changes: bool = True) -> Example:
     return Example(("coder", *words), (shows,), NOT_FOUND, "not found: pool 'coder'", changes=changes)
 
 
-def _of_cache(*words: str, shows: str, changes: bool = True) -> Example:
-    return Example(("answers", *words), (shows,), NOT_FOUND, "not found: cache 'answers'", changes=changes)
+def _of_cache(*words: str, shows: str, changes: bool = True, raw: bool = False) -> Example:
+    return Example(("answers", *words), (shows,), NOT_FOUND, "not found: cache 'answers'", changes=changes, raw=raw)
 
 
 _NOTHING = "Nothing was recorded."
@@ -54,6 +56,12 @@ EXAMPLES: dict[str, Example] = {
     "up": Example(shows=("unix://",), local=True, slow=True),
     "down": Example(local=True, slow=True),
     "demo": Example(("--files", "2", "--workers", "1"), ("reviewed by 1 workers",), local=True, slow=True),
+    "exporter": Example(("--port", "0"), local=True, slow=True),
+    "export grafana": Example((), ("agentperf",), local=True),
+    "export csv": Example(("agents",), ("agent,", "planner,"), raw=True),
+    "export ndjson": Example(("executions",), ('"planner"',), raw=True),
+    "workers": Example((), (), says="No process records or holds leases now."),
+    "running": Example((), (), says="Nothing has been running for a second."),
     "status": Example((), ("planner", "answers", "coder", "TimeoutError × 2"), says="Nothing here yet"),
     "agents": Example(("--window", "1h"), ("planner", "TimeoutError × 2", "last seen"), says=_NOTHING),
     "show": Example(("planner",), ("planner, all time: 4 executions", "TimeoutError"), NOT_FOUND, _UNKNOWN),
@@ -66,7 +74,11 @@ EXAMPLES: dict[str, Example] = {
     "spans": Example(("planner",), ("think",), NOT_FOUND, _UNKNOWN),
     "doctor": Example((), ("commands", "version", "latency"), says="commands"),
     "inspect": Example(
-        ("<namespace>:{lb:coder}:state",), ("#picks", "leases granted so far", "TTL"), NOT_FOUND, "not found: key"
+        ("<namespace>:{lb:coder}:state",),
+        ("#picks", "leases granted so far", "TTL"),
+        NOT_FOUND,
+        "not found: key",
+        raw=True,
     ),
     "lb status": Example(
         (), ("coder", "least_loaded", "unhealthy", "out of rotation"), says="No instance is registered."
@@ -83,9 +95,9 @@ EXAMPLES: dict[str, Example] = {
     "lb repair": _of_pool(shows="nothing to repair"),
     "cache list": Example((), ("answers", "docs", "tiered", "last use"), says="No cache is in use."),
     "cache stats": _of_cache(shows="hit rate", changes=False),
-    "cache keys": _of_cache(shows="why?", changes=False),
+    "cache keys": _of_cache(shows="why?", changes=False, raw=True),
     "cache top": _of_cache(shows="why?", changes=False),
-    "cache get": _of_cache("why?", shows="because", changes=False),
+    "cache get": _of_cache("why?", shows="because", changes=False, raw=True),
     "cache delete": _of_cache("why?", "--yes", shows="Removed 1 key of 1"),
     "cache clear": _of_cache("--yes", shows="which held 1 entry"),
     "cache drop": _of_cache("--yes", shows="Dropped cache answers"),

@@ -130,6 +130,46 @@ RANKED_ENTRIES = rows(
     )
 )
 
+RUNNING = fields(agent=TEXT, host=TEXT, pid=COUNT, started=TIME, age_s=POSITIVE, alive=FLAG)
+EXPORTED = rows(
+    {
+        "anyOf": [
+            fields(
+                agent=TEXT,
+                ended=TIME,
+                seconds=POSITIVE,
+                outcome=one_of("success", "failure", "cancelled"),
+                error=maybe(TEXT),
+            ),
+            fields(
+                agent=TEXT,
+                start=POSITIVE,
+                end=POSITIVE,
+                tasks=COUNT,
+                successes=COUNT,
+                failures=COUNT,
+                cancelled=COUNT,
+                success_rate=SHARE,
+                throughput_per_s=POSITIVE,
+                avg_s=POSITIVE,
+                min_s=maybe(POSITIVE),
+                p50_s=POSITIVE,
+                p95_s=POSITIVE,
+                p99_s=POSITIVE,
+                max_s=POSITIVE,
+                total_s=POSITIVE,
+                percentiles_exact=FLAG,
+                error_bound=SHARE,
+                llm_calls=COUNT,
+                tool_calls=COUNT,
+                **TOKENS,
+                last_execution=maybe(TIME),
+                errors=by_name(COUNT),
+            ),
+        ]
+    }
+)
+
 SCHEMAS: dict[str, Schema] = {
     "version": document("version", agentperf_redis=TEXT, python=TEXT, redis_py=TEXT),
     "demo": document(
@@ -167,6 +207,35 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "up": document("up", url=TEXT, pid=COUNT, valkey_version=TEXT, folder=TEXT, was_running=FLAG),
     "down": document("down", stopped=FLAG, folder=TEXT),
+    "exporter": document("exporter", namespace=TEXT, url=maybe(TEXT), otlp=maybe(TEXT)),
+    "export grafana": document("export grafana", dashboard=by_name(ANY)),
+    "export csv": document("export csv", records=one_of("agents", "executions"), window=maybe(TEXT), rows=EXPORTED),
+    "export ndjson": document(
+        "export ndjson", records=one_of("agents", "executions"), window=maybe(TEXT), rows=EXPORTED
+    ),
+    "workers": document(
+        "workers",
+        workers=rows(
+            fields(
+                host=TEXT,
+                pid=COUNT,
+                state=one_of("ok", "lost", "flush fails"),
+                since=TIME,
+                last_seen=TIME,
+                heartbeat_age_s=POSITIVE,
+                alive=FLAG,
+                leases_held=COUNT,
+                pending=COUNT,
+                dropped=COUNT,
+                error=maybe(TEXT),
+                running=rows(RUNNING),
+                running_more=COUNT,
+                python=TEXT,
+                library=TEXT,
+            )
+        ),
+    ),
+    "running": document("running", agent=maybe(TEXT), executions=rows(RUNNING), more=COUNT),
     "status": document(
         "status",
         server=TEXT,

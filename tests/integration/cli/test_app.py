@@ -58,8 +58,8 @@ def test_newer_namespace_is_left_unchanged(agentperf: Run, server: Server, names
 def test_help_lists_commands_and_version_prints(program: Program, agentperf: Run) -> None:
     help_ = program("--help")
     assert help_.returncode == OK
-    commands = "demo up down status agents show errors slow rank compare spans doctor lb cache export exporter version"
-    commands = "demo up down status agents show errors slow rank compare spans doctor inspect lb cache version"
+    commands = "demo up down status agents show errors slow rank compare spans doctor inspect version"
+    commands += " lb cache export exporter workers running series"
     for command in commands.split():
         assert command in help_.stdout
     assert "3 server unreachable, 4 not found" in " ".join(help_.stdout.split())
