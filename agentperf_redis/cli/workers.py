@@ -38,7 +38,7 @@ def workers(target: Target, *, as_json: bool) -> Exit:
             if each.error:
                 out.print(f"{_name(each)}: the last flush failed: {printable(each.error)}")
     else:
-        err.print("No process records or holds leases now.")
+        target.nothing("No process records or holds leases now.")
     return Exit.OK
 
 
@@ -92,20 +92,13 @@ def _workers_table(found: list[WorkerInfo]) -> Table:
             str(each.pending),
             str(each.dropped),
         )
-    return _with_whole_numbers(table)
+    return table
 
 
 def _executions_table(found: list[RunningExecution]) -> Table:
     table = new_table("running", ["agent", "worker", "state"], ["age s"])
     for each in found:
         table.add_row(printable(each.agent), _name(each), _coloured(_OK if each.alive else _LOST), f"{each.age:.1f}")
-    return _with_whole_numbers(table)
-
-
-def _with_whole_numbers(table: Table) -> Table:
-    """Let only texts wrap on a narrow terminal."""
-    for column in table.columns:
-        column.no_wrap = column.justify == "right"
     return table
 
 

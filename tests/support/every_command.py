@@ -28,6 +28,7 @@ class Example:
         local: whether the command needs no server.
         slow: whether a call takes seconds.
         raw: whether the output is no table, but text that is as long as it is.
+        needs: a module that is not in the extra `test`. Without it, the command is not run.
     """
 
     words: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Example:
     local: bool = False
     slow: bool = False
     raw: bool = False
+    needs: str = ""
 
 
 def _of_pool(*words: str, shows: str, changes: bool = True) -> Example:
@@ -57,11 +59,11 @@ EXAMPLES: dict[str, Example] = {
     "down": Example(local=True, slow=True),
     "demo": Example(("--files", "2", "--workers", "1"), ("reviewed by 1 workers",), local=True, slow=True),
     "exporter": Example(("--port", "0"), local=True, slow=True),
-    "export grafana": Example((), ("agentperf",), local=True),
+    "export grafana": Example((), ("agentperf",), local=True, needs="grafana_foundation_sdk"),
     "export csv": Example(("agents",), ("agent,", "planner,"), raw=True),
     "export ndjson": Example(("executions",), ('"planner"',), raw=True),
-    "workers": Example((), (), says="No process records or holds leases now."),
-    "running": Example((), (), says="Nothing has been running for a second."),
+    "workers": Example((), ("leases", "pending", "ok"), says="No process records or holds leases now."),
+    "running": Example((), ("hung", "age s", "ok"), says="Nothing has been running for a second."),
     "status": Example((), ("planner", "answers", "coder", "TimeoutError × 2"), says="Nothing here yet"),
     "agents": Example(("--window", "1h"), ("planner", "TimeoutError × 2", "last seen"), says=_NOTHING),
     "show": Example(("planner",), ("planner, all time: 4 executions", "TimeoutError"), NOT_FOUND, _UNKNOWN),

@@ -37,8 +37,13 @@ def test_every_command_has_an_example_and_a_schema() -> None:
 
 
 @pytest.fixture
-def token(perf: AgentPerf) -> Iterator[str]:
-    yield fill(perf)
+def token(perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Fill the namespace, and return the token of a lease. One execution of the agent "hung" runs meanwhile."""
+    monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
+    token = fill(perf)
+    with perf.metrics.track("hung"):
+        perf.metrics.workers()  # sends a heartbeat first
+        yield token
     release(perf)
 
 
@@ -47,6 +52,8 @@ def call(agentperf: Run, namespace: str) -> Callable[..., Done]:
     """Run the example of a command."""
 
     def run(name: str, *more: str, token: str = "@none") -> Done:
+        if EXAMPLES[name].needs:
+            pytest.importorskip(EXAMPLES[name].needs)
         chosen = (word.replace("<token>", token).replace("<namespace>", namespace) for word in EXAMPLES[name].words)
         return agentperf(*name.split(), *chosen, *more)
 
@@ -61,7 +68,7 @@ def checked(name: str, text: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if not EXAMPLES[name].local])
+@pytest.mark.parametrize("name", QUICK)
 def test_output_and_json_are_as_promised(call: Callable[..., Done], perf: AgentPerf, token: str, name: str) -> None:
     done = call(name, token=token)
     assert (done.returncode, done.stderr) == (OK, "")
