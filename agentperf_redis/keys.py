@@ -27,7 +27,8 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
                                               if it was evicted from the window
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the cache has exactly these keys
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
-    agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations
+    agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations; kept
+                                              for a day after `cache drop`
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process>: last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX: lease TTL
