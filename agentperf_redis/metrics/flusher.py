@@ -48,6 +48,8 @@ CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 MAX_LAST_FLUSH_S = 8.0
 """How long a process that ends without `close` may flush if the server makes progress, s. Docker and other supervisors
 kill a process 10 s after SIGTERM."""
+_CLOSING_POLL_S = 0.005
+"""How often a thread looks whether `close` has ended, s."""
 _LAST_COMMAND_SHARE = 0.8
 """Share of that time that one command may take. The error of the command is then known before the time is over."""
 _UNLIMITED_S = 3600.0
@@ -79,7 +81,7 @@ class Flusher:
         self.buffer = Buffer(on_first=self._wake)
         self.executions = OpenExecutions(on_first=self._begin_presence)
         self._begin_usages()
-        self._closed = False
+        self._closed = self._closing = False
         self._warned_closed = False
         self._settled = 0
         """Number of settled batches. While it rises, the last flush makes progress."""
@@ -122,6 +124,7 @@ class Flusher:
 
     def after_fork(self) -> None:
         """In a forked child: start empty, as a new writer. The parent flushes the records that the fork copied."""
+        self._closing = False
         self.buffer.reset()
         self.executions.reset()
         self._begin_usages()
@@ -317,14 +320,17 @@ class Flusher:
         """
         if self._closed:
             return
-        self._closed = True
-        attempt_timeout = self._attempt_timeout()
-        self.buffer.announce_next()  # so that a later record calls `_wake`, which warns
-        if not self.buffer.empty:
-            self._jobs.put(self._flush_last)
-        ended = self._while_counting(self._jobs.close, attempt_timeout)
-        if not self.buffer.empty:
-            self._warn_lost(attempt_timeout, in_flight=not ended)
+        self._closing = self._closed = True
+        try:
+            attempt_timeout = self._attempt_timeout()
+            self.buffer.announce_next()  # so that a later record calls `_wake`, which warns
+            if not self.buffer.empty:
+                self._jobs.put(self._flush_last)
+            ended = self._while_counting(self._jobs.close, attempt_timeout)
+            if not self.buffer.empty:
+                self._warn_lost(attempt_timeout, in_flight=not ended)
+        finally:
+            self._closing = False
 
     def _while_counting(self, wait: Callable[[float], bool], attempt_timeout: float, until: float = math.inf) -> bool:
         """Call `wait` repeatedly while it returns False, the server counts batches, and the time is before `until`."""
@@ -335,8 +341,8 @@ class Flusher:
 
     @property
     def pending(self) -> bool:
-        """Whether there is data to flush. Takes no lock."""
-        return not (self._closed or self.buffer.empty)
+        """Whether there is data to flush, also while `close` flushes it. Takes no lock."""
+        return (self._closing or not self._closed) and not self.buffer.empty
 
     @property
     def present(self) -> bool:
@@ -348,8 +354,12 @@ class Flusher:
 
         Returns:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
-            If records are still uncounted after the wait, the function warns about them.
+            If records are still uncounted after the wait, the function warns about them. While `close` is running, the
+            function waits for `close`, which flushes and warns.
         """
+        until = time.monotonic() + MAX_LAST_FLUSH_S
+        if self._closed:
+            return partial(self._await_close, until)
         request, ended = _Request(), _Request()
 
         def flush_and_leave() -> None:
@@ -363,7 +373,12 @@ class Flusher:
         self._requests.put(request)
         if not self._jobs.put(flush_and_leave):
             flush_and_leave()  # no thread can be started
-        return partial(self._await_last_flush, ended, time.monotonic() + MAX_LAST_FLUSH_S)
+        return partial(self._await_last_flush, ended, until)
+
+    def _await_close(self, until: float) -> None:
+        # A signal handler may have interrupted `close`, so this takes no lock that `close` may hold.
+        while self._closing and time.monotonic() < until:
+            time.sleep(_CLOSING_POLL_S)
 
     def _await_last_flush(self, request: _Request, until: float) -> None:
         attempt_timeout = self._attempt_timeout()

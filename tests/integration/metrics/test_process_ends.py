@@ -172,7 +172,7 @@ def test_child_takes_up_the_flush_interval(programs: Programs) -> None:
     programs.write(
         "rhythm.py",
         """
-        import os, time
+        import os, time, warnings
         from agentperf_redis import MetricsCollector
 
         collector = MetricsCollector(flush_every=0.4)
@@ -180,6 +180,7 @@ def test_child_takes_up_the_flush_interval(programs: Programs) -> None:
         assert collector.flush()
         intervals = []
         flusher = collector._flusher
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: a process with threads forks
         if os.fork() == 0:
             for _ in range(6):
                 intervals.append(round(flusher._rhythm(), 3))
@@ -234,6 +235,35 @@ def start(
 def test_sigterm_flushes_and_ends_the_process(programs: Programs, counted: Callable[[], int]) -> None:
     program = start(programs, UNTIL_KILLED)
     program.terminate()
+    assert program.wait(LIMIT_S) == -signal.SIGTERM
+    assert counted() == COUNT
+
+
+def test_sigterm_during_close_waits_for_the_last_flush(programs: Programs, counted: Callable[[], int]) -> None:
+    then = """
+    flusher = collector._flusher
+    flush_last, end_jobs = flusher._flush_last, flusher._jobs.close
+    told = threading.Event()
+
+    def flush_late():
+        told.wait()
+        time.sleep(0.2)
+        flush_last()
+
+    def end_after_signal(timeout):
+        if not told.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.set()
+        return end_jobs(timeout)
+
+    flusher._flush_last, flusher._jobs.close = flush_late, end_after_signal
+    record(19)
+    print("ready", flush=True)
+    perf.close()
+    while True:
+        time.sleep(100)
+    """
+    program = start(programs, then)
     assert program.wait(LIMIT_S) == -signal.SIGTERM
     assert counted() == COUNT
 
