@@ -91,16 +91,15 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
     assert len(perf.metrics.series(window="5m")) == 4
+    for key in (names.pool(namespace, "planner round_robin").history, where.history):
+        assert backend.run(history.read_history(key)).now_ms > 0
+    assert backend.run(balancer_history.sample(balancer_commands.Pool.of(namespace, "planner round_robin"))) > 0
+    assert backend.run(cache_history.sample(where)) > 0
     for existing in backend.run(find_all(backend)):
         backend.run(existing.drop())
     assert perf.metrics.forget("agent 0")
     assert len(perf.metrics.workers()) == 1
     presence_of(perf.backend).leave()
-
-    for key in (names.pool(namespace, "planner round_robin").history, where.history):
-        assert backend.run(history.read_history(key)).now_ms > 0
-    assert backend.run(balancer_history.sample(balancer_commands.Pool.of(namespace, "planner round_robin"))) > 0
-    assert backend.run(cache_history.sample(where)) > 0
 
     assert ran == set(headers.scripts())
 
