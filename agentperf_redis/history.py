@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
-from agentperf_redis.errors import AgentPerfError, CorruptState
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, step_too_narrow
 
@@ -218,8 +218,10 @@ class Sampler(Generic[T]):
                 error = met
             except Exception:  # noqa: BLE001  the thread has other work, which must go on
                 _log.exception("the history was not sampled")
-        if error is not None and not self._failing:
-            _log.warning("the history was not sampled: %s", error)
+        if error is not None and not self._failing and not self._jobs.closing:
+            # The service itself reports an outage.
+            level = logging.DEBUG if isinstance(error, BackendUnavailable) else logging.WARNING
+            _log.log(level, "the history was not sampled: %s", error)
         self._failing = error is not None
         self._next = time.monotonic() + max(waits) / 1000 + random.uniform(0.0, _SPREAD_S)
         for name, resource in self._in_use().items():

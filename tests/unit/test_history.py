@@ -17,7 +17,7 @@ from agentperf_redis.background import Background, Job
 from agentperf_redis.balancer import history as pools
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.cache import history as caches
-from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.history import History, Sampler, read_history, steps_of
 from agentperf_redis.windows import Interval, TimeRange, asked_steps
 from tests.support.fake import Fake
@@ -277,7 +277,7 @@ def test_resource_in_use_is_sampled_without_further_calls() -> None:
 
 def test_failed_sample_is_logged_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     failing = [True]
-    error = BackendUnavailable("here", "not_applied", "by the test")
+    error: AgentPerfError = CorruptState("key", "damaged by the test")
     server, jobs = Server(lambda _: error if failing[0] else 10), Jobs()
     sampling = sampler(server, jobs)
     for _ in range(3):
@@ -291,6 +291,25 @@ def test_failed_sample_is_logged_once_and_tried_again(caplog: pytest.LogCaptureF
     sampling.used("a", "a")
     jobs.run_next()
     assert len(caplog.records) == 2
+
+
+def test_outage_and_close_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    error: AgentPerfError = BackendUnavailable("here", "not_applied", "by the test")
+    server, jobs = Server(lambda _: error), Jobs()
+    sampling = sampler(server, jobs)
+    sampling.used("a", "a")
+    jobs.run_next()
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+    error = CorruptState("key", "damaged by the test")
+
+    def close_meanwhile(_: object) -> AgentPerfError:
+        jobs.close(0.0)
+        return error
+
+    closing = sampler(Server(close_meanwhile), jobs)
+    closing.used("a", "a")
+    jobs.run_next()
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 def test_forked_child_starts_without_resources() -> None:
