@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from agentperf_redis.balancer.client import (
         LoadBalancer,
     )
+    from agentperf_redis.balancer.history import (
+        PoolSeriesRow,
+    )
     from agentperf_redis.balancer.lease import (
         Lease,
     )
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
     )
     from agentperf_redis.cache.freshness import (
         FreshnessOptions,
+    )
+    from agentperf_redis.cache.history import (
+        CacheSeriesRow,
     )
     from agentperf_redis.cache.lru import (
         LRUCache,
@@ -112,6 +118,7 @@ __all__ = [
     "BackendUnavailable",
     "CacheEntry",
     "CacheInfo",
+    "CacheSeriesRow",
     "CacheStats",
     "CachedFunction",
     "ComputeFailed",
@@ -128,6 +135,7 @@ __all__ = [
     "Outcome",
     "PerformanceMetrics",
     "Policy",
+    "PoolSeriesRow",
     "PoolSettings",
     "RankBy",
     "Retention",
@@ -162,6 +170,7 @@ _HOMES = {
     "BackendUnavailable": "errors",
     "CacheEntry": "cache.model",
     "CacheInfo": "cache.decorator",
+    "CacheSeriesRow": "cache.history",
     "CacheStats": "cache.model",
     "CachedFunction": "cache.decorator",
     "ComputeFailed": "errors",
@@ -178,6 +187,7 @@ _HOMES = {
     "Outcome": "balancer.model",
     "PerformanceMetrics": "metrics.model",
     "Policy": "cache.model",
+    "PoolSeriesRow": "balancer.history",
     "PoolSettings": "balancer.settings",
     "RankBy": "metrics.comparison",
     "Retention": "metrics.retention",

@@ -20,6 +20,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy or rate-limited instances
     agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
+    agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
 
     agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
@@ -35,6 +36,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:resent          ZSET  resent request -> when the last copy of it may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
                                               HASH :deferred:<version> of its keys
+    agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
 
@@ -158,6 +160,7 @@ class PoolKeys:
     checks: str
     events: str
     away: str
+    history: str
 
     @property
     def core(self) -> tuple[str, ...]:
@@ -174,7 +177,7 @@ class PoolKeys:
         return f"{self.ready}@{encoded(label)}"
 
 
-_POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events", "away")
+_POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events", "away", "history")
 
 
 def pool(namespace: str, agent_type: str) -> PoolKeys:
@@ -201,6 +204,7 @@ class CacheKeys:
     epochs: str
     tags: str
     resent: str
+    history: str
     bus: str
     entry_prefix: str
     lease_prefix: str
@@ -217,7 +221,7 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
     tag = f"{namespace}:{{{service}:{encoded(name)}}}"
-    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent bus e: l:"
+    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent history bus e: l:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.health_checks import run_checks
+from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease_block import AsyncLeaseBlock
 from agentperf_redis.balancer.model import (
     AgentInstance,
@@ -21,6 +22,7 @@ from agentperf_redis.balancer.model import (
 )
 from agentperf_redis.balancer.operations import BETTER, NO_WAIT, OnLost, Operations
 from agentperf_redis.balancer.settings import PoolSettings
+from agentperf_redis.windows import Timestamp, Window
 
 
 class AsyncLoadBalancer:
@@ -158,6 +160,12 @@ class AsyncLoadBalancer:
     async def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
         """See `LoadBalancer.events`."""
         return await self._backend.arun(self._operations.events(agent_type, after, limit))
+
+    async def series(
+        self, agent_type: str, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
+    ) -> tuple[PoolSeriesRow, ...]:
+        """See `LoadBalancer.series`."""
+        return await self._backend.arun(self._operations.series(agent_type, window, step, as_of))
 
     async def get_status(self) -> dict[str, Any]:
         """See `LoadBalancer.get_status`."""

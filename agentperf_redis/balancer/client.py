@@ -12,6 +12,7 @@ from agentperf_redis.balancer.async_client import AsyncLoadBalancer
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.health_checks import Checks
+from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease_block import LeaseBlock
 from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.balancer.model import (
@@ -35,6 +36,7 @@ from agentperf_redis.balancer.operations import (
     checked_settings,
 )
 from agentperf_redis.balancer.settings import PoolSettings
+from agentperf_redis.windows import Timestamp, Window
 
 
 class LoadBalancer:
@@ -379,6 +381,27 @@ class LoadBalancer:
             limit: max number of events.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
+
+    def series(
+        self, agent_type: str, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
+    ) -> tuple[PoolSeriesRow, ...]:
+        """Return a pool over time: one row a step, oldest first.
+
+        While processes lease from the pool, one of them samples it every ten seconds. Slices of 10 s are kept for 15
+        minutes, of 1 m for 3 hours, of 1 h for 8 days.
+
+        Args:
+            agent_type: the pool.
+            window: length of the window, in seconds or as ``"5m"``, ``"1h"``, ``"3d"``.
+            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
+                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
+
+        Raises:
+            InvalidArgument: for an invalid argument, and if slices as narrow as the step are not kept for the whole
+                window.
+        """
+        return self._backend.run(self._operations.series(agent_type, window, step, as_of))
 
     def get_status(self) -> dict[str, Any]:
         """Return the instances, capacity and load of each agent type, as dicts like those of the in-memory version."""

@@ -22,12 +22,14 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.history import sample
 from agentperf_redis.balancer.lease import Lease, keepers
 from agentperf_redis.balancer.model import AttachedLease
 from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
 from agentperf_redis.command import Batch, Command, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
+from agentperf_redis.history import Sampler
 from agentperf_redis.presence import presence_of
 from agentperf_redis.transport.exchange import CLOSED
 
@@ -65,6 +67,7 @@ class LeaseKeeper:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.jobs = Background("agentperf-balancer")
+        self._sampler = Sampler(backend, self.jobs, sample, self._attempt_timeout_s, self._pools_in_use)
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
         self._presence = presence_of(backend)
         self._presence.leases = lambda: len(self.held())
@@ -81,6 +84,13 @@ class LeaseKeeper:
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
         self._numbers = itertools.count(1)
+
+    def used(self, pool: Pool) -> None:
+        """Sample the history of a pool, now that this process leases from it and while it holds leases there."""
+        self._sampler.used(pool.agent_type, pool)
+
+    def _pools_in_use(self) -> dict[str, Pool]:
+        return {lease.pool.agent_type: lease.pool for lease in self.held()}
 
     @property
     def deadline(self) -> float:

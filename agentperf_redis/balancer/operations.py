@@ -11,12 +11,13 @@ from typing import Literal, TypeVar
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import commands
+from agentperf_redis.balancer import commands, history
 from agentperf_redis.balancer.commands import Choice, Pool, Rates
 from agentperf_redis.balancer.flows import instances, leases
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, LeaseRequest
 from agentperf_redis.balancer.flows.queue import Queues
 from agentperf_redis.balancer.health_checks import Checking
+from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
@@ -36,6 +37,7 @@ from agentperf_redis.balancer.server_clock import ServerClock, clock_of
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
+from agentperf_redis.windows import Timestamp, Window
 
 T = TypeVar("T")
 
@@ -190,6 +192,12 @@ class Operations:
         if after is not None and not _CURSOR.fullmatch(arguments.name("after", after)):
             raise InvalidArgument("after", after, "the cursor of an event, or None")
         return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, maximum=MAX_EVENTS)))
+
+    def series(
+        self, agent_type: str, window: Window, step: Window, as_of: Timestamp
+    ) -> Flow[tuple[PoolSeriesRow, ...]]:
+        """See `LoadBalancer.series`."""
+        return history.series(self.pool(agent_type), window, step, as_of)
 
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""

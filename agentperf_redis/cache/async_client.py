@@ -11,9 +11,11 @@ from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import FreshnessOptions
+from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Tier, chosen_tier
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm_async
+from agentperf_redis.windows import Timestamp, Window
 
 R = TypeVar("R")
 
@@ -75,6 +77,12 @@ class AsyncCache:
     async def stats(self) -> CacheStats:
         """See `LRUCache.stats`."""
         return await self._backend.arun(inspection.stats(self._flows.shared))
+
+    async def series(
+        self, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
+    ) -> tuple[CacheSeriesRow, ...]:
+        """See `LRUCache.series`."""
+        return await self._backend.arun(inspection.series(self._flows.shared, window, step, as_of))
 
     async def size(self) -> int:
         """See `LRUCache.size`."""

@@ -17,6 +17,7 @@ from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.flows.single_flight import MIN_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
+from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.process.shared_state import SharedState
@@ -24,6 +25,7 @@ from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmU
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.place import place_of
+from agentperf_redis.windows import Timestamp, Window
 
 R = TypeVar("R")
 
@@ -59,7 +61,9 @@ class Cache(ABC):
         maintenance = self._backend.share("cache maintenance", lambda: Maintenance(self._backend))
         self._shared_state = self._backend.share(
             ("cache", self._service, name),
-            lambda: SharedState(self._backend, self._service, name, settings, marks, maintenance.report_soon),
+            lambda: SharedState(
+                *(self._backend, self._service, name, settings, marks, maintenance.report_soon, maintenance.used)
+            ),
         )
         try:
             self._shared_state.adopt(self, settings, marks)
@@ -198,6 +202,26 @@ class Cache(ABC):
     def stats(self) -> CacheStats:
         """Return the statistics of all processes together, including the latest reads of this process."""
         return self._backend.run(inspection.stats(self._flows.shared))
+
+    def series(
+        self, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
+    ) -> tuple[CacheSeriesRow, ...]:
+        """Return this cache over time, for all processes together: one row a step, oldest first.
+
+        While processes use the cache, one of them samples it every ten seconds. Slices of 10 s are kept for 15 minutes,
+        of 1 m for 3 hours, of 1 h for 8 days.
+
+        Args:
+            window: length of the window, in seconds or as ``"5m"``, ``"1h"``, ``"3d"``.
+            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
+                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
+
+        Raises:
+            InvalidArgument: for an invalid argument, and if slices as narrow as the step are not kept for the whole
+                window.
+        """
+        return self._backend.run(inspection.series(self._flows.shared, window, step, as_of))
 
     def keys(self) -> list[str]:
         """Return all keys that use capacity (see `size`), the least recently accessed first.

@@ -1,4 +1,4 @@
-"""The one background thread for all caches of a backend in this process. It renews leases and reports reads."""
+"""The one background thread for all caches of a backend in this process: it renews leases, reports reads, samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.flows.access_reports import flush
+from agentperf_redis.cache.history import sample
 from agentperf_redis.cache.process.compute_lease import ComputeLease
 from agentperf_redis.cache.process.shared_state import SharedState, log
-from agentperf_redis.command import Batch
+from agentperf_redis.command import Batch, Command
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.history import Sampler
 
 REPORT_AFTER_S = 0.2
 """How long reads are buffered before they are reported. Until then, evictions by other processes ignore them."""
 _AFTER_FAILURE_S = 1.0
+_MAX_SAMPLE_S = 0.5
 _CLOSE_S = 1.0
 """How long closing may take for all caches together if the server does not answer."""
 
@@ -32,6 +35,7 @@ class Maintenance:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._jobs = Background("agentperf-cache")
+        self._sampler = Sampler(backend, self._jobs, _sample, self._sample_timeout_s)
         self.after_fork()
         backend.on_close(self._finish)
         register_for_fork(self)
@@ -51,6 +55,14 @@ class Maintenance:
         with self._lock:
             self._reports.setdefault(shared, due)
         self._schedule(due)
+
+    def used(self, shared: SharedState) -> None:
+        """Sample the history of a cache that this process uses."""
+        self._sampler.used(shared.keys.tag, shared)
+
+    def _sample_timeout_s(self) -> float:
+        """Return how long a sample may take: it must not delay the renewals on the same thread, which retry in time."""
+        return min(self._backend.deadline, _MAX_SAMPLE_S)
 
     def keep(self, compute_lease: ComputeLease) -> None:
         """Renew a lease until `drop` is called for it."""
@@ -148,3 +160,7 @@ class Maintenance:
                 return
             except AgentPerfError as error:
                 log.warning("cache %s: the last reads could not be reported: %s", shared.name, error)
+
+
+def _sample(shared: SharedState) -> Command[int]:
+    return sample(shared.keys)

@@ -166,7 +166,9 @@ def show(
 @on_server
 def series(
     target: Target,
-    agent: MaybeAgent = None,
+    agent: Annotated[str | None, typer.Argument(help="The agent.", metavar="[AGENT]", show_default=False)] = None,
+    cache: Annotated[str | None, typer.Option("--cache", help="Show this cache instead.", metavar="NAME")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="Show this pool instead.", metavar="TYPE")] = None,
     window: Annotated[
         str, typer.Option("--window", help="Length of time: 5m, 1h, 3d, or seconds.", metavar="TIME")
     ] = "1h",
@@ -175,10 +177,10 @@ def series(
     ] = "1m",
     as_of: AsOf = None,
 ) -> Exit | None:
-    """Show an agent over time, one line a step. Percentiles are within 2.17%. Exit 4 if the agent has no records."""
+    """Show an agent, a cache or a pool over time, one line a step. Percentiles are within 2.17%. Exit 4 if unknown."""
     from agentperf_redis.cli.series import series as work
 
-    return work(target, agent, window, step, as_of, as_json=target.as_json)
+    return work(target, agent, cache, pool, window, step, as_of, as_json=target.as_json)
 
 
 @app.command()

@@ -179,6 +179,11 @@ class _Bucket(Meaning):
         return None if found is None else _bucket(found[1])
 
 
+_HISTORY = (
+    Meaning("claimed", "the last slice of 10 s that was sampled began", at_ms),
+    Meaning("totals", "the totals of the last sample, from which the next one counts"),
+    Meaning("(10s|1m|1h):[0-9]+", "a slice of {0}: its start in ms, the number of samples, and their figures"),
+)
 _COUNTERS = (
     Meaning("n", "executions"),
     Meaning("ok", "executions that succeeded"),
@@ -355,6 +360,8 @@ KINDS = (
         "active checks of the pool {0}",
         (Meaning("(.+)", "the next check of the instance {0}", at_ms),),
     ),
+    Kind("lb", "history", "hash", "the pool {0} over time (`agentperf series --pool`)", _HISTORY),
+    Kind("cache|tiered", "history", "hash", "the cache {0} over time (`agentperf series --cache`)", _HISTORY),
     Kind("lb", "events", "stream", "the last events of the pool {0}, about a thousand (`agentperf lb events`)"),
     # Caches
     Kind(

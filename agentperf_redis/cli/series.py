@@ -1,4 +1,4 @@
-"""The command `agentperf series`: the metrics of an agent over time."""
+"""The command `agentperf series`: an agent, a cache or a pool over time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from agentperf_redis import keys as key_names
 from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.cache import history as cache_history
+from agentperf_redis.cache.operator import SERVICES
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -24,8 +27,10 @@ from agentperf_redis.cli.times import asked_end
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.model import Interval
 from agentperf_redis.metrics.series import SeriesRow
+from agentperf_redis.windows import asked_steps
 
 _BAR_CELLS = 10
+_MIB = 2**20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _NO_DATA = "–"
 _DAY_S = 86_400
@@ -45,8 +50,8 @@ class _Rows:
     """Rows to print.
 
     Attributes:
-        kind: "agent".
-        name: name of the agent.
+        kind: "agent", "cache" or "pool".
+        name: name of the agent, cache or pool.
         rows: the rows.
         columns: their columns.
         bar: the figure that the bars show, and its value in a row.
@@ -66,6 +71,8 @@ class _Rows:
 def series(
     target: Target,
     agent: str | None,
+    cache: str | None,
+    pool: str | None,
     window: str,
     step: str,
     as_of: str | None,
@@ -73,11 +80,17 @@ def series(
     as_json: bool,
 ) -> Exit:
     """Print one line a step."""
-    if agent is None:
-        raise WrongUsage("give an AGENT")
+    if sum(each is not None for each in (agent, cache, pool)) != 1:
+        raise WrongUsage("give an AGENT, --cache NAME or --pool TYPE, and only one of them")
     end = asked_end(as_of, window)
+    span = (_parsed(window), _parsed(step), end)
     with target.connect() as perf:
-        found = _of_agent(perf, agent, _parsed(window), _parsed(step), end)
+        if agent is not None:
+            found = _of_agent(perf, agent, *span)
+        elif cache is not None:
+            found = _of_cache(perf, cache, *span)
+        else:
+            found = _of_pool(perf, pool or "", *span)
     if as_json:
         rows = [{"start": each.interval.start, "end": each.interval.end, **found.plain(each)} for each in found.rows]
         head = {found.kind: found.name, "window": window, "step": step, "as_of": as_of}
@@ -116,6 +129,63 @@ def _of_agent(perf: AgentPerf, name: str, window: str | int, step: str | int, as
         _plain_row,
         {"error_bound": max((row.error_bound for row in rows), default=0.0)},
     )
+
+
+def _of_cache(perf: AgentPerf, name: str, window: str | int, step: str | int, as_of: datetime | float | None) -> _Rows:
+    asked_steps(window, step, as_of)  # a wrong option is reported before a missing cache
+    services = [service for service in SERVICES if name in perf.backend.run(perf.backend.entered(service))]
+    if not services:
+        raise NotFound(f"cache {quoted(name)}")
+    if len(services) > 1:
+        raise WrongUsage(f"{quoted(name)} is both an LRUCache and a TieredCache: rename one of them")
+    keys = key_names.cache(perf.backend.namespace, services[0], name)
+    rows = perf.backend.run(cache_history.series(keys, window, step, as_of))
+    return _Rows(
+        "cache",
+        name,
+        rows,
+        (
+            _Column("hits", lambda row: _known(row.hits), needed=True),
+            _Column("misses", lambda row: _known(row.misses), needed=True),
+            _Column("hit rate", lambda row: _NO_DATA if row.hit_rate is None else f"{row.hit_rate:.1%}", needed=True),
+            _Column("entries", lambda row: _known(row.size)),
+            _Column("MiB", lambda row: _NO_DATA if row.bytes is None else f"{row.bytes / _MIB:.2f}"),
+            _Column("evicted", lambda row: _known(row.evictions)),
+        ),
+        ("hit rate", lambda row: row.hit_rate or 0.0),
+        lambda row: {
+            "hits": row.hits,
+            "misses": row.misses,
+            "hit_rate": row.hit_rate,
+            "entries": row.size,
+            "bytes": row.bytes,
+            "evictions": row.evictions,
+        },
+        {},
+    )
+
+
+def _of_pool(perf: AgentPerf, name: str, window: str | int, step: str | int, as_of: datetime | float | None) -> _Rows:
+    rows = perf.balancer().series(name, window=window, step=step, as_of=as_of)
+    if name not in perf.backend.run(perf.backend.entered("lb")):
+        raise NotFound(f"pool {quoted(name)}")
+    return _Rows(
+        "pool",
+        name,
+        rows,
+        (
+            _Column("load", lambda row: _NO_DATA if row.load is None else f"{row.load:.1f}", needed=True),
+            _Column("waiters", lambda row: _known(row.waiters), needed=True),
+            _Column("unhealthy", lambda row: _known(row.unhealthy), needed=True),
+        ),
+        ("load", lambda row: row.load or 0.0),
+        lambda row: {"load": row.load, "waiters": row.waiters, "unhealthy": row.unhealthy},
+        {},
+    )
+
+
+def _known(number: int | None) -> str:
+    return _NO_DATA if number is None else str(number)
 
 
 def _timed(row: SeriesRow, seconds: float, about: str = "") -> str:

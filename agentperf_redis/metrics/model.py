@@ -9,8 +9,10 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
+from agentperf_redis.windows import Interval as Interval  # noqa: PLC0414  others import it from here
 
 _TOP_ERRORS = 5
+_NO_TIME = Interval(0.0, 0.0)
 OTHER = "__other__"
 """Name under which data beyond a limit is counted, such as an agent's 65th error type."""
 
@@ -22,24 +24,6 @@ FIRST, BETWEEN = "ttft", "between"
 def seconds(us: int) -> float:
     """Convert whole microseconds to seconds."""
     return us / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """The time range of a result. It consists of whole slices, so it may be slightly longer than the window.
-
-    Attributes:
-        start: start of the range (inclusive), s since 1970 by the server's clock.
-        end: end of the range (exclusive), s since 1970 by the server's clock.
-    """
-
-    start: float
-    end: float
-
-    @property
-    def seconds(self) -> float:
-        """Length of the range, s."""
-        return max(0.0, self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +111,7 @@ class PerformanceMetrics:
     llm_calls: int = 0
     tool_calls: int = 0
     models: Mapping[str, ModelUsage] = field(default_factory=dict)
-    interval: Interval = Interval(0.0, 0.0)
+    interval: Interval = _NO_TIME
     tokens_cached_in: int = 0
     tokens_cache_write: int = 0
     tokens_reasoning: int = 0

@@ -15,19 +15,15 @@ from agentperf_redis.errors import CorruptState, InvalidArgument
 from agentperf_redis.metrics.flows import listed_names, own_records_counted
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, merged
-from agentperf_redis.metrics.model import OTHER, Interval, seconds
-from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time, length_text, window_seconds
+from agentperf_redis.metrics.model import OTHER, seconds
 from agentperf_redis.script import Script
+from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps, step_too_narrow
 
 SERIES = Script("metrics/series")
 
-MAX_STEPS = 2000
-"""Maximum number of steps in a window. One call for one agent then takes about 20 ms of server time."""
 STEPS_AT_ONCE = 960
 """Maximum number of steps of all agents in one script call, unless a single agent has more. At one slice a step, such a
 call takes about 10 ms of server time, as reading an hour of 16 agents does."""
-NARROWEST_MS = 10_000
-"""Width of the narrowest slices, ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,32 +167,6 @@ def series(
     return _of_many(flusher, names, time, step_ms)
 
 
-def asked_steps(window: Window, step: Window, as_of: Timestamp) -> tuple[TimeRange, int]:
-    """Check a window and the length of its steps.
-
-    Returns:
-        The window, and the length of a step in ms.
-
-    Raises:
-        InvalidArgument: for an invalid value; without a window or a step; if the step is no multiple of ten seconds,
-            longer than the window, or so short that the window has more than `MAX_STEPS` steps.
-    """
-    if window is None:
-        raise InvalidArgument("window", window, "a length such as 3600 or '1h': all-time counts have no steps")
-    time = asked_time(window, as_of)
-    if step is None:
-        raise InvalidArgument("step", step, "a length such as 60 or '1m'")
-    step_ms = round(window_seconds(step, "step") * 1000)
-    if step_ms % NARROWEST_MS:
-        raise InvalidArgument("step", step, "a multiple of 10 seconds, the width of the narrowest slices")
-    if step_ms > time.window_ms:
-        raise InvalidArgument("step", step, f"at most the window, {length_text(time.window_ms)}")
-    if time.window_ms > MAX_STEPS * step_ms:
-        at_least = length_text(math.ceil(time.window_ms / MAX_STEPS / NARROWEST_MS) * NARROWEST_MS)
-        raise InvalidArgument("step", step, f"at least {at_least}: a window has at most {MAX_STEPS} steps")
-    return time, step_ms
-
-
 def _of_one(flusher: Flusher, agent_name: str, time: TimeRange, step_ms: int) -> Flow[Rows]:
     found = yield from _of_many(flusher, (agent_name,), time, step_ms)
     return found[agent_name]
@@ -245,11 +215,7 @@ def _read(
     )
     widest = max(reply.needed_ms for reply in replies)
     if widest:
-        raise InvalidArgument(
-            "step",
-            length_text(step_ms),
-            f"a multiple of {length_text(widest)} for this window: narrower slices are not kept for so long",
-        )
+        raise step_too_narrow(step_ms, widest)
     found = {
         (shard, name): rows
         for (shard, names), of_names in zip(chunks, _aligned(replies, step_ms), strict=True)

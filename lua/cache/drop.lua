@@ -1,4 +1,4 @@
--- drop: delete what is left of a cache that was cleared and swept: its settings, its counters and its indexes.
+-- drop: delete what is left of a cache that was cleared and swept: settings, counters, indexes and history.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -12,6 +12,7 @@
 --   epochs    STRING  <tag>:epochs
 --   tags      ZSET    <tag>:tags
 --   resent    ZSET    <tag>:resent
+--   history   HASH    <tag>:history
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   keep_ms   int     TTL of epochs, ms: a value whose computation began before the clear is not stored until then
@@ -23,17 +24,17 @@
 -- ERRORS  a key of the wrong type is refused; nothing was deleted
 -- COST    O(1), and unlinked keys, whose memory the server frees in the background
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local GHOST, DEFERRED, EPOCHS, TAGS, RESENT, HISTORY = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local KEEP_MS = ARGV[1]
 
 local call = redis.call
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-call('HLEN', META)                       -- fails if the type is wrong
+for _, key in ipairs({META, HISTORY}) do call('HLEN', key) end  -- fails if the type is wrong
 for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end
 call('GET', EPOCHS)
 local left = call('HLEN', SIZE) + call('LLEN', DEFERRED) + call('ZCOUNT', RESENT, string.format('%.0f', now_ms), '+inf')
 if left > 0 then return {0, left} end
 call('PEXPIRE', EPOCHS, KEEP_MS)
-call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT)
+call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
 return {1}

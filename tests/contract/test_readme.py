@@ -17,8 +17,11 @@ import typer.main
 
 import agentperf_redis
 from agentperf_redis import AgentInstance, AgentPerf, command
+from agentperf_redis import keys as key_names
 from agentperf_redis.balancer import commands
+from agentperf_redis.balancer import history as pool_history
 from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cli.app import app
 from tests.support.commandline import said
 from tests.support.places import README
@@ -153,6 +156,9 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
         pass
     perf.metrics.flush()
     assert len(perf.metrics.workers()) == 1
+    perf.backend.run(pool_history.sample(pool))
+    for service in ("cache", "tiered"):
+        perf.backend.run(cache_history.sample(key_names.cache(namespace, service, "docs")))
 
     def plain(key: str) -> str:
         """Replace the parts of a key that differ in each run."""

@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy, PoolSettings
+from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy, PoolSettings, history
 from agentperf_redis import keys as names
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands as balancer_commands
+from agentperf_redis.balancer import history as balancer_history
 from agentperf_redis.cache import commands as cache_commands
+from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cache.operator import find_all
 from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
@@ -89,6 +91,10 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
     assert len(perf.metrics.series(window="5m")) == 4
+    for key in (names.pool(namespace, "planner round_robin").history, where.history):
+        assert backend.run(history.read_history(key)).now_ms > 0
+    assert backend.run(balancer_history.sample(balancer_commands.Pool.of(namespace, "planner round_robin"))) > 0
+    assert backend.run(cache_history.sample(where)) > 0
     for existing in backend.run(find_all(backend)):
         backend.run(existing.drop())
     assert perf.metrics.forget("agent 0")

@@ -18,8 +18,10 @@ from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSett
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb
+from agentperf_redis.balancer import history as pool_history
 from agentperf_redis.cache import commands as cached
 from agentperf_redis.cache import entry_format, operator
+from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.access_buffer import AccessReport
@@ -115,6 +117,7 @@ def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingS
         records.change(stored.raw, state, name, load=load, limit=0 if name == "p2" else 9)
     counts = {"#load": sum(loads.values()), "#cap": 18, "#usable": 3, "#unhealthy": 1, "#next": 0}
     stored.raw.hset(state, mapping=counts)
+    run(pool_history.sample(pool))
 
 
 def wait(pool: lb.Pool, token: str) -> Command[Any]:
@@ -155,6 +158,8 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "report checks": lambda: lb.report_checks(pool, int(time.time() * 1000), [("p0", False), ("p2", True)]),
         "events": lambda: lb.events(pool, None, 100),
         "find registered": lambda: lb.find_registered(pool, ["p0", "p9"]),
+        "sample": lambda: pool_history.sample(pool),
+        "series": lambda: pool_history.series(pool, "5m", "1m", None),
     }
     return found
 
@@ -243,6 +248,7 @@ def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) 
     run(cached.claim(where, "m1", "token", lease_ms=HELD_MS, ignore=""))
     run(cached.claim(where, "m2", "token", lease_ms=HELD_MS, ignore=""))
     run(cached.release(where, "m2", "token", error="ValueError no", error_ms=HELD_MS, origin="o"))
+    run(cache_history.sample(where))
 
 
 def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> Operations:
@@ -275,6 +281,8 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "deploy": lambda: cached.deploy(where, parsed),
         "deploy defaults": lambda: cached.deploy(where, parsed, "00000000"),
         "settings": lambda: cached.stored_settings(where),
+        "sample": lambda: cache_history.sample(where),
+        "series": lambda: cache_history.series(where, "5m", "1m", None),
         "counters": lambda: inspection.counters(where),
         "failed": lambda: cached.computing_failed(where, "m2"),
         "stats": lambda: existing(backend, service).stats(),

@@ -96,6 +96,7 @@ def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequ
 
 def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
     """Lease one unit of an instance of this pool, or return the refusal. Does not try the fallback pools."""
+    keeper.used(pool)
     until = time.monotonic() + request.wait
     ttl_ms = math.ceil(request.ttl * 1000)
     refused: Refused | None = None

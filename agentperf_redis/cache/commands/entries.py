@@ -267,7 +267,7 @@ def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
         raise unexpected(keys.meta, reply)
 
     indexes = (keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
-    where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent)
+    where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent, keys.history)
     return Command(_DROP, where, {"keep_ms": keep_ms}, decode)
 
 

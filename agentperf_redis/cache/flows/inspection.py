@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import entry_format
+from agentperf_redis.cache import entry_format, history
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.flows.access_reports import flush_if_possible
@@ -16,6 +16,7 @@ from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
+from agentperf_redis.windows import Timestamp, Window
 
 _PAGE = 1000
 """Index members read in one command."""
@@ -28,6 +29,20 @@ def stats(shared: SharedState) -> Flow[CacheStats]:
     yield from flush_if_possible(shared)
     snapshot = yield from read_stats(shared.backend, shared.service, shared.name)
     return snapshot or _no_stats(shared)
+
+
+def series(
+    shared: SharedState, window: Window, step: Window, as_of: Timestamp
+) -> Flow[tuple[history.CacheSeriesRow, ...]]:
+    """Return the rows of the cache's history. It checks its arguments when called."""
+    return _series(shared, history.series(shared.keys, window, step, as_of))
+
+
+def _series(
+    shared: SharedState, reading: Flow[tuple[history.CacheSeriesRow, ...]]
+) -> Flow[tuple[history.CacheSeriesRow, ...]]:
+    yield from before_read(shared)
+    return (yield from reading)
 
 
 def size(shared: SharedState) -> Flow[int]:

@@ -23,6 +23,8 @@ def ready(shared: SharedState) -> Flow[None]:
 
     If invalidations are pending after an outage, send them first, so that they precede any read or write.
     """
+    if shared.used is not None:
+        shared.used(shared)
     if shared.pending_invalidations:
         yield from _flush_pending(shared)
     if shared.deployed:

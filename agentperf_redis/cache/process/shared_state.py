@@ -48,6 +48,7 @@ class SharedState:
         settings: limits of the cache.
         given: marks the settings that a user chose; see `Settings.fields`.
         filled: called when there is something to report.
+        used: called before writes and reports of reads; None calls nothing.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class SharedState:
         settings: Settings,
         given: str,
         filled: Callable[[SharedState], None],
+        used: Callable[[SharedState], None] | None = None,
     ) -> None:
         self.backend = backend
         self.service = service
@@ -69,6 +71,7 @@ class SharedState:
         self.seen = 0
         """The newest version that this process has seen in a reply."""
         self._filled = filled
+        self.used = used
         self.access_buffer = AccessBuffer(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None

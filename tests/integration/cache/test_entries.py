@@ -661,6 +661,7 @@ FIRST_CALLS: dict[str, tuple[Any, ...]] = {
     "keys": (),
     "put": ("k9", 1),
     "put_many": ({"k9": 1},),
+    "series": (),
     "size": (),
     "stats": (),
     "sweep": (),

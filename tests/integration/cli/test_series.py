@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentPerf
+from agentperf_redis import AgentInstance, AgentPerf, keys
+from agentperf_redis.balancer import history as pool_history
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cli import console
 from agentperf_redis.metrics.accumulator import OK as SUCCEEDED
 from tests.support.commandline import NOT_FOUND, OK, UNREACHABLE, USAGE, Program, Run, document, shown
@@ -123,16 +126,89 @@ def test_idle_agent_has_rows_of_zeros(agentperf: Run, perf: AgentPerf, past: Pas
     assert len(text.splitlines()) in (7, 8)
 
 
-def test_unknown_agent_exits_4(agentperf: Run, past: Past) -> None:
-    done = agentperf("series", "nobody")
+@pytest.mark.parametrize("words", [("nobody",), ("--cache", "nobody"), ("--pool", "nobody")])
+def test_unknown_name_exits_4(agentperf: Run, past: Past, words: tuple[str, ...]) -> None:
+    done = agentperf("series", *words)
     assert (done.returncode, done.stdout) == (NOT_FOUND, "")
     assert "'nobody'" in done.stderr
+
+
+CACHE_ROW: dict[str, type | tuple[type, ...]] = {
+    "start": float,
+    "end": float,
+    "hits": (int, type(None)),
+    "misses": (int, type(None)),
+    "hit_rate": (float, type(None)),
+    "entries": (int, type(None)),
+    "bytes": (int, type(None)),
+    "evictions": (int, type(None)),
+}
+POOL_ROW: dict[str, type | tuple[type, ...]] = {
+    "start": float,
+    "end": float,
+    "load": (float, type(None)),
+    "waiters": (int, type(None)),
+    "unhealthy": (int, type(None)),
+}
+
+
+@pytest.fixture
+def sampled(perf: AgentPerf, raw: Raw, namespace: str) -> AgentPerf:
+    """A cache with two samples in the history, and a pool with one."""
+    perf.cache("docs").put("page", "text")
+    perf.balancer().register_instance(AgentInstance("coder-1", "coder"))
+    where = keys.cache(namespace, "cache", "docs")
+    perf.backend.run(cache_history.sample(where))
+    raw.hset(where.meta, mapping={"cold": 30, "misses": 10, "evicted": 2, "bytes": 5 * 2**20})
+    raw.hdel(where.history, "claimed")  # as if ten seconds had passed
+    perf.backend.run(cache_history.sample(where))
+    with perf.balancer().lease("coder"):
+        perf.backend.run(pool_history.sample(Pool.of(namespace, "coder")))
+    return perf
+
+
+@pytest.mark.parametrize("width", [40, 60, 140])
+def test_caches_and_pools_have_series(
+    agentperf: Run, sampled: AgentPerf, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(console.out, "width", width)
+    lines = shown(agentperf("series", "--cache", "docs", "--window", "5m")).splitlines()
+    assert lines[1].split()[:5] == ["start", "hits", "misses", "hit", "rate"]
+    assert lines[2].split()[1:4] == ["–", "–", "–"]
+    last = [line.split() for line in lines if "%" in line][-1]
+    assert last[1:4] == ["30", "10", "75.0%"]
+    assert last[4:] == ["1", "5.00", "2", "██████████"] or width < 140
+    lines = shown(agentperf("series", "--pool", "coder", "--window", "5m")).splitlines()
+    assert lines[1].split()[:4] == ["start", "load", "waiters", "unhealthy"]
+    assert [line.split()[1:4] for line in lines[2:] if "–" not in line] == [["1.0", "0", "0"]]
+
+
+def test_json_of_caches_and_pools_has_its_schema(agentperf: Run, sampled: AgentPerf) -> None:
+    head = {"window": "5m", "step": "1m", "as_of": None}
+    found = document(agentperf("series", "--cache", "docs", "--window", "5m", "--json"), "series")
+    rows = fits(found, CACHE_ROW, cache="docs", **head)
+    last = [row for row in rows if row["hits"]][-1]
+    assert {name: last[name] for name in ("hits", "misses", "hit_rate", "entries", "evictions")} == {
+        "hits": 30,
+        "misses": 10,
+        "hit_rate": 0.75,
+        "entries": 1,
+        "evictions": 2,
+    }
+    assert rows[0]["hits"] is None
+    found = document(agentperf("series", "--pool", "coder", "--window", "5m", "--json"), "series")
+    rows = fits(found, POOL_ROW, pool="coder", **head)
+    assert [(row["load"], row["waiters"], row["unhealthy"]) for row in rows if row["load"]] == [(1.0, 0, 0)]
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         ((), "AGENT"),
+        (("planner", "--cache", "docs"), "only one"),
+        (("--pool", "coder", "--cache", "docs"), "only one"),
+        (("--cache", "docs", "--step", "15"), "--step"),
+        (("--pool", "coder", "--window", "1d"), "a multiple of 1h"),
         (("planner", "--step", "15"), "--step"),
         (("planner", "--step", "2h"), "--step"),
         (("planner", "--window", "1d"), "a multiple of 1h"),

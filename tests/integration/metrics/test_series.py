@@ -22,8 +22,8 @@ from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.series import MAX_STEPS, SeriesRow, merged_rows
-from agentperf_redis.metrics.windows import asked_time, window_seconds
+from agentperf_redis.metrics.series import SeriesRow, merged_rows
+from agentperf_redis.windows import MAX_STEPS, asked_time, window_seconds
 from tests.support.calls import Call
 from tests.support.examples import examples
 from tests.support.filled import Past
@@ -259,7 +259,7 @@ def test_series_takes_one_round_trip_a_shard(collector: MetricsCollector, raw: R
 @pytest.mark.parametrize("damage", ["text", "type", "settings"])
 def test_damaged_slice_is_named(collector: MetricsCollector, call: Call, raw: Raw, namespace: str, damage: str) -> None:
     past = Past(raw, namespace)
-    past.at(1.0).record("research", 0.1, OK)
+    past.at(125.0).record("research", 0.1, OK)  # its minute is over, so the slice of the minute is read
     past.count()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     damaged = f"{tag}:settings"
@@ -281,7 +281,7 @@ def test_huge_sums_are_read_as_the_largest_integer(
     collector: MetricsCollector, call: Call, raw: Raw, namespace: str
 ) -> None:
     past = Past(raw, namespace)
-    past.at(1.0).record("research", 0.1, OK)
+    past.at(125.0).record("research", 0.1, OK)  # its minute is over, so the slice of the minute is read
     past.count()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     (minute,) = raw.keys(f"{tag}:1m:*:research")

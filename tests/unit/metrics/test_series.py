@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from agentperf_redis.errors import CorruptState, InvalidArgument
 from agentperf_redis.metrics.model import Interval
-from agentperf_redis.metrics.series import SeriesReply, SeriesRow, _aligned, asked_steps, merged_rows, read_series
-from agentperf_redis.metrics.windows import TimeRange
+from agentperf_redis.metrics.series import SeriesReply, SeriesRow, _aligned, merged_rows, read_series
+from agentperf_redis.windows import TimeRange, asked_steps
 
 HOUR = TimeRange(3_600_000)
 

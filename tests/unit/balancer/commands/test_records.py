@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands
+from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands, history
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Rates
 from agentperf_redis.command import Command
 from agentperf_redis.errors import CorruptState, InvalidArgument
@@ -55,6 +55,7 @@ def every_command() -> dict[str, Command[Any]]:
         "remove": commands.remove(POOL, "p0"),
         "repair": commands.repair(POOL, 0, 10),
         "report_checks": commands.report_checks(POOL, 1, [("p0", True)]),
+        "sample": history.sample(POOL),
         "select": commands.select(POOL, ANY),
         "status": commands.status(POOL, 0, 10),
         "update": commands.update(POOL, "p0", max_capacity=7),
@@ -191,8 +192,8 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
     assert everything(fake) == before
 
 
-NEEDS_NO_RECORD = {"leases", "wait", "repair"}
-"""Scripts that do not fail on a foreign record: two read no instance records, and repair skips foreign records."""
+NEEDS_NO_RECORD = {"leases", "sample", "wait", "repair"}
+"""Scripts that do not fail on a foreign record: three read no instance records, and repair skips foreign records."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))

@@ -1,0 +1,61 @@
+"""A pool over time: its load, its waiters and its unhealthy instances, one row a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.commands.replies import Status, opened, refusal
+from agentperf_redis.command import Command, Flow, Reply
+from agentperf_redis.history import HistoryStep, read_steps
+from agentperf_redis.script import Script
+from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
+
+_SAMPLE = Script("balancer/sample")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeriesRow:
+    """A pool in one step. Figures are None if no process sampled the pool in the step, since none used it.
+
+    Attributes:
+        interval: the step. The current step ends at the time of the read.
+        load: leases of all instances: the mean of the samples, which are taken every ten seconds.
+        waiters: the largest number of queued waiters in a sample.
+        unhealthy: the largest number of unhealthy instances in a sample.
+    """
+
+    interval: Interval
+    load: float | None = None
+    waiters: int | None = None
+    unhealthy: int | None = None
+
+
+def sample(pool: Pool) -> Command[int]:
+    """Add the figures of a pool to its history, unless another process has done so in this slice.
+
+    Returns the time until the next slice begins, ms.
+    """
+
+    def decode(reply: Reply) -> int:
+        match opened(pool, reply):
+            case ((Status.DONE | Status.NOTHING), [int(wait_ms)]) if wait_ms >= 0:
+                return wait_ms
+            case code, values:
+                raise refusal(pool, code, values)
+
+    return Command(_SAMPLE, (pool.keys.state, pool.keys.waitq, pool.keys.history), {}, decode)
+
+
+def series(pool: Pool, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[PoolSeriesRow, ...]]:
+    """Read the rows of a pool. It checks its arguments when called."""
+    return _series(pool, *asked_steps(window, step, as_of))
+
+
+def _series(pool: Pool, time: TimeRange, step_ms: int) -> Flow[tuple[PoolSeriesRow, ...]]:
+    steps = yield from read_steps(pool.keys.history, time, step_ms)
+    return tuple(map(_row, steps))
+
+
+def _row(step: HistoryStep) -> PoolSeriesRow:
+    return PoolSeriesRow(step.interval, step.mean("load"), step.peak("waiters"), step.peak("unhealthy"))

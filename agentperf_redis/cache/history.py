@@ -1,0 +1,77 @@
+"""A cache over time: hits, misses, evictions and size of all processes together, one row a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentperf_redis.cache.commands.replies import unexpected
+from agentperf_redis.command import Command, Flow, Reply
+from agentperf_redis.history import HistoryStep, read_steps
+from agentperf_redis.keys import CacheKeys
+from agentperf_redis.script import Script
+from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
+
+_SAMPLE = Script("cache/sample")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSeriesRow:
+    """A cache in one step. Figures are None if no process sampled the cache in the step, since none used it.
+
+    Attributes:
+        interval: the step. The current step ends at the time of the read.
+        hits: reads that found a value, since the sample before; the first sample of a cache counts none.
+        misses: reads that found none, since the sample before.
+        evictions: entries evicted since the sample before.
+        size: entries at the last sample of the step.
+        bytes: bytes of these entries.
+    """
+
+    interval: Interval
+    hits: int | None = None
+    misses: int | None = None
+    evictions: int | None = None
+    size: int | None = None
+    bytes: int | None = None
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the reads that found a value, 0 to 1; None without reads."""
+        reads = (self.hits or 0) + (self.misses or 0)
+        return (self.hits or 0) / reads if reads else None
+
+
+def sample(keys: CacheKeys) -> Command[int]:
+    """Add the figures of a cache to its history, unless another process has done so in this slice.
+
+    Returns the time until the next slice begins, ms.
+    """
+
+    def decode(reply: Reply) -> int:
+        match reply:
+            case [0 | 1, int(wait_ms)] if wait_ms >= 0:
+                return wait_ms
+        raise unexpected(keys.history, reply)
+
+    return Command(_SAMPLE, (keys.meta, keys.size, keys.history), {}, decode)
+
+
+def series(keys: CacheKeys, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[CacheSeriesRow, ...]]:
+    """Read the rows of a cache. It checks its arguments when called."""
+    return _series(keys, *asked_steps(window, step, as_of))
+
+
+def _series(keys: CacheKeys, time: TimeRange, step_ms: int) -> Flow[tuple[CacheSeriesRow, ...]]:
+    steps = yield from read_steps(keys.history, time, step_ms)
+    return tuple(map(_row, steps))
+
+
+def _row(step: HistoryStep) -> CacheSeriesRow:
+    return CacheSeriesRow(
+        step.interval,
+        step.total("hits"),
+        step.total("misses"),
+        step.total("evictions"),
+        step.latest("size"),
+        step.latest("bytes"),
+    )
