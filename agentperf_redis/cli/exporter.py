@@ -14,7 +14,7 @@ from agentperf_redis.cli.console import Exit, Target, err, out, print_json
 from agentperf_redis.cli.extras import failed, needs_extra
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 from agentperf_redis.export.reading import Reading
-from agentperf_redis.metrics.windows import window_seconds
+from agentperf_redis.windows import window_seconds
 
 DEFAULT_PORT = 9464
 """The port that OpenTelemetry's exporters for Prometheus use by default."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from agentperf_redis.cli.console import WrongUsage
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.metrics.windows import window_seconds
+from agentperf_redis.windows import window_seconds
 
 _AGO = re.compile(r"(\S+) +ago")
 _END_ALLOWED = (

@@ -18,8 +18,8 @@ from agentperf_redis.metrics.model import (
 )
 from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
-from agentperf_redis.metrics.windows import Timestamp, Window
 from agentperf_redis.metrics.workers import RunningExecution, WorkerInfo
+from agentperf_redis.windows import Timestamp, Window
 
 
 class AsyncMetricsCollector:

@@ -26,8 +26,8 @@ from agentperf_redis.metrics.recording import Recording
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.series import SeriesRow, series
 from agentperf_redis.metrics.spans import SpanReport
-from agentperf_redis.metrics.windows import Timestamp, Window
 from agentperf_redis.metrics.workers import RunningExecution, WorkerInfo
+from agentperf_redis.windows import Timestamp, Window
 
 
 class MetricsCollector(Recording):

@@ -24,8 +24,8 @@ from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import LAST_MS, local_timestamp
 from agentperf_redis.script import Script
+from agentperf_redis.windows import LAST_MS, local_timestamp
 
 FLUSH = Script("metrics/flush")
 READ = Script("metrics/read")

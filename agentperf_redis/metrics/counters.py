@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantiles, exact_quantile, merged
 from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, seconds
-from agentperf_redis.metrics.windows import local_timestamp
+from agentperf_redis.windows import local_timestamp
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.model import BETWEEN, FIRST, OTHER, Execution, PerformanceMetrics, StreamMetrics
 from agentperf_redis.metrics.spans import SpanReport, span_report
-from agentperf_redis.metrics.windows import ALL_TIME, TimeRange, Timestamp, Window, asked_time
+from agentperf_redis.windows import ALL_TIME, TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
 """Maximum number of series in one script call: READ_SERIES if all counters are read, READ_SERIES_PLAIN if only the

@@ -12,9 +12,9 @@ from agentperf_redis import arguments, keys
 from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.flusher import Flusher
-from agentperf_redis.metrics.windows import LAST_MS, local_timestamp
 from agentperf_redis.presence import ALIVE_S, FORGET_S
 from agentperf_redis.script import Script
+from agentperf_redis.windows import LAST_MS, local_timestamp
 
 _WORKERS = Script("namespace/workers")
 _READ_AT_ONCE = 500

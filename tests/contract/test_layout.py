@@ -89,7 +89,6 @@ PROVEN_BY = {
     "transport/connector.py": f"{INTEGRATION}/transport/test_tls.py",
     "transport/executor.py": f"{INTEGRATION}/transport/test_executor.py",
     "transport/pubsub/bus.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
-    "windows.py": "tests/unit/metrics/test_windows.py",
     "transport/pubsub/connection.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",

@@ -13,7 +13,7 @@ from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import TimeRange, asked_time, local_timestamp
+from agentperf_redis.windows import TimeRange, asked_time, local_timestamp
 
 
 def counters(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Counters:
