@@ -13,6 +13,7 @@ from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.place import place_of
 
 if TYPE_CHECKING:  # at run time, a service is imported on its first use
+    from agentperf_redis.alerts.client import Alerts
     from agentperf_redis.balancer.client import LoadBalancer
     from agentperf_redis.balancer.model import LoadBalancingStrategy
     from agentperf_redis.balancer.operations import OnUnavailable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.metrics.client import MetricsCollector
 
 
-_SERVICES = ("balancer.client", "cache.lru", "cache.tiered", "metrics.client", "metrics.tracking")
+_SERVICES = ("alerts.client", "balancer.client", "cache.lru", "cache.tiered", "metrics.client", "metrics.tracking")
 
 
 def _load_services() -> None:
@@ -110,6 +111,13 @@ class AgentPerf:
         from agentperf_redis.metrics.client import MetricsCollector
 
         return self.backend.share("metrics", lambda: MetricsCollector(backend=self.backend))
+
+    @property
+    def alerts(self) -> Alerts:
+        """The alerts of the namespace: rules, their states, notifications."""
+        from agentperf_redis.alerts.client import Alerts
+
+        return self.backend.share("alerts", lambda: Alerts(backend=self.backend))
 
     def balancer(
         self,

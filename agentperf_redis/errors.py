@@ -61,6 +61,22 @@ class InvalidArgument(AgentPerfError, ValueError):
         return f"{self.argument} is {shown(self.value)}; allowed: {self.allowed}"
 
 
+class InvalidRules(InvalidArgument):
+    """A rules file was refused before anything was sent, so nothing was deployed.
+
+    Attributes:
+        faults: all faults of the file. Each one's `argument` names the file, the line, the rule and the field.
+    """
+
+    def __init__(self, faults: tuple[InvalidArgument, ...]) -> None:
+        first = faults[0]
+        super().__init__(first.argument, first.value, first.allowed)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.faults))
+
+
 class BackendUnavailable(AgentPerfError):
     """The server was unreachable or did not answer within the deadline.
 

@@ -48,6 +48,15 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
     agentperf:{metrics:03}:settings           HASH  10s 1m 1h 1d: TTL of these slices after their end, ms
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
+
+    agentperf:{alerts}:rules                  HASH  version, deployed_ms, alert:<name>, slo:<name>, notify:<name>: JSON
+    agentperf:{alerts}:schedule               HASH  <rule> -> every=<ms> next=<ms> token=<claim>
+    agentperf:{alerts}:state:<rule>           HASH  <agent, cache or pool> -> state=firing since=<ms> ...
+    agentperf:{alerts}:silences               HASH  <rule> -> its end, ms
+    agentperf:{alerts}:events                 STREAM  transitions and silences: about the last five thousand
+    agentperf:{alerts}:receivers              HASH  <address> -> attempts=<n> failed=<ms> dropped=<n> error=<text>
+    agentperf:{alerts}:outbox:<address>       ZSET  notification -> when it is due, ms; at most 200
+    agentperf:{alerts}:notices                HASH  <address>|<notification> -> attempts=<n> made=<ms> <JSON>
 """
 
 from __future__ import annotations
@@ -279,3 +288,32 @@ def metrics_recent(namespace: str, shard: int, series: str) -> str:
 def metrics_slow(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:slow:research``."""
     return f"{metrics_tag(namespace, shard)}:slow:{series}"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertKeys:
+    """Keys of the alerts of a namespace, ``agentperf:{alerts}:...``."""
+
+    tag: str
+    """``agentperf:{alerts}``."""
+    rules: str
+    schedule: str
+    silences: str
+    events: str
+    receivers: str
+    notices: str
+
+    def state(self, rule: str) -> str:
+        """``agentperf:{alerts}:state:<rule>``."""
+        return f"{self.tag}:state:{encoded(rule)}"
+
+    def outbox(self, address: str) -> str:
+        """``agentperf:{alerts}:outbox:<address>``."""
+        return f"{self.tag}:outbox:{encoded(address)}"
+
+
+def alerts(namespace: str) -> AlertKeys:
+    """Return the keys of the alerts of a namespace."""
+    tag = f"{namespace}:{{alerts}}"
+    parts = ("rules", "schedule", "silences", "events", "receivers", "notices")
+    return AlertKeys(tag, *(f"{tag}:{part}" for part in parts))

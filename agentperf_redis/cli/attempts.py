@@ -99,6 +99,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("HSCAN", key, "0", "COUNT", "1"),
         ("XRANGE", key, "-", "+", "COUNT", "1"),
         ("XREVRANGE", key, "+", "-", "COUNT", "1"),
+        ("ZCARD", key),
         ("ZMSCORE", key, "member"),
         ("ZRANGE", key, "0", "0"),
         ("ZREM", key, "member"),

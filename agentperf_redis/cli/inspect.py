@@ -14,6 +14,7 @@ from agentperf_redis.errors import CorruptState
 
 _SHOWN_BYTES = 400
 """Bytes of a string, or of one value, that are shown."""
+_HIDDEN = "…"
 _MIN_TEXT = 24
 """Minimum width of a column: a word of a record, such as ``fence=1795969213058472``, stays whole."""
 
@@ -44,6 +45,9 @@ def inspect(target: Target, key: str, limit: int) -> Exit:
     place = target if meaning is None else replace(target, namespace=meaning.namespace)
     with place.connect() as perf:
         content = _read(perf, key, limit)
+    if content is not None and meaning is not None:
+        items = [(name, _HIDDEN if meaning.hides(name) else value) for name, value in content.items]
+        content = replace(content, items=items)
     if content is None:
         would = "" if meaning is None else f"; it would hold {meaning.holds}"
         raise NotFound(f"key {quoted(key)}{printable(would)}")

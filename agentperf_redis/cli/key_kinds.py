@@ -74,11 +74,13 @@ class Meaning:
         pattern: matches their names as a whole.
         text: the meaning; ``{0}`` is the first group of the pattern, percent-decoded.
         shown: how the number is shown, if the value is a number; None shows the value as it is.
+        is_secret: whether the value is hidden.
     """
 
     pattern: str
     text: str
     shown: Shown | None = None
+    is_secret: bool = False
 
     def of(self, name: str) -> str | None:
         """Return the meaning of a name; None if the pattern does not match."""
@@ -122,6 +124,11 @@ class Known:
     service: str
     resource: str
     holds: str
+
+    def hides(self, name: str) -> bool:
+        """Return whether the value of a field is hidden, because it may hold a secret."""
+        found = next((each for each in self.kind.meanings if each.of(name) is not None), None)
+        return found is not None and found.is_secret
 
     def meaning(self, name: str, value: str) -> tuple[str, str]:
         """Return the meaning of a field or member, and its value in words. Both are empty if they are unknown."""
@@ -524,6 +531,65 @@ KINDS = (
         "w:(.+)",
         "string",
         "the number of the last flush of the process {1}, so that no flush is counted twice; it expires",
+    ),
+    # Alerts
+    Kind(
+        "alerts",
+        "rules",
+        "hash",
+        "the deployed alert rules and receivers (`agentperf alerts list`)",
+        (
+            Meaning("version", "number of the deployment"),
+            Meaning("deployed_ms", "time of the deployment", at_ms),
+            Meaning("alert:(.+)", "the alert {0}"),
+            Meaning("slo:(.+)", "the objective {0}"),
+            Meaning(
+                "notify:(.+)", "the addresses of the receiver {0}; hidden, since they may hold secrets", None, True
+            ),
+        ),
+    ),
+    Kind(
+        "alerts",
+        "schedule",
+        "hash",
+        "when the alert rules are judged next",
+        (Meaning("(.+)", "interval, next judgement and claim of the rule {0}, ms"),),
+    ),
+    Kind(
+        "alerts",
+        "state:(.+)",
+        "hash",
+        "the states of the alert rule {1}",
+        (Meaning("(.+)", "the state for {0}; times in ms"),),
+    ),
+    Kind(
+        "alerts",
+        "silences",
+        "hash",
+        "silenced alert rules",
+        (Meaning("(.+)", "end of the silence of the rule {0}", at_ms),),
+    ),
+    Kind("alerts", "events", "stream", "transitions of alerts and silences (`agentperf alerts log`)"),
+    Kind(
+        "alerts",
+        "receivers",
+        "hash",
+        "the addresses of receivers, with their last failures",
+        (Meaning("(.+)", "failed attempts at {0}, time of the last one, dropped notifications"),),
+    ),
+    Kind(
+        "alerts",
+        "outbox:(.+)",
+        "zset",
+        "notifications that wait for the address {1}",
+        (Meaning("(.+)", "the notification {0} is due", at_ms_or_unknown),),
+    ),
+    Kind(
+        "alerts",
+        "notices",
+        "hash",
+        "the notifications that wait",
+        (Meaning(r"(.+)\|(.+)", "attempts, time and text of the notification {1} for {0}"),),
     ),
 )
 """All kinds. The first one whose patterns match a key counts."""

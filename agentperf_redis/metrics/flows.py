@@ -159,6 +159,19 @@ def _agent(flusher: Flusher, agent_name: str, time: TimeRange) -> Flow[Performan
     return performance(agent_name, counters)
 
 
+def chosen(
+    flusher: Flusher, agent_names: Iterable[str], window: Window = None, as_of: Timestamp = None
+) -> Flow[dict[str, PerformanceMetrics]]:
+    """Read some agents by name, without a flush of this process's records; an unknown one has counts of zero."""
+    return _chosen(flusher, list(dict.fromkeys(arguments.names("agent_names", agent_names))), asked_time(window, as_of))
+
+
+def _chosen(flusher: Flusher, agent_names: list[str], time: TimeRange) -> Flow[dict[str, PerformanceMetrics]]:
+    wanted = [(keys.metrics_shard(name), keys.metrics_series(name)) for name in agent_names]
+    counter_sets = yield from _read(flusher, wanted, time)
+    return {name: performance(name, counters) for name, counters in zip(agent_names, counter_sets, strict=True)}
+
+
 def spans(
     flusher: Flusher,
     agent_name: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import redis
 from typer.testing import CliRunner
 
 from agentperf_redis import AgentInstance, AgentPerf, keys
+from agentperf_redis.alerts.notify import deliver_all
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.operator import find_all
 from agentperf_redis.cli import attempts, doctor
@@ -112,6 +114,19 @@ def use_caches(perf: AgentPerf) -> None:
         assert perf.backend.run(existing.drop()) == 0
 
 
+def use_alerts(perf: AgentPerf) -> None:
+    text = '[[alert]]\nname = "a"\nagents = "*"\nwhen = "tasks >= 1"\nnotify = ["ops"]\n[notify.ops]\ncommand = ["/bin/{}"]'
+    perf.alerts.deploy(text=text.format("false"))
+    assert perf.alerts.evaluate(as_of=time.time() + 120).events
+    assert deliver_all(perf.alerts._service, 60.0)
+    perf.alerts.silence("a", "1h")
+    perf.alerts.unsilence("a")
+    assert len(perf.alerts.log()) == 3
+    assert perf.alerts.test(text=text, since="10m").judged
+    assert perf.alerts.list().receivers[0].attempts == 1
+    perf.alerts.deploy(text="")
+
+
 def use_balancer(perf: AgentPerf, strategy: str) -> None:
     lb = perf.balancer(strategy)
     for number in range(2):
@@ -140,6 +155,7 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     with AgentPerf(user.url, namespace=namespace) as perf, AgentPerf(user.url, namespace=namespace) as other:
         use_metrics(perf)
         use_caches(perf)
+        use_alerts(perf)
         for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
             use_balancer(perf, strategy)
         # Over the message bus, a write through one AgentPerf invalidates the local copy of the other.

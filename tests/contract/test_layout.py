@@ -16,6 +16,12 @@ INTEGRATION = "tests/integration"
 
 # Modules without a unit test of their own, each with the test that covers it. Most of them do only I/O with a server.
 PROVEN_BY = {
+    "alerts/async_client.py": "tests/contract/test_parity.py",
+    "alerts/backtest.py": f"{INTEGRATION}/alerts/test_replay.py",
+    "alerts/client.py": f"{INTEGRATION}/alerts/test_evaluation.py",
+    "alerts/commands.py": f"{INTEGRATION}/alerts/test_evaluation.py",
+    "alerts/evaluator.py": f"{INTEGRATION}/alerts/test_evaluator.py",
+    "alerts/flows.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-import agentperf_redis
 from agentperf_redis import LoadBalancer, LRUCache, MetricsCollector, TieredCache
+from agentperf_redis.alerts.client import Alerts
 
 CLIENTS: dict[str, type] = {
+    "Alerts": Alerts,
     "LoadBalancer": LoadBalancer,
     "LRUCache": LRUCache,
     "TieredCache": TieredCache,
@@ -22,6 +23,7 @@ CLIENTS: dict[str, type] = {
 }
 
 WITHOUT_IO = {
+    "Alerts": {"aio"},
     "LoadBalancer": {"aio", "check_strategy", "strategy"},
     "LRUCache": {"aio", "cached", "default_ttl", "max_size"},
     "TieredCache": {"aio", "cached"},
@@ -40,7 +42,8 @@ WITHOUT_IO = {
 }
 """Public names that need no server. The asyncio API has no counterparts of them."""
 
-READ_BY = {
+READ_BY: dict[str, dict[str, str]] = {
+    "Alerts": {},
     "LoadBalancer": {"instances": "status"},
     "LRUCache": {"access_order": "keys", "cache": "entry", "hits": "stats", "misses": "stats"},
     "TieredCache": {"hits": "stats", "misses": "stats"},
@@ -49,6 +52,7 @@ READ_BY = {
 """Properties of the in-memory version that read from the server, and the asyncio method that replaces each."""
 
 BODIES_DIFFER = {
+    "run": "the blocking method stops a thread, the asyncio method ends by cancellation",
     "get_or_compute": "only the blocking method rejects coroutine functions",
     "warm_up": "only the blocking method rejects coroutine functions",
     "run_checks": "the blocking method stops a thread, the asyncio method ends by cancellation",
@@ -90,7 +94,7 @@ def test_async_method_has_the_blocking_signature(name: str, method: str) -> None
     assert list(ours.parameters.values()) == list(theirs.parameters.values())
     if inspect.iscoroutinefunction(value):
         returned = ours.return_annotation == theirs.return_annotation
-        assert returned or method == "run_checks", "`run_checks` returns when it is cancelled"
+        assert returned or method in ("run", "run_checks"), "these return when they are cancelled"
     else:
         assert ours.return_annotation == f"Async{theirs.return_annotation}", "the result is for `async with`"
         assert hasattr(inspect.signature(value, eval_str=True).return_annotation, "__aenter__")
@@ -100,7 +104,7 @@ def test_async_method_has_the_blocking_signature(name: str, method: str) -> None
 def test_async_method_refers_to_the_blocking_docstring(name: str, method: str) -> None:
     reference = re.match(r"See `(\w+)\.(\w+)`", public(aio_class(CLIENTS[name]))[method].__doc__ or "")
     assert reference, "its docstring is: See `Class.method`."
-    owner = getattr(agentperf_redis, reference[1])
+    owner = CLIENTS[reference[1]]
     documented = inspect.getattr_static(owner, reference[2])
     assert documented is inspect.getattr_static(CLIENTS[name], method), "the reference names another method"
     assert documented.__doc__

@@ -7,12 +7,14 @@ Other tests run on a Cluster too, but this test ensures that every script has ru
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy, PoolSettings, history
 from agentperf_redis import keys as names
+from agentperf_redis.alerts.notify import deliver_all
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands as balancer_commands
 from agentperf_redis.balancer import history as balancer_history
@@ -100,6 +102,12 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     assert perf.metrics.forget("agent 0")
     assert len(perf.metrics.workers()) == 1
     presence_of(perf.backend).leave()
+
+    rules = '[[alert]]\nname = "a"\nagents = "*"\nwhen = "tasks >= 1"\nnotify = ["ops"]\n[notify.ops]\ncommand = ["/bin/true"]'
+    perf.alerts.deploy(text=rules)
+    assert perf.alerts.evaluate(as_of=time.time() + 120).events
+    assert deliver_all(perf.alerts._service, 60.0)
+    assert perf.alerts.silence("a", "1h")
 
     assert ran == set(headers.scripts())
 

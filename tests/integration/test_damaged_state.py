@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys, presence
+from agentperf_redis.alerts import commands as alerting
+from agentperf_redis.alerts.model import AlertEvent, AlertState, TargetState
+from agentperf_redis.alerts.rules import read_rules
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb
@@ -30,6 +33,7 @@ from agentperf_redis.metrics import commands as metered
 from agentperf_redis.metrics import workers
 from agentperf_redis.metrics.accumulator import FAILED, OK, Part
 from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.model import Interval
 from agentperf_redis.metrics.retention import Retention
 from tests.support import records
 from tests.support.damage import Namespace, faults
@@ -412,6 +416,90 @@ def test_damaged_workers_are_reported_and_unchanged(
     assert len(collector.running("a")) == 2
     damages = stored.damages(lambda key: "{workers}" in key)
     assert shortened(faults(stored, backends[0].run, damages, operations)) == []
+
+
+# Alerts
+
+RULES = """
+[[alert]]
+name = "a"
+agents = "*"
+when = "tasks >= 1"
+window = "10s"
+notify = ["ops"]
+[[alert]]
+name = "b"
+cache = "c"
+when = "hit_rate < 80%"
+[[slo]]
+name = "s"
+agents = "*"
+objective = "99%"
+[notify.ops]
+urls = ["json://127.0.0.1:9"]
+command = ["/bin/false"]
+"""
+STATE = TargetState(AlertState.FIRING, 5, 6, 7, 8, 9, 2.5, 2.25, 2.75, "10:1:2:3,20:4:5:6")
+
+
+def fill_alerts(run: Callable[[Any], Any], where: keys.AlertKeys) -> None:
+    """Make alerts in which each kind of key and field occurs: a claim, states, events, silences, a failed attempt."""
+    run(alerting.deploy(where, read_rules(RULES)))
+    claimed = run(alerting.claim(where, as_of_ms=600_000, count=1, token="t"))
+    run(alert_report(where, claimed.version, "t"))
+    run(alerting.claim(where, as_of_ms=1_200_000, count=1, token="t"))
+    (notice, _) = run(alerting.claim_notices(where, ("ops/0", "ops/command")))
+    run(alerting.finish_notice(where, notice, retry_ms=HELD_MS, error="no way"))
+    run(alerting.silence(where, ("a",), for_ms=HELD_MS, as_of_ms=-1, event="e"))
+
+
+def alert_report(where: keys.AlertKeys, version: int, token: str) -> Command[bool]:
+    event = AlertEvent("i", "a", "x", AlertState.OK, AlertState.FIRING, 1.5, 2.5, None, 3.0, Interval(1.0, 2.0), "why")
+    return alerting.report(
+        where,
+        version,
+        "a",
+        token,
+        states={"x": STATE},
+        gone=("y",),
+        events=(event,),
+        notices=[("ops/0", "i", "{}"), ("ops/command", "i", "{}")],
+    )
+
+
+def alert_operations(where: keys.AlertKeys) -> Operations:
+    notice = alerting.ClaimedNotice("ops/0", "i", 0, "{}")
+    found: Operations = {
+        "deploy": lambda: alerting.deploy(where, read_rules(RULES)),
+        "deploy others": lambda: alerting.deploy(where, read_rules("")),
+        "claim": lambda: alerting.claim(where, as_of_ms=2_400_000, count=9, token="u"),
+        "claim nothing": lambda: alerting.claim(where, as_of_ms=2_400_000, count=0, token="u"),
+        "report": lambda: alert_report(where, 1, "t"),
+        "report late": lambda: alert_report(where, 1, "v"),
+        "claim notices": lambda: alerting.claim_notices(where, ("ops/0", "ops/command")),
+        "delivered": lambda: alerting.finish_notice(where, notice, retry_ms=0),
+        "not delivered": lambda: alerting.finish_notice(where, notice, retry_ms=1000, error="x"),
+        "silence": lambda: alerting.silence(where, ("a", "b"), for_ms=1000, as_of_ms=-1, event="e"),
+        "unsilence": lambda: alerting.silence(where, ("a",), for_ms=0, as_of_ms=-1, event="e"),
+        "rules": lambda: alerting.rules(where),
+        "states": lambda: alerting.states(where, "a"),
+        "silences": lambda: alerting.silences(where),
+        "schedule": lambda: alerting.schedule(where),
+        "receivers": lambda: alerting.receivers(where),
+        "waiting": lambda: alerting.waiting(where, "ops/0"),
+        "events": lambda: alerting.events(where, 10),
+    }
+    return found
+
+
+def test_damaged_alerts_are_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    backend = connect(own_server.url)
+    where = keys.alerts(backend.namespace)
+    fill_alerts(backend.run, where)
+    damages = stored.damages(lambda key: key.startswith(where.tag))
+    assert shortened(faults(stored, backend.run, damages, alert_operations(where))) == []
 
 
 # The namespace

@@ -1,0 +1,137 @@
+"""The public API of alerts: `perf.alerts`. Its asyncio methods are in `Alerts.aio`."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from agentperf_redis.alerts import backtest, flows
+from agentperf_redis.alerts.async_client import AsyncAlerts
+from agentperf_redis.alerts.evaluator import Evaluator
+from agentperf_redis.alerts.flows import AlertService, Deployment
+from agentperf_redis.alerts.model import AlertEvent, Evaluated, Overview, Replay
+from agentperf_redis.backend import Backend, chosen_backend
+from agentperf_redis.metrics.flusher import Flusher
+from agentperf_redis.windows import Timestamp
+
+
+class Alerts:
+    """Rules on agents, caches and pools, shared by all processes of a namespace.
+
+    Rules are a TOML file that is deployed to the server. Any number of processes evaluate them (`run`), and share the
+    work. States, transitions and notifications are stored on the server.
+
+    Args:
+        backend: the server and namespace; None takes the process-wide default.
+    """
+
+    def __init__(self, *, backend: Backend | None = None) -> None:
+        self._backend = chosen_backend(backend)
+        flusher = self._backend.share("metrics.flusher", lambda: Flusher(self._backend))
+        self._service = self._backend.share("alerts.service", lambda: AlertService(self._backend, flusher))
+
+    def __repr__(self) -> str:
+        return f"Alerts(backend={self._backend!r})"
+
+    @cached_property
+    def aio(self) -> AsyncAlerts:
+        """The same alerts for asyncio: every call with I/O is awaited."""
+        return AsyncAlerts(self._service)
+
+    def deploy(self, path: str | os.PathLike[str] | None = None, *, text: str | None = None) -> Deployment:
+        """Check a rules file as a whole, and replace all rules by it in one step.
+
+        Rules that keep their name keep their states.
+
+        Args:
+            path: the rules file.
+            text: the text of a rules file, in place of `path`.
+
+        Raises:
+            InvalidRules: with all faults of the file. Nothing was deployed.
+            AgentPerfError: if the server cannot be reached, or a key holds data that this library did not write.
+        """
+        return self._backend.run(flows.deploy(self._service, path, text))
+
+    def list(self) -> Overview:
+        """Return all rules, the states of their targets, and the receivers, without secrets."""
+        return self._backend.run(flows.overview(self._service))
+
+    def evaluate(self, *, as_of: Timestamp = None) -> Evaluated:
+        """Evaluate the rules that are due now, once. `run` does so continually, and delivers notifications.
+
+        Args:
+            as_of: evaluate as of this time: a datetime (local time if it has no zone), or seconds since 1970. None:
+                now, less two seconds, so that the records of all processes have arrived.
+        """
+        return self._backend.run(flows.evaluate(self._service, as_of))
+
+    def run(self) -> Evaluator:
+        """Evaluate rules and deliver notifications on a background thread until stopped.
+
+        Any number of processes may run this: they share the rules without a leader. If the server cannot be reached,
+        they wait, and no alert fires or is resolved because of that.
+
+        Returns:
+            The evaluator. It ends with `stop()`, at the end of a `with` block, or when the client closes.
+        """
+        return Evaluator(self._service)
+
+    def test(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        text: str | None = None,
+        since: str | float = "24h",
+        as_of: Timestamp = None,
+    ) -> Replay:
+        """Replay the rules of a file over the past, without deploying them: when each would have fired, and how long.
+
+        A replay judges the slices of metrics that the server still holds. Where only wider slices than those of the
+        live evaluation are left, the result says so. Rules on caches and pools are judged on the samples that their
+        processes take every ten seconds; figures that the samples do not hold are skipped.
+
+        Args:
+            path: the rules file.
+            text: the text of a rules file, in place of `path`.
+            since: length of the time range: seconds, or ``"6h"``, ``"24h"``, ``"3d"``.
+            as_of: end of the time range; None for now.
+
+        Raises:
+            InvalidRules: with all faults of the file.
+            InvalidArgument: for an invalid time range.
+            AgentPerfError: as `deploy`.
+        """
+        return self._backend.run(backtest.replay(self._service, path, text, since, as_of))
+
+    def silence(self, rule: str, seconds: str | float, *, as_of: Timestamp = None) -> float:
+        """Send no notifications of rules for a time. They are evaluated nevertheless.
+
+        An alert that fires at the end of the silence is notified then. The end of an alert that was notified before
+        the silence is notified during it.
+
+        Args:
+            rule: name of a rule or an SLO, or a glob.
+            seconds: length of the silence, in seconds or as ``"30m"``, ``"2h"``, ``"1d"``.
+            as_of: start of the silence; None for now.
+
+        Returns:
+            The end of the silence, s since 1970.
+
+        Raises:
+            InvalidArgument: for an invalid length, and if no deployed rule has this name.
+        """
+        return self._backend.run(flows.silence(self._service, rule, seconds, as_of))
+
+    def unsilence(self, rule: str) -> float:
+        """End the silence of rules. Returns the time of the end, s since 1970. Argument and errors as for `silence`."""
+        return self._backend.run(flows.unsilence(self._service, rule))
+
+    def log(self, rule: str | None = None, *, limit: int = 100) -> tuple[AlertEvent, ...]:
+        """Return the last transitions and silences, oldest first. The server keeps about the last five thousand.
+
+        Args:
+            rule: only those of this rule or SLO, or of the rules that match this glob; None for all.
+            limit: how many, 1 to 5000.
+        """
+        return self._backend.run(flows.log(self._service, rule, limit))

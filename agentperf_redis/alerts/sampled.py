@@ -1,0 +1,101 @@
+"""Judges rules on caches and pools at past times, from the histories that their processes have sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agentperf_redis import keys
+from agentperf_redis.alerts.evaluation import Verdict, verdict
+from agentperf_redis.alerts.expression import Scope
+from agentperf_redis.alerts.flows import cache_target
+from agentperf_redis.alerts.model import Measured
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.values import Judged
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.model import KINDS
+from agentperf_redis.command import Flow
+from agentperf_redis.history import History, read_history
+from agentperf_redis.metrics.model import Interval
+
+_RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))
+"""Width in ms and number of the slices of a history, the narrowest first; as in lua/includes/history.lua."""
+_POOL_MEASURES = ("load", "waiters", "unhealthy")
+_CACHE_MEASURES = ("hit_rate", "size", "bytes", "evictions")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A slice of a history: its range, ms since 1970, and its figures; None if no process sampled it."""
+
+    begin_ms: int
+    end_ms: int
+    figures: Mapping[str, int] | None
+
+
+def why_skipped(rule: Rule) -> str | None:
+    """Return why a rule on a cache or a pool cannot be replayed; None if it can."""
+    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
+    known = _CACHE_MEASURES if rule.scope is Scope.CACHE else _POOL_MEASURES
+    if rule.when.measure in known and not rule.when.is_relative:
+        return None
+    figure = "the share of the capacity" if rule.when.is_relative else rule.when.measure
+    return f"{rule.name}: the history of a {rule.scope.value} does not hold {figure}"
+
+
+def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, History]]]:
+    """Read the histories of all caches or pools: name, name as a target, history."""
+    found = []
+    for service in ("lb",) if scope is Scope.POOL else ("cache", "tiered"):
+        for name in (yield from backend.entered(service)):
+            if scope is Scope.POOL:
+                key, target = keys.pool(backend.namespace, name).history, name
+            else:
+                key, target = keys.cache(backend.namespace, service, name).history, cache_target(KINDS[service], name)
+            found.append((name, target, (yield from read_history(key))))
+    return found
+
+
+def slices_of(history: History, first_ms: int, last_ms: int, every_ms: int) -> list[Slice]:
+    """Return the slices of a time range: at each time the narrowest kept, of the interval of evaluation at least."""
+    found = []
+    at = first_ms
+    while at < last_ms:
+        kept = [width for width, slots in _RINGS if width >= every_ms and at + width * slots > history.now_ms]
+        width = kept[0] if kept else _RINGS[-1][0]
+        begin = at - at % width
+        found.append(Slice(begin, begin + width, history.slices.get((width, begin))))
+        at = begin + width
+    return found
+
+
+def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: int) -> list[tuple[int, Judged]]:
+    """Judge a rule at the end of each slice in a time range, as the live evaluation did."""
+    found = []
+    first = 0
+    for at, each in enumerate(slices):
+        if not start_ms < each.end_ms <= end_ms:
+            continue
+        while first < at and slices[first].end_ms <= each.end_ms - rule.window * 1000:
+            first += 1
+        sampled = [of.figures for of in slices[first : at + 1] if of.figures is not None]
+        measured = _measured(rule, sampled, slices[first].begin_ms, each.end_ms) if sampled else None
+        found.append((each.end_ms, (verdict(rule, measured) if measured else Verdict.NO_DATA, measured)))
+    return found
+
+
+def _measured(rule: Rule, sampled: Sequence[Mapping[str, int]], begin_ms: int, end_ms: int) -> Measured:
+    assert rule.when is not None  # noqa: S101  as above
+    measure, events = rule.when.measure, -1
+    last = sampled[-1]
+    if measure == "hit_rate":
+        hits, misses = (sum(of.get(name, 0) for of in sampled) for name in ("hits", "misses"))
+        events = hits + misses
+        value = hits / events if events else 0.0
+    elif measure == "evictions":
+        value = float(sum(of.get("evictions", 0) for of in sampled))
+    elif measure == "load":
+        value = last.get("load", 0) / max(1, last.get("samples", 1))
+    else:
+        value = float(last.get(measure, 0))
+    return Measured(value, value, value, events, Interval(begin_ms / 1000, end_ms / 1000))

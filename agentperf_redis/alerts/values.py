@@ -1,0 +1,234 @@
+"""The values that rules judge: of agents from their counters, of caches and pools from their statistics.
+
+Percentiles come from the histogram even where the server holds all raw durations, so that a replay of the past, which
+has only histograms, comes to the same verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from agentperf_redis.alerts.evaluation import BurnCounts, Verdict, burn_verdict, verdict
+from agentperf_redis.alerts.expression import Condition, share_of
+from agentperf_redis.alerts.model import Measured
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.balancer.model import PoolStatus
+from agentperf_redis.cache.model import CacheStats
+from agentperf_redis.metrics.histogram import bucket_bounds, middle, rank
+from agentperf_redis.metrics.model import Interval, PerformanceMetrics
+
+Judged = tuple[Verdict, Measured | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the executions of an agent in a window.
+
+    Attributes:
+        tasks: number of executions.
+        errors: failed ones.
+        cancelled: cancelled ones.
+        sum_us: sum of the durations, us.
+        max_s: longest duration, s.
+        tokens: tokens in and out.
+        cost: cost of the models.
+        buckets: the histogram.
+        zeros: durations of 0 us.
+        interval: the covered time range.
+    """
+
+    tasks: int
+    errors: int
+    cancelled: int
+    sum_us: int
+    max_s: float
+    tokens: int
+    cost: float
+    buckets: Mapping[int, int]
+    zeros: int
+    interval: Interval
+
+
+def totals_of(metrics: PerformanceMetrics) -> Totals:
+    """Return the totals of a snapshot."""
+    return Totals(
+        tasks=metrics.task_count,
+        errors=metrics.failure_count,
+        cancelled=metrics.cancelled_count,
+        sum_us=round(metrics.total_execution_time * 1e6),
+        max_s=metrics.max_execution_time,
+        tokens=metrics.tokens_in + metrics.tokens_out,
+        cost=metrics.cost,
+        buckets=metrics.buckets,
+        zeros=metrics.zeros,
+        interval=metrics.interval,
+    )
+
+
+_VALUES: Mapping[str, Callable[[Totals], float]] = {
+    "avg": lambda of: of.sum_us / of.tasks / 1e6 if of.tasks else 0.0,
+    "max": lambda of: of.max_s,
+    "failure_rate": lambda of: of.errors / of.tasks if of.tasks else 0.0,
+    "success_rate": lambda of: (of.tasks - of.errors - of.cancelled) / of.tasks if of.tasks else 0.0,
+    "tasks": lambda of: of.tasks,
+    "errors": lambda of: of.errors,
+    "throughput": lambda of: of.tasks / of.interval.seconds if of.interval.seconds > 0 else 0.0,
+    "tokens": lambda of: of.tokens,
+    "cost": lambda of: of.cost,
+}
+
+
+def measured_agent(measure: str, of: Totals) -> Measured:
+    """Return the value of a measure of an agent."""
+    share = share_of(measure)
+    if not share:
+        value = float(_VALUES[measure](of))
+        return Measured(value, value, value, of.tasks, of.interval)
+    indexes = sorted(of.buckets)
+    passed = list(accumulate((of.buckets[index] for index in indexes), initial=of.zeros))
+    if passed[-1] == 0:
+        return Measured(0.0, 0.0, 0.0, 0, of.interval)
+    at = bisect_right(passed, rank(passed[-1], share))
+    return Measured(*bucket_value(indexes[at - 1] if at else None), of.tasks, of.interval)
+
+
+_HALF_MICROSECOND = 5e-7
+
+
+def bucket_value(index: int | None) -> tuple[float, float, float]:
+    """Return the estimate for a sample of a bucket, and its smallest and largest possible value, s.
+
+    Args:
+        index: the bucket; None for durations of 0 us.
+    """
+    if index is None:
+        return 0.0, 0.0, _HALF_MICROSECOND
+    low, high = bucket_bounds(index)
+    return middle(index), math.nextafter(low, math.inf), high
+
+
+def burn_counts(rule: Rule, of: Totals) -> BurnCounts:
+    """Count the executions that are bad by the objective of a rule."""
+    assert rule.objective is not None  # noqa: S101  the caller passes burn-rate rules only
+    under = rule.objective.under_s
+    if under is None:
+        return BurnCounts(of.tasks, of.errors, of.errors)
+    least = most = 0
+    for index, count in of.buckets.items():
+        low, high = bucket_bounds(index)
+        if low >= under:
+            least += count
+        if high > under:
+            most += count
+    return BurnCounts(of.tasks, least, most)
+
+
+def judged_agent(rule: Rule, by_window: Mapping[float, Totals]) -> Judged:
+    """Judge an agent by a rule.
+
+    Args:
+        rule: the rule.
+        by_window: the totals of each window that the rule reads, by its length, s.
+    """
+    if rule.objective is None:
+        assert rule.when is not None  # noqa: S101  a rule has a condition or an objective
+        measured = measured_agent(rule.when.measure, by_window[rule.window])
+        return verdict(rule, measured), measured
+    found, value, low, high = burn_verdict(rule, {window: burn_counts(rule, of) for window, of in by_window.items()})
+    longest = by_window[rule.window]
+    return found, None if math.isnan(value) else Measured(value, low, high, longest.tasks, longest.interval)
+
+
+def pool_value(condition: Condition, pool: PoolStatus) -> float:
+    """Return the value of a pool that a condition compares."""
+    load = float(pool.current_load)
+    return {
+        "load": load / pool.total_capacity if condition.is_relative and pool.total_capacity else load,
+        "healthy": float(pool.healthy),
+        "unhealthy": float(len(pool.instances) - pool.healthy),
+        "waiters": float(pool.waiting),
+        "overdue": float(pool.overdue),
+    }[condition.measure]
+
+
+def judged_pool(rule: Rule, pool: PoolStatus, at_ms: int) -> Judged:
+    """Judge a pool by a rule."""
+    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
+    value = pool_value(rule.when, pool)
+    measured = Measured(value, value, value, -1, Interval(at_ms / 1000, at_ms / 1000))
+    return verdict(rule, measured), measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at_ms: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+_SAMPLES_PER_WINDOW = 10
+"""The window of a cache begins at a stored sample of its counters, so it may be longer by a tenth, or by one interval
+of evaluation."""
+
+
+def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Judged:
+    """Judge a cache by a rule.
+
+    The counters of a cache are those of all time. Their values in the window are the differences to a sample that was
+    stored with the state of the rule. Before there is such a sample, nothing is decided.
+
+    Args:
+        rule: the rule.
+        cache: the statistics.
+        samples: the stored samples.
+        at_ms: time of the evaluation, ms since 1970.
+    """
+    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
+    now = _Sample(at_ms, cache.hits, cache.misses, cache.evictions)
+    window_ms = round(rule.window * 1000)
+    known = _continued(_unpacked(samples), now, 2 * window_ms)
+    spacing = max(rule.every * 1000, window_ms // _SAMPLES_PER_WINDOW)
+    base = known[0] if known else now
+    kept = known if known and at_ms - known[-1].at_ms < spacing else (*known, now)
+    older = [index for index, each in enumerate(kept) if each.at_ms <= at_ms - window_ms]
+    if older:
+        base = kept[older[-1]]
+        kept = kept[older[-1] :]
+    reads = now.hits - base.hits + now.misses - base.misses
+    interval = Interval(base.at_ms / 1000, at_ms / 1000)
+    unknown = base is now
+    value = {
+        "hit_rate": (now.hits - base.hits) / reads if reads else 0.0,
+        "evictions": float(now.evictions - base.evictions),
+        "size": float(cache.size),
+        "bytes": float(cache.bytes),
+    }[rule.when.measure]
+    low, high = value, value
+    events = reads if rule.when.measure == "hit_rate" else -1
+    if unknown and rule.when.measure in ("hit_rate", "evictions"):
+        value, low, high, events = math.nan, -math.inf, math.inf, -1
+    measured = Measured(value, low, high, events, interval, _packed(kept))
+    return verdict(rule, measured), measured
+
+
+def _continued(known: tuple[_Sample, ...], now: _Sample, longest_ms: int) -> tuple[_Sample, ...]:
+    """Return the samples of the same cache that are young enough; none after the counters began again."""
+    last = known[-1] if known else now
+    if now.hits < last.hits or now.misses < last.misses or now.evictions < last.evictions:
+        return ()
+    return tuple(each for each in known if now.at_ms - longest_ms <= each.at_ms < now.at_ms)
+
+
+def _packed(samples: tuple[_Sample, ...]) -> str:
+    return ",".join(f"{each.at_ms}:{each.hits}:{each.misses}:{each.evictions}" for each in samples)
+
+
+def _unpacked(text: str) -> tuple[_Sample, ...]:
+    parts = (part.split(":") for part in text.split(",") if part)
+    numbers = [[int(number) for number in part if number] for part in parts]
+    return tuple(_Sample(*each) for each in numbers if len(each) == 4)  # noqa: PLR2004  the fields of a sample

@@ -1,0 +1,197 @@
+"""A replay of rules over the past names the firings that the live evaluation of the same history had."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, Retention, keys
+from agentperf_redis.alerts.model import Replay
+from agentperf_redis.backend import Backend
+from tests.support.alert_rules import MINUTE, History, evaluated, firings
+from tests.support.calls import Call
+from tests.support.servers import Raw
+
+RULES = """
+[[alert]]
+name = "slow"
+agents = "*"
+when = "p95 > 2s"
+resolve = "p95 < 1.5s"
+window = "5m"
+for = "2m"
+keep_firing_for = "3m"
+
+[[alert]]
+name = "failing"
+agents = "a*"
+when = "failure_rate > 20%"
+window = "10m"
+min_events = 10
+
+[[alert]]
+name = "idle"
+agents = "*"
+when = "tasks < 3"
+window = "15m"
+for = "5m"
+
+[[alert]]
+name = "silent"
+agents = "*"
+when = "avg > 1h"
+window = "6m"
+no_data = "alert"
+for = "4m"
+
+[[alert]]
+name = "longest"
+agents = "b*"
+when = "max >= 9s"
+window = "7m"
+
+[[alert]]
+name = "busy"
+agents = "*"
+when = "throughput > 6/min"
+window = "20m"
+
+[[alert]]
+name = "median"
+agents = "*"
+when = "p50 < 900ms"
+window = "1h"
+
+[[slo]]
+name = "succeeds"
+agents = "*"
+objective = "95%"
+
+[[slo]]
+name = "is fast"
+agents = "*"
+objective = "95% under 3s"
+"""
+
+
+def generate(history: History, minutes: int, agents: tuple[str, ...], seed: int) -> None:
+    """Record executions that fail, slow down and pause from time to time."""
+    source = random.Random(seed)
+    moods = dict.fromkeys(agents, (0.5, 0.0, 4))
+    for at in history.minutes(minutes, 1):
+        for agent in agents:
+            if source.random() < 0.04:
+                moods[agent] = source.choice(
+                    [(0.5, 0.0, 4), (3.0, 0.0, 4), (0.6, 0.5, 6), (1.0, 0.1, 0), (9.5, 0.0, 9)]
+                )
+            median, failing, count = moods[agent]
+            for _ in range(count):
+                failed = source.random() < failing
+                history.record(
+                    agent,
+                    at - 30,
+                    source.lognormvariate(0, 0.4) * median,
+                    failed=int(failed),
+                    succeeded=int(not failed),
+                )
+    history.count()
+
+
+def found_by(replay: Replay) -> list[tuple[str, str, float, float | None]]:
+    return sorted(
+        ((each.rule, each.target, each.start, each.end) for each in replay.firings),
+        key=lambda each: (each[2], each[0], each[1]),
+    )
+
+
+def compare(perf: AgentPerf, backend: Backend, hours: float, agents: tuple[str, ...], retention: Retention) -> int:
+    history = History(backend, retention)
+    minutes = round(hours * 60)
+    generate(history, minutes + 60, agents, seed=1)
+    perf.alerts.deploy(text=RULES)
+    live = firings(evaluated(perf, history.minutes(minutes - 1, 0)))
+    replay = perf.alerts.test(text=RULES, since=minutes * MINUTE, as_of=history.now)
+    assert replay.coarse == replay.skipped == ()
+    assert found_by(replay) == live
+    return len(live)
+
+
+@pytest.mark.thorough
+def test_replay_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backend: Backend) -> None:
+    assert compare(perf, backend, 0.7, ("a1", "b1"), Retention()) > 5
+
+
+@pytest.mark.thorough
+def test_replay_of_a_day_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backend: Backend) -> None:
+    kept = Retention(slices_1m=5 * 86_400.0)
+    assert compare(perf, backend, 24.0, ("a1", "b1"), kept) > 30
+
+
+def test_replay_of_short_windows_uses_narrow_slices(perf: AgentPerf, backend: Backend) -> None:
+    history = History(backend)
+    for number in range(60):
+        at = history.now - 600 + 10 * number
+        history.record("planner", at, 0.5, failed=5 if 20 <= number < 30 else 0, succeeded=5)
+    history.count()
+    text = '[[alert]]\nname = "failing"\nagents = "planner"\nwhen = "errors > 3"\nwindow = "20s"\nfor = "20s"'
+    perf.alerts.deploy(text=text)
+    times = [history.now - 500 + 10 * number for number in range(50)]
+    live = firings(evaluated(perf, times))
+    replay = perf.alerts.test(text=text, since=510, as_of=history.now - 10)
+    assert found_by(replay) == live
+    assert len(live) == 1
+
+
+def test_replay_says_where_only_wide_slices_are_left(perf: AgentPerf, backend: Backend, call: Call) -> None:
+    history = History(backend)
+    for hours in range(30, 0, -1):
+        history.record("planner", history.now - 3600 * hours, 3.0 if 10 <= hours <= 12 else 0.5, succeeded=30)
+    history.count()
+    text = '[[alert]]\nname = "slow"\nagents = "planner"\nwhen = "p95 > 2s"\n[[alert]]\nname = "x"\npool = "y"\nwhen = "overdue > 1"'
+    replay = call(perf.alerts, "test", text=text, since="24h")
+    (firing,) = replay.firings
+    assert firing.rule == "slow"
+    assert firing.end is not None
+    assert firing.end - firing.start == pytest.approx(3 * 3600, abs=3600)
+    assert len(replay.coarse) == 1
+    assert "only slices wider than the interval of evaluation are left" in replay.coarse[0]
+    assert replay.skipped == ("x: the history of a pool does not hold overdue",)
+    assert replay.judged > 100
+
+
+def test_rules_on_caches_and_pools_are_replayed(perf: AgentPerf, backend: Backend, raw: Raw, namespace: str) -> None:
+    perf.cache("answers", max_size=5).put("a", 1)
+    perf.balancer().register_instance(AgentInstance("c1", "coder"))
+    history = History(backend)
+    cache = keys.cache(namespace, "cache", "answers").history
+    pool = keys.pool(namespace, "coder").history
+    for at in history.minutes(60, 1):
+        start_ms, bad = round(at * 1000), 20 <= (history.now - at) / MINUTE < 30
+        slot = f"1m:{start_ms // 60_000 % 180}"
+        hits, misses = (0, 50) if bad else (50, 0)
+        raw.hset(cache, slot, f"at={start_ms} samples=6 hits={hits} misses={misses} evictions=0 size=1 bytes=5")
+        raw.hset(pool, slot, f"at={start_ms} samples=6 load=0 waiters={9 * bad} unhealthy=0")
+    text = (
+        '[[alert]]\nname = "misses"\ncache = "ans*"\nwhen = "hit_rate < 50%"\nwindow = "5m"\n'
+        '[[alert]]\nname = "queue"\npool = "*"\nwhen = "waiters > 2"\nfor = "2m"\n'
+    )
+    replay = perf.alerts.test(text=text, since="50m", as_of=history.now - 10 * MINUTE)
+    start = history.now - 30 * MINUTE
+    assert found_by(replay) == [
+        ("misses", "answers", start + 4 * MINUTE, start + 14 * MINUTE),
+        ("queue", "coder", start + 4 * MINUTE, start + 12 * MINUTE),
+    ]
+    assert [sentence.partition(":")[0] for sentence in replay.coarse] == ["queue"], (
+        "ten seconds are kept for 15 minutes"
+    )
+    assert replay.skipped == ()
+
+
+def test_replay_without_data_fires_nothing(perf: AgentPerf, tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text(RULES)
+    replay = perf.alerts.test(file)
+    assert (replay.firings, replay.judged) == ((), 0)
+    assert replay.interval.seconds == pytest.approx(86_400.0)
