@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import balancer, cache, export
+from agentperf_redis.cli import alerts, balancer, cache, export
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import (
     AsOf,
@@ -39,6 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(alerts.app, name="alerts")
+app.command()(alerts.check)
 app.add_typer(balancer.app, name="lb")
 app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")

@@ -52,6 +52,7 @@ PROVEN_BY = {
     "cache/process/shared_state.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/tiered.py": "tests/stateful/cache/test_tiered.py",
     "cli/agents.py": f"{INTEGRATION}/cli/test_metrics.py",
+    "cli/alerts.py": f"{INTEGRATION}/cli/test_alerts.py",
     "cli/app.py": f"{INTEGRATION}/cli/test_app.py",
     "cli/attempts.py": "tests/contract/test_acl.py",
     "cli/balancer.py": f"{INTEGRATION}/cli/test_balancer.py",

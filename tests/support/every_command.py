@@ -11,7 +11,8 @@ import typer.main
 
 from agentperf_redis import AgentInstance, AgentPerf, PoolSettings
 from agentperf_redis.cli.app import app
-from tests.support.commandline import NOT_FOUND, OK
+from tests.support.commandline import NOT_FOUND, OK, USAGE
+from tests.support.places import DATA
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Example:
         local: whether the command needs no server.
         slow: whether a call takes seconds.
         raw: whether the output is no table, but text that is as long as it is.
+        own_exits: whether it has exit codes of its own, and prints errors to stdout.
         needs: a module that is not in the extra `test`. Without it, the command is not run.
     """
 
@@ -39,6 +41,7 @@ class Example:
     local: bool = False
     slow: bool = False
     raw: bool = False
+    own_exits: bool = False
     needs: str = ""
 
 
@@ -50,6 +53,7 @@ def _of_cache(*words: str, shows: str, changes: bool = True, raw: bool = False) 
     return Example(("answers", *words), (shows,), NOT_FOUND, "not found: cache 'answers'", changes=changes, raw=raw)
 
 
+_RULES = str(DATA / "alerts.toml")
 _NOTHING = "Nothing was recorded."
 _UNKNOWN = "no records; `agentperf agents` lists all agents"
 
@@ -81,6 +85,16 @@ EXAMPLES: dict[str, Example] = {
         NOT_FOUND,
         "not found: key",
         raw=True,
+    ),
+    "alerts list": Example((), ("failing", "firing", "ops/command"), says="No rule is deployed"),
+    "alerts log": Example((), ("failing", "planner", "firing"), says="No alert has changed its state."),
+    "alerts deploy": Example((_RULES,), ("Deployed 3 rules",), says="Deployed 3 rules", changes=True),
+    "alerts test": Example((_RULES, "--since", "1h"), ("No rule would have fired",), says="No rule would have fired"),
+    "alerts run": Example(("--once",), (" sent or tried.",), says="0 transitions"),
+    "alerts silence": Example(("failing", "--for", "1h"), ("Silenced until",), USAGE, "none is deployed", changes=True),
+    "alerts unsilence": Example(("failing",), ("has ended",), USAGE, "none is deployed", changes=True),
+    "check": Example(
+        ("--agent", "planner", "--when", "failure_rate > 90%"), ("OK: planner",), raw=True, own_exits=True
     ),
     "lb status": Example(
         (), ("coder", "least_loaded", "unhealthy", "out of rotation"), says="No instance is registered."
@@ -140,6 +154,8 @@ def fill(perf: AgentPerf) -> str:
         pass
     metrics.record_llm("planner", model="m", tokens_in=3, cost=0.25)
     metrics.flush()
+    perf.alerts.deploy(text=_DEPLOYED)
+    perf.alerts.evaluate(as_of=time.time() + 120)
     cache = perf.cache("answers", max_size=7)
     cache.delete("why?")
     cache.get_or_compute("why?", _because, tags=["easy"])
@@ -159,6 +175,16 @@ def fill(perf: AgentPerf) -> str:
     return held.lease.token
 
 
+_DEPLOYED = """
+[[alert]]
+name = "failing"
+agents = "planner"
+when = "failure_rate > 10%"
+min_events = 1
+notify = ["ops"]
+[notify.ops]
+command = ["/bin/true"]
+"""
 _held: list[AgentInstance] = []
 """Keeps leases: the library releases a lease whose instance is garbage."""
 

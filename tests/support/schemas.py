@@ -52,6 +52,21 @@ def document(kind: str, **properties: Schema) -> Schema:
 
 RANGE = {"window": maybe(TEXT), "as_of": maybe(TEXT)}
 INTERVAL = fields(start=POSITIVE, end=POSITIVE)
+SCOPE = one_of("agents", "cache", "pool")
+ALERT_STATE = one_of("ok", "pending", "firing", "no_data", "silenced")
+ALERT_EVENT = {
+    "id": TEXT,
+    "rule": TEXT,
+    "target": TEXT,
+    "before": ALERT_STATE,
+    "after": ALERT_STATE,
+    "at": POSITIVE,
+    "value": maybe(NUMBER),
+    "low": maybe(NUMBER),
+    "high": maybe(NUMBER),
+    "interval": INTERVAL,
+    "reason": TEXT,
+}
 AGENT = fields(
     agent=TEXT,
     tasks=COUNT,
@@ -364,6 +379,82 @@ SCHEMAS: dict[str, Schema] = {
         size=maybe(COUNT),
         items=rows(fields(name=TEXT, value=TEXT, meaning=maybe(TEXT), value_in_words=maybe(TEXT))),
         complete=FLAG,
+    ),
+    "alerts list": document(
+        "alerts list",
+        deployment=COUNT,
+        deployed_at=maybe(POSITIVE),
+        alerts=rows(
+            fields(
+                rule=TEXT,
+                target=TEXT,
+                scope=SCOPE,
+                severity=TEXT,
+                state=ALERT_STATE,
+                since=POSITIVE,
+                value=maybe(NUMBER),
+                low=maybe(NUMBER),
+                high=maybe(NUMBER),
+                judged_at=POSITIVE,
+                when=TEXT,
+                silenced_until=maybe(POSITIVE),
+            )
+        ),
+        rules=rows(
+            fields(
+                name=TEXT,
+                severity=TEXT,
+                when=TEXT,
+                scope=SCOPE,
+                pattern=TEXT,
+                window=POSITIVE,
+                judged_at=maybe(POSITIVE),
+                silenced_until=maybe(POSITIVE),
+                targets=COUNT,
+            )
+        ),
+        receivers=rows(
+            fields(
+                name=TEXT,
+                address=TEXT,
+                waiting=COUNT,
+                attempts=COUNT,
+                error=maybe(TEXT),
+                failed_at=maybe(POSITIVE),
+                dropped=COUNT,
+            )
+        ),
+    ),
+    "alerts log": document("alerts log", events=rows(fields(**ALERT_EVENT))),
+    "alerts deploy": document("alerts deploy", number=COUNT, rules=rows(TEXT), receivers=rows(TEXT), removed=COUNT),
+    "alerts test": document(
+        "alerts test",
+        firings=rows(
+            fields(rule=TEXT, target=TEXT, severity=TEXT, start=POSITIVE, end=maybe(POSITIVE), value=maybe(NUMBER))
+        ),
+        interval=INTERVAL,
+        coarse=rows(TEXT),
+        skipped=rows(TEXT),
+        judged=COUNT,
+    ),
+    "alerts run": document("alerts run", events=rows(fields(**ALERT_EVENT)), notifications=COUNT),
+    "alerts event": document("alerts event", **ALERT_EVENT),
+    "alerts silence": document("alerts silence", rule=TEXT, until=POSITIVE),
+    "alerts unsilence": document("alerts unsilence", rule=TEXT),
+    "check": document(
+        "check",
+        status=one_of("OK", "WARNING", "CRITICAL", "UNKNOWN"),
+        text=TEXT,
+        targets=rows(
+            fields(
+                target=TEXT,
+                status=TEXT,
+                value=maybe(NUMBER),
+                low=maybe(NUMBER),
+                high=maybe(NUMBER),
+                events=maybe(COUNT),
+            )
+        ),
     ),
     "lb status": document(
         "lb status",

@@ -26,7 +26,9 @@ from tests.support.schemas import SCHEMAS
 from tests.support.servers import Server, free_port
 
 COMMANDS = dict(commands())
-ON_SERVER = [name for name in COMMANDS if name in EXAMPLES and not EXAMPLES[name].local]
+ON_SERVER = [
+    name for name in COMMANDS if name in EXAMPLES and not EXAMPLES[name].local and not EXAMPLES[name].own_exits
+]
 QUICK = [name for name in COMMANDS if name in EXAMPLES and not EXAMPLES[name].slow]
 SLOW = [name for name in COMMANDS if name in EXAMPLES and EXAMPLES[name].slow]
 
