@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import IO, Literal
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, out, print_json, quoted
+from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, err, out, print_json, quoted
 from agentperf_redis.cli.extras import failed, needs_extra
+from agentperf_redis.cli.times import parsed_window
+from agentperf_redis.errors import InvalidRules
+from agentperf_redis.export.prometheus_rules import rules_file
 from agentperf_redis.export.records import (
     AGENT_FIELDS,
     EXECUTION_FIELDS,
@@ -37,6 +41,30 @@ def grafana(output: Path | None, *, as_json: bool) -> Exit:
         return Exit.OK
     with _destination(output) as file:
         file.write(text)
+    return Exit.OK
+
+
+def prometheus_rules(file: Path, output: Path | None, *, as_json: bool) -> Exit:
+    """Write alerting rules for Prometheus, and report the rules that it cannot express."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        failed(f"cannot read {file}: {getattr(error, 'strerror', None) or error}")
+    try:
+        made, left_out = rules_file(read_rules(text, str(file)))
+    except InvalidRules as faulty:
+        for fault in faulty.faults:
+            err.print(f"agentperf: {fault}", style="red")
+        return Exit.USAGE
+    if as_json:
+        _refuse_output(output)
+        omitted = [{"rule": each.rule, "reason": each.reason} for each in left_out]
+        print_json("export prometheus-rules", {"yaml": made, "left_out": omitted})
+        return Exit.OK
+    with _destination(output) as to:
+        to.write(made)
+    for each in left_out:
+        err.print(f"agentperf: left out {quoted(each.rule)}: {each.reason}", style="yellow")
     return Exit.OK
 
 
@@ -69,16 +97,16 @@ def _agents(perf: AgentPerf, names: list[str] | None, window: str | None) -> lis
     metrics = perf.metrics
     if names:
         known = metrics.snapshots(percentiles=False)
-        found = [metrics.get_or_create_metrics(name, window=_parsed(window)) for name in dict.fromkeys(names)]
+        found = [metrics.get_or_create_metrics(name, window=parsed_window(window)) for name in dict.fromkeys(names)]
         _refuse_unknown(names, known)
     else:
-        found = list(metrics.snapshots(window=_parsed(window)).values())
+        found = list(metrics.snapshots(window=parsed_window(window)).values())
     return [of_agent(each) for each in found if names or each.task_count or each.llm_calls or each.tool_calls]
 
 
 def _executions(perf: AgentPerf, names: list[str] | None, window: str | None) -> list[Record]:
     metrics = perf.metrics
-    known = metrics.snapshots(window=_parsed(window), percentiles=False)
+    known = metrics.snapshots(window=parsed_window(window), percentiles=False)
     _refuse_unknown(names or [], known)
     found: list[Record] = []
     for name in dict.fromkeys(names or known):
@@ -98,14 +126,6 @@ def _refuse_unknown(names: list[str], known: Mapping[str, object]) -> None:
     missing = [name for name in names if name not in known]
     if missing:
         raise NotFound(f"{quoted(*missing)}: no records; `agentperf agents` lists all agents")
-
-
-def _parsed(window: str | None) -> str | float | None:
-    """Convert a window from the command line: a number without a unit becomes seconds."""
-    try:
-        return None if window is None else float(window)
-    except ValueError:
-        return window
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import typer
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import Json, Window, do_locally, group, on_server
 
-app = group("Write a dashboard for Grafana, or records as CSV or NDJSON.")
+app = group("Write a dashboard for Grafana, rules for Prometheus, or records as CSV or NDJSON.")
 
 Output = Annotated[
     Path | None,
@@ -70,6 +70,22 @@ def grafana(context: typer.Context, output: Output = None, as_json: Json = False
     from agentperf_redis.cli.documents import grafana as work
 
     do_locally(context, lambda plain: work(output, as_json=plain), as_json=as_json)
+
+
+@app.command("prometheus-rules")
+def prometheus_rules(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A rules file of agentperf alerts.", metavar="FILE", show_default=False)],
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Write alerting rules for Prometheus (YAML) from a rules file. Needs no server.
+
+    Rules that Prometheus cannot express over the exported metrics are named on stderr and left out.
+    """
+    from agentperf_redis.cli.documents import prometheus_rules as work
+
+    do_locally(context, lambda plain: work(file, output, as_json=plain), as_json=as_json)
 
 
 @app.command()

@@ -15,7 +15,9 @@ import pytest
 import typer
 import yaml
 
+from agentperf_redis.alerts.rules import read_rules
 from agentperf_redis.cli.app import app
+from agentperf_redis.export.prometheus_rules import rules_file
 from tests.support.places import ROOT
 
 _COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -98,7 +100,8 @@ def test_profiles_start_what_they_need() -> None:
     }
     assert started["demo"] == {"redis", "worker"}
     assert started["ops"] == {"redis", "exporter"}
-    assert started["monitoring"] == {"redis", "exporter", "dashboard-file", "prometheus", "grafana"}
+    files = {"dashboard-file", "rules-file"}
+    assert started["monitoring"] == {"redis", "exporter", "prometheus", "grafana"} | files
     for names in started.values():
         for name in names:
             assert set(_SERVICES[name].get("depends_on") or ()) <= names
@@ -125,9 +128,20 @@ def test_monitoring_finds_the_exporter_and_the_dashboard() -> None:
     (source,) = yaml.safe_load(_CONFIGS["grafana-datasources"]["content"])["datasources"]
     assert source["url"] == "http://prometheus:9090"
     (provider,) = yaml.safe_load(_CONFIGS["grafana-dashboards"]["content"])["providers"]
-    assert f"dashboards:{provider['options']['path']}:ro" in _SERVICES["grafana"]["volumes"]
+    assert f"generated:{provider['options']['path']}:ro" in _SERVICES["grafana"]["volumes"]
     writes = _SERVICES["dashboard-file"]
-    assert (writes["command"][-1], writes["volumes"]) == ("/export/agentperf.json", ["dashboards:/export"])
+    assert (writes["command"][-1], writes["volumes"]) == ("/export/agentperf.json", ["generated:/export"])
     home = _SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home == f"{provider['options']['path']}/agentperf.json"
     assert any(words[0] == "RUN" and "/export" in words for words in _dockerfile()), "the volume gets its owner"
+
+
+def test_prometheus_gets_the_generated_rules() -> None:
+    service = _SERVICES["rules-file"]
+    (mounted,) = service["configs"]
+    assert service["command"] == ["export", "prometheus-rules", mounted["target"], "--output", "/export/rules.yml"]
+    made, left_out = rules_file(read_rules(_CONFIGS[mounted["source"]]["content"]))
+    assert yaml.safe_load(made)["groups"]
+    assert left_out == ()
+    assert yaml.safe_load(_CONFIGS["prometheus"]["content"])["rule_files"] == ["/generated/rules.yml"]
+    assert "generated:/generated:ro" in _SERVICES["prometheus"]["volumes"]

@@ -224,6 +224,9 @@ SCHEMAS: dict[str, Schema] = {
     "down": document("down", stopped=FLAG, folder=TEXT),
     "exporter": document("exporter", namespace=TEXT, url=maybe(TEXT), otlp=maybe(TEXT)),
     "export grafana": document("export grafana", dashboard=by_name(ANY)),
+    "export prometheus-rules": document(
+        "export prometheus-rules", yaml=TEXT, left_out=rows(fields(rule=TEXT, reason=TEXT))
+    ),
     "export csv": document("export csv", records=one_of("agents", "executions"), window=maybe(TEXT), rows=EXPORTED),
     "export ndjson": document(
         "export ndjson", records=one_of("agents", "executions"), window=maybe(TEXT), rows=EXPORTED
