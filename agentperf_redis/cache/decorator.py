@@ -200,9 +200,10 @@ def cached(
         ttl: TTL of a result, seconds; None is the cache's default, `math.inf` is no expiry.
         tags: names by which results can be invalidated.
         key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default the
-            key includes all arguments. The key always begins with the function's name.
+            key includes all arguments, with all of their state, or the result of their method ``__cache_key__()``. The
+            order of ``**kwargs`` counts, but not that of a dict or set. The key always begins with the function's name.
         ignore: names of arguments to exclude from the key, such as ``("self",)``.
-        version: part of the key; change it to abandon old results.
+        version: part of the key; change it to abandon old results, for example when the function's body changes.
         name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
             default is the function's module and qualified name. A digest of the code and closure is added if this name
             could mean another function: for a lambda, and for a function that was made by a factory, decorated, or

@@ -120,7 +120,7 @@ def shown_state() -> list[tuple[str, str]]:
 
     On a line, three or more spaces separate fields, and ``-- `` begins a remark.
     """
-    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:\S.*\n)+)", TEXT)
+    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:[^\s`].*\n)+)", TEXT)
     assert shown is not None
     fields = [each for line in shown[1].splitlines() for each in re.split(r" {3,}", line) if not each.startswith("-- ")]
     return [(name, value) for name, _, value in (each.partition(" ") for each in fields)]
