@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,23 @@ def shown_state() -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (each.partition(" ") for each in fields)]
 
 
+RULES = """
+[[alert]]
+name = "slow"
+agents = "planner"
+when = "tasks > 0"
+window = "1m"
+notify = ["ops"]
+[[alert]]
+name = "quiet"
+agents = "coder"
+when = "tasks > 0"
+window = "1m"
+[notify.ops]
+command = ["true"]
+"""
+
+
 def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw: Raw, namespace: str) -> None:
     lb = perf.balancer()
     for number in (1, 2, 3):
@@ -159,6 +177,9 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     perf.backend.run(pool_history.sample(pool))
     for service in ("cache", "tiered"):
         perf.backend.run(cache_history.sample(key_names.cache(namespace, service, "docs")))
+    perf.alerts.deploy(text=RULES)
+    perf.alerts.silence("quiet", "1h")
+    assert len(perf.alerts.evaluate(as_of=time.time() + 10).events) == 1
 
     def plain(key: str) -> str:
         """Replace the parts of a key that differ in each run."""
