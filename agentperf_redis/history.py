@@ -8,7 +8,6 @@ that no process uses is not sampled. The history ends eight days after the last 
 from __future__ import annotations
 
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.jitter import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, step_too_narrow
 
@@ -223,6 +223,6 @@ class Sampler(Generic[T]):
             level = logging.DEBUG if isinstance(error, BackendUnavailable) else logging.WARNING
             _log.log(level, "the history was not sampled: %s", error)
         self._failing = error is not None
-        self._next = time.monotonic() + max(waits) / 1000 + random.uniform(0.0, _SPREAD_S)
+        self._next = time.monotonic() + max(waits) / 1000 + uniform(0.0, _SPREAD_S)
         for name, resource in self._in_use().items():
             self.used(name, resource)

@@ -2,8 +2,7 @@
 
 Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests: those marked
 `thorough`, and every test on the other kinds of server. `--everything` runs both. If a file is named on the command
-line, all of its tests run. Plain `pytest` runs a test marked `every_server` on every kind of server. A test marked
-`servers` runs on the listed kinds only. With `--one-server`, each test runs on the first kind of server that it allows.
+line, all of its tests run. A test marked `servers` runs on the listed kinds only.
 """
 
 from __future__ import annotations
@@ -39,13 +38,11 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="run only the tests that plain pytest omits")
     parser.addoption("--everything", action="store_true", help="run all tests")
-    parser.addoption("--one-server", action="store_true", help="run each test on one kind of server, Valkey if it can")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
-        "every_server: plain pytest runs it on every kind of server",
         "servers(*kinds): runs on these kinds of server only; plain pytest uses the first",
         "waits: mostly waits, for half a minute; started first, so that other tests run meanwhile",
         "standalone: not on a Cluster, which would bypass the test's proxy or its changes to the server",
@@ -70,8 +67,7 @@ def _make_hypothesis_deterministic(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    options = ("--thorough", "--everything", "--one-server")
-    chosen = [option for option in options if config.getoption(option)] or ["quick, on valkey"]
+    chosen = [option for option in ("--thorough", "--everything") if config.getoption(option)] or ["quick, on valkey"]
     lines = [f"servers: {', '.join(kinds())}; tests: {' '.join(chosen)}"]
     if program("redis70") is None:
         lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is omitted")
@@ -92,8 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # These tests use a proxy, or change one server process. A node of a Cluster sends its own address to
         # clients, so their requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
-    on_all = option("--thorough") or option("--everything") or marker("every_server") is not None
-    if option("--one-server") or not on_all:
+    if not (option("--thorough") or option("--everything")):
         chosen = chosen[:1]
     metafunc.parametrize("server_kind", chosen)
 
@@ -125,7 +120,7 @@ def _is_quick(item: pytest.Item) -> bool:
     kind = None if callspec is None else callspec.params.get("server_kind")
     only = item.get_closest_marker("servers")
     usual = "valkey" if only is None else only.args[0]
-    return kind in (None, usual) or item.get_closest_marker("every_server") is not None
+    return kind in (None, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

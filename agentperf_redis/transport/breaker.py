@@ -12,7 +12,6 @@ Source: M. Nygard, "Release It!" (2007), chapter 5, with a separate probe instea
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from functools import partial
 
 from agentperf_redis.background import Background
 from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.jitter import uniform
 from agentperf_redis.last_resort import OUTAGE
 from agentperf_redis.transport.topology import Node, Topology
 
@@ -137,7 +137,7 @@ class Breaker:
         self._probe_later(node, outage, watch)
 
     def _probe_later(self, node: Node, outage: _Outage, watch: Background) -> None:
-        due = time.monotonic() + random.uniform(_MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S)
+        due = time.monotonic() + uniform(_MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S)
         watch.at(due, partial(self._probe_again, node, outage, watch))
 
     def _probe_again(self, node: Node, outage: _Outage, watch: Background) -> None:

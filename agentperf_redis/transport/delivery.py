@@ -11,7 +11,6 @@ up. The header of each script explains why.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from agentperf_redis.errors import (
     RequestOutcome,
     ScriptFailed,
 )
+from agentperf_redis.jitter import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.resp import ServerError, needs_whole_slot, pack, pack_call
@@ -210,7 +210,7 @@ def deliver(
         context = _Context(topology, end, settle, now)
         yield from _take(node, [_Item(0, single)], replies, broken, context, waiting)
         if waiting and not waiting[0].at_once:
-            yield Backoff(random.uniform(0, min(_FIRST_BACKOFF_S, max(0.0, context.left()))))
+            yield Backoff(uniform(0, min(_FIRST_BACKOFF_S, max(0.0, context.left()))))
     else:
         context = _Context(topology, end, settle, now)
         waiting = [_Item(index, command) for index, command in enumerate(commands)]
@@ -227,7 +227,7 @@ def deliver(
         waiting, backoff = yield from _round(waiting, context)
         if backoff and waiting:
             # Full jitter (Brooker, "Exponential backoff and jitter"): many clients must not retry at the same time.
-            pause = random.uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
+            pause = uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
             backoffs = min(backoffs + 1, 16)
             yield Backoff(min(pause, max(0.0, context.left())))
 

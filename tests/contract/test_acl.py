@@ -173,7 +173,6 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     assert user.refused() == []
 
 
-@pytest.mark.every_server
 def test_readme_user_may_run_the_demo(user: User, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import os\n")
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
@@ -216,7 +215,6 @@ def test_readme_rights_match_the_commands_in_use() -> None:
     assert {words[0] for words in clients} | {"EVAL", "EVALSHA"} == (sent | handshake) - {"HELLO", "SENTINEL"}
 
 
-@pytest.mark.every_server
 def test_doctor_names_each_right_that_is_missing(user: User, namespace: str) -> None:
     """The test removes each right in turn. `doctor` reports the missing right in the server's words."""
     backend = Backend(user.url, namespace=namespace)

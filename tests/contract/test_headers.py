@@ -98,7 +98,6 @@ def test_return_outside_functions_is_detected(fragment: str, ends: bool) -> None
     assert headers.returns_from_script(fragment) == ends
 
 
-@pytest.mark.every_server
 def test_every_script_compiles(server: Server) -> None:
     with server.nodes[0].client() as client:
         shas = {name: client.script_load(Script(name).source) for name in headers.scripts()}

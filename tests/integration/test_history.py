@@ -102,7 +102,6 @@ def test_short_use_takes_no_sample(perf: AgentPerf, raw: Raw, namespace: str) ->
     assert not raw.exists(keys.cache(namespace, "cache", "docs").history)
 
 
-@pytest.mark.every_server
 def test_one_of_many_attempts_samples_a_slice(perf: AgentPerf, backend: Backend, raw: Raw, namespace: str) -> None:
     where = keys.cache(namespace, "cache", "docs")
     cache = perf.cache("docs")

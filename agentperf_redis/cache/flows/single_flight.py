@@ -7,7 +7,6 @@ poll, in case the message is lost.
 
 from __future__ import annotations
 
-import random
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -44,6 +43,7 @@ from agentperf_redis.errors import (
     SchemaMismatch,
     shown,
 )
+from agentperf_redis.jitter import uniform
 
 DEFAULT_LEASE_S: Final = 5.0
 """How long a crashed process delays other callers. A live process renews its lease every third of this time."""
@@ -287,7 +287,7 @@ class SingleFlight:
                         if wake_up is None:
                             wake_up = shared.wake_up_for(name)
                         awaited = held
-                        pause = min(poll_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
+                        pause = min(poll_s * uniform(0.8, 1.2), left_ms / 1000 + 0.005)
                         poll_s = min(_MAX_POLL_S, poll_s * 1.5)
                         yield from Wait(wake_up, pause)
                     case Failed("", _):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.jitter import uniform
 from agentperf_redis.transport.connector import Connector, broken, refused
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.resp import pack
@@ -218,4 +218,4 @@ def backoff_s(failures: int, *, final: bool = False) -> float:
     It is random, so that many clients do not retry at the same time.
     """
     maximum = _REFUSED_BACKOFF_S if final else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
-    return random.uniform(maximum / 2, maximum)
+    return uniform(maximum / 2, maximum)

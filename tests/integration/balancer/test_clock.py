@@ -15,8 +15,6 @@ from tests.support import records
 from tests.support.clock import server_ms, set_back_pool
 from tests.support.servers import Raw, Server, wait_until
 
-pytestmark = pytest.mark.every_server
-
 HOUR = 3600
 TTL_MS = 30_000
 SHORT_MS = 400

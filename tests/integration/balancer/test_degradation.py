@@ -35,7 +35,6 @@ def balancer(backend: Backend) -> LoadBalancer:
 # Fallback pools
 
 
-@pytest.mark.every_server
 def test_fallback_pools_are_tried_in_order(call: Call, balancer: LoadBalancer) -> None:
     others = ("generalist", "anybody")
     held = [call(balancer, "acquire", "planner", fallback=others) for _ in range(4)]

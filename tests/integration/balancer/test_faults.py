@@ -173,6 +173,7 @@ def test_block_ends_normally_during_an_outage(
     assert leases(raw, pool) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("late", ["mark_unhealthy", "update_instance", "register_instance", "remove_instance"])
 def test_change_after_its_deadline_has_no_effect(
     call: Call, connect: Connect, proxy: Proxy, server: Server, raw: Raw, pool: keys.PoolKeys, late: str
@@ -500,6 +501,7 @@ def test_idle_registrar_restores_instances_after_empty_restart(
     assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
 
 
+@pytest.mark.thorough
 def test_first_call_restores_a_pool_after_flush(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:

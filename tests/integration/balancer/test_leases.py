@@ -596,6 +596,7 @@ def test_lease_lost_inside_a_block_is_raised(call: Call, balancer: LoadBalancer,
     assert caught.value.reason == "another caller released it, or it expired before it was renewed"
 
 
+@pytest.mark.thorough
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=1)
     lost_at: list[float] = []

@@ -198,7 +198,6 @@ def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespac
     assert kinds == [EventKind.REGISTERED, EventKind.WARM]
 
 
-@pytest.mark.every_server
 def test_new_instance_is_warm_after_slow_start(backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(slow_start=0.5), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=20))

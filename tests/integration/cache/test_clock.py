@@ -12,8 +12,6 @@ from agentperf_redis.keys import CacheKeys
 from tests.support.clock import set_back_cache
 from tests.support.servers import Raw
 
-pytestmark = pytest.mark.every_server
-
 HOUR = 3600
 LEASE_MS = 60_000
 

@@ -128,7 +128,6 @@ def test_foreign_data_is_refused(cache: LRUCache, operator: Backend, raw: Raw, n
         operator.run(found(operator).invalidate_tags(bad))
 
 
-@pytest.mark.every_server
 def test_all_caches_are_listed_in_both_apis(perf: AgentPerf, runner: asyncio.Runner) -> None:
     assert perf.caches() == runner.run(perf.acaches()) == []
     perf.cache("answers", max_size=7).put("a", 1)
@@ -148,7 +147,6 @@ def doomed(backend: Backend, operator: Backend) -> tuple[LRUCache, ExistingCache
     return made, existing
 
 
-@pytest.mark.every_server
 def test_drop_leaves_no_key_but_the_epochs(
     doomed: tuple[LRUCache, ExistingCache], operator: Backend, raw: Raw, namespace: str
 ) -> None:

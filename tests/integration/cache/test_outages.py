@@ -28,6 +28,8 @@ from tests.support.servers import Server, ServerKind, wait_until
 from tests.support.stalls import StallDetector, hurry, overlap, union
 from tests.support.workers import Workers
 
+pytestmark = pytest.mark.thorough
+
 NOWHERE = "redis://127.0.0.1:1/0"
 STALE_S = 0.25
 NOTICED_S = 1.0

@@ -486,6 +486,7 @@ class _EndlessRenewals:
     def drop(self, compute_lease: ComputeLease) -> None: ...
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sound", [True, False], ids=["sound", "renewed though cancelled"])
 def test_cancelled_store_releases_the_key(
     proxy: Proxy,

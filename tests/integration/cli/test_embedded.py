@@ -34,7 +34,8 @@ def test_up_status_and_down_share_a_server(program: Program) -> None:
     assert json.loads(program("down", "--json").stdout)["stopped"] is False
 
 
-@pytest.mark.parametrize("command", ["status", pytest.param("doctor", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", ["status", "doctor"])
 def test_read_commands_start_no_server(program: Program, tmp_path: Path, command: str) -> None:
     for url, up in (
         ("embedded://", "`agentperf up`"),

@@ -44,7 +44,6 @@ def used(perf: AgentPerf) -> AgentPerf:
     return perf
 
 
-@pytest.mark.every_server
 def test_agents_command_lists_every_agent(agentperf: Run, used: AgentPerf) -> None:
     text = shown(agentperf("agents"))
     assert has_line(text, "planner", "10", "50.0%", "TimeoutError × 3")

@@ -59,7 +59,6 @@ def fits(document: dict[str, Any], row: dict[str, type | tuple[type, ...]], **he
     return rows
 
 
-@pytest.mark.every_server
 def test_series_command_prints_a_row_for_each_step(agentperf: Run, past: Past) -> None:
     lines = shown(agentperf("series", "planner", "--window", "10m")).splitlines()
     assert lines[0].split() == ["planner,", "10m", "by", "1m"]

@@ -20,6 +20,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.stalls import StallDetector
 
+pytestmark = pytest.mark.thorough
+
 COUNT = 20
 SLACK_S = 3.0
 """Time that a busy machine may add to an upper bound, s."""

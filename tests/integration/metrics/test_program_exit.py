@@ -24,6 +24,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server
 from tests.support.stalls import StallDetector, hurry
 
+pytestmark = pytest.mark.thorough
+
 SLACK_S = 0.7
 """Time that a busy machine may add to an upper bound, s."""
 

@@ -76,7 +76,6 @@ def age_heartbeat(raw: Raw, namespace: str, pid: int, seconds: float) -> None:
     raw.zincrby(seen, -1000 * seconds, name)
 
 
-@pytest.mark.every_server
 def test_worker_finds_itself(perf: AgentPerf, call: Call) -> None:
     assert call(perf.metrics, "workers") == ()
     assert call(perf.metrics, "running") == ()
@@ -132,7 +131,6 @@ def test_hung_call_of_a_killed_process_is_shown_as_dead(
 
 @pytest.mark.thorough
 @pytest.mark.waits
-@pytest.mark.every_server
 def test_killed_process_is_forgotten_within_30_s(
     perf: AgentPerf, raw: Raw, workers: Workers, server: Server, namespace: str
 ) -> None:

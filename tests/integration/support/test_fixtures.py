@@ -36,7 +36,6 @@ def _client(url: str, **options: object) -> Raw:
     return redis.Redis.from_url(url, **settings)
 
 
-@pytest.mark.every_server
 def test_server_runs_the_announced_version(server: Server, raw: Raw, namespace: str) -> None:
     raw.set(f"{namespace}:{{a}}:x", "1")
     assert raw.get(f"{namespace}:{{a}}:x") == "1"

@@ -15,6 +15,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 from tests.support.stalls import StallDetector, hurry
 
+pytestmark = pytest.mark.thorough
+
 DEADLINE_S = 1.0
 
 

@@ -15,6 +15,8 @@ from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.driving import Run, add
 from tests.support.servers import Node, Server, wait_until
 
+pytestmark = pytest.mark.thorough
+
 TIMEOUT = 30.0
 
 
@@ -100,6 +102,7 @@ def test_dead_seed_is_skipped(server: Server, connect: Callable[..., Backend], r
     assert run(backend, add(namespace)) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("endpoint", ["hostname", "unknown-endpoint"])
 def test_nodes_without_a_host_name_are_reached(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str, endpoint: str

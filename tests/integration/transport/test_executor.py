@@ -29,7 +29,6 @@ from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
 
 
-@pytest.mark.every_server
 def test_script_unknown_to_server_still_runs(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     for node in [raw] if not hasattr(raw, "get_primaries") else raw.get_primaries():
         raw.execute_command("SCRIPT", "FLUSH", **({} if node is raw else {"target_nodes": node}))
@@ -38,7 +37,6 @@ def test_script_unknown_to_server_still_runs(backend: Backend, run: Run, raw: Ra
     assert raw.get(f"{namespace}:counter") == "7"
 
 
-@pytest.mark.every_server
 def test_batch_over_many_slots_keeps_its_order(backend: Backend, run: Run, namespace: str) -> None:
     def flow() -> Flow[list[int]]:
         return (yield from Batch(tuple(add(namespace, i, f"counter{i}") for i in range(1, 1300))))
@@ -150,7 +148,6 @@ def test_wrong_password_fails_at_once(
         server.client(password="right").config_set("requirepass", "")
 
 
-@pytest.mark.every_server
 def test_wrong_type_error_names_key_and_writes_nothing(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.set(keys.meta(namespace), "not a hash")
     with pytest.raises(CorruptState) as caught:
@@ -160,7 +157,6 @@ def test_wrong_type_error_names_key_and_writes_nothing(backend: Backend, run: Ru
     raw.delete(keys.meta(namespace))
 
 
-@pytest.mark.every_server
 def test_newer_schema_is_refused_and_unchanged(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.hset(keys.meta(namespace), mapping={"schema": 99, "epoch": "e"})
     with pytest.raises(SchemaMismatch, match="99"):

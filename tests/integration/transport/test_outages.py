@@ -29,8 +29,9 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
 
+pytestmark = pytest.mark.thorough
 
-@pytest.mark.every_server
+
 def test_concurrent_commands_all_refuse_newer_schema(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:

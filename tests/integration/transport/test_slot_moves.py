@@ -25,7 +25,10 @@ EARLY_S = 0.3
 """Time given to a call that must wait for the end of the move, s. A call that does not wait ends within it."""
 
 
-@pytest.fixture(scope="module", params=["cluster", pytest.param("cluster82", marks=pytest.mark.thorough)])
+pytestmark = pytest.mark.thorough
+
+
+@pytest.fixture(scope="module", params=["cluster", "cluster82"])
 def cluster(request: pytest.FixtureRequest, servers: Servers) -> Iterator[SlotMover]:
     server = servers.fresh(request.param)
     made = SlotMover(server)

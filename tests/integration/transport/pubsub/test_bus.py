@@ -80,7 +80,6 @@ def growth(count: Callable[[], float]) -> float:
 # Delivery
 
 
-@pytest.mark.every_server
 def test_bus_delivers_messages_and_reports_gaps(backend: Backend, namespace: str) -> None:
     recorder = Recorder(backend.bus, channel(namespace))
     recorder.wait_gap()
@@ -94,7 +93,6 @@ def test_bus_delivers_messages_and_reports_gaps(backend: Backend, namespace: str
     assert recorder.messages == [b"one"]
 
 
-@pytest.mark.every_server
 def test_many_channels_share_their_connections(backend: Backend, namespace: str) -> None:
     recorders = [Recorder(backend.bus, channel(namespace, f"c{number}")) for number in range(500)]
     for recorder in recorders:
@@ -444,7 +442,6 @@ def test_forked_child_starts_without_thread_or_connection(backend: Backend, name
     assert len(recorder.gaps) == 1, "the children do not affect the connection of the parent"
 
 
-@pytest.mark.every_server
 def test_forked_child_subscribes_on_its_own(backend: Backend, namespace: str) -> None:
     parents = Recorder(backend.bus, channel(namespace))
     parents.wait_confirmed()
