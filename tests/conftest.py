@@ -11,6 +11,7 @@ import asyncio
 import functools
 import hashlib
 import re
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with SIGINT ignored, and the programs that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in (
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
         "servers(*kinds): runs on these kinds of server only; plain pytest uses the first",

@@ -263,7 +263,7 @@ def _alerts_table(alerts: Iterable[AlertStatus]) -> Table:
             printable(each.severity),
             _time(each.since),
             each.when,
-            _value(each.value, each.when, each.scope),
+            _value(None if each.state is AlertState.NO_DATA else each.value, each.when, each.scope),
             style=_STYLES.get(each.state),
         )
     return table
