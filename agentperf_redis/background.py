@@ -25,13 +25,14 @@ import time
 import warnings
 import weakref
 from _thread import start_new_thread
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
-from types import BuiltinFunctionType
-from typing import Protocol, TypeAlias
+from types import BuiltinFunctionType, TracebackType
+from typing import Protocol, Self, TypeAlias
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -252,6 +253,36 @@ class Background:
             except BaseException:  # noqa: BLE001  even a SystemExit of user code must not end the thread
                 _log.exception("%s: a background job failed", self._name)
         return ()
+
+
+class BackgroundTask(ABC):
+    """A task on a background thread that its owner stops, also by leaving a `with` block.
+
+    A forked child does not continue the task of its parent.
+
+    Args:
+        name: the name of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs = Background(name)
+
+    @property
+    def running(self) -> bool:
+        """Whether this process runs the task: False after `stop`, and in a forked child."""
+        return self._jobs.running and not self._jobs.closing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop the task."""
 
 
 def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:

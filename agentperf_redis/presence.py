@@ -158,7 +158,7 @@ class Presence:
         return self.heartbeat(calls)
 
     def settle(self, result: bool | AgentPerfError) -> None:
-        """Note the result of a heartbeat. An error is logged once, and only if it does not pass by itself."""
+        """Note the result of a heartbeat. Only a damaged key is logged, once; other errors are temporary."""
         failed = isinstance(result, AgentPerfError)
         if isinstance(result, CorruptState) and not self._failing:
             _log.warning("this process is not in the list of workers: %s", result)

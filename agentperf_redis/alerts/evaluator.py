@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from types import TracebackType
-from typing import Self
 
 from agentperf_redis.alerts import flows
 from agentperf_redis.alerts.flows import AlertService
 from agentperf_redis.alerts.notify import Deliveries
-from agentperf_redis.background import Background
+from agentperf_redis.background import BackgroundTask
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
@@ -81,7 +79,7 @@ class _Rounds:
         self._wrong = str(error)
 
 
-class Evaluator:
+class Evaluator(BackgroundTask):
     """Evaluates alerts on a background thread until stopped. A forked child does not continue.
 
     Args:
@@ -90,26 +88,13 @@ class Evaluator:
 
     def __init__(self, service: AlertService) -> None:
         self._backend = service.backend
-        self._jobs = Background("agentperf-alerts")
+        super().__init__("agentperf-alerts")
         self._rounds = _Rounds(service)
         self._backend.on_close(self.stop)
         self._jobs.put(self._round)
 
     def __repr__(self) -> str:
         return f"Evaluator({'running' if self.running else 'stopped'})"
-
-    @property
-    def running(self) -> bool:
-        """Whether this process evaluates: False after `stop`, and in a forked child."""
-        return self._jobs.running and not self._jobs.closing
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Stop. Waits at most five seconds for the running evaluation and deliveries."""

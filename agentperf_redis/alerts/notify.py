@@ -158,7 +158,7 @@ class Deliveries:
             self._sending[notice.address] = _Sending(notice, address.masked, thread, time.monotonic())
             try:
                 thread.start()
-            except RuntimeError:  # no more threads: the lease ends, and the notification is sent later
+            except RuntimeError:  # the thread limit is reached. The lease expires, and the notification is sent later
                 del self._sending[notice.address]
         return len(claimed)
 

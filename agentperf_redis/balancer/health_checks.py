@@ -17,12 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Self
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.background import Background
+from agentperf_redis.background import BackgroundTask
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Claimed, Pool
 from agentperf_redis.balancer.model import AgentInstance
@@ -150,7 +148,7 @@ class _Rounds:
         return 0.0 if len(claimed.instances) == AT_ONCE else max(_MIN_PAUSE_S, claimed.next_after)
 
 
-class Checks:
+class Checks(BackgroundTask):
     """Checks the instances of a pool on background threads until stopped. A forked child does not continue the checks.
 
     Args:
@@ -163,7 +161,7 @@ class Checks:
                 "check", checking.check, "a plain function here; in a coroutine, lb.aio.run_checks(...)"
             )
         self._checking = checking
-        self._jobs = Background("agentperf-checks")
+        super().__init__("agentperf-checks")
         self._hanging: set[str] = set()
         self._rounds = _Rounds(checking, self._check_all, lambda: self._jobs.closing)
         checking.backend.on_close(self.stop)
@@ -172,19 +170,6 @@ class Checks:
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
         return f"Checks({self._checking.pool.agent_type!r}, {state})"
-
-    @property
-    def running(self) -> bool:
-        """Whether this process runs the checks: False after `stop`, and in a forked child."""
-        return self._jobs.running and not self._jobs.closing
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Stop the checks. Waits for running checks to finish, for at most the timeout of a check plus one second."""

@@ -205,56 +205,43 @@ def drain(
 
 @app.command()
 @on_server
-def undrain(
-    target: Target,
-    pool: PoolName,
-    instance: InstanceName,
-) -> Exit | None:
+def undrain(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Put a drained instance back into rotation."""
     with _in_pool(target, pool) as lb:
-        if not lb.undrain(pool, instance):
-            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
-        if target.as_json:
-            print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
-        else:
-            out.print(f"{instance} of {pool} is no longer draining.")
-        return None
+        done = lb.undrain(pool, instance)
+        return _changed(target, "lb undrain", (pool, instance), done, {"draining": False}, "is no longer draining")
 
 
 @app.command("mark-unhealthy")
 @on_server
-def mark_unhealthy(
-    target: Target,
-    pool: PoolName,
-    instance: InstanceName,
-) -> Exit | None:
+def mark_unhealthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Stop new work on an instance until it is marked healthy; its leases run on."""
     with _in_pool(target, pool) as lb:
-        if not lb.mark_unhealthy(pool, instance):
-            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
-        if target.as_json:
-            print_json("lb mark-unhealthy", {"pool": pool, "instance": instance, "healthy": False})
-        else:
-            out.print(f"{instance} of {pool} takes no new work until it is marked healthy.")
-        return None
+        done, says = lb.mark_unhealthy(pool, instance), "takes no new work until it is marked healthy"
+        return _changed(target, "lb mark-unhealthy", (pool, instance), done, {"healthy": False}, says)
 
 
 @app.command("mark-healthy")
 @on_server
-def mark_healthy(
-    target: Target,
-    pool: PoolName,
-    instance: InstanceName,
-) -> Exit | None:
+def mark_healthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Let an instance take work again. Ends an ejection, and clears failed checks, a missed heartbeat, a slow start."""
     with _in_pool(target, pool) as lb:
-        if not lb.mark_healthy(pool, instance):
-            return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
-        if target.as_json:
-            print_json("lb mark-healthy", {"pool": pool, "instance": instance, "healthy": True})
-        else:
-            out.print(f"{instance} of {pool} is marked healthy.")
-        return None
+        done = lb.mark_healthy(pool, instance)
+        return _changed(target, "lb mark-healthy", (pool, instance), done, {"healthy": True}, "is marked healthy")
+
+
+def _changed(
+    target: Target, command: str, of: tuple[str, str], done: bool, state: dict[str, bool], says: str
+) -> Exit | None:
+    """Report a change of an instance; `of` is its pool and its name, and `done` is False if it does not exist."""
+    pool, instance = of
+    if not done:
+        return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
+    if target.as_json:
+        print_json(command, {"pool": pool, "instance": instance, **state})
+    else:
+        out.print(f"{instance} of {pool} {says}.")
+    return None
 
 
 @app.command()

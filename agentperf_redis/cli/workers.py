@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from agentperf_redis.cli.agents import plain_time
 from agentperf_redis.cli.console import (
     Exit,
     Target,
@@ -119,8 +119,8 @@ def _plain_worker(info: WorkerInfo) -> dict[str, Any]:
         "host": info.host,
         "pid": info.pid,
         "state": _state(info),
-        "since": _plain_time(info.since),
-        "last_seen": _plain_time(info.last_seen),
+        "since": plain_time(info.since),
+        "last_seen": plain_time(info.last_seen),
         "heartbeat_age_s": info.heartbeat_age,
         "alive": info.alive,
         "leases_held": info.leases_held,
@@ -139,11 +139,7 @@ def _plain_execution(execution: RunningExecution) -> dict[str, Any]:
         "agent": execution.agent,
         "host": execution.host,
         "pid": execution.pid,
-        "started": _plain_time(execution.started),
+        "started": plain_time(execution.started),
         "age_s": execution.age,
         "alive": execution.alive,
     }
-
-
-def _plain_time(time: datetime) -> str:
-    return time.astimezone().isoformat()

@@ -257,7 +257,7 @@ def test_used_resources_are_sampled_once_a_slice() -> None:
     assert planned[0] >= begin + history._FIRST_S
     jobs.run_next()
     assert server.sampled == [["a", "b"]]
-    assert jobs.planned == [], "nothing is sampled that nobody uses"
+    assert jobs.planned == [], "a resource without users is not sampled"
     sampling.used("a", "a")
     ((due, _),) = jobs.planned
     assert due >= begin + 7.0, "not before the next slice"
