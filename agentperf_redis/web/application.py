@@ -1,0 +1,83 @@
+"""Makes the ASGI application of the web page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.web import actions, login, scrape
+from agentperf_redis.web.live import Live, live
+from agentperf_redis.web.reader import Reader
+from agentperf_redis.web.security import Guard
+from agentperf_redis.web.sessions import Sessions
+from agentperf_redis.web.settings import REFRESH_S, Settings, checked
+from agentperf_redis.web.templating import FOLDER
+
+_MIN_COMPRESSED = 500
+_COMPRESSION = 6
+
+
+def app(
+    perf: AgentPerf,
+    *,
+    token: str | None = None,
+    allow_actions: bool = False,
+    hosts: Sequence[str] | None = None,
+    refresh: float = REFRESH_S,
+) -> Starlette:
+    """Make an ASGI application that shows a namespace. It may be mounted at any path of another application.
+
+    The application reads only, unless `allow_actions` is set. It does not close `perf`.
+
+    Args:
+        perf: the server and the namespace.
+        token: what a user must know to see the pages, 16 to 512 characters. None: there is no login, so the outer
+            application, or the address on which it listens, must keep others out.
+        allow_actions: whether the pages have forms that change something: silence an alert, drain an instance, mark it
+            healthy or unhealthy, delete a key, invalidate a tag, clear a cache.
+        hosts: names by which the pages may be called, without a port, besides those of the loopback interface; ``"*"``
+            allows all. None: only those of the loopback interface, or with a token all names. A page on another site
+            could otherwise read these pages by a name of its own that leads here (DNS rebinding).
+        refresh: time between two reads, s. Pages that ask for the same within this time share one read.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    from agentperf_redis.web import pages
+
+    if not isinstance(perf, AgentPerf):
+        raise InvalidArgument("perf", perf, "an AgentPerf")
+    return build(perf, checked(token, allow_actions=allow_actions, hosts=hosts, refresh=refresh), pages.routes())
+
+
+def build(perf: AgentPerf, settings: Settings, pages: Sequence[BaseRoute]) -> Starlette:
+    """Make the application of these pages."""
+    sessions = Sessions(settings.token)
+    made = Starlette(
+        routes=[
+            *pages,
+            *login.routes(),
+            *actions.routes(),
+            Route("/live", live, name="live"),
+            Route("/metrics", scrape.metrics, name="metrics"),
+            Mount("/static", StaticFiles(directory=FOLDER / "static", check_dir=False), name="static"),
+        ],
+        middleware=[
+            Middleware(Guard, settings=settings, sessions=sessions),
+            Middleware(GZipMiddleware, minimum_size=_MIN_COMPRESSED, compresslevel=_COMPRESSION),
+        ],
+    )
+    made.state.settings = settings
+    made.state.sessions = sessions
+    made.state.pages = tuple(pages)
+    made.state.views = Reader(perf, settings.refresh_s)
+    made.state.live = Live(settings.refresh_s)
+    made.state.perf = perf
+    return made

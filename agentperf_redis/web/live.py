@@ -1,0 +1,179 @@
+"""Live pages: a page opens one connection, on which it gets its own main part again whenever it has changed.
+
+All connections that show the same page share one feed, which renders it once per refresh interval. All feeds refresh at
+the same moments, and what they read is shared (`Reader`). So the costs for the server of the namespace do not grow with
+the number of open pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Message, Scope
+
+from agentperf_redis.web.security import is_inside, refusal
+from agentperf_redis.web.templating import root_path
+
+_log = logging.getLogger("agentperf_redis")
+
+MAX_PAGES: Final = 500
+"""Maximum number of open live pages. Further ones stay as they are until they are loaded again."""
+RETRY_MS: Final = 2000
+"""How long a browser waits until it connects again."""
+_PING_S = 15
+"""A closed connection is noticed after this time at the latest."""
+_SEND_TIMEOUT_S = 30.0
+"""A client that does not read for so long is disconnected."""
+_MAIN = re.compile(r"<main\b.*?</main>", re.DOTALL)
+
+Render = Callable[[], Awaitable[str]]
+
+
+class Feed:
+    """The main part of one page, rendered once per interval for all that show it.
+
+    Args:
+        render: renders it.
+        interval_s: the interval, s.
+    """
+
+    def __init__(self, render: Render, interval_s: float) -> None:
+        self._render = render
+        self._interval_s = interval_s
+        self._changed = asyncio.Condition()
+        self.readers = 0
+        self.html = ""
+        self.version = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Render until cancelled. The moments of all feeds are the same."""
+        while True:
+            await asyncio.sleep(self._interval_s - time.monotonic() % self._interval_s)
+            try:
+                html = await self._render()
+            except Exception:  # noqa: BLE001  a page has its own answer to errors of the server, so this is a fault of the page
+                _log.exception("a live page was not rendered")
+                continue
+            if html != self.html:
+                async with self._changed:
+                    self.html, self.version = html, self.version + 1
+                    self._changed.notify_all()
+
+    async def after(self, version: int) -> int:
+        """Wait until there is a newer version than this. Returns its number."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.version > version)
+            return self.version
+
+
+class Live:
+    """The feeds of all open pages.
+
+    Args:
+        interval_s: the refresh interval, s.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._feeds: dict[Hashable, Feed] = {}
+        self.pages = 0
+
+    async def events(self, key: Hashable, render: Render, until: Callable[[], bool]) -> AsyncIterator[ServerSentEvent]:
+        """Yield the main part of a page whenever it has changed.
+
+        Args:
+            key: names what `render` renders: equal keys mean equal results.
+            render: renders it.
+            until: whether the login of the client has ended. Then the events end too.
+        """
+        feed = self._feeds.get(key)
+        if feed is None:
+            feed = self._feeds[key] = Feed(render, self._interval_s)
+            feed.task = asyncio.create_task(feed.run(), name="agentperf-live")
+        feed.readers += 1
+        self.pages += 1
+        try:
+            version = 0
+            while not until():
+                version = await feed.after(version)
+                yield ServerSentEvent(feed.html, event="main", retry=RETRY_MS)
+        finally:
+            self.pages -= 1
+            feed.readers -= 1
+            if not feed.readers:
+                self._feeds.pop(key, None)
+                if feed.task is not None:
+                    feed.task.cancel()
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+
+async def live(request: Request) -> Response:
+    """Send a page's main part again whenever it has changed. The query names the page: ``page=/agents?window=1h``."""
+    app, wanted = request.app, request.query_params.get("page", "")
+    scope = _scope_of(request, wanted) if is_inside(wanted) else None
+    if scope is None:
+        return refusal(HTTPStatus.NOT_FOUND, "This is no page that can be live.")
+    if app.state.live.pages >= MAX_PAGES:
+        headers = {"Retry-After": "60"}
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many live pages are open.", headers)
+    state, sessions, settings = request.state, app.state.sessions, app.state.settings
+    session = state.session
+    # With forms, a page holds the CSRF token of its browser. Without forms, all browsers get the same page.
+    key = (wanted, root_path(request), request.url.scheme, session if state.actions else "")
+
+    def ended() -> bool:
+        return settings.token is not None and bool(session) and not sessions.is_valid(session)
+
+    return EventSourceResponse(
+        app.state.live.events(key, lambda: rendered(scope), ended), ping=_PING_S, send_timeout=_SEND_TIMEOUT_S
+    )
+
+
+def _scope_of(request: Request, wanted: str) -> Scope | None:
+    """Return the scope of a request for another page of the same client; None if there is no such page."""
+    parts = urlsplit(wanted)
+    scope: Scope = {
+        **request.scope,
+        "path": root_path(request) + unquote(parts.path),
+        "raw_path": parts.path.encode(),
+        "query_string": parts.query.encode(),
+        "headers": [each for each in request.scope["headers"] if each[0] in (b"host", b"user-agent")],
+        "state": {**request.scope["state"], "notice": "", "form": {}},
+        "path_params": {},
+    }
+    scope.pop("endpoint", None)
+    pages: list[BaseRoute] = request.app.state.pages
+    return scope if any(page.matches(scope)[0] is Match.FULL for page in pages) else None
+
+
+async def rendered(scope: Scope) -> str:
+    """Return the main part of the page that answers a request."""
+    chunks: list[bytes] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            chunks.append(message.get("body", b""))
+
+    await scope["router"](dict(scope), receive, send)
+    found = _MAIN.search(b"".join(chunks).decode())
+    if found is None:
+        raise ValueError(f"the page {scope['path']} has no <main>")
+    return found[0]

@@ -1,0 +1,71 @@
+"""Logins, and the CSRF tokens of forms."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+SESSION_S: Final = 7 * 86_400
+"""A login ends after this time, s."""
+_MASK = 32
+
+
+class Sessions:
+    """The cookies of logins, and the CSRF tokens that belong to them.
+
+    A cookie holds its own end, and an authentication code with a key that is derived from the token. So nothing is
+    stored, a login outlives a restart, and another token ends all logins.
+
+    Args:
+        token: the token; None if there is no login. Then a cookie only ties forms to a browser, until the restart.
+        clock: time, s since 1970.
+    """
+
+    def __init__(self, token: str | None, clock: Callable[[], float] = time.time) -> None:
+        self._token = None if token is None else token.encode()
+        self._key = hashlib.sha256(b"agentperf session\0" + (self._token or secrets.token_bytes(32))).digest()
+        self._clock = clock
+
+    def is_token(self, given: str) -> bool:
+        """Whether a text is the token."""
+        return self._token is not None and hmac.compare_digest(given.encode(errors="replace"), self._token)
+
+    def new(self) -> str:
+        """Return the value of a new cookie."""
+        text = f"{int(self._clock()) + SESSION_S}.{secrets.token_hex(16)}"
+        return f"{text}.{self._code('session', text).hex()}"
+
+    def is_valid(self, cookie: str) -> bool:
+        """Whether `new` made a cookie, with the present token, less than `SESSION_S` ago."""
+        text, _, code = cookie.rpartition(".")
+        if not hmac.compare_digest(code.encode(errors="replace"), self._code("session", text).hex().encode()):
+            return False
+        return int(text.partition(".")[0]) > self._clock()
+
+    def csrf(self, cookie: str) -> str:
+        """Return the CSRF token of a cookie, a different text on each call.
+
+        The random mask keeps the size of a compressed page from revealing the token (the attack BREACH).
+        """
+        mask = secrets.token_bytes(_MASK)
+        return (mask + _xor(self._code("csrf", cookie), mask)).hex()
+
+    def is_csrf(self, given: str, cookie: str) -> bool:
+        """Whether `csrf` made this token for this cookie."""
+        try:
+            data = bytes.fromhex(given)
+        except ValueError:
+            return False
+        mask, masked = data[:_MASK], data[_MASK:]
+        return len(masked) == _MASK and hmac.compare_digest(_xor(masked, mask), self._code("csrf", cookie))
+
+    def _code(self, purpose: str, text: str) -> bytes:
+        return hmac.digest(self._key, f"{purpose}\0{text}".encode(errors="replace"), "sha256")
+
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))
