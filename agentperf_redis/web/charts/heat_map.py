@@ -1,0 +1,93 @@
+"""A heat map: how many executions took how long, step by step. Darker cells hold more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from agentperf_redis.web.charts.axis import step_text, time_labels
+from agentperf_redis.web.charts.svg import TOP, element, joined, percent
+from agentperf_redis.windows import Interval
+
+_ROW_PX = 14
+_SHADES = 6
+
+
+def heat_map(
+    intervals: Sequence[Interval], rows: Sequence[str], counts: Mapping[tuple[int, int], int], label: str
+) -> Markup:
+    """Return a heat map with its legend.
+
+    Args:
+        intervals: the steps, the columns of the map.
+        rows: description of each row, from the bottom up, such as "1 s to 2 s".
+        counts: by column and row; cells without a count are empty.
+        label: the map in a sentence.
+    """
+    largest = max(counts.values(), default=0)
+    height = len(rows) * _ROW_PX
+    cells = [
+        element(
+            "g",
+            element("title", f"{step_text(intervals[column])}, {rows[row]}: {count}"),
+            element(
+                "rect",
+                x=percent(column / len(intervals)),
+                width=percent(1 / len(intervals)),
+                y=TOP + height - (row + 1) * _ROW_PX,
+                height=_ROW_PX,
+                class_=f"cell h{shade(count, largest)}",
+            ),
+        )
+        for (column, row), count in sorted(counts.items())
+        if count
+    ]
+    every = max(1, math.ceil(len(rows) / 6))
+    names = [
+        element("text", text, x="0", y=TOP + height - row * _ROW_PX - 3, class_="tick halo")
+        for row, text in enumerate(rows)
+        if row % every == 0
+    ]
+    times = [
+        element(
+            "text",
+            text,
+            x=percent(share),
+            y=height + TOP + 16,
+            text_anchor="start" if share == 0 else "end" if share == 1 else "middle",
+            class_="tick" if share in (0.0, 0.5, 1.0) else "tick wide",
+        )
+        for share, text in time_labels(intervals)
+    ]
+    drawing = element(
+        "svg",
+        element("rect", x="0", y=TOP, width="100%", height=height, class_="plot"),
+        *cells,
+        *names,
+        *times,
+        class_="chart",
+        width="100%",
+        height=height + TOP + 22,
+        role="img",
+        aria_label=label,
+    )
+    return joined((_legend(largest), drawing))
+
+
+def shade(count: int, largest: int) -> int:
+    """Return the shade of a cell, 1 to 6. It grows with the square root, so that rare slow executions stay visible."""
+    return max(1, min(_SHADES, math.ceil(_SHADES * math.sqrt(count / largest)))) if largest else 1
+
+
+def _legend(largest: int) -> Markup:
+    if not largest:
+        return Markup("")
+    shades = [
+        element("rect", x=number * 14, y="0", width="14", height="12", class_=f"cell h{number + 1}")
+        for number in range(_SHADES)
+    ]
+    sample = element("svg", *shades, width=str(14 * _SHADES), height="12", aria_hidden="true", class_="sample")
+    most = f" {largest} in a cell"
+    return element("ul", element("li", "1 ", sample, most), class_="legend")

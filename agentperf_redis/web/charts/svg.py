@@ -1,0 +1,146 @@
+"""The parts that all charts share: escaped elements, a frame with its axes, and the description of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from markupsafe import Markup, escape
+
+from agentperf_redis.web.charts.axis import step_text, time_labels
+from agentperf_redis.windows import Interval
+
+Written = Callable[[float], str]
+"""Returns a value as text with its unit."""
+
+TOP, BOTTOM = 16, 22
+"""Space in px above the plot, for the label of the highest line, and below it, for the times."""
+WIDTH = 1000
+"""Width of a nested SVG in its own units, whatever its width on the screen is."""
+
+
+def element(name: str, *children: str, **attributes: object) -> Markup:
+    """Return an element. Texts are escaped unless they are `Markup`; ``class_`` and ``stroke_width`` lose or change ``_``."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inner = "".join(escape(child) for child in children)
+    return Markup(f"<{name}{written}>{inner}</{name}>" if inner else f"<{name}{written}/>")  # noqa: S704
+
+
+def joined(parts: Iterable[str]) -> Markup:
+    """Return the parts one after the other."""
+    return Markup("").join(parts)
+
+
+def percent(share: float) -> str:
+    """Return a position in x."""
+    return f"{_short(share * 100)}%"
+
+
+def _short(value: object) -> str:
+    """Return a value as short text: a chart has hundreds of numbers."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def frame(
+    label: str,
+    intervals: Sequence[Interval],
+    plot: str,
+    *,
+    height: int,
+    ticks: Sequence[float],
+    written: Written,
+    texts: Sequence[str] = (),
+) -> Markup:
+    """Return a whole chart.
+
+    Args:
+        label: the chart in a sentence, for people who do not see it.
+        intervals: the steps, evenly spaced.
+        plot: the drawing, in px from `TOP` downwards.
+        height: height of the plot, px.
+        ticks: values of the horizontal lines, from 0 to the top of the plot, evenly spaced.
+        written: makes texts of these values.
+        texts: description of each step, shown while the pointer is on it.
+    """
+    lines = []
+    for number, tick in enumerate(ticks):
+        y = TOP + height - height * number / max(1, len(ticks) - 1)
+        lines.append(element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid" if number else "axis"))
+        if number:
+            lines.append(element("text", written(tick), x="0", y=y - 4, class_="tick"))
+    below = height + TOP + 16
+    times = [
+        element(
+            "text",
+            text,
+            x=percent(share),
+            y=below,
+            text_anchor="start" if share == 0 else "end" if share == 1 else "middle",
+            class_="tick" if share in (0.0, 0.5, 1.0) else "tick wide",
+        )
+        for share, text in time_labels(intervals)
+    ]
+    return element(
+        "svg",
+        *lines,
+        *times,
+        plot,
+        hover_areas(intervals, texts, height),
+        class_="chart",
+        width="100%",
+        height=height + TOP + BOTTOM,
+        role="img",
+        aria_label=label,
+    )
+
+
+def hover_areas(intervals: Sequence[Interval], texts: Sequence[str], height: int) -> Markup:
+    """Return an invisible area for each step, with its time and description as the browser's tool tip."""
+    count = len(texts)
+    return joined(
+        element(
+            "g",
+            element("title", f"{step_text(interval)}: {text}"),
+            element("rect", x=percent(number / count), width=percent(1 / count), y=TOP, height=height),
+            class_="step",
+        )
+        for number, (interval, text) in enumerate(zip(intervals, texts, strict=False))
+    )
+
+
+def curve(values: Sequence[float | None], largest: float, height: float) -> str:
+    """Return the path of a line through the middles of the steps. Steps without a value interrupt it.
+
+    A value between two gaps has no line, so it becomes a short horizontal one.
+    """
+    step = WIDTH / max(1, len(values))
+    path: list[str] = []
+    pen_down = False
+    for number, value in enumerate(values):
+        if value is None:
+            pen_down = False
+            continue
+        x, y = (number + 0.5) * step, height - height * min(value / largest, 1.0) if largest > 0 else height
+        alone = not pen_down and (number + 1 == len(values) or values[number + 1] is None)
+        if alone:
+            path.append(f"M{_short(x - step / 3)} {_short(y)}H{_short(x + step / 3)}")
+        else:
+            path.append(f"{'L' if pen_down else 'M'}{_short(x)} {_short(y)}")
+            pen_down = True
+    return "".join(path)
+
+
+def stretched(*children: str, y: float, height: float) -> Markup:
+    """Return drawings in units of `WIDTH` across the whole width of the chart."""
+    return element(
+        "svg",
+        *children,
+        y=y,
+        width="100%",
+        height=height,
+        viewBox=f"0 0 {WIDTH} {_short(float(height))}",
+        preserveAspectRatio="none",
+    )
