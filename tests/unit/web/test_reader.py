@@ -75,6 +75,21 @@ def test_error_is_shared_too() -> None:
     run(test)
 
 
+def test_error_is_not_shared_for_the_time_of_a_rare_read() -> None:
+    async def test(shared: Shared, source: Source, clock: list[float]) -> None:
+        source.error = BackendUnavailable("redis://x", "not_applied", "gone")
+        with pytest.raises(BackendUnavailable):
+            await shared.get("a", source, 60.0)
+        source.error, clock[0] = None, 2.0
+        assert await shared.get("a", source, 60.0) == 2
+        clock[0] = 61.9
+        assert await shared.get("a", source, 60.0) == 2
+        clock[0] = 62.0
+        assert await shared.get("a", source, 60.0) == 3
+
+    run(test)
+
+
 def test_closed_page_does_not_end_the_read_of_others() -> None:
     async def test(shared: Shared, source: Source, clock: list[float]) -> None:
         source.go.clear()
