@@ -11,10 +11,7 @@ from rich.table import Table
 from agentperf_redis.cli.console import new_table, seconds_cell
 from agentperf_redis.cli.times import age_text
 from agentperf_redis.metrics.model import PerformanceMetrics
-
-BAD_FAILURE_RATE = 0.1
-"""From this share of failed executions on, an agent is shown in red, and below it in yellow. Retries hide occasional
-failures from users, but hardly every tenth one."""
+from agentperf_redis.views.problems import BAD_FAILURE_RATE
 
 
 def agents_table(agents: Iterable[PerformanceMetrics], *, rates: bool = False, past: bool = False) -> Table:

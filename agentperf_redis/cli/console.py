@@ -30,6 +30,10 @@ from agentperf_redis.transport.address import (
     resolve_url,
     url_in_environment,
 )
+from agentperf_redis.views.text import counted as counted  # noqa: PLC0414  others import these from here
+from agentperf_redis.views.text import duration as duration  # noqa: PLC0414
+from agentperf_redis.views.text import printable as printable  # noqa: PLC0414
+from agentperf_redis.views.text import seconds_cell as seconds_cell  # noqa: PLC0414
 
 T = TypeVar("T")
 
@@ -50,8 +54,6 @@ class Exit(IntEnum):
 
 
 _SHOWN_NAMESPACES = 10
-_SHORT_S = 0.01
-"""Below this duration, s, three decimals would leave at most one significant digit."""
 _ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})")
 """An escape that `printable` makes."""
 
@@ -226,13 +228,6 @@ def confirmed(question: str, *, yes: bool) -> Exit | None:
     return Exit.FAILURE
 
 
-def printable(text: str) -> str:
-    """Return text with control characters and line ends escaped; --json prints the original."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
-    )
-
-
 def unescaped(text: str) -> str:
     """Return the text with the escapes of `printable` undone."""
     return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
@@ -241,23 +236,6 @@ def unescaped(text: str) -> str:
 def quoted(*names: str) -> str:
     """Return names in quotes, as `printable` shows them: ``'a', 'b'``."""
     return ", ".join(f"'{printable(name)}'" for name in names)
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return ``1 task`` or ``2 tasks``. Nouns whose plural does not end in a plain s need `plural`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def seconds_cell(seconds: float) -> str:
-    """Return a duration for a column of seconds, rounded to ms, or below 10 ms to µs. Durations are exact to 1 µs."""
-    return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with its unit: ``12.500 s``, ``3.25 ms``, ``40 µs``."""
-    if not 0 < seconds < _SHORT_S:
-        return f"{seconds:.3f} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"  # noqa: PLR2004
 
 
 def new_table(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()) -> FittedTable:

@@ -29,10 +29,10 @@ from agentperf_redis.cli.console import (
     print_json_line,
     printable,
 )
-from agentperf_redis.cli.problems import RECOVERING, Problem, problems
 from agentperf_redis.cli.times import asked_end, parsed_window, window_text
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary, system_summary
+from agentperf_redis.views.problems import RECOVERING, Problem, problems
 
 _MIB = 2**20
 _SHOWN_IDLE = 5

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from agentperf_redis.cli.console import WrongUsage
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.views.text import age_text as age_text  # noqa: PLC0414  others import it from here
 from agentperf_redis.windows import window_seconds
 
 _AGO = re.compile(r"(\S+) +ago")
@@ -14,7 +15,6 @@ _END_ALLOWED = (
     "a time such as 2026-11-29T15:00 or 2026-11-29T15:00+01:00 (local time without a zone), seconds since 1970, or "
     "a text such as '2h ago'"
 )
-_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 
 
 def parsed_window(window: str | None) -> str | float | None:
@@ -59,13 +59,3 @@ def asked_end(text: str | None, window: str | None, option: str = "--as-of") -> 
         return datetime.fromisoformat(text)
     except ValueError:
         raise InvalidArgument(option, text, _END_ALLOWED) from None
-
-
-def age_text(seconds: float) -> str:
-    """Return an age in its largest unit: ``now``, ``12 s ago``, ``3 min ago``, ``5 h ago``, ``2 d ago``."""
-    if seconds < 1:
-        return "now"
-    for unit_s, unit in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min")):
-        if seconds >= unit_s:
-            return f"{seconds / unit_s:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"

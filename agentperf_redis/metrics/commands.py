@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentperf_redis import keys
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.command import Arg, Command, Reply, whole_number
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import (
     CANCELLED,
@@ -147,6 +147,28 @@ def agents(namespace: str, shard: int) -> Command[list[str]]:
     """Return the agents of a shard, encoded."""
     key = keys.metrics_agents(namespace, shard)
     return Command("ZRANGE", (key,), (0, -1), lambda reply: _names(key, reply))
+
+
+def last_seen(namespace: str, shard: int) -> Command[dict[str, float]]:
+    """Return when each agent of a shard last recorded, s since 1970, by encoded name."""
+    key = keys.metrics_agents(namespace, shard)
+    return Command("ZRANGE", (key,), (0, -1, "WITHSCORES"), lambda reply: _times_seen(key, reply))
+
+
+def stored_retention(namespace: str, shard: int) -> Command[Retention | None]:
+    """Return the stored TTLs of slices, with the defaults for the rest; None if no process has stored any."""
+    key = keys.metrics_settings(namespace, shard)
+
+    def decode(reply: Reply) -> Retention | None:
+        try:
+            if all(text is None for text in reply):
+                return None
+            of_10s, of_1m, of_1h, of_1d = (whole_number(text) / 1000 for text in reply)
+            return Retention(of_10s, of_1m, of_1h, of_1d)
+        except (AttributeError, TypeError, ValueError):  # one of them is the InvalidArgument of Retention
+            raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
+
+    return Command("HMGET", (key,), ("10s", "1m", "1h", "1d"), decode)
 
 
 def parts(namespace: str, agent: str) -> Command[list[str]]:
@@ -290,6 +312,16 @@ def _names(key: str, reply: Reply) -> list[str]:
         return [name.decode() for name in reply]
     except (AttributeError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {reply!r}") from None
+
+
+def _times_seen(key: str, reply: Reply) -> dict[str, float]:
+    try:
+        found = {name.decode(): float(score) / 1000 for name, score in zip(reply[::2], reply[1::2], strict=True)}
+        if all(0 <= seen * 1000 <= LAST_MS for seen in found.values()):
+            return found
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}")
 
 
 def _answer(key: str, reply: Reply, *, plain: bool) -> ReadReply:

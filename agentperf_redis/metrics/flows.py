@@ -13,6 +13,7 @@ from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compa
 from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.model import BETWEEN, FIRST, OTHER, Execution, PerformanceMetrics, StreamMetrics
+from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.windows import ALL_TIME, TimeRange, Timestamp, Window, asked_time
 
@@ -53,6 +54,26 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
     return {agent: performance(agent, added(by_agent[agent]), plain=plain) for agent in sorted(by_agent)}
 
 
+def agents_and_total(
+    flusher: Flusher, window: Window = None, as_of: Timestamp = None
+) -> Flow[tuple[dict[str, PerformanceMetrics], PerformanceMetrics]]:
+    """Read all agents, sorted by name, and all of them as if they were one: `agents` and `combined` in one read."""
+    return _agents_and_total(flusher, asked_time(window, as_of))
+
+
+def _agents_and_total(
+    flusher: Flusher, time: TimeRange
+) -> Flow[tuple[dict[str, PerformanceMetrics], PerformanceMetrics]]:
+    by_agent = yield from _read_counters(flusher, time, plain=False)
+    counter_sets = [counters for each in by_agent.values() for counters in each]
+    found = {agent: performance(agent, added(by_agent[agent])) for agent in sorted(by_agent)}
+    return found, _total(counter_sets)
+
+
+def _total(counter_sets: list[Counters]) -> PerformanceMetrics:
+    return performance("*", added(counter_sets)) if counter_sets else PerformanceMetrics("*")
+
+
 def totals(flusher: Flusher) -> Flow[dict[str, Counters]]:
     """Read the all-time counters of all agents, with histograms, error types and models, without raw durations."""
     by_agent = yield from _read_counters(flusher, ALL_TIME, plain=False, max_exact=0)
@@ -64,6 +85,35 @@ def agent_names(flusher: Flusher) -> Flow[list[str]]:
     yield from own_records_counted(flusher)
     listed = yield from listed_names(flusher)
     return sorted({keys.decoded(name) for names in listed for name in names})
+
+
+def last_seen(flusher: Flusher, agent_name: str | None = None) -> Flow[dict[str, float]]:
+    """Return when each agent last recorded, s since 1970, by name; with `agent_name`, only that agent, if known."""
+    return _last_seen(flusher, None if agent_name is None else arguments.name("agent_name", agent_name))
+
+
+def _last_seen(flusher: Flusher, agent_name: str | None) -> Flow[dict[str, float]]:
+    yield from own_records_counted(flusher)
+    alone = agent_name is not None and agent_name != OTHER  # each shard has its own `__other__`
+    shards = (keys.metrics_shard(agent_name),) if agent_name and alone else range(keys.METRICS_SHARDS)
+    namespace = flusher.backend.namespace
+    listed: list[dict[str, float]] = yield from Batch(tuple(commands.last_seen(namespace, each) for each in shards))
+    found: dict[str, float] = {}
+    for of_shard in listed:
+        for encoded, seen in of_shard.items():
+            name = keys.decoded(encoded)
+            if agent_name in (None, name):
+                found[name] = max(seen, found.get(name, 0.0))
+    return found
+
+
+def retention(flusher: Flusher) -> Flow[Retention]:
+    """Return the retention of the namespace. Only the TTLs of slices are stored; the rest are the defaults."""
+    namespace = flusher.backend.namespace
+    stored: list[Retention | None] = yield from Batch(
+        tuple(commands.stored_retention(namespace, shard) for shard in range(keys.METRICS_SHARDS))
+    )
+    return next((each for each in stored if each is not None), Retention())
 
 
 def listed_names(flusher: Flusher) -> Flow[list[list[str]]]:
@@ -97,14 +147,13 @@ def combined(
 
 
 def _combined(flusher: Flusher, agent_names: tuple[str, ...], time: TimeRange) -> Flow[PerformanceMetrics]:
-    if agent_names:
-        yield from own_records_counted(flusher)
-        wanted = [(keys.metrics_shard(name), keys.metrics_series(name)) for name in dict.fromkeys(agent_names)]
-        counter_sets = yield from _read(flusher, wanted, time)
-    else:
+    if not agent_names:
         by_agent = yield from _read_counters(flusher, time, plain=False)
-        counter_sets = [counters for each in by_agent.values() for counters in each]
-    return performance("+".join(agent_names) or "*", added(counter_sets)) if counter_sets else PerformanceMetrics("*")
+        return _total([counters for each in by_agent.values() for counters in each])
+    yield from own_records_counted(flusher)
+    wanted = [(keys.metrics_shard(name), keys.metrics_series(name)) for name in dict.fromkeys(agent_names)]
+    counter_sets = yield from _read(flusher, wanted, time)
+    return performance("+".join(agent_names), added(counter_sets))
 
 
 def forget(flusher: Flusher, agent_name: str) -> Flow[bool]:

@@ -43,6 +43,7 @@ class SeriesRow:
         cost: cost of the models, to 10^-9.
         buckets: the histogram of the durations, see `agentperf_redis.metrics.histogram`.
         zeros: number of durations of 0 us.
+        error_types: failures by type.
     """
 
     interval: Interval
@@ -57,6 +58,7 @@ class SeriesRow:
     cost: float = 0.0
     buckets: Mapping[int, int] = field(default_factory=dict)
     zeros: int = 0
+    error_types: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def avg(self) -> float:
@@ -145,7 +147,16 @@ def merged_rows(rows: Iterable[SeriesRow]) -> SeriesRow:
         cost=round(math.fsum(row.cost for row in parts), 9),
         buckets=merged(row.buckets for row in parts),
         zeros=sum(row.zeros for row in parts),
+        error_types=_added_types(row.error_types for row in parts if row.errors),
     )
+
+
+def _added_types(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for types in parts:
+        for error, count in types.items():
+            total[error] = total.get(error, 0) + count
+    return total
 
 
 Rows = tuple[SeriesRow, ...]
@@ -160,10 +171,23 @@ def series(
     as_of: Timestamp = None,
 ) -> Flow[Rows | dict[str, Rows]]:
     """Read rows of one agent, or of several or all agents by name. It checks its arguments when called."""
-    time, step_ms = asked_steps(window, step, as_of)
     if isinstance(agent_or_agents, str):
-        return _of_one(flusher, arguments.name("agent_or_agents", agent_or_agents), time, step_ms)
-    names = None if agent_or_agents is None else arguments.names("agent_or_agents", agent_or_agents)
+        return series_of(flusher, agent_or_agents, window, step, as_of)
+    return series_by_name(flusher, agent_or_agents, window, step, as_of)
+
+
+def series_of(flusher: Flusher, agent_name: str, window: Window, step: Window, as_of: Timestamp) -> Flow[Rows]:
+    """Read rows of one agent, as `series`."""
+    time, step_ms = asked_steps(window, step, as_of)
+    return _of_one(flusher, arguments.name("agent_or_agents", agent_name), time, step_ms)
+
+
+def series_by_name(
+    flusher: Flusher, agent_names: Iterable[str] | None, window: Window, step: Window, as_of: Timestamp
+) -> Flow[dict[str, Rows]]:
+    """Read rows of several agents, or of all (None), by name, as `series`."""
+    time, step_ms = asked_steps(window, step, as_of)
+    names = None if agent_names is None else arguments.names("agent_or_agents", agent_names)
     return _of_many(flusher, names, time, step_ms)
 
 
@@ -306,9 +330,9 @@ def _interval(reply: SeriesReply, start_ms: int, step_ms: int) -> Interval:
 
 def _rows(text: bytes, empty: Rows) -> Rows:
     rows = list(empty)
-    for line in text.splitlines():
-        words = line.split()
-        if words:
+    for line in text.split(b"\n"):
+        words = line.strip(_SEPARATOR).split(_SEPARATOR)
+        if words[0]:
             at = int(words[0])
             if not 0 <= at < len(rows):
                 raise ValueError(text)
@@ -328,10 +352,17 @@ def _rows(text: bytes, empty: Rows) -> Rows:
                 get(b"cost_nano", 0) / 1e9,
                 {index: count for field, count in fields.items() if (index := _BUCKETS[field]) is not None},
                 get(b"h:zero", 0),
+                _error_types(fields) if b"err" in fields else {},
             )
     return tuple(rows)
 
 
+def _error_types(fields: Mapping[bytes, int]) -> dict[str, int]:
+    return {field[4:].decode(): count for field, count in fields.items() if field[:4] == b"err:"}
+
+
+_SEPARATOR = b"\x1f"
+"""Between the words of a step. Error types may contain spaces, but no control characters."""
 _MAX_FIELDS = 4096
 
 

@@ -24,6 +24,7 @@
 local AGENTS, SETTINGS = KEYS[1], KEYS[2]
 local WINDOW_MS, AS_OF_MS, STEP_MS = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local NAMES = 4
+local SEPARATOR = '\31'  -- error types may contain spaces, but no control characters
 
 local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
@@ -74,7 +75,7 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
     end
   end
   for field, value in pairs(fields) do
-    if not string.find(field, '^[em][rd][rl]:') then append(field, value) end
+    if string.sub(field, 1, 4) ~= 'mdl:' then append(field, value) end
   end
 end
 
@@ -93,7 +94,7 @@ local function append_step(number, prefixes, name)
   end
   if most < 1e14 then
     if #got == 0 then return end
-    text[size + 1], text[size + 2] = number, table.concat(got, ' ')
+    text[size + 1], text[size + 2] = number, table.concat(got, SEPARATOR)
     size = size + 2
   else
     text[size + 1] = number
@@ -116,6 +117,6 @@ for i = NAMES, #ARGV do
     end
   end
   reply[#reply + 1] = name
-  reply[#reply + 1] = table.concat(text, ' ')
+  reply[#reply + 1] = table.concat(text, SEPARATOR)
 end
 return reply

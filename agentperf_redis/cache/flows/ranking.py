@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -62,12 +63,49 @@ class RankedEntry:
         }[by]
 
 
+@dataclass(frozen=True, slots=True)
+class TagUse:
+    """The entries with one tag.
+
+    Attributes:
+        tag: the tag.
+        entries: number of entries.
+        size_bytes: bytes of their keys and values as stored.
+    """
+
+    tag: str
+    entries: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRankings:
+    """The top entries of a cache, and its tags.
+
+    Attributes:
+        best: for each ranking, its entries, the highest first. Entries whose measure is 0 are left out.
+        tags: the tags with the most entries, the first one by entries, then by name.
+        scanned: number of entries read.
+        complete: whether these are all entries of the cache.
+    """
+
+    best: dict[EntryRanking, list[RankedEntry]]
+    tags: tuple[TagUse, ...]
+    scanned: int
+    complete: bool
+
+
 def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
     """Return at most `limit` entries for each ranking, the highest first. Entries whose measure is 0 are left out.
 
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.
     """
+    return (yield from read_rankings(where, limit)).best
+
+
+def read_rankings(where: CacheKeys, limit: int, max_entries: float = math.inf) -> Flow[EntryRankings]:
+    """Return the top entries as `read_top`, and the tags, of at most about `max_entries` entries."""
     gen = yield from commands.invalidation_epoch(where)
     try:
         invalidation_epoch = (
@@ -76,6 +114,8 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
     except Undecodable:
         raise CorruptState(where.epochs, "not three versions") from None
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
+    tags: dict[str, dict[str, int]] = {}  # by tag, the bytes of each entry: a page may contain an entry again
+    scanned = 0
     cursor = "0"
     while True:
         cursor, page = yield from inspection.sizes_page(where, cursor, _PAGE)
@@ -92,8 +132,18 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
                 each.name: each
                 for each in heapq.nlargest(limit, candidates.values(), key=lambda each: (each.measure(by), each.name))
             }
-        if cursor == "0":
-            return {by: list(leaders.values()) for by, leaders in best.items()}
+        for entry in ranked_entries:
+            for tag in entry.tags:
+                tags.setdefault(tag, {})[entry.name] = entry.size_bytes
+        scanned += len(names)
+        if cursor == "0" or scanned >= max_entries:
+            uses = [TagUse(tag, len(sizes), sum(sizes.values())) for tag, sizes in tags.items()]
+            return EntryRankings(
+                {by: list(leaders.values()) for by, leaders in best.items()},
+                tuple(sorted(uses, key=lambda use: (-use.entries, use.tag))[:limit]),
+                scanned,
+                cursor == "0",
+            )
 
 
 def _opened(head: bytes) -> entry_format.Stored | None:

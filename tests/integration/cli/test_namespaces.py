@@ -9,6 +9,7 @@ import pytest
 from agentperf_redis import AgentPerf
 from agentperf_redis.backend import Backend
 from agentperf_redis.cli import namespaces
+from agentperf_redis.views import scanning
 from tests.support.commandline import NOT_FOUND, OK, Run
 from tests.support.servers import Server
 
@@ -57,7 +58,7 @@ def test_search_ends_at_its_bound(
         client.mset({f"other:{number}": "x" for number in range(3000)})
     backend = connect(two.url)
     assert namespaces.others(backend) == namespaces.Found(["prod", "staging"], complete=True)
-    monkeypatch.setattr(namespaces, "_MAX_PAGES", 1)
+    monkeypatch.setattr(scanning, "MAX_PAGES", 1)
     found = namespaces.others(backend)
     assert found is not None
     assert not found.complete

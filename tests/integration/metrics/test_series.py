@@ -45,6 +45,7 @@ def assert_equal(row: SeriesRow, window: PerformanceMetrics) -> None:
     assert (row.tasks, row.errors, row.cancelled) == (window.task_count, window.failure_count, window.cancelled_count)
     assert (row.tokens_in, row.tokens_out, row.cost) == (window.tokens_in, window.tokens_out, window.cost)
     assert (row.buckets, row.zeros) == (window.buckets, window.zeros)
+    assert row.error_types == window.error_types
     assert (row.total_time, row.avg, row.max) == (
         window.total_execution_time,
         window.avg_execution_time,
@@ -55,7 +56,7 @@ def assert_equal(row: SeriesRow, window: PerformanceMetrics) -> None:
         assert abs(ours - window.quantile(share)) <= SHARE_BOUND * window.quantile(share)
 
 
-OUTCOMES = st.sampled_from([OK, OK, FAILED, f"{FAILED}:TimeoutError", CANCELLED])
+OUTCOMES = st.sampled_from([OK, OK, FAILED, f"{FAILED}:TimeoutError", f"{FAILED}:no tool: é%20", CANCELLED])
 RECORDS = st.lists(
     st.tuples(
         st.one_of(st.floats(0.0, 100.0), st.floats(0.0, 3000.0), st.floats(0.0, 5 * DAY_S)),

@@ -1,4 +1,4 @@
-"""Finds the problems in an overview of a namespace: failing agents, pools without capacity, damaged caches."""
+"""The problems of a namespace: firing alerts, failing agents, pools without capacity, damaged or useless caches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from agentperf_redis.alerts.model import AlertState, AlertStatus
 from agentperf_redis.balancer.model import InstanceState, PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.agents import BAD_FAILURE_RATE
-from agentperf_redis.cli.console import counted
 from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.views.text import counted
 
+BAD_FAILURE_RATE = 0.1
+"""From this share of failed executions on, an agent is a bad problem, and below it a note. Retries hide occasional
+failures from users, but hardly every tenth one."""
+LOW_HIT_RATE, _MIN_READS = 0.2, 1000
+"""A cache with a lower share of hits, among at least so many reads, costs more than it saves: a read takes as long as
+a lookup, and a miss also a put."""
 RECOVERING = (InstanceState.HALF_OPEN, InstanceState.WARMING)
 """States in which an instance takes some work."""
 
@@ -22,15 +28,19 @@ class Problem:
 
     Attributes:
         level: "bad", or "note" if the service still works.
-        subject: "agent", "cache" or "pool".
-        name: name of the agent, cache or pool.
+        subject: "alert", "agent", "cache" or "pool".
+        name: name of the agent, cache or pool; of an alert, its rule.
         text: the problem in words.
+        target: of an alert, the agent, cache or pool; else empty.
+        scope: of an alert, the kind of `target`: "agent", "cache" or "pool"; else empty.
     """
 
     level: str
     subject: str
     name: str
     text: str
+    target: str = ""
+    scope: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -39,15 +49,26 @@ class Problem:
 
 
 def problems(
-    agents: Iterable[PerformanceMetrics], caches: Iterable[CacheStats], pools: Iterable[PoolStatus]
+    agents: Iterable[PerformanceMetrics],
+    caches: Iterable[CacheStats],
+    pools: Iterable[PoolStatus],
+    alerts: Iterable[AlertStatus] = (),
 ) -> list[Problem]:
-    """Return the problems, the bad ones first."""
+    """Return the problems, the bad ones first, and of these the firing alerts."""
     found = [
+        *(problem for alert in alerts for problem in _of_alert(alert)),
         *(problem for agent in agents for problem in _of_agent(agent)),
         *(problem for pool in pools for problem in _of_pool(pool)),
         *(problem for cache in caches for problem in _of_cache(cache)),
     ]
     return sorted(found, key=lambda problem: problem.level != "bad")
+
+
+def _of_alert(alert: AlertStatus) -> list[Problem]:
+    if alert.state is not AlertState.FIRING:
+        return []
+    text = f"{alert.target}: {alert.when} holds"
+    return [Problem("bad", "alert", alert.rule, text, alert.target, alert.scope.removesuffix("s"))]
 
 
 def _of_agent(agent: PerformanceMetrics) -> list[Problem]:
@@ -69,26 +90,32 @@ def _of_pool(pool: PoolStatus) -> list[Problem]:
     if pool.instances and not working:
         found.append(Problem("bad", "pool", pool.agent_type, "no instance takes work"))
     elif out:
-        names = ", ".join(f"{each.instance.id} {_in_words(each.state)}" for each in out)
+        names = ", ".join(f"{each.instance.id} {state_text(each.state)}" for each in out)
         share = f"{len(out)} of {counted(len(pool.instances), 'instance')}"
-        found.append(
-            Problem("note", "pool", pool.agent_type, f"{share} {'takes' if len(out) == 1 else 'take'} no work: {names}")
-        )
+        text = f"{share} {'takes' if len(out) == 1 else 'take'} no work: {names}"
+        found.append(Problem("note", "pool", pool.agent_type, text))
     if pool.panic_for is not None:
         text = f"in panic mode for {pool.panic_for:.0f} s: unhealthy instances get work too"
         found.append(Problem("bad", "pool", pool.agent_type, text))
     if pool.waiting:
-        callers = counted(pool.waiting, "caller")
         verb = "waits" if pool.waiting == 1 else "wait"
-        found.append(Problem("note", "pool", pool.agent_type, f"{callers} {verb} for an instance"))
+        text = f"{counted(pool.waiting, 'caller')} {verb} for an instance"
+        found.append(Problem("note", "pool", pool.agent_type, text))
     return found
 
 
 def _of_cache(cache: CacheStats) -> list[Problem]:
-    if not cache.corrupt:
-        return []
-    return [Problem("note", "cache", cache.name, f"{counted(cache.corrupt, 'read')} found a damaged entry")]
+    found = []
+    if cache.corrupt:
+        text = f"{counted(cache.corrupt, 'read')} found a damaged entry"
+        found.append(Problem("note", "cache", cache.name, text))
+    reads = cache.hits + cache.misses
+    if reads >= _MIN_READS and cache.hit_rate < LOW_HIT_RATE:
+        text = f"only {cache.hit_rate:.1%} of {reads} reads found a value"
+        found.append(Problem("note", "cache", cache.name, text))
+    return found
 
 
-def _in_words(state: InstanceState) -> str:
+def state_text(state: InstanceState) -> str:
+    """Return the state of an instance in words: ``heartbeat missed``."""
     return state.value.replace("_", " ")

@@ -13,8 +13,8 @@ from agentperf_redis.balancer.model import (
     LoadBalancingStrategy,
     PoolStatus,
 )
-from agentperf_redis.cli.problems import Problem, problems
 from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.views.problems import Problem, problems
 
 
 def pool(*states: InstanceState, **facts: Any) -> PoolStatus:

@@ -1,0 +1,1 @@
+"""The terminal view, `agentperf top`. It needs the extra ``top``."""

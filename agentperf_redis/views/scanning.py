@@ -1,0 +1,76 @@
+"""Reads the names of all keys of a namespace, server by server. Users need the right ``+scan`` for it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Command, Reply
+from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.transport.address import ServerKind
+from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.executor import Executor
+from agentperf_redis.transport.topology import Topology
+
+PAGE_KEYS = 1000
+MAX_PAGES = 100
+MAX_S = 1.0
+"""A scan reads at most this many pages of keys from each primary, and takes at most this long for all: about 100,000
+keys of a primary."""
+
+
+def primaries(backend: Backend) -> Iterator[Executor]:
+    """Yield a driver for each server that holds keys, and close it afterwards."""
+    address = backend.address
+    for node in backend.primaries:
+        at = address
+        if address.kind in (ServerKind.CLUSTER, ServerKind.SENTINEL):
+            at = replace(address, kind=ServerKind.STANDALONE, nodes=((node.host, node.port),))
+        with contextlib.closing(Executor(Connector(at), Topology(at), None, backend.deadline, None)) as server:
+            yield server
+
+
+class Scan:
+    """Reads the names of keys page by page, within the bounds above.
+
+    Args:
+        backend: the server and namespace.
+        pattern: glob of the keys.
+
+    Attributes:
+        complete: whether the scan has seen all keys. It is known once the scan has ended.
+    """
+
+    def __init__(self, backend: Backend, pattern: str) -> None:
+        self._backend = backend
+        self._pattern = pattern
+        self._end = time.monotonic() + MAX_S
+        self.complete = True
+
+    def pages(self) -> Iterator[tuple[Executor, list[str]]]:
+        """Yield the driver of a server, and the next keys there. A scan may yield a key twice.
+
+        Raises:
+            AgentPerfError: the server is unreachable, or the user may not run SCAN.
+        """
+        for server in primaries(self._backend):
+            cursor = b"0"
+            for _ in range(MAX_PAGES):
+                cursor, page = server.run(_scan(cursor, self._pattern))
+                yield server, page
+                if cursor == b"0" or time.monotonic() > self._end:
+                    break
+            self.complete = self.complete and cursor == b"0"
+
+
+def _scan(cursor: bytes, pattern: str) -> Command[tuple[bytes, list[str]]]:
+    def decode(reply: Reply) -> tuple[bytes, list[str]]:
+        match reply:
+            case [bytes(after), list(found)]:
+                return after, [key.decode(errors="replace") for key in found if isinstance(key, bytes)]
+        raise AgentPerfError(f"SCAN had an unexpected reply {str(reply)[:200]}")
+
+    return Command("SCAN", (), (cursor.decode(), "MATCH", pattern, "COUNT", str(PAGE_KEYS)), decode)

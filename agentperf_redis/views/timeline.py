@@ -1,0 +1,71 @@
+"""The windows that screens offer, and the steps of their charts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.windows import Timestamp, window_seconds
+
+T = TypeVar("T")
+
+WINDOWS = ("5m", "15m", "1h", "3h", "24h", "7d")
+"""The windows that screens offer. Any other window works too."""
+DEFAULT_WINDOW = "15m"
+CHART_STEPS = 60
+"""Maximum number of steps of a chart."""
+SPARKLINE_STEPS = 30
+"""Maximum number of steps of a sparkline."""
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+_STEPS_S = (
+    *(10, 20, 30, 60, 120, 300, 600, 900, 1800),
+    *(_HOUR_S, 2 * _HOUR_S, 4 * _HOUR_S, 6 * _HOUR_S, 12 * _HOUR_S),
+    *(_DAY_S, 2 * _DAY_S, 7 * _DAY_S, 30 * _DAY_S),
+)
+"""Lengths of steps that people read easily. Each is a multiple of a width of slices."""
+_KEPT = ((15 * _MINUTE_S, 10), (3 * _HOUR_S, _MINUTE_S), (8 * _DAY_S, _HOUR_S))
+"""Age up to which slices are kept by default, and their width, s. Older slices are a day wide."""
+
+
+def step_choices(window: str | float, as_of: Timestamp, most: int) -> list[int]:
+    """Return the lengths of steps, in s, that a chart of a window may have: the best one first.
+
+    Args:
+        window: length of the window.
+        as_of: end of the window; None for now.
+        most: maximum number of steps.
+
+    Raises:
+        InvalidArgument: for an invalid window.
+    """
+    length = window_seconds(window)
+    end = as_of.timestamp() if isinstance(as_of, datetime) else as_of
+    age = length + (max(0.0, time.time() - end) if end is not None else 0.0)
+    width = next((width for kept, width in _KEPT if age <= kept), _DAY_S)
+    return [step for step in _STEPS_S if step % width == 0 and step <= length <= most * step] or [
+        step for step in _STEPS_S if step % width == 0 and step <= length
+    ][-1:]
+
+
+def steps_read(read: Callable[[int], Flow[T]], empty: T, window: str | float, as_of: Timestamp, most: int) -> Flow[T]:
+    """Read a chart with the narrowest steps that the server keeps for the whole window.
+
+    Args:
+        read: returns the flow that reads steps of this length, s.
+        empty: the result if the server keeps no such slices.
+        window: length of the window.
+        as_of: end of the window; None for now.
+        most: maximum number of steps.
+    """
+    for step in step_choices(window, as_of, most):
+        try:
+            return (yield from read(step))
+        except InvalidArgument as error:  # a namespace may keep narrow slices for a shorter time than by default
+            if error.argument != "step":
+                raise
+    return empty
