@@ -5,14 +5,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.errors import CorruptState, ScriptFailed
+from agentperf_redis.views import agents, alerts, caches, memory, overview, pools
+from agentperf_redis.views.agents import AgentsView, AgentView
+from agentperf_redis.views.alerts import AlertsView
+from agentperf_redis.views.caches import CachesView, CacheView
+from agentperf_redis.views.memory import MemoryView
+from agentperf_redis.views.overview import Changes, Overview
+from agentperf_redis.views.pools import PoolsView, PoolView
+from agentperf_redis.views.timeline import DEFAULT_WINDOW
 
 T = TypeVar("T")
 
-MAX_KEPT = 256
+CHANGES_S: Final = 60.0
+"""How long the comparison of the last hour with the hour before is shared, s."""
+MEMORY_S: Final = 60.0
+"""How long the view of the memory is shared, s: it lists all keys."""
+MAX_KEPT: Final = 256
 """Maximum number of results that are kept. A page whose address has an arbitrary filter makes one of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    began: float
+    max_age_s: float
+    task: asyncio.Task[Any]
 
 
 class Shared:
@@ -29,41 +51,49 @@ class Shared:
     def __init__(self, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_age_s = max_age_s
         self._clock = clock
-        self._reads: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
+        self._reads: dict[Hashable, _Read] = {}
 
     def __len__(self) -> int:
         return len(self._reads)
 
-    async def get(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+    async def get(self, key: Hashable, read: Callable[[], Awaitable[T]], max_age_s: float | None = None) -> T:
         """Return the result of `read`, or the one that another page got for this key lately.
 
         Args:
             key: names what is read: equal keys mean equal results.
             read: reads it.
+            max_age_s: another age at which this result is not shared any longer. An error is never shared for longer
+                than other results.
 
         Raises:
             Exception: the error of the read.
         """
-        now = self._clock()
-        began, task = self._reads.get(key, (0.0, None))
-        if task is None or (task.done() and now - began >= self._max_age_s) or task.get_loop().is_closed():
-            self._forget_old(now)
+        now, found = self._clock(), self._reads.get(key)
+        if found is None or self._is_over(found, now):
+            self._reads = {each: kept for each, kept in self._newest() if not self._is_over(kept, now)}
             task = asyncio.ensure_future(_awaited(read))
             task.add_done_callback(_seen)
-            self._reads[key] = now, task
-        result: T = await asyncio.shield(task)
+            found = self._reads[key] = _Read(now, self._max_age_s if max_age_s is None else max_age_s, task)
+        result: T = await asyncio.shield(found.task)
         return result
 
     def forget(self) -> None:
         """Share no result of a read that has begun until now."""
         self._reads.clear()
 
-    def _forget_old(self, now: float) -> None:
-        """Keep no result that will not be used again, and at most `MAX_KEPT` in all, the newest."""
-        old = [key for key, (began, task) in self._reads.items() if task.done() and now - began >= self._max_age_s]
-        done = [key for key, (_, task) in self._reads.items() if task.done()]
-        for key in {*old, *done[: max(0, len(self._reads) - MAX_KEPT + 1)]}:
-            del self._reads[key]
+    def _is_over(self, read: _Read, now: float) -> bool:
+        """Whether the result of a read is not shared any longer."""
+        task = read.task
+        if not task.done():
+            return task.get_loop().is_closed()
+        failed = task.cancelled() or task.exception() is not None
+        return now - read.began >= (min(read.max_age_s, self._max_age_s) if failed else read.max_age_s)
+
+    def _newest(self) -> list[tuple[Hashable, _Read]]:
+        """Return the reads without the oldest finished ones, so that there is room for one more within `MAX_KEPT`."""
+        done = [key for key, read in self._reads.items() if read.task.done()]
+        left_out = set(done[: max(0, len(self._reads) - MAX_KEPT + 1)])
+        return [(key, read) for key, read in self._reads.items() if key not in left_out]
 
 
 async def _awaited(read: Callable[[], Awaitable[T]]) -> T:
@@ -88,3 +118,49 @@ class Reader:
         self.perf = perf
         # Pages are refreshed together, so a little less than the interval lets each refresh read again.
         self.shared = Shared(refresh_s * 0.9)
+
+    async def overview(self, window: str | float = DEFAULT_WINDOW) -> Overview:
+        """See `views.overview.read_overview`. What changed in the last hour is read less often."""
+        changes: Changes | None = None
+        with suppress(CorruptState, ScriptFailed):  # then the overview names the fault
+            changes = await self._view(overview.read_changes, max_age_s=CHANGES_S)
+        key = (overview.read_overview, window)
+        return await self.shared.get(key, lambda: overview.read_overview(self.perf, window, known_changes=changes))
+
+    async def agents(self, window: str | float = DEFAULT_WINDOW, **options: Any) -> AgentsView:
+        """See `views.agents.read_agents`."""
+        return await self._view(agents.read_agents, window, **options)
+
+    async def agent(self, name: str, window: str | float = DEFAULT_WINDOW, **options: Any) -> AgentView:
+        """See `views.agents.read_agent`."""
+        return await self._view(agents.read_agent, name, window, **options)
+
+    async def caches(self, window: str | float = DEFAULT_WINDOW, **options: Any) -> CachesView:
+        """See `views.caches.read_caches`."""
+        return await self._view(caches.read_caches, window, **options)
+
+    async def cache(self, name: str, window: str | float = DEFAULT_WINDOW, **options: Any) -> CacheView | None:
+        """See `views.caches.read_cache`."""
+        return await self._view(caches.read_cache, name, window, **options)
+
+    async def pools(self, window: str | float = DEFAULT_WINDOW, **options: Any) -> PoolsView:
+        """See `views.pools.read_pools`."""
+        return await self._view(pools.read_pools, window, **options)
+
+    async def pool(self, name: str, window: str | float = DEFAULT_WINDOW, **options: Any) -> PoolView | None:
+        """See `views.pools.read_pool`."""
+        return await self._view(pools.read_pool, name, window, **options)
+
+    async def alerts(self, **options: Any) -> AlertsView:
+        """See `views.alerts.read_alerts`."""
+        return await self._view(alerts.read_alerts, **options)
+
+    async def memory(self) -> MemoryView:
+        """See `views.memory.read_memory`. It lists all keys, so it is read once in `MEMORY_S` at most."""
+        return await self._view(memory.read_memory, max_age_s=MEMORY_S)
+
+    async def _view(
+        self, read: Callable[..., Awaitable[T]], *args: Hashable, max_age_s: float | None = None, **options: Any
+    ) -> T:
+        key = (read, args, tuple(sorted(options.items())))
+        return await self.shared.get(key, lambda: read(self.perf, *args, **options), max_age_s)

@@ -1,4 +1,5 @@
--- status: process due timers, then return one page of a pool's instances in the order of their registration.
+-- status: process due timers, then return one page of a pool's instances in the order of their registration. For a user
+-- without the right to write, the script only reads.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
@@ -54,8 +55,11 @@ for_each_part(function(ids, found, extras)
   end
 end)
 if invalid_id then return corrupt(invalid_id) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
-pool.maintain(EXPIRIES)
+-- The simulated server of the unit tests lacks this function.
+if not redis.acl_check_cmd or redis.acl_check_cmd('ZREM', DUE, '') then
+  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+  pool.maintain(EXPIRIES)
+end
 local late = 0
 for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do
   local some = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', pool.now_ms), 'LIMIT', at, CHUNK)

@@ -59,7 +59,7 @@ def test_build_context_contains_only_copied_files() -> None:
 def test_image_runs_the_command_with_its_extras() -> None:
     words = _dockerfile()
     assert words[0] == ["FROM", "python:3.11-slim"]
-    assert ["RUN", "pip", "install", "--no-cache-dir", ".[cli,prometheus,grafana]"] in words
+    assert ["RUN", "pip", "install", "--no-cache-dir", ".[cli,prometheus,grafana,web]"] in words
     assert words[-1] == ["ENTRYPOINT", "[agentperf]"]
     assert words[-2][0] == "USER"
     assert 'command: [demo, --url, "redis://redis:6379/0"]' in _COMPOSE
@@ -99,7 +99,7 @@ def test_profiles_start_what_they_need() -> None:
         for profile in ("demo", "ops", "monitoring")
     }
     assert started["demo"] == {"redis", "worker"}
-    assert started["ops"] == {"redis", "exporter"}
+    assert started["ops"] == {"redis", "exporter", "dashboard"}
     files = {"dashboard-file", "rules-file"}
     assert started["monitoring"] == {"redis", "exporter", "prometheus", "grafana"} | files
     for names in started.values():
@@ -109,8 +109,18 @@ def test_profiles_start_what_they_need() -> None:
 
 def test_ports_are_open_to_this_machine_only() -> None:
     ports = {name: service.get("ports", []) for name, service in _SERVICES.items()}
-    assert {name for name, each in ports.items() if each} == {"redis", "exporter", "prometheus", "grafana"}
+    assert {name for name, each in ports.items() if each} == {"redis", "exporter", "dashboard", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
+
+
+def test_dashboard_needs_a_token() -> None:
+    """In a container, the web page must listen on all addresses."""
+    service = _SERVICES["dashboard"]
+    words, variables = service["command"], service["environment"]
+    assert words[words.index("--host") + 1] == "0.0.0.0"
+    assert service["ports"] == [f"127.0.0.1:{words[words.index('--port') + 1]}:{words[words.index('--port') + 1]}"]
+    assert variables["AGENTPERF_TOKEN"] == "${AGENTPERF_TOKEN:-}"
+    assert "--allow-actions" not in words
 
 
 def test_every_config_and_volume_is_declared_and_used() -> None:

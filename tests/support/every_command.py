@@ -63,6 +63,7 @@ EXAMPLES: dict[str, Example] = {
     "down": Example(local=True, slow=True),
     "demo": Example(("--files", "2", "--workers", "1"), ("reviewed by 1 workers",), local=True, slow=True),
     "exporter": Example(("--port", "0"), local=True, slow=True),
+    "serve": Example(("--port", "0"), local=True, slow=True),
     "export grafana": Example((), ("agentperf",), local=True, needs="grafana_foundation_sdk"),
     "export prometheus-rules": Example((_RULES,), ("groups:",), local=True),
     "export csv": Example(("agents",), ("agent,", "planner,"), raw=True),

@@ -223,6 +223,7 @@ SCHEMAS: dict[str, Schema] = {
     "up": document("up", url=TEXT, pid=COUNT, valkey_version=TEXT, folder=TEXT, was_running=FLAG),
     "down": document("down", stopped=FLAG, folder=TEXT),
     "exporter": document("exporter", namespace=TEXT, url=maybe(TEXT), otlp=maybe(TEXT)),
+    "serve": document("serve", namespace=TEXT, url=TEXT, login=FLAG, actions=FLAG),
     "export grafana": document("export grafana", dashboard=by_name(ANY)),
     "export prometheus-rules": document(
         "export prometheus-rules", yaml=TEXT, left_out=rows(fields(rule=TEXT, reason=TEXT))

@@ -54,7 +54,9 @@ def time_labels(intervals: Sequence[Interval]) -> tuple[tuple[float, str], ...]:
     if not intervals:
         return ()
     start, end = intervals[0].start, intervals[-1].end
-    return tuple((share, time_label(start + (end - start) * share, end - start)) for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+    return tuple(
+        (share, time_label(start + (end - start) * share, end - start)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
 
 
 def step_text(interval: Interval) -> str:

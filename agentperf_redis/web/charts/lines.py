@@ -54,7 +54,10 @@ def line_chart(
     at = ticks(largest, whole=whole, base=base, top=top)
     paths = [element("path", d=curve(line.values, at[-1], height), class_=f"line {line.style}") for line in lines]
     texts = [
-        ", ".join(f"{line.name} {'no data' if value is None else written(value)}" for line, value in zip(lines, row, strict=True))
+        ", ".join(
+            f"{line.name} {'no data' if value is None else written(value)}"
+            for line, value in zip(lines, row, strict=True)
+        )
         for row in zip(*(line.values for line in lines), strict=True)
     ]
     plot = stretched(*reversed(paths), y=TOP, height=height)

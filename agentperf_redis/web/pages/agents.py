@@ -41,7 +41,9 @@ async def agents(views: Any, asked: Asked) -> Page:
 def _tasks_line(row: AgentRow) -> Markup:
     if not row.sparkline:
         return Markup("")
-    label = f"Executions over time: {plural(sum(row.sparkline), 'execution')}, at most {number(max(row.sparkline))} a step"
+    label = (
+        f"Executions over time: {plural(sum(row.sparkline), 'execution')}, at most {number(max(row.sparkline))} a step"
+    )
     return sparkline(row.sparkline, label)
 
 
@@ -87,7 +89,9 @@ def percentiles_chart(steps: Sequence[SeriesRow]) -> Markup:
         Line(figure, [getattr(step, figure) if step.tasks else None for step in steps], style)
         for figure, style in (("p95", "s1"), ("p99", "s2"), ("p50", "s3"))
     ]
-    label = "Line chart of the 50th, 95th and 99th percentile of the durations over time; the table below has its numbers"
+    label = (
+        "Line chart of the 50th, 95th and 99th percentile of the durations over time; the table below has its numbers"
+    )
     return line_chart([step.interval for step in steps], lines, duration, label)
 
 
@@ -121,7 +125,10 @@ def heat_chart(found: Heatmap) -> Markup:
     """Return the heat map of the durations."""
     rows = [f"≤ {duration(band.high)}" for band in found.bands]
     counts = {
-        (column, row): count for row, band in enumerate(found.bands) for column, count in enumerate(band.counts) if count
+        (column, row): count
+        for row, band in enumerate(found.bands)
+        for column, count in enumerate(band.counts)
+        if count
     }
     label = "Heat map of the durations: one column a step, one row a range of durations, darker for more executions"
     return heat_map(found.steps, rows, counts, label)

@@ -1,0 +1,60 @@
+"""Runs the web page on a server of its own, uvicorn, until it is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from agentperf_redis.web.security import MAX_HEADER_BYTES
+
+_END_S: Final = 2
+"""How long the end waits for requests under way. Live connections end at once."""
+_MAX_CONNECTIONS: Final = 1000
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        OSError: if the address cannot be bound.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family)
+
+
+def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[[], Awaitable[object]]) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    Args:
+        app: the application.
+        listener: the socket. It is closed at the end.
+        root_path: the path under which a proxy shows the application, without a slash at its end.
+        at_end: is awaited on the same event loop at the end.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",  # its limit covers all headers; httptools would collect headers of any size
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        root_path=root_path,
+        h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_END_S,
+    )
+
+    async def serving() -> None:
+        try:
+            await uvicorn.Server(config).serve(sockets=[listener])
+        finally:
+            await at_end()
+
+    asyncio.run(serving())
