@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup
 
@@ -13,14 +13,13 @@ from agentperf_redis.views.heatmap import Heatmap
 from agentperf_redis.web.charts.columns import Band, column_chart
 from agentperf_redis.web.charts.heat_map import heat_map
 from agentperf_redis.web.charts.lines import Line, line_chart
-from agentperf_redis.web.charts.small import sparkline
+from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page
-from agentperf_redis.web.pages.text import cost, duration, number, plural, rate, share
+from agentperf_redis.web.pages.text import cost, duration, number, plural, rate, share, times, visible
 
-_MAX_ERROR_TYPES = 4
-"""Error types with a band of their own. Further ones share a band, so that bands stay distinguishable."""
-_STYLES = ("s2", "s4", "s5", "s3")
+_STYLES: Final = ("s2", "s4", "s5", "s3")
+"""Styles of the error types with a band of their own. Further ones share a band, so that bands stay distinguishable."""
 
 
 async def agents(views: Any, asked: Asked) -> Page:
@@ -56,10 +55,11 @@ async def agent(views: Any, asked: Asked) -> Page:
         "view": view,
         "percentiles": percentiles_chart(view.steps),
         "percentile_rows": [
-            (step.interval.end, [number(step.tasks), *map(_duration, (step, step, step), ("p50", "p95", "p99"))])
+            (step.interval.end, [number(step.tasks), *(_duration(step, each) for each in ("p50", "p95", "p99"))])
             for step in reversed(view.steps)
         ],
-        "outcomes": outcomes_chart(view.steps, view.error_types),
+        "executions": outcomes_chart(view.steps),
+        "errors": errors_chart(view.steps, view.error_types),
         "outcome_head": ["Executions", "Errors", "Cancelled", "Tokens", "Cost"],
         "outcome_rows": [
             (
@@ -71,6 +71,9 @@ async def agent(views: Any, asked: Asked) -> Page:
         "heat": heat_chart(view.heatmap),
         "throughput": rate_line(view.steps),
         "changes": changes(view),
+        "spans": [
+            (span, meter(span.share, 1.0, f"{share(span.share)} of the time")) for span in view.spans.tree
+        ],
         "error_types": sorted(view.metrics.error_types.items(), key=lambda item: (-item[1], item[0])),
     }
     return Page("agent.html", name, values)
@@ -92,26 +95,30 @@ def percentiles_chart(steps: Sequence[SeriesRow]) -> Markup:
     return line_chart([step.interval for step in steps], lines, duration, label)
 
 
-def outcomes_chart(steps: Sequence[SeriesRow], error_types: Sequence[str] = ()) -> Markup:
-    """Return the chart of executions by outcome; with error types, the chart of failures by type."""
-    intervals = [step.interval for step in steps]
-    if not error_types:
-        bands = [
-            Band("succeeded", [step.tasks - step.errors - step.cancelled for step in steps], "s1"),
-            Band("failed", [step.errors for step in steps], "s2"),
-        ]
-        if any(step.cancelled for step in steps):
-            bands.append(Band("cancelled", [step.cancelled for step in steps], "s6"))
-        return column_chart(intervals, bands, number, "Column chart of executions over time, by outcome")
-    named = list(error_types[:_MAX_ERROR_TYPES])
+def outcomes_chart(steps: Sequence[SeriesRow]) -> Markup:
+    """Return the chart of executions by outcome."""
     bands = [
-        Band(each, [step.error_types.get(each, 0) for step in steps], style)
+        Band("succeeded", [step.tasks - step.errors - step.cancelled for step in steps], "s1"),
+        Band("failed", [step.errors for step in steps], "s2"),
+    ]
+    if any(step.cancelled for step in steps):
+        bands.append(Band("cancelled", [step.cancelled for step in steps], "s6"))
+    return column_chart(
+        [step.interval for step in steps], bands, number, "Column chart of executions over time, by outcome"
+    )
+
+
+def errors_chart(steps: Sequence[SeriesRow], error_types: Sequence[str]) -> Markup:
+    """Return the chart of failures by type."""
+    named = list(error_types[: len(_STYLES)])
+    bands = [
+        Band(visible(each), [step.error_types.get(each, 0) for step in steps], style)
         for each, style in zip(named, _STYLES, strict=False)
     ]
-    rest = [step.errors - sum(step.error_types.get(each, 0) for each in named) for step in steps]
+    rest = [max(0, step.errors - sum(step.error_types.get(each, 0) for each in named)) for step in steps]
     if any(rest):
-        bands.append(Band("other", [max(0, each) for each in rest], "s6"))
-    return column_chart(intervals, bands, number, "Column chart of errors over time, by type")
+        bands.append(Band("others", rest, "s6"))
+    return column_chart([step.interval for step in steps], bands, number, "Column chart of errors over time, by type")
 
 
 def heat_chart(found: Heatmap) -> Markup:
@@ -133,16 +140,31 @@ def rate_line(steps: Sequence[SeriesRow]) -> Markup:
     return sparkline(rates, f"Throughput over time, at most {rate(max(rates, default=0.0))}")
 
 
-def changes(view: AgentView) -> list[tuple[str, str, str, bool]]:
-    """Return what differs from the time before: figure, before, now, and whether now is worse."""
-    if view.before is None or not view.before.first.task_count or not view.metrics.task_count:
+def changes(view: AgentView) -> list[dict[str, str]]:
+    """Return what differs from the time before. A difference within the error of the percentiles is none."""
+    comparison = view.before
+    if comparison is None or not (comparison.first.task_count and comparison.second.task_count):
         return []
     found = []
     for title, figure, written in (
+        ("p50", "p50_execution_time", duration),
         ("p95", "p95_execution_time", duration),
-        ("failure rate", "failure_rate", share),
-        ("throughput", "throughput", rate),
+        ("Average", "avg_execution_time", duration),
+        ("Failure rate", "failure_rate", share),
     ):
-        before, now = (getattr(side, figure) for side in (view.before.first, view.before.second))
-        found.append((title, written(before), written(now), figure != "throughput" and now > before))
+        change = comparison[figure]
+        text, style = "about the same", ""
+        if change.certain and change.difference:
+            worse = change.difference > 0
+            text = f"{'▲' if worse else '▼'} {times(change.ratio)}, {'worse' if worse else 'better'}"
+            style = "worse" if worse else "better"
+        found.append(
+            {
+                "title": title,
+                "before": written(change.first),
+                "now": written(change.second),
+                "text": text,
+                "style": style,
+            }
+        )
     return found

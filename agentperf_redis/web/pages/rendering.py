@@ -158,4 +158,5 @@ templates.env.globals.update(
     }
     | {name: getattr(text, name) for name in ("size", "times", "visible")}
 )
+templates.env.filters["visible"] = text.visible
 templates.env.trim_blocks = templates.env.lstrip_blocks = True

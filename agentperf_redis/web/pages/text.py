@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from agentperf_redis.views.text import age_text, printable, size_text
+
 NONE = "–"
 """Stands for a value that is not known, or that nothing has."""
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
 _MILLION = 1e6
-_KIB = 1024
 _WHOLE = 1e-9
 
 
@@ -85,15 +86,8 @@ def share(value: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Return a number of bytes: ``512 B``, ``1.20 MiB``."""
-    if count is None or not math.isfinite(count):
-        return NONE
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 999.5:  # noqa: PLR2004
-            return f"{value:.0f} {unit}" if unit == "B" else f"{_significant(value)} {unit}"
-        value /= _KIB
-    return f"{number(round(value, 1))} TiB"
+    """Return a number of bytes: ``512 B``, ``1.2 MiB``."""
+    return NONE if count is None or not math.isfinite(count) else size_text(count)
 
 
 def cost(value: float | None) -> str:
@@ -114,14 +108,7 @@ def times(ratio: float | None) -> str:
 
 def ago(seconds: float | None) -> str:
     """Return an age in its largest unit: ``now``, ``12 s ago``, ``3 min ago``, ``5 h ago``, ``2 d ago``."""
-    if seconds is None or not math.isfinite(seconds):
-        return NONE
-    if seconds < 1:
-        return "now"
-    for unit_s, unit in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min")):
-        if seconds >= unit_s:
-            return f"{seconds / unit_s:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return NONE if seconds is None or not math.isfinite(seconds) else age_text(seconds)
 
 
 def moment(at: datetime | float | None) -> Markup:
@@ -158,11 +145,7 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 def visible(name: str) -> str:
     """Return a name with control characters escaped, and with a sign for an empty one."""
-    if not name:
-        return "(empty)"
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in name
-    )
+    return printable(name) if name else "(empty)"
 
 
 def breakable(name: str) -> Markup:

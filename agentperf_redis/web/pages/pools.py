@@ -1,0 +1,122 @@
+"""The pages of pools: all of them, and one in depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from agentperf_redis.balancer.history import PoolSeriesRow
+from agentperf_redis.balancer.model import EventKind, InstanceState
+from agentperf_redis.views.problems import state_text
+from agentperf_redis.web.charts.lines import Line, line_chart
+from agentperf_redis.web.charts.small import meter, sparkline
+from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
+from agentperf_redis.web.pages.rendering import Page, not_found
+from agentperf_redis.web.pages.text import number
+
+STATES: Final = {
+    InstanceState.UP: "good",
+    InstanceState.DRAINING: "",
+    InstanceState.WARMING: "warn",
+    InstanceState.HALF_OPEN: "warn",
+    InstanceState.RATE_LIMITED: "warn",
+}
+"""How a state looks. Those that are missing are bad."""
+
+_GOOD_EVENTS: Final = {
+    EventKind.HEALTHY,
+    EventKind.HEARTBEAT_RESUMED,
+    EventKind.UP,
+    EventKind.RECOVERED,
+    EventKind.WARM,
+    EventKind.CALM,
+}
+_BAD_EVENTS: Final = {
+    EventKind.UNHEALTHY,
+    EventKind.HEARTBEAT_MISSED,
+    EventKind.DOWN,
+    EventKind.EJECTED,
+    EventKind.PANIC,
+    EventKind.EXPIRED,
+}
+
+
+async def pools(views: Any, asked: Asked) -> Page:
+    """All pools."""
+    view = await views.pools(asked.window, **asked.rows)
+    values = {
+        "view": view,
+        "order": view.order,
+        "match": view.match,
+        "first": asked.page * PAGE_ROWS,
+        "page": asked.page,
+        "lines": {
+            row.name: sparkline(row.sparkline, "Load over time")
+            for row in view.rows
+            if any(each is not None for each in row.sparkline)
+        },
+        "meters": {row.name: _load_meter(row.load, row.capacity) for row in view.rows},
+    }
+    return Page("pools.html", "Pools", values)
+
+
+def _load_meter(load: int, capacity: int) -> Markup:
+    return meter(load, capacity, f"Load {number(load)} of {number(capacity)}", style="s1" if load < capacity else "s2")
+
+
+async def pool(views: Any, asked: Asked) -> Page:
+    """One pool."""
+    name = asked.text("name")
+    view = await views.pool(name, asked.window)
+    if view is None:
+        return not_found("pool", name)
+    steps = view.row.steps
+    values = {
+        "view": view,
+        "load": load_chart(steps),
+        "waiters": waiters_chart(steps),
+        "step_rows": [
+            (step.interval.end, list(map(number, (step.load, step.waiters, step.unhealthy)))) for step in reversed(steps)
+        ],
+        "sampled": any(step.load is not None for step in steps),
+        "meters": {each.name: _load_meter(each.load, each.capacity) for each in view.row.instances},
+        "state_class": {state: STATES.get(state, "bad") for state in InstanceState},
+        "state_text": state_text,
+        "event_class": _event_class,
+        "limits": _limits,
+    }
+    return Page("pool.html", name, values)
+
+
+def _event_class(kind: EventKind) -> str:
+    return "good" if kind in _GOOD_EVENTS else "bad" if kind in _BAD_EVENTS else ""
+
+
+def _limits(status: Any) -> str:
+    """Return the rate limits of an instance in words; empty without limits."""
+    found = [
+        f"{number(limit)} {unit}/min"
+        for limit, unit in ((status.requests_per_minute, "requests"), (status.tokens_per_minute, "tokens"))
+        if limit < float("inf")
+    ]
+    return ", ".join(found)
+
+
+def load_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
+    """Return the chart of the load over time."""
+    line = Line("load", [step.load for step in steps])
+    return line_chart([step.interval for step in steps], [line], number, "Line chart of the leases of the pool over time")
+
+
+def waiters_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
+    """Return the chart of waiters and unhealthy instances over time."""
+    lines = [
+        Line("waiters", [step.waiters for step in steps], "s1"),
+        Line("unhealthy instances", [step.unhealthy for step in steps], "s2"),
+    ]
+    label = "Line chart of callers in the queue and of unhealthy instances over time"
+    return line_chart([step.interval for step in steps], lines, number, label, whole=True)
+
+
