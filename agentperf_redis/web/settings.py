@@ -19,7 +19,7 @@ REFRESH_S: Final = 2.0
 _MIN_REFRESH_S, _MAX_REFRESH_S = 0.05, 3600.0
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _NAME = re.compile(r"\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252})")
-_TOKEN_ALLOWED = f"None, or {MIN_TOKEN} to {MAX_TOKEN} printable ASCII characters without spaces"
+_TOKEN_ALLOWED = f"None, a text of {MIN_TOKEN} to {MAX_TOKEN} printable ASCII characters without spaces"
 _HOSTS_ALLOWED = 'host names without a port, such as "ops.example.com" or "[::1]"; "*" allows all'
 
 

@@ -184,7 +184,7 @@ def test_program_refuses_what_is_not_for_it(start: Callable[..., Site], tmp_path
     [
         (("--host", "0.0.0.0"), "other machines can reach --host 0.0.0.0, so give --token-file"),
         (("--host", "::"), "other machines can reach --host ::"),
-        (("--token", "short"), "token is 'a text of 5 characters'; allowed: None, or 16 to 512"),
+        (("--token", "short"), "--token is 'a text of 5 characters'; allowed: a text of 16 to 512"),
         (("--token-file", "/nowhere/token"), "--token-file is '/nowhere/token'"),
         (("--allow-host", "http://x"), "--allow-host is 'http://x'; allowed: host names without a port"),
         (("--root-path", "x/"), "--root-path is 'x/'; allowed: a path"),
