@@ -160,6 +160,8 @@ _OPTIONS = {
     "labels": "--label",
     "requests_per_minute": "--requests-per-minute",
     "tokens_per_minute": "--tokens-per-minute",
+    "token": "--token",
+    "hosts": "--allow-host",
 }
 """Name of an argument of the library -> name of the option on the command line."""
 

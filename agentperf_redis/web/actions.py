@@ -5,8 +5,8 @@ and query of the page to return to. The fields are texts:
 
 - ``silence``, ``unsilence``: ``rule``; ``silence`` also takes ``for``, such as ``2h``.
 - ``drain``, ``undrain``, ``mark-healthy``, ``mark-unhealthy``: ``pool`` and ``instance``.
-- ``delete-key``, ``invalidate-tag``, ``clear-cache``: ``cache`` and ``kind``, as in `CacheStats`: ``lru`` or
-  ``tiered``; the first two also take ``key`` or ``tag``.
+- ``delete-key``, ``invalidate-tag``, ``clear-cache``: ``cache`` and ``service``, which is ``cache`` or ``tiered``; the
+  first two also take ``key`` or ``tag``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from starlette.routing import Route
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.cache.model import KINDS
-from agentperf_redis.cache.operator import ExistingCache, find
+from agentperf_redis.cache.operator import SERVICES, ExistingCache, find
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 from agentperf_redis.web.security import MAX_NOTICE, NOTICE_COOKIE, cookie, is_inside, refusal
 from agentperf_redis.web.templating import root_path
@@ -95,11 +94,10 @@ async def _clear_cache(perf: AgentPerf, fields: Fields) -> str:
 
 
 async def _cache(perf: AgentPerf, fields: Fields) -> ExistingCache:
-    kind, name = fields["kind"], arguments.name("cache", fields["cache"])
-    services = [service for service, each in KINDS.items() if each == kind]
-    if not services:
-        raise InvalidArgument("kind", kind, " or ".join(KINDS.values()))
-    found = await perf.backend.arun(find(perf.backend, services[0], name))
+    service, name = fields["service"], arguments.name("cache", fields["cache"])
+    if service not in SERVICES:
+        raise InvalidArgument("service", service, " or ".join(SERVICES))
+    found = await perf.backend.arun(find(perf.backend, service, name))
     if found is None:
         raise NotThere(f"cache {name}")
     return found
@@ -113,9 +111,9 @@ ACTIONS: Final[Mapping[str, tuple[Callable[[AgentPerf, Fields], Awaitable[str]],
     "undrain": (_undrain, _OF_INSTANCE),
     "mark-healthy": (_mark_healthy, _OF_INSTANCE),
     "mark-unhealthy": (_mark_unhealthy, _OF_INSTANCE),
-    "delete-key": (_delete_key, ("cache", "kind", "key")),
-    "invalidate-tag": (_invalidate_tag, ("cache", "kind", "tag")),
-    "clear-cache": (_clear_cache, ("cache", "kind")),
+    "delete-key": (_delete_key, ("cache", "service", "key")),
+    "invalidate-tag": (_invalidate_tag, ("cache", "service", "tag")),
+    "clear-cache": (_clear_cache, ("cache", "service")),
 }
 """Name of an action -> what does it, and the fields that its form must have."""
 

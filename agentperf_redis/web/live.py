@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -91,7 +91,9 @@ class Live:
         self._feeds: dict[Hashable, Feed] = {}
         self.pages = 0
 
-    async def events(self, key: Hashable, render: Render, until: Callable[[], bool]) -> AsyncIterator[ServerSentEvent]:
+    async def events(
+        self, key: Hashable, render: Render, until: Callable[[], bool]
+    ) -> AsyncGenerator[ServerSentEvent, None]:
         """Yield the main part of a page whenever it has changed.
 
         Args:

@@ -19,7 +19,7 @@ REFRESH_S: Final = 2.0
 _MIN_REFRESH_S, _MAX_REFRESH_S = 0.05, 3600.0
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _NAME = re.compile(r"\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252})")
-_TOKEN_ALLOWED = f"None, or {MIN_TOKEN} to {MAX_TOKEN} printable ASCII characters without spaces"
+_TOKEN_ALLOWED = f"None, a text of {MIN_TOKEN} to {MAX_TOKEN} printable ASCII characters without spaces"
 _HOSTS_ALLOWED = 'host names without a port, such as "ops.example.com" or "[::1]"; "*" allows all'
 
 
@@ -58,9 +58,7 @@ def without_port(host: str) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
-def checked(
-    token: str | None, *, allow_actions: bool, hosts: Sequence[str] | None, refresh: float = REFRESH_S
-) -> Settings:
+def checked(token: object, *, allow_actions: object, hosts: object, refresh: object = REFRESH_S) -> Settings:
     """Check the settings.
 
     Without `hosts`, the page may be called by the names of this machine's loopback interface only, because a page on
@@ -87,7 +85,7 @@ def checked(
     )
 
 
-def _checked_hosts(hosts: Sequence[str] | None, *, has_token: bool) -> frozenset[str] | None:
+def _checked_hosts(hosts: object, *, has_token: bool) -> frozenset[str] | None:
     if hosts is None:
         return None if has_token else frozenset(_LOOPBACK)
     if isinstance(hosts, str) or not isinstance(hosts, Sequence) or not hosts:

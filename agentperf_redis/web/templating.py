@@ -15,7 +15,7 @@ templates = Jinja2Templates(directory=FOLDER / "templates")
 """All templates. Those whose names end in .html are escaped automatically. ``url_for`` in them is `path_for`."""
 
 
-def path_for(request: Request, name: str, **params: str) -> str:
+def path_for(request: Request, name: str, /, **params: str) -> str:
     """Return the path of a route, with the path under which the application is mounted.
 
     In contrast to ``request.url_for``, the result has no scheme and no host: behind a proxy, the application may not

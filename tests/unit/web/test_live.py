@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from sse_starlette.event import ServerSentEvent
 
 from agentperf_redis.web.live import Live
 
@@ -40,10 +41,10 @@ def run(test: Callable[[Live, Page], Awaitable[None]]) -> None:
     asyncio.run(running())
 
 
-async def texts(events: AsyncIterator[object], count: int) -> list[str]:
+async def texts(events: AsyncIterator[ServerSentEvent], count: int) -> list[str]:
     found = []
     async for event in events:
-        found.append(str(event.data))  # type: ignore[attr-defined]
+        found.append(str(event.data))
         if len(found) == count:
             break
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def make(runner: asyncio.Runner) -> Iterator[Make]:
     """Make a browser and a site: `make(token=TOKEN)`."""
     perf = AgentPerf("redis://127.0.0.1:1/0", namespace="web")
 
-    def opened(**options: object) -> Browser:
+    def opened(**options: Any) -> Browser:
         return Browser(runner, small_site(perf, **options))
 
     yield opened
