@@ -42,8 +42,8 @@ window = "5m"
 [[alert]]
 name = "callers wait for a coder"
 pool = "coder"
-when = "waiters > 3"
-window = "1m"
+when = "waiters > 0"
+for = "10s"
 """
 """Alert rules of which some fire."""
 

@@ -8,8 +8,13 @@ from datetime import UTC, datetime
 
 from agentperf_redis.windows import Interval
 
-_DAY_S = 86_400.0
-_MINUTE_S = 60.0
+_MINUTE_S, _DAY_S = 60, 86_400
+_EVERY_S = (
+    *(10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400),
+    *(2 * _DAY_S, 5 * _DAY_S, 10 * _DAY_S, 30 * _DAY_S, 90 * _DAY_S, 365 * _DAY_S),
+)
+"""Distances of labels on the time axis, s."""
+_MAX_LABELS = 6
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -36,27 +41,29 @@ def ticks(largest: float, *, whole: bool = False, base: float = 10.0, top: float
     return tuple(step * number for number in range(math.ceil(round(largest / step, 9)) + 1))
 
 
-def time_label(seconds: float, span: float) -> str:
-    """Return a point in time, in UTC, as precise as a chart of this span needs; seconds since 1970, and s.
-
-    Examples: ``14:03:20`` in a chart of ten minutes, ``14:03``, ``Nov 29 14:00``, ``Nov 29``.
-    """
-    at = datetime.fromtimestamp(seconds, UTC)
-    if span <= 15 * _MINUTE_S:
-        return f"{at:%H:%M:%S}"
-    if span <= _DAY_S:
-        return f"{at:%H:%M}"
-    return f"{at:%b} {at.day} {at:%H:%M}" if span <= 4 * _DAY_S else f"{at:%b} {at.day}"
-
-
 def time_labels(intervals: Sequence[Interval]) -> tuple[tuple[float, str], ...]:
-    """Return five evenly spaced labels for the time axis: position as a share, 0 to 1, and the point in time."""
+    """Return at most six labels for the time axis, at round times in UTC: position as a share, 0 to 1, and text.
+
+    Examples: ``14:03:20``, ``14:03``, and ``Nov 29`` for the beginning of a day.
+    """
     if not intervals:
         return ()
     start, end = intervals[0].start, intervals[-1].end
+    span = end - start
+    if span <= 0:
+        return ()
+    every = next((each for each in _EVERY_S if span / each <= _MAX_LABELS), _EVERY_S[-1])
+    first = math.ceil(start / every) * every
     return tuple(
-        (share, time_label(start + (end - start) * share, end - start)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ((at - start) / span, _time_text(at, every)) for at in range(first, math.floor(end) + 1, every)
     )
+
+
+def _time_text(seconds: int, every: int) -> str:
+    at = datetime.fromtimestamp(seconds, UTC)
+    if seconds % _DAY_S == 0:
+        return f"{at:%b} {at.day}"
+    return f"{at:%H:%M}" if every >= _MINUTE_S else f"{at:%H:%M:%S}"
 
 
 def step_text(interval: Interval) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from agentperf_redis.web.charts.axis import step_text, time_labels
-from agentperf_redis.web.charts.svg import TOP, element, joined, percent
+from agentperf_redis.web.charts.axis import step_text
+from agentperf_redis.web.charts.svg import TOP, element, joined, percent, time_axis
 from agentperf_redis.windows import Interval
 
-_ROW_PX = 14
+_HEIGHT_PX, _MIN_ROW_PX, _MAX_ROW_PX = 160, 10, 26
+_MIN_LABEL_PX = 20
+"""Minimum distance of two labels of rows."""
 _SHADES = 6
 
 
@@ -27,7 +29,8 @@ def heat_map(
         label: the map in a sentence.
     """
     largest = max(counts.values(), default=0)
-    height = len(rows) * _ROW_PX
+    row_px = min(max(_HEIGHT_PX // max(1, len(rows)), _MIN_ROW_PX), _MAX_ROW_PX)
+    height = len(rows) * row_px
     cells = [
         element(
             "g",
@@ -36,37 +39,26 @@ def heat_map(
                 "rect",
                 x=percent(column / len(intervals)),
                 width=percent(1 / len(intervals)),
-                y=TOP + height - (row + 1) * _ROW_PX,
-                height=_ROW_PX,
+                y=TOP + height - (row + 1) * row_px,
+                height=row_px,
                 class_=f"cell h{shade(count, largest)}",
             ),
         )
         for (column, row), count in sorted(counts.items())
         if count
     ]
-    every = max(1, math.ceil(len(rows) / 6))
+    every = max(1, math.ceil(len(rows) / (height / _MIN_LABEL_PX)))
     names = [
-        element("text", text, x="0", y=TOP + height - row * _ROW_PX - 3, class_="tick halo")
+        element("text", text, x="0", y=TOP + height - row * row_px - 3, class_="tick halo")
         for row, text in enumerate(rows)
         if row % every == 0
-    ]
-    times = [
-        element(
-            "text",
-            text,
-            x=percent(share),
-            y=height + TOP + 16,
-            text_anchor="start" if share == 0 else "end" if share == 1 else "middle",
-            class_="tick" if share in (0.0, 0.5, 1.0) else "tick wide",
-        )
-        for share, text in time_labels(intervals)
     ]
     drawing = element(
         "svg",
         element("rect", x="0", y=TOP, width="100%", height=height, class_="plot"),
         *cells,
         *names,
-        *times,
+        time_axis(intervals, TOP + height),
         class_="chart",
         width="100%",
         height=height + TOP + 22,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup, escape
@@ -70,23 +71,11 @@ def frame(
         y = TOP + height - height * number / max(1, len(ticks) - 1)
         lines.append(element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid" if number else "axis"))
         if number:
-            lines.append(element("text", written(tick), x="0", y=y - 4, class_="tick"))
-    below = height + TOP + 16
-    times = [
-        element(
-            "text",
-            text,
-            x=percent(share),
-            y=below,
-            text_anchor="start" if share == 0 else "end" if share == 1 else "middle",
-            class_="tick" if share in (0.0, 0.5, 1.0) else "tick wide",
-        )
-        for share, text in time_labels(intervals)
-    ]
+            lines.append(element("text", tidy(written(tick)), x="0", y=y - 4, class_="tick"))
     return element(
         "svg",
         *lines,
-        *times,
+        time_axis(intervals, TOP + height),
         plot,
         hover_areas(intervals, texts, height),
         class_="chart",
@@ -95,6 +84,28 @@ def frame(
         role="img",
         aria_label=label,
     )
+
+
+def time_axis(intervals: Sequence[Interval], bottom: float) -> Markup:
+    """Return the labels of the time axis. Every second one is left out on narrow screens."""
+    found = []
+    for number, (share, text) in enumerate(time_labels(intervals)):
+        anchor = "start" if share < _EDGE else "end" if share > 1 - _EDGE else "middle"
+        shown = "tick" if number % 2 == 0 else "tick wide"
+        found.append(element("text", text, x=percent(share), y=bottom + 16, text_anchor=anchor, class_=shown))
+    return joined(found)
+
+
+_EDGE = 0.03
+"""A label nearer to an end of the axis, as a share of its length, would be cut off if it were centred."""
+
+
+def tidy(text: str) -> str:
+    """Return the label of a round number without its decimal zeros: ``1 s`` instead of ``1.00 s``."""
+    return _ZEROS.sub(r"\1", text)
+
+
+_ZEROS = re.compile(r"\.0+(?!\d)|(\.\d*[1-9])0+(?!\d)")
 
 
 def hover_areas(intervals: Sequence[Interval], texts: Sequence[str], height: int) -> Markup:

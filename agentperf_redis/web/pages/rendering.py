@@ -115,7 +115,7 @@ def _rendered(request: Request, page: Page, query: Mapping[str, str], route: str
 
     inside = address(here.removeprefix(root_path(request)), query)
 
-    def link(name: str, **parameters: object) -> str:
+    def link(name: str, /, **parameters: object) -> str:
         return address(path_for(request, name), {**parameters, **carried})
 
     def same(**changes: object) -> str:
