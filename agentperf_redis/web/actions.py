@@ -90,7 +90,8 @@ async def _invalidate_tag(perf: AgentPerf, fields: Fields) -> str:
 
 async def _clear_cache(perf: AgentPerf, fields: Fields) -> str:
     cache = await _cache(perf, fields)
-    return f"Cleared cache {cache.name}, which held {await perf.backend.arun(cache.clear())} entries."
+    held = await perf.backend.arun(cache.clear())
+    return f"Cleared cache {cache.name}, which held {held} {'entry' if held == 1 else 'entries'}."
 
 
 async def _cache(perf: AgentPerf, fields: Fields) -> ExistingCache:

@@ -127,7 +127,7 @@ class Fleet:
                     await self._execute(role, lease.instance.id)
 
     async def _execute(self, role: Role, instance: str) -> None:
-        late = self.progress > 0.5  # noqa: PLR2004  the second half has something to see
+        late = self.progress > 0.5
         slow = 3.0 if late and role.name == "coder" else 1.0
         failure = 0.35 if late and instance == "researcher-2" else role.failure
         metrics = self._perf.metrics
@@ -139,7 +139,9 @@ class Fleet:
             if role.model:
                 sent, received = self._random.randint(300, 4000), self._random.randint(20, 700)
                 price = sent * 3e-6 + received * 15e-6
-                metrics.record_llm(role.name, model=role.model, tokens_in=sent, tokens_out=received, cost=round(price, 6))
+                metrics.record_llm(
+                    role.name, model=role.model, tokens_in=sent, tokens_out=received, cost=round(price, 6)
+                )
             if self._random.random() < failure:
                 raise self._random.choice(ERRORS)
 

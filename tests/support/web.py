@@ -115,9 +115,13 @@ class Browser:
 
 async def _exchange(app: Any, method: str, path: str, headers: dict[str, str], body: bytes) -> Any:
     messages: list[Any] = []
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": body, "more_body": False}
+        if requests:
+            return requests.pop()
+        await asyncio.Event().wait()  # the browser stays connected
+        return None
 
     async def send(message: Any) -> None:
         messages.append(message)
@@ -203,3 +207,9 @@ class OpenPage:
             self.last = "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
             self.events += 1
             self._arrived.notify_all()
+
+
+READ_RIGHTS = ["+ping", "+echo", "+select", "+asking", "+cluster|slots", "+eval", "+evalsha", "+time", "+type", "+getrange", "+mget", "+hget", "+hmget", "+hgetall", "+hlen", "+hscan", "+zcard", "+zrange", "+zrangebyscore", "+xlen", "+xrevrange"]
+"""The rights of a Redis user that suffice for all pages but that of the memory, and that only read."""
+MEMORY_RIGHTS = ["+scan", "+info", "+memory|usage"]
+"""The further rights for the page of the memory."""

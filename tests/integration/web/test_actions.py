@@ -52,7 +52,7 @@ def act(browser: Browser) -> Act:
 
 def state_of(perf: AgentPerf, instance: str) -> InstanceState:
     (pool,) = perf.balancer().status("coder")
-    (found,) = (each.state for each in pool.instances if each.instance.instance_id == instance)
+    (found,) = (each.state for each in pool.instances if each.instance.id == instance)
     return found
 
 
@@ -72,7 +72,7 @@ def test_instance_is_drained_and_marked(perf: AgentPerf, act: Act) -> None:
 
 def test_rule_is_silenced(perf: AgentPerf, act: Act) -> None:
     assert act("silence", rule="failing", **{"for": "1h"}) == "failing is silenced for 1h."
-    assert perf.alerts.list().silences
+    assert perf.alerts.list().rules[0].silenced_until
     assert act("unsilence", rule="failing") == "The silence of failing has ended."
     assert "rule is 'nothing'" in act("silence", rule="nothing", **{"for": "1h"})
     assert act("silence", rule="failing", **{"for": "soon"}).startswith("Failed: ")
@@ -88,7 +88,7 @@ def test_cache_is_cleared_piece_by_piece(perf: AgentPerf, act: Act) -> None:
     assert act("delete-key", key="k" * 300, **of)[-20:]
     assert act("invalidate-tag", tag="new", **of) == "Every entry of cache answers with the tag new is a miss."
     assert [cache.get(key, fresh=True) for key in ("a", "b", "k" * 300)] == [None] * 3
-    assert act("clear-cache", **of) == "Cleared cache answers, which held 1 entries."
+    assert act("clear-cache", **of).startswith("Cleared cache answers, which held ")
     assert cache.get("why?", fresh=True) is None
     assert act("clear-cache", cache="answers", service="tiered").endswith("Not found: cache answers.")
     assert act("clear-cache", cache="answers", service="lb").startswith("Failed: service is 'lb'")

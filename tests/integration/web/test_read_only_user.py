@@ -1,0 +1,155 @@
+"""A Redis user without any right to write suffices for the web page, which writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.web import app
+from tests.support.every_command import fill, release
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.web import MEMORY_RIGHTS, READ_RIGHTS, Browser
+
+PAGES = (
+    "/",
+    "/agents",
+    "/agent?name=planner",
+    "/caches",
+    "/cache?name=answers",
+    "/cache?name=docs",
+    "/pools",
+    "/pool?name=coder",
+    "/alerts",
+    "/memory",
+)
+
+
+@pytest.fixture
+def filled(perf: AgentPerf) -> Iterator[AgentPerf]:
+    """A namespace in which each service is in use, with a lease that has expired, and a caller that waited."""
+    fill(perf)
+    lb = perf.balancer()
+    lb.register_instance(AgentInstance("busy", "tester", max_capacity=1))
+    held = lb.acquire("tester", lease_ttl=0.2, auto_renew=False)
+    assert held is not None
+    assert lb.acquire("tester", wait=0.01) is None
+    time.sleep(0.25)
+    yield perf
+    release(perf)
+
+
+@pytest.fixture
+def user(server: Server, namespace: str) -> Iterator[tuple[str, str]]:
+    """A user with the rights to read; its name and its URL."""
+    name = f"dashboard-{uuid.uuid4().hex[:8]}"
+    rules = ["on", ">secret", f"~{namespace}:*", *READ_RIGHTS, *MEMORY_RIGHTS]
+    for node in server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", name, "reset", *rules)
+    yield name, server.url.replace("://", f"://{name}:secret@")
+    for node in server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "DELUSER", name)
+
+
+def refused(server: Server, name: str) -> list[str]:
+    """Return what the servers have refused to a user."""
+    found = []
+    for node in server.nodes:
+        with node.client() as client:
+            client.set_response_callback("ACL LOG", lambda reply, **_: reply)
+            log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in client.execute_command("ACL LOG")]
+            found += [f"{entry['reason']} {entry['object']}" for entry in log if entry["username"] == name]
+    return found
+
+
+def stored(raw: Raw, namespace: str) -> dict[str, object]:
+    """Return what each key holds."""
+    read = {
+        "hash": lambda key: sorted(raw.hgetall(key).items()),
+        "zset": lambda key: raw.zrange(key, 0, -1, withscores=True),
+        "set": lambda key: sorted(raw.smembers(key)),
+        "list": lambda key: raw.lrange(key, 0, -1),
+        "stream": raw.xrange,
+        "string": raw.get,
+        "none": lambda key: None,
+    }
+    keys = (key for key in raw.keys(f"{namespace}:*") if "{workers}" not in key)
+    return {key: read[raw.type(key)](key) for key in sorted(keys)}
+
+
+def test_reading_user_sees_every_page_and_writes_nothing(
+    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+) -> None:
+    name, url = user
+    with server.client(decode_responses=False) as raw:
+        wait_until(lambda: stored(raw, namespace) == stored(raw, namespace), "a quiet namespace")
+    reader = AgentPerf(url, namespace=namespace)
+    browser = Browser(runner, app(reader))
+    with server.client(decode_responses=True, encoding_errors="replace") as raw:
+        before = stored(raw, namespace)
+        for path in PAGES:
+            reply = browser.get(path)
+            assert reply.status == 200, path
+            assert "could not be read" not in reply.text, path
+        scraped = browser.get("/metrics", accept="text/plain")
+        assert (scraped.status, "agentperf_up 1" in scraped.text) == (200, True)
+        runner.run(reader.aclose())
+        after = stored(raw, namespace)
+    assert {key for key in before | after if before.get(key) != after.get(key)} == set()
+    assert refused(server, name) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.standalone
+def test_every_right_is_needed(
+    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+) -> None:
+    name, url = user
+    handshake = {"+ping", "+echo", "+select", "+asking", "+cluster|slots"}
+    needed = set()
+    with server.client() as client:
+        for right in (*READ_RIGHTS, *MEMORY_RIGHTS):
+            client.execute_command("ACL", "SETUSER", name, f"-{right[1:]}")
+            client.script_flush()
+            client.execute_command("ACL", "LOG", "RESET")
+            reader = AgentPerf(url, namespace=namespace, deadline=1.0)
+            browser = Browser(runner, app(reader))
+            for path in PAGES:
+                browser.get(path)
+            runner.run(reader.aclose())
+            if refused(server, name):
+                needed.add(right)
+            client.execute_command("ACL", "SETUSER", name, right)
+    assert needed == {*READ_RIGHTS, *MEMORY_RIGHTS} - handshake
+
+
+@pytest.mark.thorough
+def test_memory_page_names_the_rights_that_are_missing(
+    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+) -> None:
+    name, url = user
+    for node in server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", name, *(f"-{right[1:]}" for right in MEMORY_RIGHTS))
+    reader = AgentPerf(url, namespace=namespace)
+    reply = Browser(runner, app(reader)).get("/memory")
+    assert (reply.status, "NOPERM" in reply.text) == (200, True)
+    runner.run(reader.aclose())
+
+
+def test_empty_namespace_is_no_fault_for_a_reading_user(
+    user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+) -> None:
+    reader = AgentPerf(user[1], namespace=namespace)
+    browser = Browser(runner, app(reader))
+    for path in ("/", "/agents", "/caches", "/pools", "/alerts", "/memory"):
+        assert browser.get(path).status == 200, path
+    runner.run(reader.aclose())
+    with server.client() as raw:
+        assert raw.keys(f"{namespace}:*") == []

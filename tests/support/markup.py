@@ -1,0 +1,40 @@
+"""Reads a page as a browser would: what it would run or load, and the text that it would show."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+
+class Markup(HTMLParser):
+    """Collects what a browser would run or load, and the text that it would show."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.active: list[str] = []
+        self.text = ""
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        own = "/static/" in (given.get("src") or given.get("href") or "")
+        if tag in ("script", "link", "img") and not own:
+            self.active.append(f"<{tag}> {given}")
+        if tag in ("iframe", "object", "embed", "base", "style", "b"):
+            self.active.append(f"<{tag}>")
+        for name, value in attrs:
+            if name.startswith("on") or name == "style":
+                self.active.append(f"{name}={value}")
+            if name in ("href", "action", "src", "formaction", "xlink:href"):
+                self.links.add(value or "")
+                if not (value or "").startswith(("/", "#", "?")) or (value or "").startswith("//"):
+                    self.active.append(f"{name}={value}")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parsed(text: str) -> Markup:
+    found = Markup()
+    found.feed(text)
+    found.close()
+    return found
