@@ -158,24 +158,24 @@ def test_filter_and_sort_stand_in_the_address(perf: AgentPerf, origin: str) -> N
 
 
 def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
-    def record(number: int) -> None:
+    async def record(number: int) -> None:
         for _ in range(number):
             perf.metrics.record_execution("coder", 0.1, success=True)
-        perf.metrics.flush()
+        await perf.metrics.aio.flush()
 
     async def check(origin: str) -> None:
         async with chromium.browsing(origin) as visit:
-            record(1)
+            await record(1)
             await visit.open(named("agent", name="coder"))
             executions = visit.page.locator(".tile", has_text="Executions").locator(".value")
             await visit.page.locator("#numbers-executions summary").click()
             await visit.page.get_by_role("link", name="1h").focus()
-            record(4)
+            await record(4)
             await _becomes(executions, "5")
             assert await visit.page.locator("#numbers-executions").get_attribute("open") is not None
             assert await visit.page.evaluate("document.activeElement.textContent") == "the last 1h"
             await visit.page.get_by_role("button", name="Pause").click()
-            record(5)
+            await record(5)
             await asyncio.sleep(1.5)  # three intervals
             assert await executions.inner_text() == "5"
             assert "paused" in await visit.page.locator("#live-state").inner_text()
