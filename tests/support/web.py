@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, Self
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -29,10 +30,16 @@ class Reply:
     headers: dict[str, str]
     cookies: list[str]
     body: bytes
+    sent: int
+    """Bytes of headers and body on the wire."""
 
     @property
     def text(self) -> str:
         return self.body.decode()
+
+    def resources(self) -> list[str]:
+        """Return the addresses of the files that a browser loads with this page."""
+        return re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^"]+)"', self.text)
 
 
 async def home(request: Request) -> Response:
@@ -100,13 +107,13 @@ class Browser:
             else:
                 self.cookies[name] = value
         content = b"".join(chunks)
+        sent_bytes = len(content) + sum(len(name) + len(value) + 4 for name, value in pairs)
         if dict(pairs).get("content-encoding") == "gzip":
             content = gzip.decompress(content)
-        return Reply(start["status"], dict(pairs), cookies, content)
+        return Reply(start["status"], dict(pairs), cookies, content, sent_bytes)
 
 
 async def _exchange(app: Any, method: str, path: str, headers: dict[str, str], body: bytes) -> Any:
-    parts = urlsplit(path)
     messages: list[Any] = []
 
     async def receive() -> Any:
@@ -115,14 +122,21 @@ async def _exchange(app: Any, method: str, path: str, headers: dict[str, str], b
     async def send(message: Any) -> None:
         messages.append(message)
 
-    scope = {
+    await app(_scope(method, path, headers), receive, send)
+    for message in messages:
+        yield message
+
+
+def _scope(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
+    parts = urlsplit(path)
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
-        "path": parts.path,
-        "raw_path": quote(parts.path).encode(),
+        "path": unquote(parts.path),
+        "raw_path": quote(parts.path, safe="/%").encode(),
         "query_string": parts.query.encode(),
         "root_path": "",
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items() if value],
@@ -130,6 +144,62 @@ async def _exchange(app: Any, method: str, path: str, headers: dict[str, str], b
         "server": ("127.0.0.1", 8420),
         "state": {},
     }
-    await app(scope, receive, send)
-    for message in messages:
-        yield message
+
+
+class OpenPage:
+    """A live page that a browser has open: ``async with OpenPage(browser, "/agents") as page``.
+
+    Attributes:
+        events: number of events so far.
+        last: data of the last event.
+        status: status of the response; 0 before it.
+    """
+
+    def __init__(self, browser: Browser, page: str = "/", *, root: str = "") -> None:
+        self._browser = browser
+        self._query = urlencode({"page": page})
+        self._root = root
+        self._closed = asyncio.Event()
+        self._arrived = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+        self.events = 0
+        self.last = ""
+        self.status = 0
+
+    async def __aenter__(self) -> Self:
+        cookie = "; ".join(f"{name}={value}" for name, value in self._browser.cookies.items())
+        headers = {"host": self._browser.host, "accept": "text/event-stream", "cookie": cookie}
+        scope = {
+            **_scope("GET", f"{self._root}/live?{self._query}", headers),
+            "query_string": self._query.encode(),
+        }
+        self._task = asyncio.create_task(self._browser.app(scope, self._receive, self._send))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closed.set()
+        assert self._task is not None
+        async with asyncio.timeout(30):
+            await self._task
+
+    async def wait(self, events: int = 1) -> None:
+        """Wait until this many events have arrived."""
+        async with asyncio.timeout(60), self._arrived:
+            await self._arrived.wait_for(lambda: self.events >= events)
+
+    async def _receive(self) -> Any:
+        await self._closed.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        text = message.get("body", b"").decode()
+        if not text.startswith("event: main"):
+            return
+        lines = text.splitlines()
+        async with self._arrived:
+            self.last = "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+            self.events += 1
+            self._arrived.notify_all()

@@ -42,9 +42,9 @@ def act(browser: Browser) -> Act:
         assert reply.headers["location"] == back
         page = browser.get(back)
         assert page.status == 200
-        notice = re.search(r'class="notice"[^>]*>(.*?)</p>', page.text, re.DOTALL)
+        notice = re.search(r'class="message notice"[^>]*>(.*?)</p>', page.text, re.DOTALL)
         assert notice is not None
-        assert 'class="notice"' not in browser.get(back).text, "it is shown once"
+        assert 'class="message notice"' not in browser.get(back).text, "it is shown once"
         return html.unescape(notice[1]).strip()
 
     return run
@@ -65,7 +65,9 @@ def test_instance_is_drained_and_marked(perf: AgentPerf, act: Act) -> None:
     assert state_of(perf, "p0") is InstanceState.UNHEALTHY
     assert act("mark-healthy", **of) == "p0 of coder is marked healthy."
     assert state_of(perf, "p0") is InstanceState.READY
-    assert act("drain", pool="coder", instance="nobody") == "Nothing was done. Not found: instance nobody in pool coder."
+    assert (
+        act("drain", pool="coder", instance="nobody") == "Nothing was done. Not found: instance nobody in pool coder."
+    )
 
 
 def test_rule_is_silenced(perf: AgentPerf, act: Act) -> None:

@@ -1,0 +1,159 @@
+"""Open pages cost the server of the namespace no more than one page, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.views import overview
+from agentperf_redis.web import app
+from tests.support.every_command import fill, release
+from tests.support.servers import Raw, Server
+from tests.support.web import Browser, OpenPage, small_site
+
+AGENTS = 1000
+
+
+def fill_with_agents(perf: AgentPerf) -> None:
+    """Record executions of many agents."""
+    for number in range(AGENTS):
+        perf.metrics.record_execution(f"agent-{number}", 0.001 * number, number % 7 != 0, "TimeoutError")
+    assert perf.metrics.flush()
+
+
+def calls(raw: Raw) -> int:
+    """Return how many commands clients have sent, and scripts have called, so far."""
+    return sum(each["calls"] for name, each in raw.info("commandstats").items() if name != "cmdstat_info")
+
+
+def connections(raw: Raw) -> int:
+    return len(raw.client_list())
+
+
+def resident_kb() -> int:
+    gc.collect()
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("actions", [False, True])
+def test_twenty_pages_cost_what_one_costs(
+    own_server: Server, namespace: str, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, actions: bool
+) -> None:
+    """With actions, each browser gets a page of its own, with its own CSRF token. The reads are shared nevertheless."""
+    perf, interval, reads = AgentPerf(own_server.url, namespace=namespace), 0.1, [0]
+    token = fill(perf)
+    assert token
+    read = overview.read_overview
+
+    async def counted(*args: object, **options: object) -> object:
+        reads[0] += 1
+        return await read(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(overview, "read_overview", counted)
+    site = app(perf, allow_actions=actions, refresh=interval)
+
+    async def cost(pages: int, refreshes: int = 8) -> tuple[float, float]:
+        """Return the commands for each read, and the reads for each interval."""
+        async with AsyncExitStack() as stack:
+            for _ in range(pages):
+                browser = Browser(runner, site)
+                reply = await browser.sending("GET", "/", {"accept": "text/html"})
+                assert (reply.status, bool(browser.cookies)) == (200, actions)
+                await stack.enter_async_context(OpenPage(browser))
+            while len(site.state.live) < (pages if actions else 1):
+                await asyncio.sleep(0.01)
+            with own_server.client() as raw:
+                assert connections(raw) < 15, "pages have no connections of their own"
+                before, first, began = calls(raw), reads[0], time.monotonic()
+                while reads[0] < first + refreshes:
+                    await asyncio.sleep(interval / 20)
+                read_until, intervals = reads[0] - first, (time.monotonic() - began) / interval
+                await asyncio.sleep(0)
+                return (calls(raw) - before) / read_until, read_until / (intervals + 1)
+
+    async def both() -> None:
+        async with asyncio.timeout(60):
+            await cost(1, 3)  # what is read rarely is read now
+            one, twenty = await cost(1), await cost(20)
+        assert twenty[0] <= 1.2 * one[0] + 5, f"{twenty[0]:.0f} commands a read with 20 pages, {one[0]:.0f} with one"
+        assert twenty[1] <= 1.01, "a read each interval"
+
+    runner.run(both())
+    assert (site.state.live.pages, len(site.state.live)) == (0, 0)
+    release(perf)
+    runner.run(perf.aclose())
+
+
+@pytest.mark.thorough
+def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runner, raw: Raw) -> None:
+    """Compressed: 300 refreshes, as many as in ten minutes, of 20 pages of 6 kinds, whose numbers change each time."""
+    fill(perf)
+    site = app(perf, refresh=0.05)
+    paths = ["/", "/agents", "/agent?name=planner", "/caches", "/pools", "/alerts"]
+
+    async def test() -> None:
+        browser, sizes = Browser(runner, site), []
+        async with AsyncExitStack() as stack:
+            pages = [await stack.enter_async_context(OpenPage(browser, paths[n % len(paths)])) for n in range(20)]
+            for refresh in range(300):
+                seen = pages[1].events
+                await asyncio.to_thread(record, refresh)
+                await pages[1].wait(seen + 1)
+                if refresh in (100, 299):
+                    sizes.append((resident_kb(), len(asyncio.all_tasks()), connections(raw)))
+            assert all(page.events for page in pages)
+            assert site.state.live.pages == len(pages)
+            assert len(site.state.live) == len(paths)
+        (kb_before, tasks_before, sockets_before), (kb_after, tasks_after, sockets_after) = sizes
+        assert kb_after - kb_before < 3_000, f"{kb_before} kB, later {kb_after} kB"
+        assert abs(tasks_after - tasks_before) < 10
+        assert sockets_after <= sockets_before + 2
+        assert (site.state.live.pages, len(site.state.live)) == (0, 0)
+        assert len(site.state.views.shared) < 30
+
+    def record(number: int) -> None:
+        perf.metrics.record_execution("planner", 0.01 * (number % 50), success=True)
+        assert perf.metrics.flush()
+
+    runner.run(test())
+    release(perf)
+
+
+def test_first_page_of_a_thousand_agents_is_small(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    fill_with_agents(perf)
+    browser, sizes = Browser(runner, app(perf)), {}
+    for path in ("/", "/agents"):
+        page = browser.get(path, accept_encoding="gzip")
+        assert page.status == 200
+        sizes[path] = page.sent
+        for link in page.resources():
+            reply = browser.get(urljoin(path, link), accept_encoding="gzip", accept="*/*")
+            assert reply.status == 200, link
+            sizes[path] += reply.sent
+    assert max(sizes.values()) <= 200_000, sizes
+
+
+def test_closed_page_frees_its_place(perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentperf_redis.web.live.MAX_PAGES", 2)
+    site = small_site(perf)
+
+    async def test() -> None:
+        browser = Browser(runner, site)
+        async with OpenPage(browser) as first, OpenPage(browser) as second:
+            await first.wait()
+            await second.wait()
+            reply = await browser.sending("GET", "/live?page=/", {})
+            assert (reply.status, reply.headers["retry-after"]) == (503, "60")
+        async with OpenPage(browser) as third:
+            await third.wait()
+            assert third.status == 200
+
+    runner.run(test())
