@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import alerts, balancer, cache, export
+from agentperf_redis.cli import alerts, balancer, cache, export, top
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import (
     AsOf,
@@ -45,6 +45,7 @@ app.add_typer(balancer.app, name="lb")
 app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)
+app.command()(top.top)
 
 Limit = Annotated[int, typer.Option("--limit", help="Maximum number of rows.", min=1, max=1000, metavar="N")]
 Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]
