@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.metrics.accumulator import FAILED, OK
 from tests.support import chromium
 from tests.support.dashboard import dashboard
 from tests.support.filled import Past
@@ -77,7 +78,7 @@ def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, or
         buffer = past.at(age)
         for number in range(1000):
             for _ in range(source.randrange(1, 4)):
-                outcome = "failed:TimeoutError" if source.random() < number / 5000 else "ok"
+                outcome = f"{FAILED}:TimeoutError" if source.random() < number / 5000 else OK
                 buffer.record(f"team-{number % 17}/agent-{number:04d}", source.lognormvariate(0, 1), outcome)
     past.count()
     pages = [*MENU[:2], ("last", "/agents?page=9&sort=name"), ("agent", named("agent", name="team-0/agent-0000")), MENU[5]]
