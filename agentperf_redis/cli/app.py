@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import alerts, balancer, cache, export, serve
+from agentperf_redis.cli import alerts, balancer, cache, export, serve, top
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import (
     AsOf,
@@ -46,6 +46,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)
 app.command()(serve.serve)
+app.command()(top.top)
 
 Limit = Annotated[int, typer.Option("--limit", help="Maximum number of rows.", min=1, max=1000, metavar="N")]
 Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]

@@ -64,6 +64,11 @@ class AgentRow:
         return self.metrics.agent_name
 
     @property
+    def age(self) -> float | None:
+        """Seconds since it last recorded anything, at the end of the window."""
+        return None if self.seen is None else max(0.0, self.metrics.interval.end - self.seen)
+
+    @property
     def tasks(self) -> int:
         """Executions in the window."""
         return self.metrics.task_count

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.alerts import flows as alert_flows
 from agentperf_redis.alerts.model import AlertState, AlertStatus
@@ -200,6 +201,7 @@ def overview(
     *,
     as_of: Timestamp = None,
     known_changes: Changes | None = None,
+    charts: bool = True,
 ) -> Flow[Overview]:
     """Read a namespace at a glance. It checks its arguments when called.
 
@@ -208,12 +210,15 @@ def overview(
         window: length of the window.
         as_of: end of the window; None for now.
         known_changes: the result of an earlier `changes`, which hardly differs within a minute; None reads them.
+        charts: whether to read the steps too. With a thousand agents, this takes as long as all the rest.
     """
     asked_time(window, as_of)
-    return _overview(perf, window, as_of, known_changes)
+    return _overview(perf, window, as_of, known_changes, charts=arguments.flag("charts", charts))
 
 
-def _overview(perf: AgentPerf, window: str | float, as_of: Timestamp, known_changes: Changes | None) -> Flow[Overview]:
+def _overview(
+    perf: AgentPerf, window: str | float, as_of: Timestamp, known_changes: Changes | None, *, charts: bool
+) -> Flow[Overview]:
     flusher = flusher_of(perf)
 
     def steps(step: int) -> Flow[dict[str, tuple[SeriesRow, ...]]]:
@@ -222,12 +227,13 @@ def _overview(perf: AgentPerf, window: str | float, as_of: Timestamp, known_chan
     flows_by_part: dict[str, Flow[Any]] = {
         "agents": flows.agents_and_total(flusher, window, as_of),
         "last_seen": flows.last_seen(flusher),
-        "history": steps_read(steps, {}, window, as_of, SPARKLINE_STEPS),
         "workers": workers(flusher),
         "caches": read_all_stats(perf.backend),
         "pools": operations_of(perf).status(()),
         "alerts": alert_flows.overview(service_of(perf)),
     }
+    if charts:
+        flows_by_part["history"] = steps_read(steps, {}, window, as_of, SPARKLINE_STEPS)
     if known_changes is None:
         flows_by_part["changes"] = changes(perf, as_of=as_of)
     parts = Parts(**flows_by_part)
@@ -272,9 +278,10 @@ async def read_overview(
     *,
     as_of: Timestamp = None,
     known_changes: Changes | None = None,
+    charts: bool = True,
 ) -> Overview:
     """See `overview`."""
-    return await perf.backend.arun(overview(perf, window, as_of=as_of, known_changes=known_changes))
+    return await perf.backend.arun(overview(perf, window, as_of=as_of, known_changes=known_changes, charts=charts))
 
 
 async def read_changes(perf: AgentPerf, *, as_of: Timestamp = None) -> Changes:

@@ -27,7 +27,12 @@ def heat_map(
         rows: description of each row, from the bottom up, such as "1 s to 2 s".
         counts: by column and row; cells without a count are empty.
         label: the map in a sentence.
+
+    Returns:
+        The map; nothing without rows.
     """
+    if not rows:
+        return Markup("")
     largest = max(counts.values(), default=0)
     row_px = min(max(_HEIGHT_PX // max(1, len(rows)), _MIN_ROW_PX), _MAX_ROW_PX)
     height = len(rows) * row_px

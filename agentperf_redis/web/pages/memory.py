@@ -14,11 +14,11 @@ async def memory(views: Any, asked: Asked) -> Page:
     """The memory of the namespace."""
     del asked
     view = await views.memory()
-    largest = view.kinds[0].bytes if view.kinds else 0
+    total = sum(kind.bytes for kind in view.kinds)
     values = {
         "view": view,
-        "total": sum(kind.bytes for kind in view.kinds),
-        "meters": {kind.kind: meter(kind.bytes, largest, f"{size(kind.bytes)}, {share(kind.share)}") for kind in view.kinds},
+        "total": total,
+        "meters": {kind.kind: meter(kind.bytes, total, f"{share(kind.share)} of the memory") for kind in view.kinds},
         "forecast": [
             ("Time slices", size(view.forecast.slices)),
             ("Counts of all time", size(view.forecast.totals)),

@@ -16,7 +16,7 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidAr
 from agentperf_redis.views.timeline import DEFAULT_WINDOW, WINDOWS
 from agentperf_redis.web.pages import text
 from agentperf_redis.web.pages.asked import Asked, address, asked
-from agentperf_redis.web.templating import path_for, root_path, templates
+from agentperf_redis.web.templating import path_for, templates
 
 MENU: Final = (
     ("overview", "Overview"),
@@ -113,7 +113,7 @@ def _rendered(request: Request, page: Page, query: Mapping[str, str], route: str
     carried = {} if window == DEFAULT_WINDOW or page.template == "invalid.html" else {"window": window}
     backend = request.app.state.views.perf.backend
 
-    inside = address(here.removeprefix(root_path(request)), query)
+    inside = address(str(request.app.url_path_for(route)), query)
 
     def link(name: str, /, **parameters: object) -> str:
         return address(path_for(request, name), {**parameters, **carried})

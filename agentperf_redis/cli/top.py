@@ -1,0 +1,85 @@
+"""`agentperf top`: the terminal view, or a line a tick where there is no terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.cli.console import Exit, Target, err, out, print_json_line
+from agentperf_redis.cli.extras import needs_extra
+from agentperf_redis.cli.options import on_server
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.top import lines
+from agentperf_redis.views.overview import NO_CHANGES, Overview, overview
+from agentperf_redis.views.timeline import DEFAULT_WINDOW
+from agentperf_redis.windows import asked_time
+
+
+@on_server
+def top(
+    target: Target,
+    window: Annotated[
+        str, typer.Option("--window", help="The last 5m, 15m, 1h, 3h, 24h, 7d, or seconds.", metavar="TIME")
+    ] = DEFAULT_WINDOW,
+    every: Annotated[
+        float, typer.Option("--every", help="Pause between two readings.", min=0.5, max=3600, metavar="SECONDS")
+    ] = 2.0,
+    count: Annotated[
+        int | None, typer.Option("--count", help="Print this many lines and end.", min=1, metavar="N")
+    ] = None,
+) -> Exit | None:
+    """Show agents, caches, pools and alerts live, in tabs; enter opens one, q quits, and ? shows all keys.
+
+    Without a terminal, with --count or with --json, print a line for each reading instead.
+    """
+    asked_time(window, None)
+    with target.connect() as perf:
+        if target.as_json or count is not None or not _is_terminal():
+            return _print(target, perf, window, every, count)
+        with needs_extra("top"):
+            from agentperf_redis.top.app import TopApp
+        app = TopApp(perf, window, every)
+        app.run()
+        return Exit(app.return_code or 0)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _print(target: Target, perf: AgentPerf, window: str, every: float, count: int | None) -> Exit:
+    printed, fault = 0, ""
+    while count is None or printed < count:
+        began = time.monotonic()
+        try:
+            found = perf.backend.run(overview(perf, window, known_changes=NO_CHANGES, charts=False))
+        except BackendUnavailable as error:
+            if count is not None:  # a script waits for its lines, and no longer than it must
+                raise
+            if not fault:
+                err.print(f"agentperf: {error}; trying again", style="red")
+            fault = str(error)
+        else:
+            fault = ""
+            _show(target, found, printed)
+            printed += 1
+        if count is None or printed < count:
+            time.sleep(max(0.0, every - (time.monotonic() - began)))
+    return Exit.OK
+
+
+def _show(target: Target, found: Overview, printed: int) -> None:
+    if target.as_json:
+        print_json_line("top", lines.plain(found))
+        return
+    if printed % lines.HEAD_EVERY == 0:
+        out.print(lines.head())
+    out.print(lines.line(found))
+    out.file.flush()
+    for fault in found.faults:
+        err.print(f"agentperf: {fault.part} could not be read: {fault.text}", style="red")

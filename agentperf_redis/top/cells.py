@@ -1,0 +1,73 @@
+"""The texts of cells: numbers, times, bars and sparklines. Characters carry the meaning; colours only repeat it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from agentperf_redis.views.text import age_text, seconds_cell
+from agentperf_redis.windows import Interval
+
+NONE = "–"
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_DAY_S = 86_400
+
+
+def seconds(value: float | None, *, exact: bool = True) -> str:
+    """Return a duration in seconds; ≈ marks an estimate."""
+    return NONE if value is None else ("" if exact else "≈") + seconds_cell(value)
+
+
+def share(value: float | None) -> str:
+    """Return a share as a percentage."""
+    return NONE if value is None else f"{value:.1%}"
+
+
+def rate(value: float) -> str:
+    """Return a number per second."""
+    return f"{value:.3g}"
+
+
+def money(value: float) -> str:
+    """Return a cost in the caller's unit."""
+    return f"{value:.4g}" if value else "0"
+
+
+def age(seconds: float | None) -> str:
+    """Return an age, such as ``12 s ago``."""
+    return NONE if seconds is None else age_text(seconds)
+
+
+def ago(at: float | None) -> str:
+    """Return the age of a time in s since 1970, by this machine's clock."""
+    return NONE if at is None else age_text(max(0.0, time.time() - at))
+
+
+def clock(at: float) -> str:
+    """Return the local time of day of a time in s since 1970; with the date if it is more than a day ago."""
+    form = "%H:%M:%S" if abs(time.time() - at) < _DAY_S else "%m-%d %H:%M"
+    return datetime.fromtimestamp(at).astimezone().strftime(form)
+
+
+def start(interval: Interval) -> str:
+    """Return the local time at which a step begins."""
+    return clock(interval.start)
+
+
+def bar(value: float, width: int = 10) -> str:
+    """Return a bar for a share from 0 to 1, such as ``████······``."""
+    full = min(width, max(0, round(value * width)))
+    if value > 0 and not full:
+        return "▏" + "·" * (width - 1)
+    return "█" * full + "·" * (width - full)
+
+
+def sparkline(values: Sequence[float | None], width: int = 15) -> str:
+    """Return the last values as a line of bars. The largest value has a full bar; a step without a value is a gap."""
+    shown = values[-width:]
+    top = max((value for value in shown if value is not None), default=0.0)
+    return "".join(
+        " " if value is None else _EIGHTHS[1 + round(value / top * 7)] if value > 0 else _EIGHTHS[1] if top else " "
+        for value in shown
+    )

@@ -1,0 +1,210 @@
+"""The pages in headless Chromium: at both widths, light and dark, with much data, with none, and without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.metrics.accumulator import FAILED, OK
+from tests.support import chromium
+from tests.support.dashboard import dashboard
+from tests.support.filled import Past
+from tests.support.fleet import RULES, Fleet
+from tests.support.servers import Raw, Server
+
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]
+
+ODD = "a/b?c=d#e f&g\"h'<script>alert(1)</script>%2F..;é"
+"""A name with every character that means something in an address or in HTML."""
+MENU = [(name, f"/{name}".replace("/overview", "/")) for name in ("overview", "agents", "caches", "pools", "alerts", "memory")]
+
+
+@pytest.fixture(autouse=True)
+def _browser() -> None:
+    chromium.require()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where screenshots go: AGENTPERF_TEST_SCREENSHOTS keeps them for a person to look at."""
+    return Path(os.environ.get("AGENTPERF_TEST_SCREENSHOTS", tmp_path))
+
+
+@pytest.fixture
+def origin(server: Server, namespace: str, tmp_path: Path) -> Iterator[str]:
+    """The dashboard of the test's namespace."""
+    with dashboard(server.url, namespace, tmp_path / "dashboard.log") as found:
+        yield found
+
+
+def named(route: str, **names: str) -> str:
+    return f"/{route}?{urlencode(names)}"
+
+
+def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path) -> None:
+    async def check() -> list[str]:
+        async with AgentPerf(server.url, namespace=namespace) as perf:
+            await perf.alerts.aio.deploy(text=RULES)
+            work = asyncio.create_task(Fleet(perf, 1, seconds=12.0).run())
+            await asyncio.sleep(11.0)
+            await perf.alerts.aio.evaluate()
+            await perf.alerts.aio.silence("coder is slow", "1h")
+            pages = [
+                *MENU,
+                ("agent", named("agent", name="coder")),
+                ("cache", named("cache", name="answers", kind="lru")),
+                ("tiered", named("cache", name="pages", kind="tiered")),
+                ("pool", named("pool", name="coder")),
+                ("hour", "/agents?window=1h&sort=p95&order=asc&match=o"),
+            ]
+            wrong = await chromium.screenshots(origin, pages, folder, "fleet")
+            await work
+            return wrong
+
+    assert asyncio.run(check()) == []
+
+
+def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, origin: str, folder: Path) -> None:
+    past, source = Past(raw, namespace), random.Random(1)
+    for age in (6000.0, 600.0, 300.0, 100.0, 30.0):
+        buffer = past.at(age)
+        for number in range(1000):
+            for _ in range(source.randrange(1, 4)):
+                outcome = f"{FAILED}:TimeoutError" if source.random() < number / 5000 else OK
+                buffer.record(f"team-{number % 17}/agent-{number:04d}", source.lognormvariate(0, 1), outcome)
+    past.count()
+    pages = [*MENU[:2], ("last", "/agents?page=9&sort=name"), ("agent", named("agent", name="team-0/agent-0000")), MENU[5]]
+    assert asyncio.run(chromium.screenshots(origin, pages, folder, "thousand")) == []
+
+
+def test_pages_of_nothing(origin: str, folder: Path) -> None:
+    pages = [
+        *MENU,
+        ("agent", named("agent", name="nobody")),
+        ("cache", named("cache", name="nothing")),
+        ("pool", named("pool", name="nothing")),
+        ("invalid", "/agents?window=yesterday"),
+    ]
+    wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing"))
+    reported = ("400 (Bad Request)", "404 (Not Found)")  # of the addresses themselves
+    assert [each for each in wrong if not any(status in each for status in reported)] == []
+
+
+def test_pages_without_a_server(own_server: Server, tmp_path: Path, folder: Path) -> None:
+    with dashboard(own_server.url, "agentperf", tmp_path / "log") as origin:
+        own_server.kill()
+        pages = [*MENU, ("agent", named("agent", name="coder"))]
+        assert asyncio.run(chromium.screenshots(origin, pages, folder, "away")) == []
+
+
+def test_odd_names_lead_to_their_pages(perf: AgentPerf, origin: str) -> None:
+    for name in (ODD, "..", "a//b", "?", "#"):
+        perf.metrics.record_execution(name, 0.1, success=False, error_type=ODD)
+        perf.cache(name).put(ODD, 1, tags=[ODD])
+        lb = perf.balancer()
+        lb.register_instance(AgentInstance(id=name, agent_type=name, max_capacity=1, labels=frozenset({ODD})))
+    perf.metrics.flush()
+
+    async def check() -> None:
+        async with chromium.browsing(origin) as visit:
+            for page in ("agents", "caches", "pools"):
+                await visit.open(f"/{page}")
+                names = await visit.page.locator("tbody th a").all_inner_texts()
+                assert len(names) == 5, names
+                for name in names:
+                    await visit.open(f"/{page}")
+                    await visit.page.get_by_role("link", name=name, exact=True).click()
+                    await visit.page.wait_for_load_state("load")
+                    heading = await visit.page.locator("h1").inner_text()
+                    assert heading.partition("\n")[2] == name
+            assert visit.complaints == []
+            assert visit.elsewhere == []
+
+    asyncio.run(check())
+
+
+def test_filter_and_sort_stand_in_the_address(perf: AgentPerf, origin: str) -> None:
+    for number, name in enumerate(("planner", "coder", "critic")):
+        perf.metrics.record_execution(name, number + 0.5, success=True)
+    perf.metrics.flush()
+
+    async def names(visit: chromium.Visit) -> list[str]:
+        found: list[str] = await visit.page.locator("tbody th").all_inner_texts()
+        return found
+
+    async def check(script: bool) -> None:
+        async with chromium.browsing(origin, script=script) as visit:
+            await visit.open("/agents?window=1h")
+            await visit.page.get_by_role("link", name="p95").click()
+            assert await names(visit) == ["critic", "coder", "planner"]
+            await visit.page.get_by_role("link", name="p95").click()
+            assert await names(visit) == ["planner", "coder", "critic"]
+            assert await visit.page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+            await visit.page.get_by_label("Filter by name").fill("c*")
+            await visit.page.keyboard.press("Enter")
+            await visit.page.wait_for_url("**match=**")
+            assert await names(visit) == ["coder", "critic"]
+            assert all(part in visit.page.url for part in ("window=1h", "sort=p95", "order=asc", "match=c"))
+
+    asyncio.run(check(script=True))
+    asyncio.run(check(script=False))
+
+
+def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
+    async def record(number: int) -> None:
+        for _ in range(number):
+            perf.metrics.record_execution("coder", 0.1, success=True)
+        await perf.metrics.aio.flush()
+
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            await record(1)
+            await visit.open(named("agent", name="coder"))
+            executions = visit.page.locator(".tile", has_text="Executions").locator(".value")
+            await visit.page.locator("#numbers-executions summary").click()
+            await visit.page.get_by_role("link", name="1h").focus()
+            await record(4)
+            await _becomes(executions, "5")
+            assert await visit.page.locator("#numbers-executions").get_attribute("open") is not None
+            assert await visit.page.evaluate("document.activeElement.textContent") == "the last 1h"
+            await visit.page.get_by_role("button", name="Pause").click()
+            await record(5)
+            await asyncio.sleep(1.5)  # three intervals
+            assert await executions.inner_text() == "5"
+            assert "paused" in await visit.page.locator("#live-state").inner_text()
+            await visit.page.get_by_role("button", name="Resume").click()
+            await _becomes(executions, "10")
+            assert visit.complaints == []
+
+    with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:
+        asyncio.run(check(origin))
+
+
+def test_page_comes_back_with_the_server(own_server: Server, tmp_path: Path) -> None:
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            await visit.open("/agents")
+            assert await visit.page.locator("h1").inner_text() == "Agents"
+            own_server.kill()
+            await _becomes(visit.page.locator("h1"), "Server unreachable")
+            assert "since" in await visit.page.locator("main").inner_text()
+            own_server.restart()
+            await _becomes(visit.page.locator("h1"), "Agents")
+
+    options = ("--every", "0.5")
+    with dashboard(own_server.url, "agentperf", tmp_path / "log", *options) as origin:
+        asyncio.run(check(origin))
+
+
+async def _becomes(element: Any, text: str) -> None:
+    from playwright.async_api import expect
+
+    await expect(element).to_have_text(text, timeout=60_000)
