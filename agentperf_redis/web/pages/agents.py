@@ -39,12 +39,10 @@ async def agents(views: Any, asked: Asked) -> Page:
 
 
 def _tasks_line(row: AgentRow) -> Markup:
-    if not row.sparkline:
+    whole = row.sparkline[:-1] or row.sparkline  # the last step is still short, so it would look like a decline
+    if not whole:
         return Markup("")
-    label = (
-        f"Executions over time: {plural(sum(row.sparkline), 'execution')}, at most {number(max(row.sparkline))} a step"
-    )
-    return sparkline(row.sparkline, label)
+    return sparkline(whole, f"Executions over time, at most {number(max(whole))} in a step")
 
 
 async def agent(views: Any, asked: Asked) -> Page:
