@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]
 
 ODD = "a/b?c=d#e f&g\"h'<script>alert(1)</script>%2F..;é"
 """A name with every character that means something in an address or in HTML."""
-MENU = [(name, f"/{name}".replace("/overview", "/")) for name in ("overview", "agents", "caches", "pools", "alerts", "memory")]
+MENU = [
+    (name, f"/{name}".replace("/overview", "/"))
+    for name in ("overview", "agents", "caches", "pools", "alerts", "memory")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +84,12 @@ def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, or
                 outcome = f"{FAILED}:TimeoutError" if source.random() < number / 5000 else OK
                 buffer.record(f"team-{number % 17}/agent-{number:04d}", source.lognormvariate(0, 1), outcome)
     past.count()
-    pages = [*MENU[:2], ("last", "/agents?page=9&sort=name"), ("agent", named("agent", name="team-0/agent-0000")), MENU[5]]
+    pages = [
+        *MENU[:2],
+        ("last", "/agents?page=9&sort=name"),
+        ("agent", named("agent", name="team-0/agent-0000")),
+        MENU[5],
+    ]
     assert asyncio.run(chromium.screenshots(origin, pages, folder, "thousand")) == []
 
 

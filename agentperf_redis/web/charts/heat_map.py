@@ -53,9 +53,7 @@ def heat_map(
         if count
     ]
     every = max(1, math.ceil(len(rows) / (height / _MIN_LABEL_PX)))
-    labels = [
-        (TOP + height - (row + 0.5) * row_px, text) for row, text in enumerate(rows) if row % every == 0
-    ]
+    labels = [(TOP + height - (row + 0.5) * row_px, text) for row, text in enumerate(rows) if row % every == 0]
     plot = [
         element("rect", x="0", y=TOP, width="100%", height=height, class_="ground"),
         *cells,

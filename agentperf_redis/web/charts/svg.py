@@ -20,7 +20,13 @@ WIDTH = 1000
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """Return an element. Texts are escaped unless they are `Markup`; ``class_`` and ``stroke_width`` lose or change ``_``."""
+    """Return an element. Texts are escaped unless they are `Markup`.
+
+    Args:
+        name: its name.
+        children: texts and elements inside.
+        attributes: None leaves an attribute out. ``class_`` stands for class, ``text_anchor`` for text-anchor.
+    """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
         for key, value in attributes.items()

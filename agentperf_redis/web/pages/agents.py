@@ -16,7 +16,7 @@ from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page
-from agentperf_redis.web.pages.text import cost, duration, number, plural, rate, share, times, visible
+from agentperf_redis.web.pages.text import cost, duration, number, rate, share, times, visible
 
 _STYLES: Final = ("s2", "s4", "s5", "s3")
 """Styles of the error types with a band of their own. Further ones share a band, so that bands stay distinguishable."""
@@ -69,9 +69,7 @@ async def agent(views: Any, asked: Asked) -> Page:
         "heat": heat_chart(view.heatmap),
         "throughput": rate_line(view.steps),
         "changes": changes(view),
-        "spans": [
-            (span, meter(span.share, 1.0, f"{share(span.share)} of the time")) for span in view.spans.tree
-        ],
+        "spans": [(span, meter(span.share, 1.0, f"{share(span.share)} of the time")) for span in view.spans.tree],
         "error_types": sorted(view.metrics.error_types.items(), key=lambda item: (-item[1], item[0])),
     }
     return Page("agent.html", name, values)

@@ -52,7 +52,12 @@ def tiles(view: Overview) -> list[tuple[str, str, str, Markup]]:
         return sparkline(values, f"{label} over time", style=style) if steps else Markup("")
 
     return [
-        ("Throughput", rate(total.throughput), plural(total.task_count, "execution"), line("Throughput", [s.throughput for s in steps])),
+        (
+            "Throughput",
+            rate(total.throughput),
+            plural(total.task_count, "execution"),
+            line("Throughput", [s.throughput for s in steps]),
+        ),
         (
             "Success",
             share(total.success_rate if ran else None),
@@ -71,7 +76,12 @@ def tiles(view: Overview) -> list[tuple[str, str, str, Markup]]:
             f"{number(total.tokens_in)} in, {number(total.tokens_out)} out",
             line("Tokens per second", [_per_second(s, s.tokens) for s in steps]),
         ),
-        ("Cost", cost(total.cost), plural(total.llm_calls, "model call"), line("Cost per second", [_per_second(s, s.cost) for s in steps])),
+        (
+            "Cost",
+            cost(total.cost),
+            plural(total.llm_calls, "model call"),
+            line("Cost per second", [_per_second(s, s.cost) for s in steps]),
+        ),
         (
             "Workers",
             number(view.workers_alive),

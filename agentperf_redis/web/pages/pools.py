@@ -78,7 +78,8 @@ async def pool(views: Any, asked: Asked) -> Page:
         "load": load_chart(steps),
         "waiters": waiters_chart(steps),
         "step_rows": [
-            (step.interval.end, list(map(number, (step.load, step.waiters, step.unhealthy)))) for step in reversed(steps)
+            (step.interval.end, list(map(number, (step.load, step.waiters, step.unhealthy))))
+            for step in reversed(steps)
         ],
         "sampled": any(step.load is not None for step in steps),
         "meters": {each.name: _load_meter(each.load, each.capacity) for each in view.row.instances},
@@ -118,7 +119,9 @@ def _limits(status: Any) -> str:
 def load_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
     """Return the chart of the load over time."""
     line = Line("load", [step.load for step in steps])
-    return line_chart([step.interval for step in steps], [line], number, "Line chart of the leases of the pool over time")
+    return line_chart(
+        [step.interval for step in steps], [line], number, "Line chart of the leases of the pool over time"
+    )
 
 
 def waiters_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
@@ -129,5 +132,3 @@ def waiters_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
     ]
     label = "Line chart of callers in the queue and of unhealthy instances over time"
     return line_chart([step.interval for step in steps], lines, number, label, whole=True)
-
-
