@@ -11,11 +11,12 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+import anyio
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request
@@ -36,6 +37,8 @@ _PING_S = 15
 """A closed connection is noticed after this time at the latest."""
 _SEND_TIMEOUT_S = 30.0
 """A client that does not read for so long is disconnected."""
+_CLOSE_S = 0.5
+"""How long the end of the server waits until the client has got the end of the events."""
 _MAIN = re.compile(r"<main\b.*?</main>", re.DOTALL)
 
 Render = Callable[[], Awaitable[str]]
@@ -52,10 +55,10 @@ class Feed:
     def __init__(self, render: Render, interval_s: float) -> None:
         self._render = render
         self._interval_s = interval_s
-        self._changed = asyncio.Condition()
         self.readers = 0
         self.html = ""
         self.version = 0
+        self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -68,15 +71,9 @@ class Feed:
                 _log.exception("a live page was not rendered")
                 continue
             if html != self.html:
-                async with self._changed:
-                    self.html, self.version = html, self.version + 1
-                    self._changed.notify_all()
-
-    async def after(self, version: int) -> int:
-        """Wait until there is a newer version than this. Returns its number."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.version > version)
-            return self.version
+                self.html, self.version = html, self.version + 1
+                self.changed.set()
+                self.changed = asyncio.Event()
 
 
 class Live:
@@ -92,14 +89,15 @@ class Live:
         self.pages = 0
 
     async def events(
-        self, key: Hashable, render: Render, until: Callable[[], bool]
+        self, key: Hashable, render: Render, has_ended: Callable[[], bool], closing: anyio.Event
     ) -> AsyncGenerator[ServerSentEvent, None]:
         """Yield the main part of a page whenever it has changed.
 
         Args:
             key: names what `render` renders: equal keys mean equal results.
             render: renders it.
-            until: whether the login of the client has ended. Then the events end too.
+            has_ended: whether the login of the client has ended. Then the events end too.
+            closing: is set when the server ends. Then the events end too.
         """
         feed = self._feeds.get(key)
         if feed is None:
@@ -109,8 +107,11 @@ class Live:
         self.pages += 1
         try:
             version = 0
-            while not until():
-                version = await feed.after(version)
+            while not (has_ended() or closing.is_set()):
+                if feed.version == version:
+                    await _first_of(feed.changed.wait(), closing.wait())
+                    continue
+                version = feed.version
                 yield ServerSentEvent(feed.html, event="main", retry=RETRY_MS)
         finally:
             self.pages -= 1
@@ -141,9 +142,24 @@ async def live(request: Request) -> Response:
     def ended() -> bool:
         return settings.token is not None and bool(session) and not sessions.is_valid(session)
 
+    closing = anyio.Event()
     return EventSourceResponse(
-        app.state.live.events(key, lambda: rendered(scope), ended), ping=_PING_S, send_timeout=_SEND_TIMEOUT_S
+        app.state.live.events(key, lambda: rendered(scope), ended, closing),
+        ping=_PING_S,
+        send_timeout=_SEND_TIMEOUT_S,
+        shutdown_event=closing,
+        shutdown_grace_period=_CLOSE_S,
     )
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these has ended, and cancel the others."""
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _scope_of(request: Request, wanted: str) -> Scope | None:

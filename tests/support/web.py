@@ -209,7 +209,29 @@ class OpenPage:
             self._arrived.notify_all()
 
 
-READ_RIGHTS = ["+ping", "+echo", "+select", "+asking", "+cluster|slots", "+eval", "+evalsha", "+time", "+type", "+getrange", "+mget", "+hget", "+hmget", "+hgetall", "+hlen", "+hscan", "+zcard", "+zrange", "+zrangebyscore", "+xlen", "+xrevrange"]
+READ_RIGHTS = [
+    "+ping",
+    "+echo",
+    "+select",
+    "+asking",
+    "+cluster|slots",
+    "+eval",
+    "+evalsha",
+    "+time",
+    "+type",
+    "+getrange",
+    "+mget",
+    "+hget",
+    "+hmget",
+    "+hgetall",
+    "+hlen",
+    "+hscan",
+    "+zcard",
+    "+zrange",
+    "+zrangebyscore",
+    "+xlen",
+    "+xrevrange",
+]
 """The rights of a Redis user that suffice for all pages but that of the memory, and that only read."""
 MEMORY_RIGHTS = ["+scan", "+info", "+memory|usage"]
 """The further rights for the page of the memory."""

@@ -64,7 +64,7 @@ def test_instance_is_drained_and_marked(perf: AgentPerf, act: Act) -> None:
     assert act("mark-unhealthy", **of) == "p0 of coder takes no new work until it is marked healthy."
     assert state_of(perf, "p0") is InstanceState.UNHEALTHY
     assert act("mark-healthy", **of) == "p0 of coder is marked healthy."
-    assert state_of(perf, "p0") is InstanceState.READY
+    assert state_of(perf, "p0") is InstanceState.UP
     assert (
         act("drain", pool="coder", instance="nobody") == "Nothing was done. Not found: instance nobody in pool coder."
     )

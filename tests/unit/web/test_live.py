@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import anyio
 import pytest
 from sse_starlette.event import ServerSentEvent
 
@@ -52,7 +53,7 @@ async def texts(events: AsyncIterator[ServerSentEvent], count: int) -> list[str]
 
 def test_readers_share_one_feed() -> None:
     async def test(live: Live, page: Page) -> None:
-        streams = [live.events("a", page, never) for _ in range(20)]
+        streams = [live.events("a", page, never, anyio.Event()) for _ in range(20)]
         first = await asyncio.gather(*(texts(stream, 1) for stream in streams))
         assert first == [["one"]] * 20
         assert (live.pages, len(live)) == (20, 1)
@@ -69,9 +70,9 @@ def test_readers_share_one_feed() -> None:
 
 def test_unchanged_page_is_not_sent_again() -> None:
     async def test(live: Live, page: Page) -> None:
-        async with contextlib.aclosing(live.events("a", page, never)) as events:
+        async with contextlib.aclosing(live.events("a", page, never, anyio.Event())) as events:
             assert await texts(events, 1) == ["one"]
-        async with contextlib.aclosing(live.events("a", page, never)) as events:
+        async with contextlib.aclosing(live.events("a", page, never, anyio.Event())) as events:
             await anext(events)
             waiting = asyncio.ensure_future(anext(events))
             rendered = page.rendered
@@ -86,7 +87,7 @@ def test_unchanged_page_is_not_sent_again() -> None:
 
 def test_slow_reader_gets_the_newest_version() -> None:
     async def test(live: Live, page: Page) -> None:
-        async with contextlib.aclosing(live.events("a", page, never)) as events:
+        async with contextlib.aclosing(live.events("a", page, never, anyio.Event())) as events:
             await anext(events)
             for number in range(5):
                 page.text = f"version {number}"
@@ -101,7 +102,7 @@ def test_slow_reader_gets_the_newest_version() -> None:
 def test_fault_of_a_page_does_not_end_its_feed(caplog: pytest.LogCaptureFixture) -> None:
     async def test(live: Live, page: Page) -> None:
         page.error = ValueError("broken")
-        async with contextlib.aclosing(live.events("a", page, never)) as events:
+        async with contextlib.aclosing(live.events("a", page, never, anyio.Event())) as events:
             waiting = asyncio.ensure_future(anext(events))
             while page.rendered < 3:
                 await asyncio.sleep(INTERVAL_S)
@@ -115,10 +116,25 @@ def test_fault_of_a_page_does_not_end_its_feed(caplog: pytest.LogCaptureFixture)
 def test_events_end_with_the_login() -> None:
     async def test(live: Live, page: Page) -> None:
         ended = [False]
-        async with contextlib.aclosing(live.events("a", page, lambda: ended[0])) as events:
+        async with contextlib.aclosing(live.events("a", page, lambda: ended[0], anyio.Event())) as events:
             await anext(events)
             ended[0], page.text = True, "two"
             with pytest.raises(StopAsyncIteration):
                 await anext(events)
+
+    run(test)
+
+
+def test_events_end_with_the_server() -> None:
+    async def test(live: Live, page: Page) -> None:
+        closing = anyio.Event()
+        async with contextlib.aclosing(live.events("a", page, never, closing)) as events:
+            await anext(events)
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            closing.set()
+            with pytest.raises(StopAsyncIteration):
+                await waiting
+        assert (live.pages, len(live)) == (0, 0)
 
     run(test)
