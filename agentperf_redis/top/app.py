@@ -80,31 +80,36 @@ class TopApp(App[None]):
 
     async def _read_once(self) -> None:
         screen: Screen[Any] = self.screen
-        if not isinstance(screen, Viewed) or not screen.is_mounted:
+        if not isinstance(screen, Viewed) or not screen.is_ready:
             return
-        asked = screen.asked()
+        asked = screen.asked(), self.window, self.paused_at
         parts = Parts(
             view=screen.reading(self._perf, self.window, self.paused_at),
             alerts=_firing(self._perf),
         )
+        away: BackendUnavailable | None = None
         try:
             await self._perf.backend.arun(parts.read())
         except BackendUnavailable as error:
+            away = error
+        if not self.is_running:  # the user has quit meanwhile, and the widgets are gone
+            return
+        if away is not None:
             since = time.time() if self._away is None else self._away[0]
-            self._away = since, error.reason
+            self._away = since, away.reason
         else:
             self._away, self._read_at = None, time.time()
             self._firing = parts.get("alerts", 0)
             view: Any = parts.get("view", None)
             self._faults = parts.faults + (getattr(view, "faults", ()) or ())
             is_read = not any(fault.part == "view" for fault in parts.faults)
-            if is_read and screen.is_current and screen.asked() == asked:
+            if is_read and screen.is_current and asked == (screen.asked(), self.window, self.paused_at):
                 screen.show(view)
         self._show_state()
 
     def _show_state(self) -> None:
         screen = self.screen
-        if not isinstance(screen, Viewed):
+        if not isinstance(screen, Viewed) or not screen.is_ready:
             return
         backend = self._perf.backend
         firing = counted(self._firing, "alert") + (" fires" if self._firing == 1 else " fire")

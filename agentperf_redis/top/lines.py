@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ class Figure:
     text: Callable[[Overview], str]
 
 
+def _time(overview: Overview) -> str:
+    """Return the time of the reading, by the server's clock; without agents, by that of this machine."""
+    return time.strftime("%H:%M:%S", time.localtime(overview.interval.end or None))
+
+
 def _p95(overview: Overview) -> str:
     total = overview.total
     if not total.task_count:
@@ -44,7 +50,7 @@ def hit_rate(overview: Overview) -> float | None:
 
 
 FIGURES = (
-    Figure("time", 8, lambda overview: cells.clock(overview.interval.end)),
+    Figure("time", 8, _time),
     Figure("tasks", 7, lambda overview: short_number(overview.total.task_count)),
     Figure("per s", 7, lambda overview: cells.rate(overview.total.throughput)),
     Figure("failed", 7, lambda overview: cells.share(overview.total.failure_rate)),

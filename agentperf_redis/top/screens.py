@@ -29,6 +29,9 @@ class ReadNow(Message):
 class Viewed(Screen[None]):
     """A screen that shows a view, which the app reads again and again."""
 
+    is_ready = False
+    """Whether the widgets are there."""
+
     def compose(self) -> ComposeResult:
         """Make the widgets."""
         yield Static(id="headline")
@@ -52,8 +55,13 @@ class Viewed(Screen[None]):
         """Show a view."""
         raise NotImplementedError
 
+    def on_mount(self) -> None:
+        """Read as soon as the widgets are there."""
+        self.is_ready = True
+        self.post_message(ReadNow())
+
     def on_screen_resume(self) -> None:
-        """Read when the screen comes to the top."""
+        """Read when the screen comes to the top again."""
         self.post_message(ReadNow())
 
     def headline(self, text: Text, state: Text) -> None:

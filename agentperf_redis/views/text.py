@@ -45,12 +45,18 @@ def length_of_time(seconds: float) -> str:
 
 
 def short_number(number: float) -> str:
-    """Return a number in at most six characters: ``950``, ``12.3k``, ``4.56M``, ``0.125``."""
-    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= unit:
-            scaled = number / (1e3 if suffix == "k" else unit)
-            return f"{scaled:.0f}{suffix}" if abs(scaled) >= 100 else f"{scaled:.3g}{suffix}"  # noqa: PLR2004
-    return f"{number:.0f}" if number == int(number) or abs(number) >= 1000 else f"{number:.3g}"  # noqa: PLR2004
+    """Return a number in few characters: ``950``, ``12.3k``, ``4.56M``, ``0.125``."""
+    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= max(unit, _FIRST_SCALED):
+            return _three_digits(number / unit) + suffix
+    return f"{number:.0f}" if number == int(number) or abs(number) >= 1000 else _three_digits(number)  # noqa: PLR2004
+
+
+_FIRST_SCALED = 10_000
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"  # noqa: PLR2004  .3g makes 1e+03 of 999.6
 
 
 def size_text(count: float) -> str:

@@ -133,7 +133,6 @@ async def screenshots(origin: str, paths: Iterable[tuple[str, str]], folder: Pat
         Everything that is wrong with the pages.
     """
     wrong: list[str] = []
-    folder.mkdir(parents=True, exist_ok=True)
     for width in (WIDE, NARROW):
         for dark in (False, True):
             async with browsing(origin, width=width, dark=dark) as visit:

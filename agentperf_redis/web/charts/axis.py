@@ -54,9 +54,7 @@ def time_labels(intervals: Sequence[Interval]) -> tuple[tuple[float, str], ...]:
         return ()
     every = next((each for each in _EVERY_S if span / each <= _MAX_LABELS), _EVERY_S[-1])
     first = math.ceil(start / every) * every
-    return tuple(
-        ((at - start) / span, _time_text(at, every)) for at in range(first, math.floor(end) + 1, every)
-    )
+    return tuple(((at - start) / span, _time_text(at, every)) for at in range(first, math.floor(end) + 1, every))
 
 
 def _time_text(seconds: int, every: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from agentperf_redis.web.charts.axis import step_text
-from agentperf_redis.web.charts.svg import TOP, element, joined, percent, time_axis
+from agentperf_redis.web.charts.svg import TOP, element, joined, percent, side_by_side, time_axis
 from agentperf_redis.windows import Interval
 
 _HEIGHT_PX, _MIN_ROW_PX, _MAX_ROW_PX = 160, 10, 26
@@ -53,24 +53,13 @@ def heat_map(
         if count
     ]
     every = max(1, math.ceil(len(rows) / (height / _MIN_LABEL_PX)))
-    names = [
-        element("text", text, x="0", y=TOP + height - row * row_px - 3, class_="tick halo")
-        for row, text in enumerate(rows)
-        if row % every == 0
-    ]
-    drawing = element(
-        "svg",
-        element("rect", x="0", y=TOP, width="100%", height=height, class_="plot"),
+    labels = [(TOP + height - (row + 0.5) * row_px, text) for row, text in enumerate(rows) if row % every == 0]
+    plot = [
+        element("rect", x="0", y=TOP, width="100%", height=height, class_="ground"),
         *cells,
-        *names,
         time_axis(intervals, TOP + height),
-        class_="chart",
-        width="100%",
-        height=height + TOP + 22,
-        role="img",
-        aria_label=label,
-    )
-    return joined((_legend(largest), drawing))
+    ]
+    return joined((_legend(largest), side_by_side(label, labels, plot, height)))
 
 
 def shade(count: int, largest: int) -> int:

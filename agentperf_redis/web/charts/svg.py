@@ -13,14 +13,20 @@ from agentperf_redis.windows import Interval
 Written = Callable[[float], str]
 """Returns a value as text with its unit."""
 
-TOP, BOTTOM = 16, 22
-"""Space in px above the plot, for the label of the highest line, and below it, for the times."""
+TOP, BOTTOM = 8, 22
+"""Space in px above the plot, for one half of the highest label, and below it, for the times."""
 WIDTH = 1000
 """Width of a nested SVG in its own units, whatever its width on the screen is."""
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """Return an element. Texts are escaped unless they are `Markup`; ``class_`` and ``stroke_width`` lose or change ``_``."""
+    """Return an element. Texts are escaped unless they are `Markup`.
+
+    Args:
+        name: its name.
+        children: texts and elements inside.
+        attributes: None leaves an attribute out. ``class_`` stands for class, ``text_anchor`` for text-anchor.
+    """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
         for key, value in attributes.items()
@@ -66,21 +72,35 @@ def frame(
         written: makes texts of these values.
         texts: description of each step, shown while the pointer is on it.
     """
-    lines = []
+    lines, labels = [], []
     for number, tick in enumerate(ticks):
         y = TOP + height - height * number / max(1, len(ticks) - 1)
         lines.append(element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid" if number else "axis"))
-        if number:
-            lines.append(element("text", tidy(written(tick)), x="0", y=y - 4, class_="tick"))
+        labels.append((y, tidy(written(tick)) if tick or number else "0"))
+    return side_by_side(
+        label,
+        labels,
+        (*lines, time_axis(intervals, TOP + height), plot, hover_areas(intervals, texts, height)),
+        height,
+    )
+
+
+def side_by_side(label: str, labels: Iterable[tuple[float, str]], plot: Iterable[str], height: float) -> Markup:
+    """Return the labels of the values beside the plot.
+
+    Args:
+        label: the chart in a sentence.
+        labels: the middle in y, px, and the text of each label.
+        plot: the parts of the plot.
+        height: height of the plot, px.
+    """
+    whole = height + TOP + BOTTOM
+    texts = [element("text", text, x="100%", y=y + 4, text_anchor="end", class_="tick") for y, text in labels]
     return element(
-        "svg",
-        *lines,
-        time_axis(intervals, TOP + height),
-        plot,
-        hover_areas(intervals, texts, height),
+        "div",
+        element("svg", *texts, width="100%", height=whole, class_="labels"),
+        element("svg", *plot, width="100%", height=whole, class_="plot"),
         class_="chart",
-        width="100%",
-        height=height + TOP + BOTTOM,
         role="img",
         aria_label=label,
     )

@@ -16,7 +16,7 @@ from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page
-from agentperf_redis.web.pages.text import cost, duration, number, plural, rate, share, times, visible
+from agentperf_redis.web.pages.text import cost, duration, number, rate, share, times, visible
 
 _STYLES: Final = ("s2", "s4", "s5", "s3")
 """Styles of the error types with a band of their own. Further ones share a band, so that bands stay distinguishable."""
@@ -39,12 +39,10 @@ async def agents(views: Any, asked: Asked) -> Page:
 
 
 def _tasks_line(row: AgentRow) -> Markup:
-    if not row.sparkline:
+    whole = row.sparkline[:-1] or row.sparkline  # the last step is still short, so it would look like a decline
+    if not whole:
         return Markup("")
-    label = (
-        f"Executions over time: {plural(sum(row.sparkline), 'execution')}, at most {number(max(row.sparkline))} a step"
-    )
-    return sparkline(row.sparkline, label)
+    return sparkline(whole, f"Executions over time, at most {number(max(whole))} in a step")
 
 
 async def agent(views: Any, asked: Asked) -> Page:
@@ -71,9 +69,7 @@ async def agent(views: Any, asked: Asked) -> Page:
         "heat": heat_chart(view.heatmap),
         "throughput": rate_line(view.steps),
         "changes": changes(view),
-        "spans": [
-            (span, meter(span.share, 1.0, f"{share(span.share)} of the time")) for span in view.spans.tree
-        ],
+        "spans": [(span, meter(span.share, 1.0, f"{share(span.share)} of the time")) for span in view.spans.tree],
         "error_types": sorted(view.metrics.error_types.items(), key=lambda item: (-item[1], item[0])),
     }
     return Page("agent.html", name, values)

@@ -35,6 +35,7 @@ async def alerts(views: Any, asked: Asked) -> Page:
         "state_class": {state: STATES.get(state, "") for state in AlertState},
         "scopes": SCOPES,
         "measured": measured,
+        "evaluated": max((rule.judged_at for rule in view.rules if rule.judged_at is not None), default=None),
         "scope_of": {rule.name: rule.scope for rule in view.rules},
         "when_of": {rule.name: rule.when for rule in view.rules},
     }

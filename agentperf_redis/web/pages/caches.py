@@ -97,7 +97,11 @@ def hit_rate_chart(steps: Sequence[CacheSeriesRow]) -> Markup:
     """Return the chart of the hit rate over time."""
     line = Line("hit rate", [step.hit_rate for step in steps])
     return line_chart(
-        [step.interval for step in steps], [line], share, "Line chart of the share of reads that hit, over time", top=1.0
+        [step.interval for step in steps],
+        [line],
+        share,
+        "Line chart of the share of reads that hit, over time",
+        top=1.0,
     )
 
 

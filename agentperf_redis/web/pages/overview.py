@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from agentperf_redis.metrics.series import SeriesRow
 from agentperf_redis.views.overview import Move, Overview
 from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import sparkline
@@ -51,7 +52,12 @@ def tiles(view: Overview) -> list[tuple[str, str, str, Markup]]:
         return sparkline(values, f"{label} over time", style=style) if steps else Markup("")
 
     return [
-        ("Throughput", rate(total.throughput), plural(total.task_count, "execution"), line("Throughput", [s.throughput for s in steps])),
+        (
+            "Throughput",
+            rate(total.throughput),
+            plural(total.task_count, "execution"),
+            line("Throughput", [s.throughput for s in steps]),
+        ),
         (
             "Success",
             share(total.success_rate if ran else None),
@@ -68,9 +74,14 @@ def tiles(view: Overview) -> list[tuple[str, str, str, Markup]]:
             "Tokens",
             number(total.tokens_in + total.tokens_out),
             f"{number(total.tokens_in)} in, {number(total.tokens_out)} out",
-            line("Tokens", [float(s.tokens) for s in steps]),
+            line("Tokens per second", [_per_second(s, s.tokens) for s in steps]),
         ),
-        ("Cost", cost(total.cost), plural(total.llm_calls, "model call"), line("Cost", [s.cost for s in steps])),
+        (
+            "Cost",
+            cost(total.cost),
+            plural(total.llm_calls, "model call"),
+            line("Cost per second", [_per_second(s, s.cost) for s in steps]),
+        ),
         (
             "Workers",
             number(view.workers_alive),
@@ -78,6 +89,11 @@ def tiles(view: Overview) -> list[tuple[str, str, str, Markup]]:
             Markup(""),
         ),
     ]
+
+
+def _per_second(step: SeriesRow, amount: float) -> float:
+    """Return an amount as a rate: the last step is still short, so its amount alone would look like a decline."""
+    return amount / step.interval.seconds if step.interval.seconds else 0.0
 
 
 def _percentiles(view: Overview) -> Markup:

@@ -8,13 +8,13 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from agentperf_redis.balancer.history import PoolSeriesRow
-from agentperf_redis.balancer.model import EventKind, InstanceState
+from agentperf_redis.balancer.model import EventKind, InstanceState, PoolEvent
 from agentperf_redis.views.problems import state_text
 from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page, not_found
-from agentperf_redis.web.pages.text import number
+from agentperf_redis.web.pages.text import duration, number, visible
 
 STATES: Final = {
     InstanceState.UP: "good",
@@ -78,7 +78,8 @@ async def pool(views: Any, asked: Asked) -> Page:
         "load": load_chart(steps),
         "waiters": waiters_chart(steps),
         "step_rows": [
-            (step.interval.end, list(map(number, (step.load, step.waiters, step.unhealthy)))) for step in reversed(steps)
+            (step.interval.end, list(map(number, (step.load, step.waiters, step.unhealthy))))
+            for step in reversed(steps)
         ],
         "sampled": any(step.load is not None for step in steps),
         "meters": {each.name: _load_meter(each.load, each.capacity) for each in view.row.instances},
@@ -86,12 +87,23 @@ async def pool(views: Any, asked: Asked) -> Page:
         "state_text": state_text,
         "event_class": _event_class,
         "limits": _limits,
+        "details": _details,
     }
     return Page("pool.html", name, values)
 
 
 def _event_class(kind: EventKind) -> str:
     return "good" if kind in _GOOD_EVENTS else "bad" if kind in _BAD_EVENTS else ""
+
+
+def _details(event: PoolEvent) -> str:
+    """Return the further values of an event in words: ``for 40.0 s, in a row 3``."""
+    found = []
+    for name, value in event.details.items():
+        is_time = name.endswith("_ms") and value.isascii() and value.isdigit()
+        text = duration(int(value) / 1000) if is_time else visible(value)
+        found.append(f"{visible(name.removesuffix('_ms') if is_time else name).replace('_', ' ')} {text}")
+    return ", ".join(found)
 
 
 def _limits(status: Any) -> str:
@@ -107,7 +119,9 @@ def _limits(status: Any) -> str:
 def load_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
     """Return the chart of the load over time."""
     line = Line("load", [step.load for step in steps])
-    return line_chart([step.interval for step in steps], [line], number, "Line chart of the leases of the pool over time")
+    return line_chart(
+        [step.interval for step in steps], [line], number, "Line chart of the leases of the pool over time"
+    )
 
 
 def waiters_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
@@ -118,5 +132,3 @@ def waiters_chart(steps: Sequence[PoolSeriesRow]) -> Markup:
     ]
     label = "Line chart of callers in the queue and of unhealthy instances over time"
     return line_chart([step.interval for step in steps], lines, number, label, whole=True)
-
-

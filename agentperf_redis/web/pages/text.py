@@ -55,7 +55,7 @@ def number(value: float | None) -> str:
     if abs(value) < _MILLION:
         return f"{value:,.0f}" if abs(value - round(value)) < _WHOLE else f"{value:,.1f}"
     for unit, size in (("M", 1e6), ("G", 1e9), ("T", 1e12)):
-        if abs(value) < 999.5 * size or unit == "T":  # noqa: PLR2004
+        if abs(value) < 999.5 * size or unit == "T":
             return f"{_significant(value / size)} {unit}"
     raise AssertionError(value)
 
@@ -119,7 +119,7 @@ def moment(at: datetime | float | None) -> Markup:
     """
     when = _utc(at)
     if when is None:
-        return Markup(NONE)
+        return escape(NONE)
     text = f"{when:%b} {when.day} {when:%H:%M:%S} UTC"
     return Markup('<time datetime="{}">{}</time>').format(when.isoformat(timespec="seconds"), text)
 
@@ -128,7 +128,7 @@ def clock(at: datetime | float | None) -> Markup:
     """Return the time of day as HTML, in UTC and with its zone."""
     when = _utc(at)
     if when is None:
-        return Markup(NONE)
+        return escape(NONE)
     return Markup('<time datetime="{}">{}</time>').format(when.isoformat(timespec="seconds"), f"{when:%H:%M:%S} UTC")
 
 

@@ -1,4 +1,4 @@
-"""Tests of the problems that `agentperf status` shows first."""
+"""The problems that screens and `agentperf status` show first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis.alerts.model import AlertState, AlertStatus
 from agentperf_redis.balancer.model import (
     AgentInstance,
     InstanceState,
@@ -13,6 +14,7 @@ from agentperf_redis.balancer.model import (
     LoadBalancingStrategy,
     PoolStatus,
 )
+from agentperf_redis.cache.model import CacheStats, Policy, Settings, TierStats
 from agentperf_redis.metrics.model import PerformanceMetrics
 from agentperf_redis.views.problems import Problem, problems
 
@@ -66,3 +68,30 @@ def test_pools_without_capacity_are_problems(
 def test_bad_problems_come_first() -> None:
     mild, bad = PerformanceMetrics("a", 100, 99, 1), PerformanceMetrics("b", 1, 0, 1)
     assert [each.name for each in problems([mild, bad], [], [])] == ["b", "a"]
+
+
+def alert(state: AlertState) -> AlertStatus:
+    return AlertStatus("slow", "planner", "agents", "page", state, 0.0, 3.0, 3.0, 3.0, 0.0, "p95 > 2s", None)
+
+
+def test_firing_alerts_come_first() -> None:
+    bad = PerformanceMetrics("b", 1, 0, 1)
+    first, second = problems([bad], [], [], [alert(AlertState.FIRING), alert(AlertState.PENDING)])
+    assert first == Problem("bad", "alert", "slow", "planner: p95 > 2s holds", "planner", "agent")
+    assert second.subject == "agent"
+
+
+@pytest.mark.parametrize(
+    ("hits", "misses", "corrupt", "texts"),
+    [
+        (199, 801, 0, ["only 19.9% of 1000 reads found a value"]),
+        (200, 800, 0, []),
+        (0, 999, 0, []),
+        (5, 5, 1, ["1 read found a damaged entry"]),
+    ],
+)
+def test_useless_and_damaged_caches_are_problems(hits: int, misses: int, corrupt: int, texts: list[str]) -> None:
+    tier = TierStats(0, 10, hits, misses)
+    settings = Settings(Policy.LRU, (0, 0, 10), 0, (0, 0, 0))
+    stats = CacheStats("answers", "lru", settings, tier, tier, tier, hits, misses, 0, 0, 0, 0, corrupt, 0.0)
+    assert [(each.level, each.text) for each in problems([], [stats], [])] == [("note", text) for text in texts]

@@ -1,0 +1,28 @@
+"""The kinds of keys whose memory is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.views.memory import kind_of
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (keys.meta("n"), "namespace"),
+        (keys.metrics_total("n", 3, "a"), "metrics, counts of all time"),
+        ("n:{metrics:03}:1m:2026-11-29T12:00:a", "metrics, slices of a minute"),
+        (keys.metrics_recent("n", 3, "a"), "metrics, latest executions"),
+        (keys.metrics_agents("n", 3), "metrics, indexes"),
+        (keys.cache("n", "cache", "an swers:1").entry("k:1"), "cache an swers:1"),
+        (keys.cache("n", "tiered", "docs").size, "tiered cache docs"),
+        (keys.pool("n", "coder}x").state, "pool coder}x"),
+        (keys.workers_seen("n"), "workers"),
+        (keys.alerts("n").rules, "alerts"),
+        ("n:other", "namespace"),
+    ],
+)
+def test_keys_are_sorted_by_kind(key: str, expected: str) -> None:
+    assert kind_of(key) == expected
