@@ -309,10 +309,11 @@ class SingleFlight:
     def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
         """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
 
-        If the server does not answer, nothing is sent: the caller has already waited a whole deadline, and the lease
-        will expire.
+        If the server does not answer, the lease is released later: the caller has already waited a whole deadline.
         """
-        if not isinstance(error, (GeneratorExit, AgentPerfError)):
+        if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
+            self.shared.release_later(name, token, self.lease_ms)
+        elif not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
