@@ -18,7 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, step_too_narrow
 

@@ -25,7 +25,7 @@ from agentperf_redis.errors import (
     RequestOutcome,
     ScriptFailed,
 )
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.resp import ServerError, needs_whole_slot, pack, pack_call

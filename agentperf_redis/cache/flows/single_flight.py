@@ -43,7 +43,7 @@ from agentperf_redis.errors import (
     SchemaMismatch,
     shown,
 )
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 
 DEFAULT_LEASE_S: Final = 5.0
 """How long a crashed process delays other callers. A live process renews its lease every third of this time."""
