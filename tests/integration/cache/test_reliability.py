@@ -162,7 +162,7 @@ def test_lease_whose_end_was_lost_is_released_when_the_server_answers(
 
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(remote.get_or_compute, "k", lambda: "other").result(LONG_S / 2) == "other"
-    assert not cache._shared_state.pending_releases
+    wait_until(lambda: not cache._shared_state.pending_releases, "the reply to the release")
 
 
 def test_report_with_lost_reply_counts_once(
