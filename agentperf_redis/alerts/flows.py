@@ -70,7 +70,7 @@ class AlertService:
         self._known: Deployed | None = None
 
     def deployed(self, version: int | None = None) -> Flow[Deployed]:
-        """Return the deployed rules; the copy if it has this version. None reads them."""
+        """Return the deployed rules. They are read from the server unless this process has a copy of this version."""
         known = self._known
         if known is None or version is None or known.version != version:
             known = self._known = yield from commands.rules(self.keys)
@@ -99,7 +99,7 @@ def checked_rules(path: str | os.PathLike[str] | None, text: str | None) -> Rule
     """Check the rules of a file, or of a text.
 
     Raises:
-        InvalidArgument: neither or both were given, or the file cannot be read.
+        InvalidArgument: `path` and `text` are both given or both missing, or the file cannot be read.
         InvalidRules: with all faults of the rules.
     """
     if (path is None) == (text is None):
@@ -115,7 +115,7 @@ def checked_rules(path: str | os.PathLike[str] | None, text: str | None) -> Rule
 
 
 def deploy(service: AlertService, path: str | os.PathLike[str] | None, text: str | None) -> Flow[Deployment]:
-    """Replace all rules. It checks the whole file when it is called."""
+    """Replace all rules. The whole file is checked at the call, before the flow runs."""
     return _deploy(service, checked_rules(path, text))
 
 
@@ -138,7 +138,7 @@ def _evaluate(service: AlertService, as_of_ms: int) -> Flow[Evaluated]:
     deployed = yield from service.deployed(claimed.version)
     by_name = {rule.name: rule for rule in deployed.rules.rules}
     due = [(by_name[name], at_ms) for name, at_ms in claimed.due if name in by_name]
-    if deployed.version != claimed.version or not due:  # deployed meanwhile: the rules are due again at once
+    if deployed.version != claimed.version or not due:  # deployed after the claim: all deployed rules are due at once
         return Evaluated((), (), 0.0)
     silences = yield from commands.silences(service.keys)
     found = yield from Batch(tuple(commands.states(service.keys, rule.name) for rule, _ in due)).settled()
@@ -182,7 +182,10 @@ def _judged(
     states: Mapping[str, Mapping[str, TargetState]],
     errors: list[AgentPerfError],
 ) -> Flow[dict[str, dict[str, Judged]]]:
-    """Read the values of rules and judge them: by rule and target. Rules whose values cannot be read are left out."""
+    """Read the values that rules watch, and judge them. Rules whose values cannot be read are left out.
+
+    Returns the verdicts and values by rule and target.
+    """
     found: dict[str, dict[str, Judged]] = {}
     agents = [(rule, at_ms) for rule, at_ms in due if rule.scope is Scope.AGENTS]
     if agents:
@@ -220,7 +223,7 @@ def _name_of_pool(pool: object) -> str:
 
 
 def cache_target(kind: str, name: str) -> str:
-    """Return the name of a cache as a target: an LRU cache and a tiered cache may have the same name."""
+    """Return the name of a cache as a target: it also tells a tiered cache from an LRU cache of the same name."""
     return name if kind == KINDS["cache"] else f"{name} ({kind})"
 
 
@@ -249,12 +252,12 @@ def _judged_agents(
 
 
 def matching(rule: Rule, names: Iterable[str]) -> list[str]:
-    """Return the agents that a rule watches. Globs leave out `__other__`, which agents beyond the limit share."""
+    """Return the agents that a rule watches, without `__other__`, the name that agents beyond the limit share."""
     return [name for name in names if rule.matches(name) and name != OTHER][:MAX_TARGETS]
 
 
 def _collect(errors: list[AgentPerfError], error: AgentPerfError) -> None:
-    """Keep an error of one read, so that the other rules are evaluated. Without the server, none can be."""
+    """Keep the error of one read, so that the other rules are evaluated. Raise it if the server is unreachable."""
     if isinstance(error, BackendUnavailable):
         raise error
     errors.append(error)
@@ -268,7 +271,7 @@ class Outcome:
         states: the next states, by target.
         gone: targets whose states are deleted.
         events: the transitions.
-        notices: events to notify of, with the kind of the notification.
+        notices: each notification to send: its kind and its event.
     """
 
     states: dict[str, TargetState]
@@ -280,7 +283,7 @@ class Outcome:
 def outcome_of(
     rule: Rule, states: Mapping[str, TargetState], judged: Mapping[str, Judged], at_ms: int, *, silenced: bool
 ) -> Outcome:
-    """Judge all targets of a rule, also those that have a state and are gone."""
+    """Judge all targets of a rule, including those that have a state but are gone."""
     outcome = Outcome({}, [], [], [])
     for name in {**states, **judged}:
         before = states.get(name)
@@ -418,7 +421,7 @@ def _silence(service: AlertService, rule: str, for_ms: int, as_of_ms: int) -> Fl
 
 
 def is_meant(pattern: str, name: str) -> bool:
-    """Whether a pattern means a rule: it is its name, the name of its SLO, or a glob."""
+    """Whether a pattern selects a rule: the pattern is the rule's name, the name of its SLO, or a matching glob."""
     return (
         name == pattern
         or any(name == f"{pattern} ({severity})" for severity in SEVERITIES_OF_SLO)

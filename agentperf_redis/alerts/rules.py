@@ -51,7 +51,7 @@ class Burn:
     """One pair of windows of a burn-rate rule.
 
     Attributes:
-        factor: the burn rate above which the rule fires in both windows.
+        factor: the rule fires if the burn rate is above this in both windows.
         long_s: the long window, s.
         short_s: the short window, s, which ends the alert soon after the failures end.
     """
@@ -89,8 +89,8 @@ class Rule:
         pattern: a glob of their names.
         when: the condition; None for a burn-rate rule.
         resolve: the condition that ends the alert; None: the negation of `when`.
-        window: length of the window; of a burn-rate rule, the longest one.
-        hold: how long the condition holds before the alert fires.
+        window: length of the window; for a burn-rate rule, of its longest window.
+        hold: how long the condition must hold before the alert fires.
         keep_firing: how long the condition must not hold before the alert is resolved.
         min_events: with fewer executions in the window, nothing is decided.
         no_data: "keep", "ok" or "alert".
@@ -98,8 +98,8 @@ class Rule:
         notify: names of receivers.
         renotify: time between two notifications of one alert; None: one notification.
         objective: the objective of a burn-rate rule.
-        burns: its pairs of windows.
-        text: the condition, for people.
+        burns: the pairs of windows of a burn-rate rule.
+        text: the condition, as shown to people.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Rule:
 
     @property
     def zero_is_data(self) -> bool:
-        """Whether a window without executions has a value, as the number of executions does."""
+        """Whether the measure has a value in a window without executions: true of `tasks`, false of `p95`."""
         found = measure_of(self.when.measure) if self.when is not None else None
         return found is not None and found.is_count
 
@@ -281,7 +281,7 @@ class _Reader:
         self._faults.append(InvalidArgument(where, value, allowed))
 
     def _check_names(self, document: Mapping[str, Any]) -> None:
-        """Report names that two rules share. The two rules of an SLO have names of their own."""
+        """Report names that two rules share. An SLO takes three names: its own, and one for each of its two rules."""
         seen = set[str]()
         for kind in ("alert", "slo"):
             tables = document.get(kind, [])
@@ -478,7 +478,7 @@ class _Table:
             and all(isinstance(each, str) and each for each in value)
         ):
             return value
-        secret = field in ("urls", "command")  # a URL without its list is a secret too
+        secret = field in ("urls", "command")  # a URL outside a list is wrong, but still a secret
         self.fault(field, "…" if secret else value, f"a list of at most {MAX_ADDRESSES} texts that are not empty")
         return []
 
@@ -513,7 +513,7 @@ class _Table:
     @staticmethod
     def _seconds(value: object) -> float | None:
         try:
-            return window_seconds(value, "window")  # type: ignore[arg-type]  # it checks the type
+            return window_seconds(value, "window")  # type: ignore[arg-type]  # the function checks the type
         except InvalidArgument:
             return None
 
@@ -523,10 +523,10 @@ _KEY = re.compile(r"\s*(?:([A-Za-z0-9_-]+)|\"([^\"]*)\"|'([^']*)')\s*[=.]")
 
 
 def _lines_of(text: str) -> dict[tuple[str, object, str], int]:
-    """Return the lines of tables and of their fields: by kind, number or name of the table, and field ("": the table).
+    """Return the line of each table and field. A key is the table's kind, its number or name, and the field or "".
 
-    The TOML parser has no positions, so this finds the headers and keys of the usual layout. A fault in another layout,
-    such as inline tables, names the rule and the field, and perhaps no line.
+    The TOML parser reports no positions, so this function finds the headers and keys of the usual layout. A fault in
+    another layout, such as an inline table, names the rule and the field, but perhaps no line.
     """
     found: dict[tuple[str, object, str], int] = {}
     counts: dict[str, int] = {}

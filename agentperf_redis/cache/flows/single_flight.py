@@ -307,7 +307,7 @@ class SingleFlight:
             self.shared.access_buffer.found_corrupt()
 
     def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
-        """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
+        """Release the lease after an interrupted claim. The lease may exist, and must delay no other caller.
 
         If the server does not answer, the lease is released later: the caller has already waited a whole deadline.
         """

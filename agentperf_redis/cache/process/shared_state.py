@@ -50,7 +50,7 @@ class SharedState:
         settings: limits of the cache.
         given: marks the settings that a user chose; see `Settings.fields`.
         filled: called when there is something to report.
-        used: called before writes and reports of reads; None calls nothing.
+        used: called before each write and before each report of reads; None calls nothing.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class SharedState:
                 self.pending_invalidations.pop(invalidation, None)
 
     def release_later(self, name: str, token: str, lease_ms: int) -> None:
-        """Release a compute lease as soon as the server answers. The server may hold it, although its holder is done.
+        """Release a compute lease as soon as the server answers. The lease may outlive the computation.
 
         Args:
             name: stored name of the key.
