@@ -384,7 +384,7 @@ class _Search:
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages. Message ids identify them if the state is recorded again."""
+        """Return the usages of a state's messages. By message ids, usages count once if the state is recorded again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
