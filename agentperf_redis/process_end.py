@@ -116,7 +116,7 @@ def is_child() -> bool:
 
 
 def watch() -> None:
-    """Attach the hooks of the packages that are imported now. This costs little if there is nothing to attach."""
+    """Attach the hooks of all packages that are already imported. This costs little if there is nothing to attach."""
     for name in tuple(_hooks):
         module = sys.modules.get(name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):

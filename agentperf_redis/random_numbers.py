@@ -1,7 +1,8 @@
 """The library's own random numbers. They are independent of the module `random`, which belongs to the user's program.
 
-A program that seeds `random` gets the same sequence from it whether the library draws numbers or not. Processes that
-seed `random` alike do not wait alike, do not let their values expire alike, and do not pick the same instances.
+A program that seeds `random` gets the same sequence from it whether the library draws numbers or not. If several
+processes give `random` the same seed, the library still draws different numbers in each of them. So these processes do
+not all wait equally long, do not let their values expire at the same time, and do not pick the same instances.
 """
 
 from __future__ import annotations
@@ -33,5 +34,5 @@ seed: Final = _choices.seed
 
 
 def uniform(low: float, high: float) -> float:
-    """Return the length of a random pause, from `low` to `high`, all equally likely."""
+    """Return the length of a random pause. All lengths from `low` to `high` are equally likely."""
     return _pauses.uniform(low, high)

@@ -54,7 +54,7 @@ def stored(own_server: Server) -> Iterator[Namespace]:
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    """Return a filter of keys by their last part. It accepts `parts`; if `parts` is empty, all parts but `others`."""
+    """Return a filter of keys by their last part. It accepts `parts`. An empty `parts` means all parts but `others`."""
 
     def accept(key: str) -> bool:
         name = key.rpartition("}:")[2]

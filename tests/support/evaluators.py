@@ -35,7 +35,7 @@ def _evaluate(url: str, namespace: str, killed_after: int) -> Generator[list[Ale
 
 
 class Evaluators:
-    """Three processes that evaluate at once.
+    """Three processes that evaluate at the same time.
 
     Args:
         start: starts a worker process with a function and its arguments.

@@ -151,7 +151,7 @@ def test_cancelled_claim_leaves_no_lease(
 def test_lease_whose_end_was_lost_is_released_when_the_server_answers(
     call: Call, proxy: Proxy, connect: Callable[..., Backend], server: Server, script: str
 ) -> None:
-    """The lease is granted, but the reply to the claim is lost; or the value of the computation does not arrive."""
+    """Either the lease is granted but the reply to the claim is lost, or the put of the value never arrives."""
     cache = LRUCache(name="default", backend=connect(proxy.url, deadline=0.3), lease=LONG_S)
     remote = LRUCache(name="default", backend=connect(server.url), lease=LONG_S)
     call(cache, "put", "other", 1)
