@@ -94,8 +94,8 @@ class Background:
     def at(self, due: float, job: Job) -> bool:
         """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the first one.
 
-        Before this call, the caller must store the data that the job needs: if the job is already scheduled, it may
-        start at once.
+        Store the data that the job needs before this call. The job may have an earlier due time, and start at any
+        moment.
 
         Returns:
             As for `put`.

@@ -157,8 +157,8 @@ class Sampler(Generic[T]):
         jobs: the thread.
         sample: returns the command that samples a resource. The result of the command is the time in ms until the next
             slice begins.
-        timeout_s: returns the maximum duration of a command on this thread, s.
-        in_use: returns, by name, the resources that this process keeps using without further calls.
+        timeout_s: returns the maximum duration, in seconds, of a command on this thread.
+        in_use: returns, by name, the resources that are in use without calls of `used`, such as pools with leases.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Sampler(Generic[T]):
         self._failing = False
 
     def used(self, name: str, resource: T) -> None:
-        """Sample a resource in the next slice. Takes no lock, since each call of a service runs this method.
+        """Sample a resource in the next slice. Each call of a service runs this method, so it takes no lock.
 
         Args:
             name: a name that no other resource of this object has.

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.alerts.model import AlertEvent, TargetState
-from agentperf_redis.alerts.rules import RuleSet, stored_rules
+from agentperf_redis.alerts.rules import RuleSet
+from agentperf_redis.alerts.rules_file import stored_rules
 from agentperf_redis.command import Command, NamedArgs, Reply, whole_number
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import AlertKeys, decoded, encoded

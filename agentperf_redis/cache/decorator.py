@@ -50,7 +50,7 @@ _MAX_KEYS = 1024
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """The counters of `cache_info`, for this process and this function.
+    """The result of `cache_info`: the counters of one decorated function in this process.
 
     Attributes:
         calls: calls of the decorated function.

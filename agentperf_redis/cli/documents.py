@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, err, out, print_json, quoted
 from agentperf_redis.cli.extras import failed, needs_extra
 from agentperf_redis.cli.times import parsed_window

@@ -456,7 +456,7 @@ class _Search:
         return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
 
     def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
-        """Complete a usage with the values that its holder stores beside it: model, cost and part."""
+        """Fill in what a usage lacks (model, cost, part) from `source`, the object in which the usage was found."""
         usage = found.usage
         if usage.model is None and (model := self._model(source, names)):
             usage = replace(usage, model=model)

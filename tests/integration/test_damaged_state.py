@@ -17,7 +17,7 @@ import pytest
 from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys, presence
 from agentperf_redis.alerts import commands as alerting
 from agentperf_redis.alerts.model import AlertEvent, AlertState, TargetState
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb

@@ -6,7 +6,8 @@ import pytest
 
 from agentperf_redis.alerts.evaluation import BurnCounts, Verdict, burn_verdict, judge, verdict
 from agentperf_redis.alerts.model import AlertState, Measured, Notice, TargetState
-from agentperf_redis.alerts.rules import Rule, read_rules
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.metrics.model import Interval
 
 HOLDS, CLEAR, BETWEEN, UNDECIDED, NO_DATA = Verdict

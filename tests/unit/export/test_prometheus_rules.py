@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from agentperf_redis.alerts.expression import MEASURES, Scope
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.export.families import values
 from agentperf_redis.export.prometheus_rules import regex_of, rules_file
 from agentperf_redis.export.text import Form, text
