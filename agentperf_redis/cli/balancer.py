@@ -233,7 +233,7 @@ def mark_healthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit
 def _changed(
     target: Target, command: str, of: tuple[str, str], done: bool, state: dict[str, bool], says: str
 ) -> Exit | None:
-    """Report a change of an instance; `of` is its pool and its name, and `done` is False if it does not exist."""
+    """Report a change of an instance. `of` is its pool and name. `done` is False if the instance does not exist."""
     pool, instance = of
     if not done:
         return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
@@ -423,9 +423,9 @@ class _Reason:
         pool: the pool of the instance.
         instance: the instance.
         state: its state.
-        since: when the state began, s since 1970 by the server's clock; None if the events of the pool, about the last
-            thousand, no longer hold it.
-        ends_in: s until the state ends without further cause; None if that is not known.
+        since: when the state began, in s since 1970 by the server's clock; None if unknown. The pool stores only about
+            its last thousand events, and no event begins a rate limit.
+        ends_in: seconds until an ejection ends; None for other states.
         text: the reason in words.
     """
 
@@ -541,7 +541,7 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
 
 
 def _plain_reason(reason: _Reason | None) -> dict[str, Any]:
-    """Return why an instance is out of rotation; the fields are null if it is not."""
+    """Return the JSON fields that say why an instance is out of rotation. They are null for an instance in rotation."""
     return {
         "out_since": None if reason is None else reason.since,
         "out_reason": None if reason is None else reason.text,
