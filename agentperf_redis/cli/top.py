@@ -24,7 +24,7 @@ from agentperf_redis.windows import asked_time
 def top(
     target: Target,
     window: Annotated[
-        str, typer.Option("--window", help="The last 5m, 15m, 1h, 3h, 24h, 7d, or seconds.", metavar="TIME")
+        str, typer.Option("--window", help="The last 5m, 10m, 1h, 2h, 24h, 7d, or seconds.", metavar="TIME")
     ] = DEFAULT_WINDOW,
     every: Annotated[
         float, typer.Option("--every", help="Pause between two readings.", min=0.5, max=3600, metavar="SECONDS")

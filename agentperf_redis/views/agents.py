@@ -236,7 +236,7 @@ def agents(
 
     Args:
         perf: the client.
-        window: length of the window, such as ``"15m"``.
+        window: length of the window, such as ``"10m"``.
         as_of: end of the window; None for now.
         sort: the column by which rows are sorted.
         descending: the direction; None: names upwards, numbers downwards.

@@ -11,7 +11,7 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.cache.flows.inspection import read_all_stats
 from agentperf_redis.cache.model import CacheStats
 from agentperf_redis.command import Batch, Command, Flow, Reply
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.model import PerformanceMetrics
 from agentperf_redis.metrics.retention import MemoryForecast, Retention, memory_forecast
@@ -118,9 +118,7 @@ def _server_memory(perf: AgentPerf, faults: list[Fault]) -> tuple[int | None, in
             facts = server.run(Command("INFO", (), ("memory",), _facts))
             used += facts.get("used_memory", 0)
             limit += facts.get("maxmemory", 0)
-    except BackendUnavailable:
-        raise
-    except AgentPerfError as error:
+    except AgentPerfError as error:  # also if the user lacks the right, while the other parts could be read
         faults.append(Fault("memory of the server", str(error)))
         return None, None
     return used, limit or None
@@ -144,8 +142,6 @@ def _kinds(perf: AgentPerf, faults: list[Fault]) -> tuple[tuple[KindMemory, ...]
                     wanted.append((kind, key))
             for (kind, _), measured in zip(wanted, _measured(server, [key for _, key in wanted]), strict=True):
                 kind.measured(measured)
-    except BackendUnavailable:
-        raise
     except AgentPerfError as error:
         faults.append(Fault("memory by kind", str(error)))
         return (), False

@@ -13,9 +13,10 @@ from agentperf_redis.windows import Timestamp, window_seconds
 
 T = TypeVar("T")
 
-WINDOWS = ("5m", "15m", "1h", "3h", "24h", "7d")
-"""The windows that screens offer. Any other window works too."""
-DEFAULT_WINDOW = "15m"
+WINDOWS = ("5m", "10m", "1h", "2h", "24h", "7d")
+"""The windows that screens offer. Any other window works too. Slices that are narrow enough for a detailed chart are
+kept a little longer than each of these."""
+DEFAULT_WINDOW = "10m"
 CHART_STEPS = 60
 """Maximum number of steps of a chart."""
 SPARKLINE_STEPS = 30
@@ -46,10 +47,16 @@ def step_choices(window: str | float, as_of: Timestamp, most: int) -> list[int]:
     length = window_seconds(window)
     end = as_of.timestamp() if isinstance(as_of, datetime) else as_of
     age = length + (max(0.0, time.time() - end) if end is not None else 0.0)
-    width = next((width for kept, width in _KEPT if age <= kept), _DAY_S)
-    return [step for step in _STEPS_S if step % width == 0 and step <= length <= most * step] or [
-        step for step in _STEPS_S if step % width == 0 and step <= length
-    ][-1:]
+    kept = [step for step in _STEPS_S if step <= length and _is_kept(step, age)]
+    return [step for step in kept if length <= most * step] or kept[-1:]
+
+
+def _is_kept(step: int, age: float) -> bool:
+    """Whether the server keeps slices for steps of this length. The first step may begin a whole step earlier.
+
+    Otherwise, a chart that is read again and again would change its steps whenever its first slice expires.
+    """
+    return step % _DAY_S == 0 or any(step % width == 0 and age + step <= kept for kept, width in _KEPT)
 
 
 def steps_read(read: Callable[[int], Flow[T]], empty: T, window: str | float, as_of: Timestamp, most: int) -> Flow[T]:

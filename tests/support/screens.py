@@ -105,7 +105,7 @@ class Screen:
 
 @asynccontextmanager
 async def screen(
-    perf: AgentPerf, size: tuple[int, int] = NARROW, every: float = 0.2, window: str = "15m", **options: Any
+    perf: AgentPerf, size: tuple[int, int] = NARROW, every: float = 0.2, window: str = "10m", **options: Any
 ) -> AsyncIterator[Screen]:
     """Run the terminal view."""
     app = TopApp(perf, window, every)

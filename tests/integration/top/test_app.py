@@ -132,6 +132,7 @@ def test_cache_and_pool_are_opened(view: Callable[..., None]) -> None:
         await shown.press("enter")
         await shown.shows("least_loaded", "3 instances, 1 out")
         await shown.shows("coder-2", "unhealthy", "marked unhealthy by hand")
+        assert shown.has("coder-2", "now") or shown.has("coder-2", " ago")
         await shown.press("tab")
         await shown.shows("coder-0", "held")
         await shown.press("tab", "tab")
@@ -188,8 +189,8 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
 @pytest.mark.thorough
 def test_window_is_changed(view: Callable[..., None]) -> None:
     async def scenario(shown: Screen) -> None:
-        await shown.shows("last 15m")
-        for window in ("1h", "3h", "24h", "7d", "5m"):
+        await shown.shows("last 10m")
+        for window in ("1h", "2h", "24h", "7d", "5m"):
             await shown.press("w")
             await shown.shows(f"last {window}")
             await shown.shows("planner", "41")
