@@ -18,8 +18,8 @@ from agentperf_redis.views.problems import RECOVERING
 from agentperf_redis.views.reading import Fault, Parts
 from agentperf_redis.views.reasons import Reason, has_reasons, reasons_of
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, steps_read
-from agentperf_redis.windows import Timestamp, asked_time
+from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.windows import Timestamp
 
 SHOWN_EVENTS = 50
 
@@ -227,7 +227,7 @@ def pools(
     offset: int = 0,
 ) -> Flow[PoolsView]:
     """Read the pools. It checks its arguments when called; they are as for `agents.agents`."""
-    asked_time(window, as_of)
+    check_window(window, as_of)
     order = order_of(sort, descending, PoolSort, upward=(PoolSort.NAME, PoolSort.STRATEGY))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
     return _pools(perf, window, as_of, order, match, limit, offset)
@@ -280,7 +280,7 @@ def pool(
         as_of: end of the window; None for now.
     """
     arguments.name("name", name)
-    asked_time(window, as_of)
+    check_window(window, as_of)
     return _pool(perf, name, window, as_of)
 
 
