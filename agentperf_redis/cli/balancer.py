@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -17,8 +17,6 @@ from rich.table import Table
 from agentperf_redis import arguments
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import (
-    EventKind,
-    InstanceState,
     InstanceStatus,
     LeaseStatus,
     PoolEvent,
@@ -45,6 +43,7 @@ from agentperf_redis.cli.console import (
 )
 from agentperf_redis.cli.options import Yes, group, on_server
 from agentperf_redis.cli.status import pools_table
+from agentperf_redis.views.reasons import Reason, has_reasons, reasons_of
 
 app = group("Show pools, their leases, queues and events; drain, remove, release and repair.")
 
@@ -415,64 +414,17 @@ def _described(found: PoolLeases, token: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Reason:
-    """The reason why an instance takes no work.
-
-    Attributes:
-        pool: the pool of the instance.
-        instance: the instance.
-        state: its state.
-        since: when the state began, in s since 1970 by the server's clock; None if unknown. The pool stores only about
-            its last thousand events, and no event begins a rate limit.
-        ends_in: seconds until an ejection ends; None for other states.
-        text: the reason in words.
-    """
-
-    pool: str
-    instance: str
-    state: InstanceState
-    since: float | None
-    ends_in: float | None
-    text: str
-
-
-_CAUSES = {
-    InstanceState.DRAINING: (EventKind.DRAINING, "draining: marked by hand or by its program (`agentperf lb undrain`)"),
-    InstanceState.UNHEALTHY: (
-        EventKind.UNHEALTHY,
-        "marked unhealthy by hand or by its program (`agentperf lb mark-healthy`)",
-    ),
-    InstanceState.HEARTBEAT_MISSED: (EventKind.HEARTBEAT_MISSED, "its heartbeat did not arrive in time"),
-    InstanceState.DOWN: (EventKind.DOWN, "it fails its active checks"),
-    InstanceState.EJECTED: (EventKind.EJECTED, "ejected for its outcomes"),
-    InstanceState.HALF_OPEN: (EventKind.HALF_OPEN, "its ejection is over; one lease at a time until one succeeds"),
-    InstanceState.RATE_LIMITED: (None, "its requests or tokens per minute are used up for now"),
-}
-"""State -> the event that begins it, and the reason in words."""
-
-
-def _reasons(lb: LoadBalancer, pools: Iterable[PoolStatus]) -> dict[tuple[str, str], _Reason]:
+def _reasons(lb: LoadBalancer, pools: Iterable[PoolStatus]) -> dict[tuple[str, str], Reason]:
     """Return the reasons, by pool and instance, for all instances that take no work or only one lease at a time."""
-    found: dict[tuple[str, str], _Reason] = {}
-    for pool in pools:
-        out_of_rotation = [each for each in pool.instances if each.state in _CAUSES]
-        if not out_of_rotation:
-            continue
-        latest = {(each.instance_id, each.kind): each for each in lb.events(pool.agent_type, limit=MAX_EVENTS)}
-        for each in out_of_rotation:
-            name = each.instance.id
-            kind, text = _CAUSES[each.state]
-            event = None if kind is None else latest.get((name, kind))
-            if event is not None and event.kind is EventKind.EJECTED:
-                text += "".join(f", {field}={value}" for field, value in event.details.items())
-            ends_in = each.ejected_for if each.state is InstanceState.EJECTED else None
-            since = None if event is None else event.at
-            found[pool.agent_type, name] = _Reason(pool.agent_type, name, each.state, since, ends_in, text)
-    return found
+    return {
+        (pool.agent_type, name): reason
+        for pool in pools
+        if has_reasons(pool)
+        for name, reason in reasons_of(pool, lb.events(pool.agent_type, limit=MAX_EVENTS)).items()
+    }
 
 
-def _reasons_table(reasons: Iterable[_Reason]) -> Table:
+def _reasons_table(reasons: Iterable[Reason]) -> Table:
     table = new_table("out of rotation", ["pool", "instance", "since"], ["ends in s"], ["why"])
     for each in reasons:
         since = "unknown" if each.since is None else f"{datetime.fromtimestamp(each.since).astimezone():%m-%d %H:%M:%S}"
@@ -497,7 +449,7 @@ def _plain_event(event: PoolEvent) -> dict[str, Any]:
     }
 
 
-def _plain_pool(pool: PoolStatus, reasons: Mapping[tuple[str, str], _Reason]) -> dict[str, Any]:
+def _plain_pool(pool: PoolStatus, reasons: Mapping[tuple[str, str], Reason]) -> dict[str, Any]:
     return {
         "pool": pool.agent_type,
         "strategy": pool.strategy.value,
@@ -540,8 +492,8 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
     }
 
 
-def _plain_reason(reason: _Reason | None) -> dict[str, Any]:
-    """Return the JSON fields that say why an instance is out of rotation. They are null for an instance in rotation."""
+def _plain_reason(reason: Reason | None) -> dict[str, Any]:
+    """Return why an instance is out of rotation; the fields are null if it is not."""
     return {
         "out_since": None if reason is None else reason.since,
         "out_reason": None if reason is None else reason.text,

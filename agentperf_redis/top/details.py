@@ -388,6 +388,7 @@ class PoolDetail(Detail[PoolView]):
                 Column[InstanceRow]("ok", lambda row: short_number(row.status.served), None, 2),
                 Column[InstanceRow]("failed", lambda row: short_number(row.status.failed), None, 2),
                 Column[InstanceRow]("ms", lambda row: f"{row.status.instance.response_time_ms:.1f}", None, 3),
+                Column[InstanceRow]("since", lambda row: "" if row.since is None else cells.ago(row.since), None, 2),
                 Column[InstanceRow]("why", lambda row: row.reason, None, 2, is_text=True),
             ),
             lambda row: row.name,

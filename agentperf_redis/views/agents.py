@@ -20,8 +20,8 @@ from agentperf_redis.metrics.workers import RunningExecution, running
 from agentperf_redis.views.heatmap import Heatmap, heatmap_of
 from agentperf_redis.views.reading import Fault, Parts, flusher_of
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, steps_read
-from agentperf_redis.windows import Interval, Timestamp, asked_time
+from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.windows import Interval, Timestamp
 
 MAX_EXECUTIONS = 20
 """Number of slowest and of latest executions in the view of one agent."""
@@ -248,7 +248,7 @@ def agents(
     Raises:
         InvalidArgument: for an invalid argument.
     """
-    asked_time(window, as_of)
+    check_window(window, as_of)
     order = order_of(sort, descending, AgentSort, upward=(AgentSort.NAME,))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
     return _agents(
@@ -318,7 +318,7 @@ def agent(
         as_of: end of the window; None for now.
     """
     arguments.name("name", name)
-    asked_time(window, as_of)
+    check_window(window, as_of)
     return _agent(perf, name, window, as_of)
 
 

@@ -20,8 +20,8 @@ from agentperf_redis.command import Flow
 from agentperf_redis.views.agents import seconds_of
 from agentperf_redis.views.reading import Fault, Parts
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, steps_read
-from agentperf_redis.windows import Timestamp, asked_time
+from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.windows import Timestamp
 
 MAX_SCANNED = 20_000
 """Maximum number of entries that are read to find the top ones: about a second of work for the reader."""
@@ -201,7 +201,7 @@ def caches(
     offset: int = 0,
 ) -> Flow[CachesView]:
     """Read the caches. It checks its arguments when called; they are as for `agents.agents`."""
-    asked_time(window, as_of)
+    check_window(window, as_of)
     order = order_of(sort, descending, CacheSort, upward=(CacheSort.NAME, CacheSort.KIND))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
     return _caches(perf, window, as_of, order, match, limit, offset)
@@ -265,7 +265,7 @@ def cache(
         entries: whether to read the top entries and the tags, which reads up to `MAX_SCANNED` entries.
     """
     arguments.name("name", name)
-    asked_time(window, as_of)
+    check_window(window, as_of)
     chosen = None if kind is None else arguments.choice("kind", kind, CacheKind)
     services = SERVICES if chosen is None else (_SERVICE_OF[chosen.value],)
     return _cache(perf, name, services, window, as_of, entries=arguments.flag("entries", entries))

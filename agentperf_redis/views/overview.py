@@ -27,7 +27,7 @@ from agentperf_redis.views.caches import CacheRow
 from agentperf_redis.views.pools import PoolRow, operations_of
 from agentperf_redis.views.problems import Problem, problems
 from agentperf_redis.views.reading import Fault, Parts, flusher_of
-from agentperf_redis.views.timeline import DEFAULT_WINDOW, SPARKLINE_STEPS, steps_read
+from agentperf_redis.views.timeline import DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
 from agentperf_redis.windows import Interval, Timestamp, asked_time
 
 CHANGES_WINDOW = "1h"
@@ -212,7 +212,7 @@ def overview(
         known_changes: the result of an earlier `changes`, which hardly differs within a minute; None reads them.
         charts: whether to read the steps too. With a thousand agents, this takes as long as all the rest.
     """
-    asked_time(window, as_of)
+    check_window(window, as_of)
     return _overview(perf, window, as_of, known_changes, charts=arguments.flag("charts", charts))
 
 

@@ -11,17 +11,17 @@ from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.model import InstanceState, InstanceStatus, PoolEvent, PoolLeases, PoolStatus
-from agentperf_redis.balancer.operations import Operations
+from agentperf_redis.balancer.operations import MAX_EVENTS, Operations
 from agentperf_redis.command import Flow
 from agentperf_redis.views.agents import seconds_of
-from agentperf_redis.views.problems import RECOVERING, state_text
+from agentperf_redis.views.problems import RECOVERING
 from agentperf_redis.views.reading import Fault, Parts
+from agentperf_redis.views.reasons import Reason, has_reasons, reasons_of
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.text import length_of_time
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, steps_read
-from agentperf_redis.windows import Timestamp, asked_time
+from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.windows import Timestamp
 
-MAX_EVENTS = 50
+SHOWN_EVENTS = 50
 
 
 class PoolSort(Enum):
@@ -44,9 +44,11 @@ class InstanceRow:
 
     Attributes:
         status: its status, as `LoadBalancer.status` returns it.
+        why: the reason why it takes no work, or only one lease at a time; None if it takes work.
     """
 
     status: InstanceStatus
+    why: Reason | None = None
 
     @property
     def name(self) -> str:
@@ -81,20 +83,14 @@ class InstanceRow:
     @property
     def reason(self) -> str:
         """Why it is not up, in words; empty if it is up."""
-        status = self.status
-        if status.state is InstanceState.UP:
-            return ""
-        texts = {
-            InstanceState.DRAINING: f"draining by hand, {self.load} leases left",
-            InstanceState.UNHEALTHY: "marked unhealthy by hand",
-            InstanceState.HEARTBEAT_MISSED: "its heartbeat did not arrive in time",
-            InstanceState.DOWN: "fails its active checks",
-            InstanceState.EJECTED: f"ejected for its outcomes, for {length_of_time(status.ejected_for)} more",
-            InstanceState.HALF_OPEN: "probed with one lease at a time after an ejection",
-            InstanceState.RATE_LIMITED: "its rate per minute is used up for now",
-            InstanceState.WARMING: f"warming up, {status.limit} of {self.capacity} usable",
-        }
-        return texts.get(status.state, state_text(status.state))
+        if self.status.state is InstanceState.WARMING:
+            return f"warming up: {self.status.limit} of {self.capacity} usable"
+        return "" if self.why is None else self.why.text
+
+    @property
+    def since(self) -> float | None:
+        """When its state began, s since 1970 by the server's clock; None if it is up, or if that is not known."""
+        return None if self.why is None else self.why.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +100,12 @@ class PoolRow:
     Attributes:
         status: its status now, as `LoadBalancer.status` returns it.
         steps: the window step by step, oldest first, without figures where no process used the pool.
+        events: its events, oldest first, which tell since when an instance is out; empty if they were not read.
     """
 
     status: PoolStatus
     steps: tuple[PoolSeriesRow, ...] = ()
+    events: tuple[PoolEvent, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +115,8 @@ class PoolRow:
     @property
     def instances(self) -> tuple[InstanceRow, ...]:
         """Its instances, in the order of their registration."""
-        return tuple(map(InstanceRow, self.status.instances))
+        reasons = reasons_of(self.status, self.events)
+        return tuple(InstanceRow(each, reasons.get(each.instance.id)) for each in self.status.instances)
 
     @property
     def out(self) -> tuple[InstanceRow, ...]:
@@ -228,7 +227,7 @@ def pools(
     offset: int = 0,
 ) -> Flow[PoolsView]:
     """Read the pools. It checks its arguments when called; they are as for `agents.agents`."""
-    asked_time(window, as_of)
+    check_window(window, as_of)
     order = order_of(sort, descending, PoolSort, upward=(PoolSort.NAME, PoolSort.STRATEGY))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
     return _pools(perf, window, as_of, order, match, limit, offset)
@@ -281,29 +280,31 @@ def pool(
         as_of: end of the window; None for now.
     """
     arguments.name("name", name)
-    asked_time(window, as_of)
+    check_window(window, as_of)
     return _pool(perf, name, window, as_of)
 
 
 def _pool(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) -> Flow[PoolView | None]:
     operations = operations_of(perf)
-    parts = Parts(
-        leases=operations.leases(name),
-        events=operations.events(name, None, MAX_EVENTS),
-        history=_steps(perf, name, window, as_of, CHART_STEPS),
-    )
     found = yield from operations.status((name,))
     if not found:
         return None
+    # Only the older events may tell since when an instance is out.
+    limit = MAX_EVENTS if has_reasons(found[0]) else SHOWN_EVENTS
+    parts = Parts(
+        leases=operations.leases(name),
+        events=operations.events(name, None, limit),
+        history=_steps(perf, name, window, as_of, CHART_STEPS),
+    )
     yield from parts.read()
     events: list[PoolEvent] = parts.get("events", [])
     return PoolView(
         name,
         window,
         seconds_of(as_of),
-        PoolRow(found[0], parts.get("history", ())),
+        PoolRow(found[0], parts.get("history", ()), tuple(events)),
         parts.get("leases", PoolLeases(name, (), ())),
-        tuple(reversed(events)),
+        tuple(reversed(events[-SHOWN_EVENTS:])),
         parts.faults,
     )
 

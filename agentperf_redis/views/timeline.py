@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.windows import Timestamp, window_seconds
+from agentperf_redis.windows import Timestamp, asked_time, window_seconds
 
 T = TypeVar("T")
 
@@ -31,6 +31,17 @@ _STEPS_S = (
 """Lengths of steps that people read easily. Each is a multiple of a width of slices."""
 _KEPT = ((15 * _MINUTE_S, 10), (3 * _HOUR_S, _MINUTE_S), (8 * _DAY_S, _HOUR_S))
 """Age up to which slices are kept by default, and their width, s. Older slices are a day wide."""
+
+
+def check_window(window: object, as_of: Timestamp) -> None:
+    """Check a window and its end. Unlike other reads, a screen needs a window: counts of all time have no charts.
+
+    Raises:
+        InvalidArgument: for an invalid window or end, and without a window.
+    """
+    if window is None:
+        raise InvalidArgument("window", window, 'a length such as 600 or "10m"')
+    asked_time(window, as_of)  # type: ignore[arg-type]  # it checks the type
 
 
 def step_choices(window: str | float, as_of: Timestamp, most: int) -> list[int]:

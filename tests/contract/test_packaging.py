@@ -119,7 +119,7 @@ def test_library_modules_import_with_core_dependencies(site: Path) -> None:
     """Only the command line, the exporters and the two dashboards may need the packages of an extra."""
     code = """
 import importlib, json, pkgutil, agentperf_redis
-names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=print)]
+names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=str)]
 extras = ("agentperf_redis.cli", "agentperf_redis.export.", "agentperf_redis.top", "agentperf_redis.web")
 names = [name for name in names if not name.startswith(extras)]
 for name in names:

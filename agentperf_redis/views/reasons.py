@@ -1,0 +1,77 @@
+"""Why an instance takes no work, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentperf_redis.balancer.model import EventKind, InstanceState, InstanceStatus, PoolEvent, PoolStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """The reason why an instance takes no work.
+
+    Attributes:
+        pool: the pool of the instance.
+        instance: the instance.
+        state: its state.
+        since: when the state began, s since 1970 by the server's clock; None if the events of the pool, about the last
+            thousand, no longer hold it.
+        ends_in: s until the state ends without further cause; None if that is not known.
+        text: the reason in words.
+    """
+
+    pool: str
+    instance: str
+    state: InstanceState
+    since: float | None
+    ends_in: float | None
+    text: str
+
+
+_CAUSES = {
+    InstanceState.DRAINING: (EventKind.DRAINING, "draining: marked by hand or by its program (`agentperf lb undrain`)"),
+    InstanceState.UNHEALTHY: (
+        EventKind.UNHEALTHY,
+        "marked unhealthy by hand or by its program (`agentperf lb mark-healthy`)",
+    ),
+    InstanceState.HEARTBEAT_MISSED: (EventKind.HEARTBEAT_MISSED, "its heartbeat did not arrive in time"),
+    InstanceState.DOWN: (EventKind.DOWN, "it fails its active checks"),
+    InstanceState.EJECTED: (EventKind.EJECTED, "ejected for its outcomes"),
+    InstanceState.HALF_OPEN: (EventKind.HALF_OPEN, "its ejection is over; one lease at a time until one succeeds"),
+    InstanceState.RATE_LIMITED: (None, "its requests or tokens per minute are used up for now"),
+}
+"""State -> the event that begins it, and the reason in words."""
+
+
+def has_reasons(pool: PoolStatus) -> bool:
+    """Whether an instance of a pool takes no work, or only one lease at a time."""
+    return any(each.state in _CAUSES for each in pool.instances)
+
+
+def reasons_of(pool: PoolStatus, events: Iterable[PoolEvent] = ()) -> dict[str, Reason]:
+    """Return the reasons, by instance, for all instances of a pool that take no work or only one lease at a time.
+
+    Args:
+        pool: the pool.
+        events: its events, oldest first. Without them, it is unknown since when.
+    """
+    latest = {(each.instance_id, each.kind): each for each in events}
+    return {each.instance.id: _reason(pool, each, latest) for each in pool.instances if each.state in _CAUSES}
+
+
+def _reason(pool: PoolStatus, status: InstanceStatus, latest: dict[tuple[str | None, EventKind], PoolEvent]) -> Reason:
+    name = status.instance.id
+    kind, text = _CAUSES[status.state]
+    event = None if kind is None else latest.get((name, kind))
+    if event is not None and event.kind is EventKind.EJECTED:
+        text += "".join(f", {field}={value}" for field, value in event.details.items())
+    return Reason(
+        pool.agent_type,
+        name,
+        status.state,
+        None if event is None else event.at,
+        status.ejected_for if status.state is InstanceState.EJECTED else None,
+        text,
+    )
