@@ -15,6 +15,7 @@ from tests.support.every_command import fill, release
 from tests.support.markup import parsed
 from tests.support.servers import Raw, Server
 from tests.support.web import MEMORY_RIGHTS, READ_RIGHTS, Browser
+from tests.support.workers import Workers
 
 PAGES = (
     "/",
@@ -30,17 +31,24 @@ PAGES = (
 )
 
 
+def hold(url: str, namespace: str) -> Iterator[None]:
+    """Hold a lease for 0.2 s at least."""
+    with AgentPerf(url, namespace=namespace) as perf:
+        perf.balancer().register_instance(AgentInstance("busy", "tester", max_capacity=1))
+        held = perf.balancer().acquire("tester", ttl=0.2)
+        assert held is not None
+        yield None
+
+
 @pytest.fixture
-def filled(server: Server, namespace: str) -> None:
-    """A namespace in which each service was used, with a lease that has expired. No process uses it any longer."""
+def filled(server: Server, namespace: str, workers: Workers) -> None:
+    """A namespace in which each service was used. A process has died with a lease, which has expired."""
     with AgentPerf(server.url, namespace=namespace) as perf:
         fill(perf)
-        lb = perf.balancer()
-        lb.register_instance(AgentInstance("busy", "tester", max_capacity=1))
-        held = lb.acquire("tester", ttl=0.2, max_hold=0.2)
-        assert held is not None
-        assert lb.acquire("tester", wait=0.01) is None
         release(perf)
+    worker = workers.start(hold, server.url, namespace)
+    worker.said()
+    worker.kill()
     time.sleep(0.25)
 
 
