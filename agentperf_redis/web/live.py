@@ -31,6 +31,10 @@ _log = logging.getLogger("agentperf_redis")
 
 MAX_PAGES: Final = 500
 """Maximum number of open live pages. Further ones stay as they are until they are loaded again."""
+MAX_SHARE: Final = 0.25
+"""A page that takes a larger share of the time to render is rendered less often."""
+MAX_PAUSE_S: Final = 10.0
+"""But at least so often, s."""
 RETRY_MS: Final = 2000
 """How long a browser waits until it connects again."""
 _PING_S = 15
@@ -62,9 +66,11 @@ class Feed:
         self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Render until cancelled. The moments of all feeds are the same."""
+        """Render until cancelled. All feeds with the same pause render at the same moments."""
+        pause_s = self._interval_s
         while True:
-            await asyncio.sleep(self._interval_s - time.monotonic() % self._interval_s)
+            await asyncio.sleep(pause_s - time.monotonic() % pause_s)
+            began = time.monotonic()
             try:
                 html = await self._render()
             except Exception:  # noqa: BLE001  a page has its own answer to errors of the server, so this is a fault of the page
@@ -74,6 +80,18 @@ class Feed:
                 self.html, self.version = html, self.version + 1
                 self.changed.set()
                 self.changed = asyncio.Event()
+            pause_s = pause(self._interval_s, time.monotonic() - began)
+
+
+def pause(interval_s: float, took_s: float) -> float:
+    """Return the time between two renderings of a page: the interval times a power of two.
+
+    A namespace of ten thousand agents takes seconds to read. The pause leaves most of the time to other work.
+    """
+    pause_s = interval_s
+    while took_s > MAX_SHARE * pause_s and 2 * pause_s <= MAX_PAUSE_S:
+        pause_s *= 2
+    return pause_s
 
 
 class Live:

@@ -21,7 +21,12 @@ PROVEN_BY = {
     "alerts/client.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "alerts/commands.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "alerts/evaluator.py": f"{INTEGRATION}/alerts/test_evaluator.py",
-    "alerts/flows.py": f"{INTEGRATION}/alerts/test_evaluation.py",
+    **{
+        f"alerts/flows/{name}.py": f"{INTEGRATION}/alerts/test_evaluation.py"
+        for name in ("deployment", "evaluation", "reading", "service", "silences", "targets")
+    },
+    "alerts/rules.py": "tests/unit/alerts/test_rules_file.py",
+    "alerts/transitions.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",
@@ -69,6 +74,7 @@ PROVEN_BY = {
     "cli/namespaces.py": f"{INTEGRATION}/cli/test_namespaces.py",
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",
     "cli/series.py": f"{INTEGRATION}/cli/test_series.py",
+    "cli/serve.py": f"{INTEGRATION}/cli/test_serve.py",
     "cli/status.py": f"{INTEGRATION}/cli/test_status.py",
     "cli/workers.py": f"{INTEGRATION}/cli/test_workers.py",
     "cli/version.py": f"{INTEGRATION}/cli/test_app.py",
@@ -100,6 +106,12 @@ PROVEN_BY = {
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",
+    "web/actions.py": f"{INTEGRATION}/web/test_actions.py",
+    "web/application.py": f"{INTEGRATION}/web/test_mounted.py",
+    "web/login.py": "tests/unit/web/test_security.py",
+    "web/scrape.py": f"{INTEGRATION}/web/test_numbers.py",
+    "web/server.py": f"{INTEGRATION}/cli/test_serve.py",
+    "web/templating.py": f"{INTEGRATION}/web/test_mounted.py",
 }
 
 

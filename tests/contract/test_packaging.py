@@ -116,11 +116,12 @@ def test_sdist_contains_everything_to_build_and_test(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_library_modules_import_with_core_dependencies(site: Path) -> None:
-    """Only the command line and the exporters may need the packages of an extra."""
+    """Only the command line, the exporters and the two dashboards may need the packages of an extra."""
     code = """
 import importlib, json, pkgutil, agentperf_redis
-names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=print)]
-names = [name for name in names if not name.startswith(("agentperf_redis.cli", "agentperf_redis.export."))]
+names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=str)]
+extras = ("agentperf_redis.cli", "agentperf_redis.export.", "agentperf_redis.top", "agentperf_redis.web")
+names = [name for name in names if not name.startswith(extras)]
 for name in names:
     importlib.import_module(name)
 from agentperf_redis.script import lua_folder

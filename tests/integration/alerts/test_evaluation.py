@@ -145,7 +145,7 @@ def test_waiters_of_a_pool_fire_and_are_resolved_once(perf: AgentPerf, evaluator
 
 
 def test_values_within_the_error_bound_change_no_state(perf: AgentPerf, backend: Backend) -> None:
-    """For an hour, the exact p95 is now above the threshold and now below it, by less than the error bound."""
+    """For an hour, the exact p95 is alternately above and below the threshold, by less than the error bound."""
     history = History(backend)
     for number, at in enumerate(history.minutes(70, 1)):
         for _ in range(3):

@@ -1,6 +1,6 @@
-"""Promises that every command keeps: its output, its JSON, exit codes, faults of the server, and narrow terminals.
+"""What every command promises about its output, its JSON, its exit codes, faults of the server and narrow terminals.
 
-The tests take the commands from the command line itself, so a new command without an example fails.
+The tests take the commands from the command line itself, so they fail for a new command without an example.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_every_command_has_an_example_and_a_schema() -> None:
 
 @pytest.fixture
 def token(perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Fill the namespace, and return the token of a lease. One execution of the agent "hung" runs meanwhile."""
+    """Fill the namespace, and return the token of a lease. An execution of the agent "hung" runs during the test."""
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
     token = fill(perf)
     with perf.metrics.track("hung"):
@@ -203,7 +203,7 @@ def test_groups_take_the_options_of_a_server() -> None:
 
 @pytest.mark.thorough
 def test_slow_commands_print_json(agentperf: Run, tmp_path: Path) -> None:
-    assert set(SLOW) == {"up", "down", "demo", "exporter"}
+    assert set(SLOW) == {"up", "down", "demo", "exporter", "serve"}
     (tmp_path / "one.py").write_text("def f(a=[]): pass\n")
     checked("demo", agentperf("demo", "--path", str(tmp_path), "--workers", "1", "--json").stdout)
     checked("up", agentperf("up", "--json").stdout)
@@ -211,14 +211,15 @@ def test_slow_commands_print_json(agentperf: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_exporter_prints_json_when_it_listens(
-    program_line: Callable[..., AbstractContextManager[Watching]], server: Server, namespace: str
+@pytest.mark.parametrize("name", ["exporter", "serve"])
+def test_page_prints_json_when_it_listens(
+    program_line: Callable[..., AbstractContextManager[Watching]], server: Server, namespace: str, name: str
 ) -> None:
-    words = ("exporter", "--port", "0", "--json", "--url", server.url, "--namespace", namespace)
+    words = (name, "--port", "0", "--json", "--url", server.url, "--namespace", namespace)
     with program_line(*words) as watching:
         lines = [watching.line()]
         while lines[-1] != "}\n":
             lines.append(watching.line())
-        checked("exporter", "".join(lines))
+        checked(name, "".join(lines))
         watching.process.terminate()
         assert watching.end() == (OK, "")

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from sse_starlette.event import ServerSentEvent
 
-from agentperf_redis.web.live import Live
+from agentperf_redis.web.live import Live, pause
 
 INTERVAL_S = 0.02
 
@@ -138,3 +138,8 @@ def test_events_end_with_the_server() -> None:
         assert (live.pages, len(live)) == (0, 0)
 
     run(test)
+
+
+def test_slow_pages_are_rendered_less_often() -> None:
+    assert [pause(2.0, took) for took in (0.0, 0.5, 0.6, 1.1, 3.0, 60.0)] == [2.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert pause(60.0, 30.0) == 60.0
