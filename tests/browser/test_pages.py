@@ -52,9 +52,7 @@ def named(route: str, **names: str) -> str:
     return f"/{route}?{urlencode(names)}"
 
 
-def test_pages_of_a_working_fleet(
-    server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path
-) -> None:
+def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path) -> None:
     async def check() -> list[str]:
         async with AgentPerf(server.url, namespace=namespace) as perf:
             await perf.alerts.aio.deploy(text=RULES)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.model import EventKind, InstanceState, PoolEvent
-from agentperf_redis.views.problems import state_text
 from agentperf_redis.views.pools import InstanceRow
+from agentperf_redis.views.problems import state_text
 from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked

@@ -8,7 +8,9 @@ from agentperf_redis.windows import Interval
 STEPS = [Interval(0, 60), Interval(60, 120)]
 
 
-@pytest.mark.parametrize(("count", "largest", "expected"), [(1, 1, 6), (1, 100, 1), (25, 100, 3), (100, 100, 6), (1, 10**6, 1)])
+@pytest.mark.parametrize(
+    ("count", "largest", "expected"), [(1, 1, 6), (1, 100, 1), (25, 100, 3), (100, 100, 6), (1, 10**6, 1)]
+)
 def test_shade_grows_with_the_root_of_the_count(count: int, largest: int, expected: int) -> None:
     assert shade(count, largest) == expected
 

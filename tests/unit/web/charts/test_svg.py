@@ -23,12 +23,21 @@ def test_elements_inside_are_not_escaped_again() -> None:
 
 
 def test_attributes_without_a_value_are_left_out() -> None:
-    assert element("rect", x=1.0, rx=None, class_="s1", text_anchor="end") == '<rect x="1" class="s1" text-anchor="end"/>'
+    assert (
+        element("rect", x=1.0, rx=None, class_="s1", text_anchor="end") == '<rect x="1" class="s1" text-anchor="end"/>'
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1.00 s", "1 s"), ("1.50 s", "1.5 s"), ("75.0%", "75%"), ("1,000", "1,000"), ("100 ms", "100 ms"), ("0.05", "0.05")],
+    [
+        ("1.00 s", "1 s"),
+        ("1.50 s", "1.5 s"),
+        ("75.0%", "75%"),
+        ("1,000", "1,000"),
+        ("100 ms", "100 ms"),
+        ("0.05", "0.05"),
+    ],
 )
 def test_labels_of_round_numbers_have_no_trailing_zeros(text: str, expected: str) -> None:
     assert tidy(text) == expected

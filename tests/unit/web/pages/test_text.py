@@ -36,7 +36,16 @@ def test_durations_have_a_fitting_unit(seconds: float | None, expected: str) -> 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (2.5, "2.5"), (1234, "1,234"), (999_999, "999,999"), (12_345_678, "12.3 M"), (999_600_000, "1.00 G"), (5e15, "5000 T"), (None, "–")],
+    [
+        (0, "0"),
+        (2.5, "2.5"),
+        (1234, "1,234"),
+        (999_999, "999,999"),
+        (12_345_678, "12.3 M"),
+        (999_600_000, "1.00 G"),
+        (5e15, "5000 T"),
+        (None, "–"),
+    ],
 )
 def test_numbers_are_short(value: float | None, expected: str) -> None:
     assert text.number(value) == expected
