@@ -99,7 +99,6 @@ def test_incomplete_forms_are_refused(browser: Browser, act: Act) -> None:
     found = re.search(r'name="csrf" value="([0-9a-f]+)"', browser.get("/alerts").text)
     assert found is not None
     for name, (_, fields) in ACTIONS.items():
-        assert act  # the fixture checks that a complete form works
         for left_out in fields:
             form = dict.fromkeys(set(fields) - {left_out}, "x") | {"csrf": found[1]}
             reply = browser.post(f"/actions/{name}", form)

@@ -73,12 +73,13 @@ def test_login_returns_to_the_mounted_page(perf: AgentPerf, runner: asyncio.Runn
 
 
 def test_application_checks_its_arguments(perf: AgentPerf) -> None:
-    for arguments, named in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"perf": perf.backend}, "perf"),
         ({"perf": perf, "token": "short"}, "token"),
         ({"perf": perf, "hosts": "x"}, "hosts"),
         ({"perf": perf, "allow_actions": 1}, "allow_actions"),
         ({"perf": perf, "refresh": -1}, "refresh"),
-    ):
+    ]
+    for arguments, named in cases:
         with pytest.raises(InvalidArgument, match=named):
-            app(**arguments)  # type: ignore[arg-type]
+            app(**arguments)
