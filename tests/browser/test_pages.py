@@ -52,7 +52,7 @@ def named(route: str, **names: str) -> str:
     return f"/{route}?{urlencode(names)}"
 
 
-def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path) -> None:
+def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path) -> None:
     async def check() -> list[str]:
         async with AgentPerf(server.url, namespace=namespace) as perf:
             await perf.alerts.aio.deploy(text=RULES)
@@ -69,6 +69,8 @@ def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, f
                 ("hour", "/agents?window=1h&sort=p95&order=asc&match=o"),
             ]
             wrong = await chromium.screenshots(origin, pages, folder, "fleet")
+            with dashboard(server.url, namespace, tmp_path / "acting.log", "--allow-actions") as acting:
+                wrong += await chromium.screenshots(acting, [MENU[4], *pages[6:10]], folder, "actions")
             await work
             return wrong
 

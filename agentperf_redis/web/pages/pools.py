@@ -9,12 +9,13 @@ from markupsafe import Markup
 
 from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.model import EventKind, InstanceState, PoolEvent
+from agentperf_redis.views.pools import InstanceRow
 from agentperf_redis.views.problems import state_text
 from agentperf_redis.web.charts.lines import Line, line_chart
 from agentperf_redis.web.charts.small import meter, sparkline
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page, not_found
-from agentperf_redis.web.pages.text import duration, number, visible
+from agentperf_redis.web.pages.text import duration, number, plural, visible
 
 STATES: Final = {
     InstanceState.UP: "good",
@@ -88,6 +89,7 @@ async def pool(views: Any, asked: Asked) -> Page:
         "event_class": _event_class,
         "limits": _limits,
         "details": _details,
+        "reason": _reason,
     }
     return Page("pool.html", name, values)
 
@@ -104,6 +106,15 @@ def _details(event: PoolEvent) -> str:
         text = duration(int(value) / 1000) if is_time else visible(value)
         found.append(f"{visible(name.removesuffix('_ms') if is_time else name).replace('_', ' ')} {text}")
     return ", ".join(found)
+
+
+def _reason(row: InstanceRow) -> str:
+    """Return why an instance is not up. Of an ejection, the page says how long it lasts in its own units."""
+    status = row.status
+    if status.state is not InstanceState.EJECTED:
+        return row.reason
+    more = f", after {plural(status.ejections, 'ejection')} in a row" if status.ejections > 1 else ""
+    return f"for its outcomes, for {duration(status.ejected_for)} more{more}"
 
 
 def _limits(status: Any) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from agentperf_redis.web.charts.axis import step_text, ticks, time_labels
@@ -33,7 +35,7 @@ def test_ticks_of_counts_are_whole_and_few(largest: int) -> None:
     assert all(each == int(each) for each in found)
     assert found[-1] >= largest
     assert 2 <= len(found) <= 6
-    assert len({after - before for before, after in zip(found, found[1:], strict=False)}) == 1
+    assert len({after - before for before, after in pairwise(found)}) == 1
 
 
 def test_ticks_of_bytes_are_round_in_binary_units() -> None:
