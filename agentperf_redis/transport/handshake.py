@@ -86,7 +86,8 @@ class Handshake:
             raise CorruptState(self._meta, f"an unexpected reply {reply!r}") from None
         if number > SCHEMA:
             raise SchemaMismatch(f"namespace {self._namespace}", str(number), f"schema {SCHEMA} or lower")
-        self._on_epoch(text)
+        if text:  # a user without the right to write opens an empty namespace without one
+            self._on_epoch(text)
 
     def _check_version(self, hello: Reply) -> AgentPerfError | None:
         try:

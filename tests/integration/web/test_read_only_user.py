@@ -12,8 +12,10 @@ import pytest
 from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.web import app
 from tests.support.every_command import fill, release
+from tests.support.markup import parsed
 from tests.support.servers import Raw, Server
 from tests.support.web import MEMORY_RIGHTS, READ_RIGHTS, Browser
+from tests.support.workers import Workers
 
 PAGES = (
     "/",
@@ -29,18 +31,25 @@ PAGES = (
 )
 
 
+def hold(url: str, namespace: str) -> Iterator[None]:
+    """Hold a lease for 0.2 s at least."""
+    with AgentPerf(url, namespace=namespace) as perf:
+        perf.balancer().register_instance(AgentInstance("busy", "tester", max_capacity=1))
+        held = perf.balancer().acquire("tester", ttl=0.2)
+        assert held is not None
+        yield None
+
+
 @pytest.fixture
-def filled(perf: AgentPerf) -> Iterator[AgentPerf]:
-    """A namespace in which each service is in use, with a lease that has expired, and a caller that waited."""
-    fill(perf)
-    lb = perf.balancer()
-    lb.register_instance(AgentInstance("busy", "tester", max_capacity=1))
-    held = lb.acquire("tester", ttl=0.2, max_hold=0.2)
-    assert held is not None
-    assert lb.acquire("tester", wait=0.01) is None
+def filled(server: Server, namespace: str, workers: Workers) -> None:
+    """A namespace in which each service was used. A process has died with a lease, which has expired."""
+    with AgentPerf(server.url, namespace=namespace) as perf:
+        fill(perf)
+        release(perf)
+    worker = workers.start(hold, server.url, namespace)
+    worker.said()
+    worker.kill()
     time.sleep(0.25)
-    yield perf
-    release(perf)
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def stored(raw: Raw, namespace: str) -> dict[str, object]:
 
 
 def test_reading_user_sees_every_page_and_writes_nothing(
-    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+    filled: None, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
 ) -> None:
     name, url = user
     reader = AgentPerf(url, namespace=namespace)
@@ -95,6 +104,7 @@ def test_reading_user_sees_every_page_and_writes_nothing(
             reply = browser.get(path)
             assert reply.status == 200, path
             assert "could not be read" not in reply.text, path
+        assert parsed(browser.get("/pools").text).row("tester")[-1] == "1", "its overdue lease"
         scraped = browser.get("/metrics", accept="text/plain")
         assert (scraped.status, "agentperf_up 1" in scraped.text) == (200, True)
         runner.run(reader.aclose())
@@ -106,7 +116,7 @@ def test_reading_user_sees_every_page_and_writes_nothing(
 @pytest.mark.thorough
 @pytest.mark.standalone
 def test_every_right_is_needed(
-    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+    filled: None, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
 ) -> None:
     name, url = user
     handshake = {"+ping", "+echo", "+select", "+asking", "+cluster|slots"}
@@ -129,7 +139,7 @@ def test_every_right_is_needed(
 
 @pytest.mark.thorough
 def test_memory_page_names_the_rights_that_are_missing(
-    filled: AgentPerf, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
+    filled: None, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
 ) -> None:
     name, url = user
     for node in server.nodes:

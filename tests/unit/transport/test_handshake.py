@@ -45,6 +45,14 @@ def test_old_servers_are_refused(server: str, version: str) -> None:
     assert (refusal.where, refusal.found) == (f"{server} at redis://h:1/0", version)
 
 
+def test_empty_namespace_of_a_reading_user_has_no_epoch() -> None:
+    epochs: list[str] = []
+    handshake = Handshake("redis://h:1/0", "ns", epochs.append)
+    assert handshake.parse([None, [1, 1, b""]]) is None
+    assert handshake.parse([None, OPENED]) is None
+    assert epochs == ["epoch"]
+
+
 def test_services_work_on_the_server_of_fakeredis() -> None:
     with fake_server() as url, AgentPerf(url) as perf:
         lb, cache = perf.balancer(), perf.cache("answers")
