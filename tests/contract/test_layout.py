@@ -70,6 +70,7 @@ PROVEN_BY = {
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",
     "cli/series.py": f"{INTEGRATION}/cli/test_series.py",
     "cli/status.py": f"{INTEGRATION}/cli/test_status.py",
+    "cli/top.py": f"{INTEGRATION}/cli/test_top.py",
     "cli/workers.py": f"{INTEGRATION}/cli/test_workers.py",
     "cli/version.py": f"{INTEGRATION}/cli/test_app.py",
     "demo/journal.py": "tests/unit/demo/test_checks.py",
@@ -92,6 +93,10 @@ PROVEN_BY = {
     "metrics/retention.py": "tests/unit/metrics/test_model.py",
     "metrics/workers.py": f"{INTEGRATION}/metrics/test_workers.py",
     "script.py": "tests/contract/test_headers.py",
+    "top/app.py": f"{INTEGRATION}/top/test_app.py",
+    "top/details.py": f"{INTEGRATION}/top/test_app.py",
+    "top/listings.py": f"{INTEGRATION}/top/test_app.py",
+    "top/screens.py": f"{INTEGRATION}/top/test_app.py",
     "transport/async_executor.py": f"{INTEGRATION}/transport/test_executor.py",
     "transport/connector.py": f"{INTEGRATION}/transport/test_tls.py",
     "transport/executor.py": f"{INTEGRATION}/transport/test_executor.py",
@@ -100,6 +105,13 @@ PROVEN_BY = {
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",
+    "views/agents.py": f"{INTEGRATION}/views/test_views.py",
+    "views/alerts.py": f"{INTEGRATION}/test_one_moment.py",
+    "views/caches.py": f"{INTEGRATION}/test_one_moment.py",
+    "views/overview.py": f"{INTEGRATION}/views/test_views.py",
+    "views/pools.py": f"{INTEGRATION}/test_one_moment.py",
+    "views/reasons.py": f"{INTEGRATION}/cli/test_balancer.py",
+    "views/scanning.py": f"{INTEGRATION}/cli/test_namespaces.py",
 }
 
 
