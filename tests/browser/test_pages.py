@@ -232,7 +232,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 window.updates = 0;
                 new MutationObserver(() => window.updates++).observe(document.getElementById("main"), {childList: true});
             }""")
-            before = {}
+            before: dict[str, float] = {}
             for count in (20, 320):
                 deadline = time.monotonic() + 600
                 while await visit.page.evaluate("window.updates") < count:
