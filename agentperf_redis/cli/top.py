@@ -49,7 +49,8 @@ def top(
 
 
 def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    """Whether a screen can be shown: textual reads stdin and writes to stderr."""
+    return all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM") != "dumb"
 
 
 def _print(target: Target, perf: AgentPerf, window: str, every: float, count: int | None) -> Exit:
@@ -78,8 +79,8 @@ def _show(target: Target, found: Overview, printed: int) -> None:
         print_json_line("top", lines.plain(found))
         return
     if printed % lines.HEAD_EVERY == 0:
-        out.print(lines.head())
-    out.print(lines.line(found))
+        out.print(lines.head(out.width), soft_wrap=True)
+    out.print(lines.line(found, out.width), soft_wrap=True)
     out.file.flush()
     for fault in found.faults:
         err.print(f"agentperf: {fault.part} could not be read: {fault.text}", style="red")

@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from agentperf_redis.views.text import age_text, seconds_cell
+from agentperf_redis.views.text import age_text, seconds_cell, short_number
 from agentperf_redis.windows import Interval
 
 NONE = "–"
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _DAY_S = 86_400
+_LEAST_RATE = 0.0005
+"""The lowest rate that three decimals do not round to zero."""
 
 
 def seconds(value: float | None, *, exact: bool = True) -> str:
@@ -25,8 +27,10 @@ def share(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """Return a number per second."""
-    return f"{value:.3g}"
+    """Return a number per second in at most six characters."""
+    if 0 < value < _LEAST_RATE:
+        return "<0.001"
+    return f"{value:.3f}" if 0 < value < 0.1 else short_number(value)  # noqa: PLR2004
 
 
 def money(value: float) -> str:

@@ -51,18 +51,20 @@ def hit_rate(overview: Overview) -> float | None:
 
 FIGURES = (
     Figure("time", 8, _time),
-    Figure("tasks", 7, lambda overview: short_number(overview.total.task_count)),
-    Figure("per s", 7, lambda overview: cells.rate(overview.total.throughput)),
-    Figure("failed", 7, lambda overview: cells.share(overview.total.failure_rate)),
+    Figure("tasks", 6, lambda overview: short_number(overview.total.task_count)),
+    Figure("per s", 6, lambda overview: cells.rate(overview.total.throughput)),
+    Figure("failed", 6, lambda overview: cells.share(overview.total.failure_rate)),
     Figure("p95 s", 8, _p95),
-    Figure("tokens", 7, lambda overview: short_number(overview.total.tokens_in + overview.total.tokens_out)),
-    Figure("cost", 7, lambda overview: cells.money(overview.total.cost)),
+    Figure("cost", 6, lambda overview: cells.money(overview.total.cost)),
     Figure("workers", 7, lambda overview: str(overview.workers_alive)),
     Figure("hits", 6, lambda overview: cells.share(hit_rate(overview))),
-    Figure("load", 9, lambda overview: "/".join(map(str, _load(overview)))),
-    Figure("waiters", 7, lambda overview: str(_waiters(overview))),
+    Figure("load", 6, lambda overview: "/".join(map(str, _load(overview)))),
+    Figure("queue", 5, lambda overview: str(_waiters(overview))),
     Figure("firing", 6, lambda overview: str(len(overview.firing))),
 )
+"""The columns: 80 characters wide."""
+_FIRST_LEFT_OUT = ("workers", "hits", "cost", "queue")
+"""The columns that are left out where the terminal is narrower."""
 
 
 def _load(overview: Overview) -> tuple[int, int]:
@@ -73,14 +75,22 @@ def _waiters(overview: Overview) -> int:
     return sum(row.waiters for row in overview.pools)
 
 
-def head() -> str:
-    """Return the titles."""
-    return " ".join(figure.title.rjust(figure.width) for figure in FIGURES)
+def _fitting(width: int) -> list[Figure]:
+    figures = list(FIGURES)
+    for title in _FIRST_LEFT_OUT:
+        if sum(figure.width + 1 for figure in figures) > width + 1:
+            figures = [figure for figure in figures if figure.title != title]
+    return figures
 
 
-def line(overview: Overview) -> str:
-    """Return the line of a reading."""
-    return " ".join(figure.text(overview).rjust(figure.width) for figure in FIGURES)
+def head(width: int = 80) -> str:
+    """Return the titles that fit into so many characters, but at least the most important ones."""
+    return " ".join(figure.title.rjust(figure.width) for figure in _fitting(width))
+
+
+def line(overview: Overview, width: int = 80) -> str:
+    """Return the line of a reading. Its columns are those of `head`."""
+    return " ".join(figure.text(overview).rjust(figure.width) for figure in _fitting(width))
 
 
 def plain(overview: Overview) -> dict[str, Any]:

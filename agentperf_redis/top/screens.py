@@ -94,7 +94,8 @@ class ListingScreen(Viewed):
         Binding("s", "sort(1)", "Sort"),
         Binding("S", "sort(-1)", "Sort by the column before", show=False),
         Binding("r", "reverse", "Reverse"),
-        Binding("slash", "filter", "Filter", key_display="/"),
+        # With priority, the filter opens before the next key is processed, so fast typing loses none.
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("escape", "clear_filter", "Clear the filter", show=False),
         *(
             Binding(str(number), f"tab('{listing.name}')", listing.name.capitalize(), show=False)
@@ -119,7 +120,11 @@ class ListingScreen(Viewed):
     def on_mount(self) -> None:
         """Hide the filter, and give the keyboard to the table."""
         self.query_one("#filter", Input).display = False
-        self._table().focus()
+        self.set_focus(self._table())
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  as in textual
+        """Leave the key of the filter to the filter while it is open: names may contain slashes."""
+        return action != "filter" or not isinstance(self.focused, Input)
 
     @property
     def listing(self) -> Listing:
@@ -171,12 +176,12 @@ class ListingScreen(Viewed):
         field = self.query_one("#filter", Input)
         field.display = True
         field.value = self._asked[self.listing.name].match
-        field.focus()
+        self.set_focus(field)
 
     def action_clear_filter(self) -> None:
         """Close the filter, and show all rows again."""
         self.query_one("#filter", Input).display = False
-        self._table().focus()
+        self.set_focus(self._table())
         if self._asked[self.listing.name].match:
             self._ask(match="")
 
@@ -221,18 +226,20 @@ class ListingScreen(Viewed):
 
     @on(Input.Changed, "#filter")
     def _filter_changed(self, event: Input.Changed) -> None:
-        if event.input.display and event.value != self._asked[self.listing.name].match:
+        if event.input.has_focus and event.value != self._asked[self.listing.name].match:
             self._ask(match=event.value)
 
     @on(Input.Submitted, "#filter")
     def _filter_done(self, event: Input.Submitted) -> None:
         event.input.display = False
-        self._table().focus()
+        self.set_focus(self._table())
+        if event.value != self._asked[self.listing.name].match:
+            self._ask(match=event.value)
 
     @on(TabbedContent.TabActivated)
     def _tab_changed(self) -> None:
         self.query_one("#filter", Input).display = False
-        self._table().focus()
+        self.set_focus(self._table())
         self.post_message(ReadNow())
 
     def _ask(self, **changes: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from tests.support import chromium
 from tests.support.dashboard import dashboard
 from tests.support.filled import Past
 from tests.support.fleet import RULES, Fleet
-from tests.support.servers import Raw, Server
+from tests.support.programs import Programs
+from tests.support.servers import Raw, Server, wait_until
 
 pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]
 
@@ -75,6 +77,23 @@ def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, f
             return wrong
 
     assert asyncio.run(check()) == []
+
+
+def test_pages_of_a_running_demo(
+    programs: Programs, raw: Raw, server: Server, namespace: str, origin: str, folder: Path
+) -> None:
+    programs.write("demo.py", "from agentperf_redis.cli import main\n\nmain()\n")
+    words = ("--url", server.url, "--namespace", namespace, "--files", "400", "--workers", "2")
+    demo = programs.start("demo", "demo", *words)
+    pools = f"{namespace}:{{lb:summariser}}:state"
+    wait_until(lambda: demo.poll() is not None or raw.exists(pools), "the demo to work")
+    pages = [
+        *MENU[:4],
+        ("agent", named("agent", name="reader")),
+        ("cache", named("cache", name="files", kind="lru")),
+        ("pool", named("pool", name="reader")),
+    ]
+    assert asyncio.run(chromium.screenshots(origin, pages, folder, "demo")) == []
 
 
 def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, origin: str, folder: Path) -> None:
@@ -196,6 +215,69 @@ def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namesp
 
     with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:
         asyncio.run(check(origin))
+
+
+@pytest.mark.waits
+def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
+    """The page is updated 300 times, as in ten minutes at the usual interval."""
+
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            connections: list[str] = []
+            visit.page.on(
+                "request", lambda each: connections.append(each.url) if each.resource_type == "eventsource" else None
+            )
+            await visit.open(named("agent", name="coder"))
+            await visit.page.evaluate("""() => {
+                window.updates = 0;
+                new MutationObserver(() => window.updates++).observe(document.getElementById("main"), {childList: true});
+            }""")
+            before: dict[str, float] = {}
+            for count in (20, 320):
+                deadline = time.monotonic() + 600
+                while await visit.page.evaluate("window.updates") < count:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.2)
+                if not before:
+                    before = await visit.kept()
+            after = await visit.kept()
+            assert len(connections) == 1
+            assert after["JSEventListeners"] <= before["JSEventListeners"]
+            assert after["Nodes"] <= before["Nodes"] * 1.2 + 200
+            assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] * 1.2 + 500_000
+            assert visit.complaints == []
+
+    for number in range(50):
+        perf.metrics.record_execution("coder", 0.1 + number / 100, success=number % 9 > 0, error_type="TimeoutError")
+    perf.metrics.flush()
+    with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:
+        asyncio.run(check(origin))
+
+
+def test_keyboard_reaches_the_content(perf: AgentPerf, origin: str) -> None:
+    async def focused(visit: chromium.Visit, script: str) -> Any:
+        return await visit.page.evaluate(f"(() => {{ const each = document.activeElement; return {script}; }})()")
+
+    async def check() -> None:
+        async with chromium.browsing(origin) as visit:
+            await visit.open("/agents")
+            await visit.page.keyboard.press("Tab")
+            assert await focused(visit, "each.textContent") == "Skip to the content"
+            assert await focused(visit, "each.getBoundingClientRect().top >= 0"), "the focused link is in view"
+            await visit.page.keyboard.press("Enter")
+            assert await focused(visit, "each.id") == "main"
+            reached = []
+            while "coder" not in reached:
+                await visit.page.keyboard.press("Tab")
+                reached.append(await focused(visit, "each.textContent.trim()"))
+                assert await focused(visit, "getComputedStyle(each).outlineStyle") != "none", reached[-1]
+                assert len(reached) < 60, reached
+            await visit.page.keyboard.press("Enter")
+            await visit.page.wait_for_url("**/agent?name=coder")
+
+    perf.metrics.record_execution("coder", 0.1, success=True)
+    perf.metrics.flush()
+    asyncio.run(check())
 
 
 def test_page_comes_back_with_the_server(own_server: Server, tmp_path: Path) -> None:

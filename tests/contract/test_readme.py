@@ -287,3 +287,16 @@ def test_flush_at_end_of_pool_task_counts_it(server: Server, namespace: str, per
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.starmap(record, [(server.url, namespace)] * 4) == [True] * 4
     assert perf.metrics.snapshots()["planner"].task_count == 4
+
+
+PICTURES = sorted((README.parent / "tests" / "data" / "pictures").glob("*"))
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=[each.name for each in PICTURES])
+def test_pictures_are_small(picture: Path) -> None:
+    assert picture.stat().st_size <= 150_000
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', TEXT)
+    assert [each for each in shown if not (README.parent / each).is_file()] == []

@@ -77,6 +77,15 @@ class Visit:
         found: int = await self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         return found
 
+    async def kept(self) -> dict[str, float]:
+        """Return what the page holds after a garbage collection: nodes, event listeners, and bytes of the heap."""
+        session = await self.page.context.new_cdp_session(self.page)
+        await session.send("Performance.enable")
+        await session.send("HeapProfiler.collectGarbage")
+        metrics = {each["name"]: each["value"] for each in (await session.send("Performance.getMetrics"))["metrics"]}
+        await session.detach()
+        return {name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")}
+
     async def accessibility(self) -> list[str]:
         """Return the serious and critical findings of axe-core."""
         from axe_playwright_python.async_playwright import Axe

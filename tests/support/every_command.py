@@ -71,6 +71,7 @@ EXAMPLES: dict[str, Example] = {
     "workers": Example((), ("leases", "pending", "ok"), says="No process records or holds leases now."),
     "running": Example((), ("hung", "age s", "ok"), says="Nothing has been running for a second."),
     "status": Example((), ("planner", "answers", "coder", "TimeoutError × 2"), says="Nothing here yet"),
+    "top": Example(("--count", "1"), ("tasks", "failed", "p95 s", "firing"), says="queue"),
     "agents": Example(("--window", "1h"), ("planner", "TimeoutError × 2", "last seen"), says=_NOTHING),
     "show": Example(("planner",), ("planner, all time: 4 executions", "TimeoutError"), NOT_FOUND, _UNKNOWN),
     "series": Example(("planner", "--window", "10m"), ("planner, 10m by 1m", "p95 s"), NOT_FOUND, "no records"),

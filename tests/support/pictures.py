@@ -24,7 +24,7 @@ from tests.support.servers import Servers
 FOLDER = ROOT / "tests" / "data" / "pictures"
 MAX_BYTES = 150_000
 """Maximum size of a picture: the README shows several."""
-PAGES = (("web-overview", "/", 780), ("web-agent", "/agent?name=coder", 850))
+PAGES = (("web-overview", "/", 850), ("web-agent", "/agent?name=coder", 850))
 """Name, path and height in px of each picture."""
 WIDTH = 1200
 NAMESPACE = "agentperf"

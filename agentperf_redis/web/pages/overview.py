@@ -17,6 +17,8 @@ from agentperf_redis.web.pages.text import cost, duration, number, plural, rate,
 
 MAX_ROWS = 8
 """Rows of each short list. The pages of the menu have all."""
+SHOWN_PROBLEMS, MAX_PROBLEMS = 4, 50
+"""Problems that are shown at once, so that the charts stay in view, and at most."""
 
 
 async def overview(views: Any, asked: Asked) -> Page:
@@ -37,6 +39,8 @@ async def overview(views: Any, asked: Asked) -> Page:
         ],
         "moves": [_move(each) for each in view.changes.moves],
         "most": MAX_ROWS,
+        "shown": SHOWN_PROBLEMS,
+        "most_problems": MAX_PROBLEMS,
     }
     return Page("empty.html" if view.empty and not view.faults else "overview.html", "Overview", values)
 

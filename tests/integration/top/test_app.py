@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from textual.widgets import DataTable, TabbedContent
+from textual.widgets import DataTable, Input, TabbedContent
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.top.screens import DetailScreen, ListingScreen
@@ -80,7 +80,8 @@ def test_filter_keeps_matching_rows(view: Callable[..., None]) -> None:
         await shown.press("enter")
         await shown.shows("1 match 'PLAN'")
         await shown.until(lambda: shown.rows == ["planner"], "only the planner")
-        await shown.press("slash", *"x*")
+        await shown.press("slash", "slash", *"x*")
+        await shown.until(lambda: shown.app.screen.query_one("#filter", Input).value == "/x*", "the typed text")
         await shown.shows("No name matches the filter.")
         await shown.press("escape")
         await shown.until(lambda: shown.rows == ["planner", "critic"], "all rows")

@@ -13,8 +13,10 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.errors import CorruptState
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.views.timeline import WINDOWS
 from agentperf_redis.web import app
+from tests.support.filled import Past
 from tests.support.markup import parsed
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw
@@ -113,6 +115,19 @@ def test_overview_shows_the_totals(browser: Browser, filled: AgentPerf) -> None:
     assert "1,200 in, 34 out" in found
     assert "Alert coder fails" in found
     assert "1 of 2 instances takes no work: coder-2 unhealthy" in found
+    assert "nothing to compare with yet" in found
+
+
+def test_overview_shows_what_changed(browser: Browser, raw: Raw, namespace: str) -> None:
+    past = Past(raw, namespace)
+    for age, seconds in ((5400.0, 0.5), (600.0, 2.0)):
+        for _ in range(100):
+            past.at(age).record("coder", seconds, OK)
+    past.at(300.0).record("<new>", 1.0, OK)
+    past.count()
+    page = parsed(browser.get("/").text)
+    assert ["coder", "p95", "500 ms", "2.00 s", "▲ 4.0× worse"] in page.rows
+    assert "New:<new>" in page.text
 
 
 def test_table_of_agents_has_a_row_for_each(browser: Browser, filled: AgentPerf) -> None:

@@ -50,3 +50,11 @@ def test_missing_figures_are_dashes() -> None:
 def test_old_times_have_a_date() -> None:
     assert cells.clock(time.time()).count(":") == 2
     assert cells.clock(time.time() - 200_000).count("-") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0, "0"), (0.0001, "<0.001"), (0.00992, "0.010"), (0.123, "0.123"), (12.34, "12.3"), (45_678.0, "45.7k")],
+)
+def test_rates_are_short(value: float, expected: str) -> None:
+    assert cells.rate(value) == expected
