@@ -33,6 +33,9 @@ from agentperf_redis.windows import Interval, Timestamp, asked_time
 CHANGES_WINDOW = "1h"
 MIN_TASKS = 20
 """Minimum number of executions in both hours. A percentile of fewer executions moves by chance."""
+MAX_SLICES = 10_000
+"""Maximum number of slices of all agents together that the charts read, except for the first `MIN_STEPS` steps."""
+MIN_STEPS = 6
 MAX_MOVES = 10
 
 
@@ -232,14 +235,19 @@ def _overview(
         "pools": operations_of(perf).status(()),
         "alerts": alert_flows.overview(service_of(perf)),
     }
-    if charts:
-        flows_by_part["history"] = steps_read(steps, {}, window, as_of, SPARKLINE_STEPS)
     if known_changes is None:
         flows_by_part["changes"] = changes(perf, as_of=as_of)
     parts = Parts(**flows_by_part)
     yield from parts.read()
     nothing: tuple[dict[str, PerformanceMetrics], PerformanceMetrics] = ({}, PerformanceMetrics("*"))
     by_name, total = parts.get("agents", nothing)
+    faults = parts.faults
+    history: Mapping[str, tuple[SeriesRow, ...]] = {}
+    if charts:
+        chart = Parts(history=steps_read(steps, {}, window, as_of, max_steps(len(by_name))))
+        yield from chart.read()
+        history = chart.get("history", history)
+        faults = tuple(sorted((*faults, *chart.faults), key=lambda fault: fault.part))
     seen: Mapping[str, float] = parts.get("last_seen", {})
     active = [each for each in by_name.values() if each.task_count or each.llm_calls or each.tool_calls]
     caches: list[CacheStats] = parts.get("caches", [])
@@ -247,7 +255,6 @@ def _overview(
     alerts: AlertOverview = parts.get("alerts", NO_ALERTS)
     firing = tuple(alert for alert in alerts.alerts if alert.state is AlertState.FIRING)
     found: tuple[WorkerInfo, ...] = parts.get("workers", ())
-    history: Mapping[str, tuple[SeriesRow, ...]] = parts.get("history", {})
     failing_first = sorted(active, key=lambda each: (-each.failure_rate, -each.task_count))
     return Overview(
         server=perf.backend.address.masked,
@@ -268,8 +275,16 @@ def _overview(
         changes=parts.get("changes", NO_CHANGES) if known_changes is None else known_changes,
         caches=tuple(CacheRow(each) for each in sorted(caches, key=lambda each: (-each.hits - each.misses, each.name))),
         pools=tuple(sorted(map(PoolRow, pools), key=lambda row: (-row.load_share, row.name))),
-        faults=parts.faults,
+        faults=faults,
     )
+
+
+def max_steps(agents: int) -> int:
+    """Return the maximum number of steps of the charts. They are the sums of all agents, so many agents get fewer.
+
+    The server reads 10,000 slices of an agent in about 80 ms. The charts of 1000 agents with 30 steps took it 0.4 s.
+    """
+    return max(MIN_STEPS, min(SPARKLINE_STEPS, MAX_SLICES // max(1, agents)))
 
 
 async def read_overview(

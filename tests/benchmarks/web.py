@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.benchmarks.measure import Bench, Row
@@ -19,25 +20,25 @@ from tests.benchmarks.metrics import fill
 
 AGENTS = 1000
 PAGES = 20
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 TIMEOUT_S = 60.0
 
 
 def rows(bench: Bench) -> Iterator[Row]:
     """Yield all rows of the web page."""
     fill(bench, "web", AGENTS)
-    with _site(bench) as port:
-        began = time.perf_counter()
-        _, size = _first_view(port)
-        cold_s = time.perf_counter() - began
-        times = []
+    with _site(bench) as (program, port), bench.client() as client:
+        times, busy = [], []
         for _ in range(bench.rounds):
             time.sleep(2 * REFRESH_S)  # the shared results get old
+            before = _processor_s(client) + _own_s(program)
             took, size = _first_view(port)
             times.append(took)
-        taken = statistics.median(times)
+            busy.append(_processor_s(client) + _own_s(program) - before)
+        taken, needed = statistics.median(times), statistics.median(busy)
         work = f"first view of the overview of {AGENTS} agents"
-        yield Row(work, f"{taken * 1e3:.3g} ms", f"the very first {cold_s * 1e3:.3g} ms", None, "<= 1 s", taken <= 1.0)
+        known = f"processor time {needed * 1e3:.3g} ms"
+        yield Row(work, f"{taken * 1e3:.3g} ms", known, None, "<= 1 s", taken <= 1.0)
         yield Row(
             "the same, on the wire with its files", f"{size / 1e3:.3g} kB", "", None, "<= 200 kB", size <= 200_000
         )
@@ -53,8 +54,8 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _site(bench: Bench) -> Iterator[int]:
-    """Run `agentperf serve`. Yields its port."""
+def _site(bench: Bench) -> Iterator[tuple[int, int]]:
+    """Run `agentperf serve`. Yields its process ID and its port."""
     words = ["serve", "--port", "0", "--json", "--every", str(REFRESH_S), "--url", bench.url, "--namespace", "web"]
     command = [sys.executable, "-c", "from agentperf_redis.cli import main; main()", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as program:
@@ -65,7 +66,7 @@ def _site(bench: Bench) -> Iterator[int]:
                 line = program.stdout.readline()
                 assert line, "agentperf serve has ended"
                 text += line
-            yield urlsplit(json.loads(text)["url"]).port or 0
+            yield program.pid, urlsplit(json.loads(text)["url"]).port or 0
         finally:
             program.terminate()
 
@@ -104,10 +105,16 @@ def _cost(bench: Bench, port: int, pages: int) -> float:
             connection.getresponse().readline()
         client = stack.enter_context(bench.client())
         before, began = _processor_s(client), time.perf_counter()
-        time.sleep(10 if bench.full else 4)
+        time.sleep(20 if bench.full else 10)
         return (_processor_s(client) - before) / (time.perf_counter() - began)
 
 
 def _processor_s(client: object) -> float:
     facts = client.info("cpu")  # type: ignore[attr-defined]
     return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
+
+
+def _own_s(program: int) -> float:
+    """Return the processor time of a process, s."""
+    fields = Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

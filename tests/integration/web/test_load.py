@@ -141,6 +141,10 @@ def test_first_page_of_a_thousand_agents_is_small(perf: AgentPerf, runner: async
     assert max(sizes.values()) <= 200_000, sizes
 
 
+def test_charts_of_many_agents_have_fewer_steps() -> None:
+    assert [overview.max_steps(agents) for agents in (0, 1, 100, 1000, 10_000)] == [30, 30, 30, 10, 6]
+
+
 def test_closed_page_frees_its_place(perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentperf_redis.web.live.MAX_PAGES", 2)
     site = small_site(perf)
