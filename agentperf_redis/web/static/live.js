@@ -36,7 +36,7 @@
 
   function busy() {
     const active = document.activeElement;
-    const typing = active && main.contains(active) && active.matches("select, input:not([type=search])");
+    const typing = active && main.contains(active) && active.matches("select, form:not([data-keep]) input");
     const selection = document.getSelection();
     const selecting = selection && !selection.isCollapsed && main.contains(selection.anchorNode);
     return Boolean(typing || selecting || main.querySelector("button:active"));
@@ -53,6 +53,21 @@
     return () => same(main)[place] || null;
   }
 
+  // Replaces the children of <main>. A form for a filter stays where it is, with its text, its focus and its cursor.
+  function swap(content) {
+    const forms = new Map([...main.children].filter((each) => each.matches("form[data-keep]")).map((each) => [each.id, each]));
+    for (const node of [...main.childNodes]) if (!forms.has(node.id)) node.remove();
+    let next = main.firstChild;
+    for (const node of [...content.childNodes]) {
+      const form = forms.get(node.id);
+      if (form) {
+        next = form.nextSibling;
+        forms.delete(node.id);
+      } else main.insertBefore(node, next);
+    }
+    forms.forEach((form) => form.remove());
+  }
+
   function replace(html) {
     if (busy()) {
       held = html;
@@ -61,15 +76,11 @@
     held = null;
     const next = new DOMParser().parseFromString(html, "text/html");
     const content = next.getElementById("main") || next.body;
-    const refocus = main.contains(document.activeElement) ? findAgain(document.activeElement) : null;
+    const active = document.activeElement;
+    const refocus = main.contains(active) && !active.closest("form[data-keep]") ? findAgain(active) : null;
     const open = [...main.querySelectorAll("details[open][id]")].map((each) => each.id);
     const scrolled = [...main.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
-    // A form in use stays, with the text in it.
-    for (const old of main.querySelectorAll("form[data-keep][id]")) {
-      const fresh = content.querySelector("#" + CSS.escape(old.id));
-      if (fresh) fresh.replaceWith(old);
-    }
-    main.replaceChildren(...content.childNodes);
+    swap(content);
     for (const id of open) {
       const details = document.getElementById(id);
       if (details) details.open = true;
