@@ -75,10 +75,11 @@ class Guard:
             scope["router"] = scope["app"].router
             scope["app_root_path"] = scope.get("root_path", "")
             request, cookies = Request(scope, receive), list[str]()
+            headers = _HEADERS | ({"Cache-Control": "no-cache"} if _is_file(route_path(request)) else {})
             answer = self._refused(request) or await self._refused_form(request)
             if answer is None:
                 self._describe(request, cookies)
-            await (answer or self._app)(scope, receive, _with_headers(send, cookies))
+            await (answer or self._app)(scope, receive, _with_headers(send, headers, cookies))
 
     def _refused(self, request: Request) -> Response | None:
         scope = request.scope
@@ -92,7 +93,8 @@ class Guard:
         if request.method not in ("GET", "HEAD", "POST"):
             return refusal(HTTPStatus.METHOD_NOT_ALLOWED, "Use GET.", {"Allow": "GET, HEAD, POST"})
         if not _is_same_origin(request, host):
-            return refusal(HTTPStatus.FORBIDDEN, "This request comes from another site.")
+            advice = "If there is a proxy in between, it must pass the Host header on."
+            return refusal(HTTPStatus.FORBIDDEN, f"This request comes from another site. {advice}")
         if self._settings.token is None or is_public(request) or self._proves_token(request):
             return None
         return _login_needed(request)
@@ -155,7 +157,11 @@ def route_path(request: Request) -> str:
 def is_public(request: Request) -> bool:
     """Whether a request needs no login: the form of the login, and the files of the package."""
     path = route_path(request)
-    return path in FORMS_OF_LOGIN or path.startswith("/static/")
+    return path in FORMS_OF_LOGIN or _is_file(path)
+
+
+def _is_file(path: str) -> bool:
+    return path.startswith("/static/")
 
 
 def is_inside(path: str) -> bool:
@@ -219,11 +225,11 @@ def cookie(request: Request, name: str, value: str, max_age: int) -> str:
     return f"{name}={value}; Max-Age={max_age}; Path={path}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _with_headers(send: Send, cookies: list[str]) -> Send:
+def _with_headers(send: Send, headers: dict[str, str], cookies: list[str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             found = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in headers.items():
                 found.setdefault(name, value)
             for each in cookies:
                 found.append("Set-Cookie", each)

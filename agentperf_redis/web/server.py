@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentperf_redis.web.security import MAX_HEADER_BYTES
 
@@ -27,6 +27,19 @@ def listening(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family)
 
 
+def under(root_path: str, app: ASGIApp) -> ASGIApp:
+    """Return the application as it looks behind a proxy that shows it under a path, whether or not it cuts this off."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if "path" in scope:
+            path = scope["path"]
+            path = path if path == root_path or path.startswith(f"{root_path}/") else root_path + path
+            scope = {**scope, "path": path, "root_path": root_path}
+        await app(scope, receive, send)
+
+    return answer
+
+
 def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[[], Awaitable[object]]) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
@@ -37,7 +50,7 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[
         at_end: is awaited on the same event loop at the end.
     """
     config = uvicorn.Config(
-        app,
+        under(root_path, app) if root_path else app,
         http="h11",  # its limit covers all headers; httptools would collect headers of any size
         ws="none",
         lifespan="off",
@@ -45,7 +58,6 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[
         log_level="warning",
         access_log=False,
         server_header=False,
-        root_path=root_path,
         h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_END_S,

@@ -140,7 +140,8 @@ def test_waiters_of_a_pool_fire_and_are_resolved_once(perf: AgentPerf, evaluator
         waiter.join()
     events += evaluators.evaluate(start + 10 * number for number in range(12, 18))
     assert changes(events) == [("coder", "pending"), ("coder", "firing"), ("coder", "ok")]
-    assert events[1].at - events[0].at == 30.0
+    # If the evaluator is killed in the evaluation after 30 s, the next one, 10 s later, fires.
+    assert events[1].at - events[0].at in (30.0, 40.0)
     assert evaluators.killed == 1
 
 

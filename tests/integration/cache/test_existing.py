@@ -147,6 +147,7 @@ def doomed(backend: Backend, operator: Backend) -> tuple[LRUCache, ExistingCache
     return made, existing
 
 
+@pytest.mark.usefixtures("no_sampling")
 def test_drop_leaves_no_key_but_the_epochs(
     doomed: tuple[LRUCache, ExistingCache], operator: Backend, raw: Raw, namespace: str
 ) -> None:

@@ -220,6 +220,19 @@ def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.Mon
 
 
 @pytest.mark.thorough
+def test_proxy_may_show_it_under_a_path(start: Callable[..., Site]) -> None:
+    site = start("--root-path", "/ops/dashboard")
+    assert site.document["url"].endswith("/ops/dashboard/")
+    for path in ("/agents", "/ops/dashboard/agents", "/static/style.css", "/ops/dashboard/static/style.css"):
+        status, text = site.get(path)
+        assert status == 200, path
+        assert "static" in path or 'href="/ops/dashboard/static/style.css"' in text
+    assert site.get("/ops/dashboardx/agents")[0] == 404
+    connection, _ = open_live(site, "/agents")
+    connection.close()
+
+
+@pytest.mark.thorough
 def test_page_appears_when_the_server_does(own_server: Server, start: Callable[..., Site]) -> None:
     own_server.kill()
     site = start("--every", "0.5", "--timeout", "0.3", AGENTPERF_REDIS_URL=own_server.url)
