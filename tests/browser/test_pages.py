@@ -237,7 +237,9 @@ def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namesp
             assert await executions.inner_text() == "5"
             assert "paused" in await visit.page.locator("#live-state").inner_text()
             await visit.page.get_by_role("button", name="Resume").click()
+            await visit.page.locator("#numbers-executions summary").focus()
             await _becomes(executions, "10")
+            assert await visit.page.evaluate("document.activeElement.parentElement.id") == "numbers-executions"
             assert visit.complaints == []
 
     with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:

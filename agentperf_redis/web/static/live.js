@@ -10,20 +10,35 @@
 
   let source = null;
   let lostAt = null;
-  let held = null; // the content that arrived while the user was selecting text or had a list open
+  let held = null; // the content that arrived while the user was selecting text or filling in a form
 
-  const paused = () => sessionStorage.getItem(PAUSED) === "yes";
+  let stopped = stored();
   const clock = () => new Date().toISOString().slice(11, 19) + " UTC";
+
+  // The choice holds for all pages of this tab. A browser may forbid storage; then it holds for one page.
+  function stored() {
+    try {
+      return sessionStorage.getItem(PAUSED) === "yes";
+    } catch {
+      return false;
+    }
+  }
+
+  function store() {
+    try {
+      sessionStorage.setItem(PAUSED, stopped ? "yes" : "no");
+    } catch {}
+  }
 
   function show() {
     const state = document.getElementById("live-state");
     const button = document.getElementById("live-button");
     if (button) {
       button.hidden = false;
-      button.textContent = paused() ? "Resume" : "Pause";
-      button.setAttribute("aria-label", paused() ? "Resume live updates" : "Pause live updates");
+      button.textContent = stopped ? "Resume" : "Pause";
+      button.setAttribute("aria-label", stopped ? "Resume live updates" : "Pause live updates");
     }
-    const news = paused()
+    const news = stopped
       ? "Live updates are paused"
       : lostAt
         ? `No connection to this dashboard since ${lostAt}, trying again`
@@ -42,15 +57,15 @@
     return Boolean(typing || selecting || main.querySelector("button:active"));
   }
 
-  // Returns how an element can be found in the next content: by its id, or as a link by its address.
+  // Returns how an element can be found in the next content: by its id, or by its kind, text and place.
   function findAgain(element) {
-    if (!element || element === document.body) return () => null;
     if (element.id) return () => document.getElementById(element.id);
-    const address = element.getAttribute("href");
-    if (address === null) return () => null;
-    const same = (root) => [...root.querySelectorAll("a[href]")].filter((each) => each.getAttribute("href") === address);
-    const place = same(main).indexOf(element);
-    return () => same(main)[place] || null;
+    const names = ["href", "aria-label", "aria-labelledby"];
+    const looks = (each) => [...names.map((name) => each.getAttribute(name)), each.matches(".scroll") || each.textContent].join();
+    const wanted = looks(element);
+    const same = () => [...main.querySelectorAll(element.tagName)].filter((each) => looks(each) === wanted);
+    const place = same().indexOf(element);
+    return () => same()[place] || null;
   }
 
   // Replaces the children of <main>. A form for a filter stays where it is, with its text, its focus and its cursor.
@@ -94,7 +109,7 @@
   }
 
   function connect() {
-    if (source || paused() || document.hidden) return;
+    if (source || stopped || document.hidden) return;
     source = new EventSource(address);
     source.addEventListener("main", (event) => {
       lostAt = null;
@@ -118,14 +133,15 @@
 
   document.addEventListener("click", (event) => {
     if (!(event.target instanceof Element) || !event.target.closest("#live-button")) return;
-    sessionStorage.setItem(PAUSED, paused() ? "no" : "yes");
-    if (paused()) disconnect();
+    stopped = !stopped;
+    store();
+    if (stopped) disconnect();
     else connect();
     show();
   });
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
   document.addEventListener("selectionchange", () => {
-    if (held && !busy() && !paused()) replace(held);
+    if (held && !busy() && !stopped) replace(held);
   });
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
