@@ -146,7 +146,7 @@ class TopApp(App[None]):
         self._wake.set()
 
     def action_pause(self) -> None:
-        """Pause, or continue. While paused, other windows and orders show the agents of the same moment."""
+        """Pause, or continue. While paused, other windows and orders show the agents as of the same time."""
         self.paused_at = time.time() if self.paused_at is None else None
         self._show_state()
         self._wake.set()

@@ -189,15 +189,6 @@ class ListingScreen(Viewed):
         """Change to a tab."""
         self.query_one("#tabs", TabbedContent).active = name
 
-    def action_open(self) -> None:
-        """Open the row under the cursor."""
-        row = self._table().row_at_cursor()
-        if row is None:
-            return
-        detail = self._detail_of(row)
-        if detail is not None:
-            self.app.push_screen(DetailScreen(detail))
-
     def _detail_of(self, row: Any) -> Detail[Any] | None:
         if self.listing is AGENTS:
             return AgentDetail(row.name)
@@ -211,8 +202,11 @@ class ListingScreen(Viewed):
         return PoolDetail(row.target) if row.scope == "pool" else AgentDetail(row.target)
 
     @on(DataTable.RowSelected)
-    def _open_selected(self) -> None:
-        self.action_open()
+    def _open(self, event: DataTable.RowSelected) -> None:
+        row = self._table().row_at(event.cursor_row)
+        detail = None if row is None else self._detail_of(row)
+        if detail is not None:
+            self.app.push_screen(DetailScreen(detail))
 
     @on(DataTable.HeaderSelected)
     def _sort_by_title(self, event: DataTable.HeaderSelected) -> None:

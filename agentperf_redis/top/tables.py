@@ -92,9 +92,9 @@ class FittedTable(DataTable[Text], Generic[T]):
                 self.move_cursor(row=at, animate=False, scroll=False)
                 self.scroll_to(x=scroll.x, y=scroll.y, animate=False)
 
-    def row_at_cursor(self) -> T | None:
-        """Return the row under the cursor."""
-        return self._rows[self.cursor_row] if 0 <= self.cursor_row < len(self._rows) else None
+    def row_at(self, number: int) -> T | None:
+        """Return a row by its number, from 0 on; None if there is none."""
+        return self._rows[number] if 0 <= number < len(self._rows) else None
 
     def column_of(self, column_key: str | None) -> Column[T] | None:
         """Return the column with a key of the table."""

@@ -134,6 +134,33 @@ def test_pages_without_a_server(own_server: Server, tmp_path: Path, folder: Path
         assert asyncio.run(chromium.screenshots(origin, pages, folder, "away")) == []
 
 
+def test_token_opens_the_wanted_page_until_log_out(
+    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path, folder: Path
+) -> None:
+    perf.metrics.record_execution("coder", 0.1, success=True)
+    perf.metrics.flush()
+    token = "correct-horse-battery"
+
+    async def check(origin: str) -> list[str]:
+        wrong = await chromium.screenshots(origin, [("login", "/login?next=/agents")], folder, "token")
+        async with chromium.browsing(origin) as visit:
+            await visit.open("/agents?window=1h")
+            for text in ("not the token at all", token):
+                await visit.page.get_by_label("Token").fill(text)
+                await visit.page.keyboard.press("Enter")
+                await visit.page.wait_for_load_state("load")
+            await visit.page.wait_for_url("**/agents?window=1h")
+            assert await visit.page.locator("tbody th").all_inner_texts() == ["coder"]
+            await visit.page.get_by_role("button", name="Log out").click()
+            await visit.page.wait_for_url("**/login")
+            await visit.open("/agents")
+            assert "/login" in visit.page.url
+        return wrong
+
+    with dashboard(server.url, namespace, tmp_path / "log", "--token", token) as origin:
+        assert asyncio.run(check(origin)) == []
+
+
 def test_odd_names_lead_to_their_pages(perf: AgentPerf, origin: str) -> None:
     for name in (ODD, "..", "a//b", "?", "#"):
         perf.metrics.record_execution(name, 0.1, success=False, error_type=ODD)
@@ -210,9 +237,33 @@ def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namesp
             assert await executions.inner_text() == "5"
             assert "paused" in await visit.page.locator("#live-state").inner_text()
             await visit.page.get_by_role("button", name="Resume").click()
+            await visit.page.locator("#numbers-executions summary").focus()
             await _becomes(executions, "10")
+            assert await visit.page.evaluate("document.activeElement.parentElement.id") == "numbers-executions"
             assert visit.complaints == []
 
+    with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:
+        asyncio.run(check(origin))
+
+
+def test_filter_keeps_its_text_while_the_page_is_live(
+    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
+) -> None:
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            await visit.open("/agents")
+            await visit.page.get_by_label("Filter by name").fill("coder")
+            await visit.page.keyboard.press("ArrowLeft")
+            perf.metrics.record_execution("critic", 0.1, success=True)
+            await perf.metrics.aio.flush()
+            await _becomes(visit.page.locator("tbody th").nth(1), "critic")
+            await visit.page.keyboard.type("X")  # at the cursor, which stands before the last character
+            assert await visit.page.get_by_label("Filter by name").input_value() == "codeXr"
+            assert await visit.page.locator("form#filter").count() == 1
+            assert visit.complaints == []
+
+    perf.metrics.record_execution("coder", 0.1, success=True)
+    perf.metrics.flush()
     with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5") as origin:
         asyncio.run(check(origin))
 

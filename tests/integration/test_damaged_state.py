@@ -356,6 +356,8 @@ def metrics_operations(backend: Backend) -> Operations:
         "series": lambda: partial(collector.series, ("a", "a/plan"), window="5m", step="1m"),
         "series of a day": lambda: partial(collector.series, window="1d", step="1h"),
         "agents": lambda: metered.agents(space, SHARD),
+        "last seen": lambda: metered.last_seen(space, SHARD),
+        "retention": lambda: metered.stored_retention(space, SHARD),
         "parts": lambda: metered.parts(space, "a"),
         "recent": lambda: metered.recent(space, "a", 10),
         "slowest": lambda: metered.slowest(space, "a", 10),

@@ -66,7 +66,10 @@ def asked(query: Mapping[str, str]) -> Asked:
         InvalidArgument: for an invalid value.
     """
     window = query.get("window", DEFAULT_WINDOW)
-    window_seconds(window)
+    try:
+        window_seconds(window)
+    except InvalidArgument:  # its text is for programs
+        raise InvalidArgument("window", window, "30s, 5m, 1h, 3d and so on, up to ten years") from None
     order = query.get("order")
     if order not in (None, "asc", "desc"):
         raise InvalidArgument("order", order, "'asc' or 'desc'")

@@ -29,4 +29,4 @@ async def memory(views: Any, asked: Asked) -> Page:
         if view.used is not None and view.limit
         else "",
     }
-    return Page("memory.html", "Memory", values, windowed=False)
+    return Page("memory.html", "Memory", values, windowed=False, recent=False)

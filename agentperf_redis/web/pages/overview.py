@@ -38,6 +38,7 @@ async def overview(views: Any, asked: Asked) -> Page:
             for step in reversed(view.steps)
         ],
         "moves": [_move(each) for each in view.changes.moves],
+        "since": {(alert.rule, alert.target): alert.since for alert in view.firing},
         "most": MAX_ROWS,
         "shown": SHOWN_PROBLEMS,
         "most_problems": MAX_PROBLEMS,

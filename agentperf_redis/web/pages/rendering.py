@@ -41,6 +41,7 @@ class Page:
         values: what the template shows.
         windowed: whether its numbers depend on the window.
         status: the status of the response.
+        recent: whether the numbers were read a moment ago, so that they prove that the server can be reached.
         retry: seconds after which a browser without JavaScript loads the page again; None for never.
     """
 
@@ -49,6 +50,7 @@ class Page:
     values: Mapping[str, Any] = field(default_factory=dict)
     windowed: bool = True
     status: HTTPStatus = HTTPStatus.OK
+    recent: bool = True
     retry: int | None = None
 
 
@@ -97,7 +99,8 @@ async def _read(request: Request, handler: Handler, query: Mapping[str, str]) ->
             status=HTTPStatus.SERVICE_UNAVAILABLE,
             retry=_RETRY_S,
         )
-    state.unreachable_since = None
+    if found.recent:
+        state.unreachable_since = None
     return found
 
 

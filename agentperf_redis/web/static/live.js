@@ -10,20 +10,35 @@
 
   let source = null;
   let lostAt = null;
-  let held = null; // the content that arrived while the user was selecting text or had a list open
+  let held = null; // the content that arrived while the user was selecting text or filling in a form
 
-  const paused = () => sessionStorage.getItem(PAUSED) === "yes";
+  let stopped = stored();
   const clock = () => new Date().toISOString().slice(11, 19) + " UTC";
+
+  // The choice holds for all pages of this tab. A browser may forbid storage; then it holds for one page.
+  function stored() {
+    try {
+      return sessionStorage.getItem(PAUSED) === "yes";
+    } catch {
+      return false;
+    }
+  }
+
+  function store() {
+    try {
+      sessionStorage.setItem(PAUSED, stopped ? "yes" : "no");
+    } catch {}
+  }
 
   function show() {
     const state = document.getElementById("live-state");
     const button = document.getElementById("live-button");
     if (button) {
       button.hidden = false;
-      button.textContent = paused() ? "Resume" : "Pause";
-      button.setAttribute("aria-label", paused() ? "Resume live updates" : "Pause live updates");
+      button.textContent = stopped ? "Resume" : "Pause";
+      button.setAttribute("aria-label", stopped ? "Resume live updates" : "Pause live updates");
     }
-    const news = paused()
+    const news = stopped
       ? "Live updates are paused"
       : lostAt
         ? `No connection to this dashboard since ${lostAt}, trying again`
@@ -36,21 +51,36 @@
 
   function busy() {
     const active = document.activeElement;
-    const typing = active && main.contains(active) && active.matches("select, input:not([type=search])");
+    const typing = active && main.contains(active) && active.matches("select, form:not([data-keep]) input");
     const selection = document.getSelection();
     const selecting = selection && !selection.isCollapsed && main.contains(selection.anchorNode);
     return Boolean(typing || selecting || main.querySelector("button:active"));
   }
 
-  // Returns how an element can be found in the next content: by its id, or as a link by its address.
+  // Returns how an element can be found in the next content: by its id, or by its kind, text and place.
   function findAgain(element) {
-    if (!element || element === document.body) return () => null;
     if (element.id) return () => document.getElementById(element.id);
-    const address = element.getAttribute("href");
-    if (address === null) return () => null;
-    const same = (root) => [...root.querySelectorAll("a[href]")].filter((each) => each.getAttribute("href") === address);
-    const place = same(main).indexOf(element);
-    return () => same(main)[place] || null;
+    const names = ["href", "aria-label", "aria-labelledby"];
+    const looks = (each) => [...names.map((name) => each.getAttribute(name)), each.matches(".scroll") || each.textContent].join();
+    const wanted = looks(element);
+    const same = () => [...main.querySelectorAll(element.tagName)].filter((each) => looks(each) === wanted);
+    const place = same().indexOf(element);
+    return () => same()[place] || null;
+  }
+
+  // Replaces the children of <main>. A form for a filter stays where it is, with its text, its focus and its cursor.
+  function swap(content) {
+    const forms = new Map([...main.children].filter((each) => each.matches("form[data-keep]")).map((each) => [each.id, each]));
+    for (const node of [...main.childNodes]) if (!forms.has(node.id)) node.remove();
+    let next = main.firstChild;
+    for (const node of [...content.childNodes]) {
+      const form = forms.get(node.id);
+      if (form) {
+        next = form.nextSibling;
+        forms.delete(node.id);
+      } else main.insertBefore(node, next);
+    }
+    forms.forEach((form) => form.remove());
   }
 
   function replace(html) {
@@ -61,15 +91,11 @@
     held = null;
     const next = new DOMParser().parseFromString(html, "text/html");
     const content = next.getElementById("main") || next.body;
-    const refocus = main.contains(document.activeElement) ? findAgain(document.activeElement) : null;
+    const active = document.activeElement;
+    const refocus = main.contains(active) && !active.closest("form[data-keep]") ? findAgain(active) : null;
     const open = [...main.querySelectorAll("details[open][id]")].map((each) => each.id);
     const scrolled = [...main.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
-    // A form in use stays, with the text in it.
-    for (const old of main.querySelectorAll("form[data-keep][id]")) {
-      const fresh = content.querySelector("#" + CSS.escape(old.id));
-      if (fresh) fresh.replaceWith(old);
-    }
-    main.replaceChildren(...content.childNodes);
+    swap(content);
     for (const id of open) {
       const details = document.getElementById(id);
       if (details) details.open = true;
@@ -83,7 +109,7 @@
   }
 
   function connect() {
-    if (source || paused() || document.hidden) return;
+    if (source || stopped || document.hidden) return;
     source = new EventSource(address);
     source.addEventListener("main", (event) => {
       lostAt = null;
@@ -107,14 +133,15 @@
 
   document.addEventListener("click", (event) => {
     if (!(event.target instanceof Element) || !event.target.closest("#live-button")) return;
-    sessionStorage.setItem(PAUSED, paused() ? "no" : "yes");
-    if (paused()) disconnect();
+    stopped = !stopped;
+    store();
+    if (stopped) disconnect();
     else connect();
     show();
   });
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
   document.addEventListener("selectionchange", () => {
-    if (held && !busy() && !paused()) replace(held);
+    if (held && !busy() && !stopped) replace(held);
   });
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
