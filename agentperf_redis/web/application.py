@@ -59,7 +59,8 @@ def app(
 
 def build(perf: AgentPerf, settings: Settings, pages: Sequence[BaseRoute]) -> Starlette:
     """Make the application of these pages."""
-    sessions = Sessions(settings.token)
+    address = perf.backend.address
+    sessions = Sessions(settings.token, f"{address.masked} {address.password} {perf.backend.namespace}")
     made = Starlette(
         routes=[
             *pages,

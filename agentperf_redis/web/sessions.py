@@ -21,13 +21,17 @@ class Sessions:
     stored, a login outlives a restart, and another token ends all logins.
 
     Args:
-        token: the token; None if there is no login. Then a cookie only ties forms to a browser, until the restart.
+        token: the token; None if there is no login. Then a cookie only ties forms to a browser.
+        seed: a text from which the key is derived if there is no token, the same in all processes of an application,
+            so that a form of one process may be sent to another one. It need not be secret: the Origin header of each
+            form is checked too.
         clock: time, s since 1970.
     """
 
-    def __init__(self, token: str | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, token: str | None, seed: str = "", clock: Callable[[], float] = time.time) -> None:
         self._token = None if token is None else token.encode()
-        self._key = hashlib.sha256(b"agentperf session\0" + (self._token or secrets.token_bytes(32))).digest()
+        purpose = "agentperf seed" if token is None else "agentperf session"
+        self._key = hashlib.sha256(f"{purpose}\0{seed if token is None else token}".encode()).digest()
         self._clock = clock
 
     def is_token(self, given: str) -> bool:

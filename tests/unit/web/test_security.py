@@ -123,7 +123,7 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
         assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
     assert browser.post(path, {"csrf": "0" * 128}).status == 401
     old = Sessions("another-token-than-that").new()
-    ended = Sessions(TOKEN, lambda: 1e9).new()
+    ended = Sessions(TOKEN, clock=lambda: 1e9).new()
     for cookie in ("", "x", TOKEN, old, ended):
         browser.cookies = {security.SESSION_COOKIE: cookie}
         assert browser.get(path).status == 303, cookie

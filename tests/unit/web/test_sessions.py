@@ -18,7 +18,7 @@ def test_cookie_outlives_a_restart_but_not_its_token() -> None:
 
 def test_cookie_ends() -> None:
     now = [1e9]
-    sessions = Sessions(TOKEN, lambda: now[0])
+    sessions = Sessions(TOKEN, clock=lambda: now[0])
     cookie = sessions.new()
     now[0] += SESSION_S - 1
     assert sessions.is_valid(cookie)
@@ -35,10 +35,12 @@ def test_changed_cookies_are_refused() -> None:
         assert not sessions.is_valid(other), other
 
 
-def test_without_token_cookies_end_with_the_process() -> None:
-    sessions = Sessions(None)
-    assert sessions.is_valid(sessions.new())
-    assert not Sessions(None).is_valid(sessions.new())
+def test_without_token_processes_of_an_application_share_their_cookies() -> None:
+    sessions = Sessions(None, "redis://h:1/0 secret ns")
+    cookie = sessions.new()
+    assert Sessions(None, "redis://h:1/0 secret ns").is_csrf(sessions.csrf(cookie), cookie)
+    assert not Sessions(None, "redis://h:1/0 another ns").is_valid(cookie)
+    assert not Sessions("redis://h:1/0 secret ns").is_valid(cookie), "the seed is no token"
     assert not sessions.is_token("")
 
 
