@@ -49,6 +49,7 @@ class TopApp(App[None]):
         Binding("t", "theme", "Light/dark", show=False),
         Binding("question_mark", "keys", "Keys", key_display="?"),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
     def __init__(self, perf: AgentPerf, window: str, every: float = EVERY_S) -> None:

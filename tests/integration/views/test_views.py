@@ -185,6 +185,7 @@ def test_memory_of_a_large_namespace_is_read_in_part(
     assert found.kinds
 
 
+@pytest.mark.standalone  # on a Cluster, each node has its own users
 def test_user_without_scan_sees_the_rest(
     perf: AgentPerf, server: Server, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
