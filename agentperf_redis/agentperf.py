@@ -83,9 +83,9 @@ class AgentPerf:
         deadline: total seconds that one command may take, retries included.
         flush_on_sigterm: whether SIGTERM first flushes the metrics of this process and of the children forked from it.
             After the flush, SIGTERM runs the handler that was installed before, or ends the process. The flush takes at
-            most 2 s if the server does not reply, and at most 8 s in all. A long call of C code on the main thread
-            delays all of this, as it delays every handler written in Python. The handler stays until `close`. The
-            default is False, because a library should install signal handlers only on request.
+            most 8 s, or at most 2 s if the server does not reply. A long call of C code on the main thread delays the
+            start of the flush, as it delays every handler written in Python. The handler stays installed until `close`.
+            The default is False, because a library should install signal handlers only on request.
 
     Raises:
         InvalidArgument: for an invalid argument, and for `flush_on_sigterm` outside the main thread, because Python
@@ -133,7 +133,7 @@ class AgentPerf:
                 the strategy of the pool, or LEAST_LOADED for a new pool.
             settings: health settings. They are applied to each pool in which this balancer registers an instance. None
                 leaves the settings of the pools unchanged.
-            on_unavailable: what calls do while the server is unreachable, "raise" or "none"; see `LoadBalancer`.
+            on_unavailable: what calls do while the server is unreachable: "raise" or "none"; see `LoadBalancer`.
 
         Returns:
             One object for each combination of arguments.

@@ -175,7 +175,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # the flow still runs, but its commands fail; `run` does the same
+        if self.closed:  # the flow still runs, but its commands fail, as in the blocking `run`
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -233,9 +233,10 @@ class Backend:
         return True
 
     def leave(self, service: str, resource: str) -> Flow[None]:
-        """Remove a resource that was dropped from the list of resources.
+        """Remove a dropped resource from the list of resources.
 
-        A late second delivery may remove a resource that was entered again. The next process that uses it enters it.
+        A late duplicate of the command may remove a resource that was entered again after the drop. The next process
+        that begins to use the resource enters it once more.
         """
         where, name = keys.resources(self.namespace), f"{service}:{keys.encoded(resource)}"
         yield from Command("ZREM", (where,), (name,), lambda _: None)

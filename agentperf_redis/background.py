@@ -92,10 +92,10 @@ class Background:
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the earliest.
+        """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the first one.
 
-        Before this call, the caller must store the data that the job needs: if the job is already scheduled, it may
-        start at once.
+        Store the data that the job needs before this call. The job may have an earlier due time, and start at any
+        moment.
 
         Returns:
             As for `put`.
@@ -112,7 +112,7 @@ class Background:
         return self._thread is not None or self._start()
 
     def close(self, limit_s: float) -> bool:
-        """Run each remaining job once, even before its due time, and end the thread. A second call waits longer.
+        """Run each remaining job once, even before its due time, and end the thread. Call it again to wait longer.
 
         Jobs that are put during or after this call still run, on another thread if necessary. A job that reschedules
         itself during this call is not run again.
@@ -256,7 +256,7 @@ class Background:
 
 
 class BackgroundTask(ABC):
-    """A task on a background thread that its owner stops, also by leaving a `with` block.
+    """A task that runs on a background thread until its owner calls `stop` or leaves the `with` block.
 
     A forked child does not continue the task of its parent.
 
@@ -292,8 +292,8 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
 
     Args:
         thread: the thread to start.
-        otherwise: called if the thread limit or gevent prevents the start. It then runs on the thread that runs the
-            returned function.
+        otherwise: called if the thread limit or gevent prevents the start. The call is made on the thread that
+            runs the returned function.
     """
     patched = _patched_since_import()
     if patched:
@@ -314,7 +314,7 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
 def _patched_since_import() -> bool:
     """Whether gevent has replaced threads by greenlets after this module was imported.
 
-    This module then uses real threads, queues and locks. A greenlet that waits for one of these blocks all other
+    If so, this module uses real threads, queues and locks. A greenlet that waits for one of these blocks all other
     greenlets, and `Thread.start` may never return on a real thread. gunicorn with ``--preload`` and gevent workers
     patches after the import.
     """

@@ -193,7 +193,7 @@ def running(folder: Path) -> EmbeddedServer | None:
 
 
 def url_if_running() -> str | None:
-    """Return the URL of the server in this user's default folder, or None. It sends no request, so it never waits."""
+    """Return the URL of the server in this user's default folder, or None. Never waits, because it sends no request."""
     with contextlib.suppress(BackendUnavailable, OSError):  # no home folder, or the socket's folder is unsafe
         folder = data_folder(None)
         if _is_running(folder):
@@ -268,8 +268,8 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process. Its pid is the pid of the program. On Linux, the process ends even if the calling process is killed
-        by SIGKILL. On other systems, the caller must end it.
+        The process. Its pid is the pid of the program. On Linux, the process ends with the calling process, even if
+        SIGKILL ends the calling process. On other systems, the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()

@@ -155,7 +155,7 @@ class SchemaMismatch(AgentPerfError):
 
 
 class Undecodable(AgentPerfError):
-    """Stored bytes cannot be decoded: they are damaged, foreign or too large, or name a class not registered here.
+    """Stored bytes cannot be decoded: they are damaged, foreign or too large, or name an unregistered class.
 
     Attributes:
         reason: description of the fault.

@@ -1,8 +1,8 @@
-"""The history of a cache or a pool: figures that the processes sample in turn, once in ten seconds.
+"""The history of a cache or a pool: figures that are sampled once in ten seconds.
 
 Each process that uses a cache or a pool attempts a sample in each slice of ten seconds. The server accepts only the
 first attempt, so there is no leader: when a process is killed, another one takes the next sample. A cache or a pool
-that no process uses is not sampled. The history ends eight days after the last sample.
+that no process uses is not sampled. A history expires eight days after its last sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, step_too_narrow
 
@@ -47,7 +47,7 @@ class History:
 
     Attributes:
         now_ms: the server's time, ms since 1970.
-        slices: by width and start, both in ms.
+        slices: the samples, by width and start of the slice; both in ms.
     """
 
     now_ms: int
@@ -74,7 +74,7 @@ class HistoryStep:
         return self.samples[-1].get(figure, 0) if self.samples else None
 
     def mean(self, figure: str) -> float | None:
-        """Return the mean of a figure that slices add up; None without samples."""
+        """Return the mean of a figure of which each slice stores the sum over its samples; None without samples."""
         total, count = self.total(figure), self.total("samples")
         return total / count if total is not None and count else None
 
@@ -83,14 +83,14 @@ def read_steps(key: str, time_range: TimeRange, step_ms: int) -> Flow[list[Histo
     """Read a history step by step; see `windows.asked_steps` for the arguments.
 
     Raises:
-        InvalidArgument: for a part of the window, only slices wider than the step are kept.
+        InvalidArgument: for a part of the window, the server keeps only slices wider than the step.
     """
     history = yield from read_history(key)
     return steps_of(history, time_range, step_ms)
 
 
 def steps_of(history: History, time_range: TimeRange, step_ms: int) -> list[HistoryStep]:
-    """Return the steps of a window: as for agents, they cover the window, and none begins after now."""
+    """Return the steps of a window. As in a series of an agent, they cover the window, and none begins after now."""
     now_ms = history.now_ms
     end_ms = time_range.as_of_ms if 0 <= time_range.as_of_ms <= now_ms else now_ms + 1
     start_ms = max(0, (time_range.as_of_ms if time_range.as_of_ms >= 0 else now_ms) - time_range.window_ms)
@@ -107,7 +107,7 @@ def steps_of(history: History, time_range: TimeRange, step_ms: int) -> list[Hist
 
 
 def _width_for(from_ms: int, now_ms: int, step_ms: int) -> int:
-    """Return the widest width that divides the step and whose slices are kept from this time on."""
+    """Return the largest width that divides the step and whose slices are still kept for the time from `from_ms` on."""
     kept = [width for width, slots, _ in _RINGS if from_ms + width * slots > now_ms - width]
     fitting = [width for width in kept if step_ms % width == 0]
     if fitting:
@@ -115,7 +115,7 @@ def _width_for(from_ms: int, now_ms: int, step_ms: int) -> int:
     if kept:
         raise step_too_narrow(step_ms, kept[-1])
     widest, _, _ = _RINGS[0]
-    if step_ms % widest == 0:  # older than any history: the steps are empty
+    if step_ms % widest == 0:  # the window begins before any history: its first steps are empty
         return widest
     raise step_too_narrow(step_ms, widest)
 
@@ -150,14 +150,15 @@ def _words(text: bytes) -> list[tuple[bytes, bytes, bytes]]:
 
 
 class Sampler(Generic[T]):
-    """Samples the resources of a service that this process uses, on a thread that the service has anyway.
+    """Samples the caches or the pools that this process uses. It runs on a thread that their service has anyway.
 
     Args:
         backend: sends the commands.
         jobs: the thread.
-        sample: returns the command that samples a resource; its result is the time until the next slice begins, ms.
-        timeout_s: returns the maximum duration of a command on this thread, s.
-        in_use: returns the resources that this process uses without further calls, by name.
+        sample: returns the command that samples a resource. The result of the command is the time in ms until the next
+            slice begins.
+        timeout_s: returns the maximum duration, in seconds, of a command on this thread.
+        in_use: returns, by name, the resources that are in use without calls of `used`, such as pools with leases.
     """
 
     def __init__(
@@ -177,14 +178,14 @@ class Sampler(Generic[T]):
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: start without resources; those that it uses come back with their next use."""
+        """In a forked child: start without resources. Each resource that the child uses is added at its first use."""
         self._used: dict[str, T] = {}
         self._scheduled = False
         self._next = 0.0
         self._failing = False
 
     def used(self, name: str, resource: T) -> None:
-        """Sample a resource in the next slice. Takes no lock, since each call of a service calls it.
+        """Sample a resource in the next slice. Each call of a service runs this method, so it takes no lock.
 
         Args:
             name: a name that no other resource of this object has.
@@ -196,9 +197,9 @@ class Sampler(Generic[T]):
             self._jobs.at(max(self._next, time.monotonic() + _FIRST_S), self._take)
 
     def _take(self) -> None:
-        """On the thread: sample what was used since the last time. A later use schedules the next time."""
+        """Sample the resources used since the last call. Runs on the thread. A later use schedules the next call."""
         self._scheduled = (
-            False  # before the resources are taken, so that none that is added meanwhile waits without end
+            False  # before the resources are taken: a resource that is added from now on schedules the next call
         )
         used, self._used = self._used, {}
         if self._jobs.closing:

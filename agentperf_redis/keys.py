@@ -133,7 +133,7 @@ def workers_seen(namespace: str) -> str:
 
 
 def worker_name(process: str) -> str:
-    """Return the name of a worker: its process, percent-encoded except for the colons: ``host:4711:9f86d081``."""
+    """Return the name of a worker, such as ``host:4711:9f86d081``: its process, percent-encoded except for colons."""
     return quote(process, safe=":")
 
 

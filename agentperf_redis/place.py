@@ -4,12 +4,12 @@ The name has two parts. The first is the module. The second is the variable or a
 assigned, or the function that makes the object. The name is the same in every process that runs the program, in any
 folder. The name survives edits of other lines, unless a second constructor call for the same variable, attribute or
 function is added. In a script, the name contains a digest of the file, since other scripts may have the same name. Two
-places never have the same name. All objects made at one place, such as in a function that is called often, have one
-name.
+places never have the same name. All objects made at one place, for example in a function that is called often, have
+the same name.
 
 Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that other
-processes share. In the first, the code belongs to no file, as in a notebook. In the second, the class is passed to
-other code, and that code calls the class.
+processes share. In the first, your code belongs to no file, as in a notebook. In the second, your program passes the
+class of the object to other code, such as a framework, and that code calls the class.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Place:
 
 
 def place_of(made: object, process: str, method: str = "") -> Place:
-    """Return the place where an object is made: the code that calls this library, and the call it performs.
+    """Return the place where an object is made. This is the call with which code outside this library makes the object.
 
     Args:
         made: the object. If its class is a user's subclass with a constructor, the place is the call of that
@@ -110,7 +110,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     frame = _frame_outside(made, method)
     code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
     place = functools.partial(Place, indirect=False, repeats=False, file=code.co_filename, line=frame.f_lineno)
-    # one place can make objects of several user-defined classes
+    # One place can make objects of several user-defined classes. `kind` tells them apart in the name.
     kind = "" if method or _of_library(type(made).__module__) else type(made).__name__
     field = _generated_field(frame, kind)
     if field is not None:
@@ -140,7 +140,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
 
 
 def _offset(frame: FrameType) -> int:
-    """Return the offset of the instruction that a frame performs. `f_lasti` may point into an inline cache after it."""
+    """Return the offset of a frame's current instruction. `f_lasti` may point into the inline cache that follows it."""
     code, offset = frame.f_code.co_code, frame.f_lasti
     while dis.opname[code[offset]] == "CACHE":
         offset -= 2
@@ -341,7 +341,7 @@ def _sites_of(frame: FrameType) -> Mapping[Position, CallSite]:
         pass
     loader, module = variables.get("__loader__"), variables.get("__name__")
     try:
-        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # it may be in a zip archive
+        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # maybe in a zip archive
     except (AttributeError, ImportError, OSError, TypeError, UnicodeError):
         return {}
 

@@ -1,12 +1,13 @@
 """The heartbeat of a process: other processes see that it lives, what it holds, and which of its executions hang.
 
 The presence of a process begins with its first record, its first tracked execution or its first lease. From then on, a
-heartbeat is sent at least every `BEAT_S`, also while the process is idle. It rides on a metrics flush where one happens
-anyway. Otherwise a background thread of the service that began first sends it. Closing the client ends the presence at
-once. A killed process is forgotten `FORGET_S` after its last heartbeat.
+heartbeat is sent at least every `BEAT_S`, also while the process is idle. If a metrics flush is sent anyway, it carries
+the heartbeat. Otherwise, a background thread sends the heartbeat: the thread of the service that began first. Closing
+the client ends the presence at once. A killed process is forgotten `FORGET_S` after its last heartbeat.
 
-A heartbeat carries the whole state, so a lost one needs no repetition. Its errors affect no other call. It takes the
-server about 30 us, and 85 us with 50 running executions. A flush of five records takes about 260 us on that machine.
+A heartbeat carries the whole state, so a lost heartbeat needs no repetition. Errors of a heartbeat affect no other
+call. A heartbeat takes the server about 30 us, or 85 us with 50 running executions. On the same machine, a flush of
+five records takes about 260 us.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class FlushState:
     """What a process has not delivered.
 
     Attributes:
-        pending: executions that wait since the last flush failed; 0 if it succeeded.
+        pending: executions that wait because the last flush failed; 0 if that flush succeeded.
         dropped: executions that were dropped and never counted.
         error: error of the last flush; empty if it succeeded.
     """
@@ -76,8 +77,8 @@ class OpenCalls:
     """Open executions of a process: those that have begun and not ended.
 
     Attributes:
-        oldest: agent and start of each, the oldest first. The start is a time of `perf_counter`.
-        more: number of further ones, which are younger.
+        oldest: agent and start of each of the oldest ones, the oldest first. The start is a time of `perf_counter`.
+        more: number of the other ones, which are younger.
     """
 
     oldest: tuple[tuple[str, float], ...] = ()
@@ -93,8 +94,8 @@ class Presence:
     Attributes:
         leases: returns the number of leases that this process holds.
         flush_state: returns what this process has not delivered.
-        open_calls: returns the open executions that are older than `MIN_AGE_S` at a time of `perf_counter`; at most
-            `MAX_EXECUTIONS`, and the number of the rest.
+        open_calls: takes a time of `perf_counter`. Returns the executions that are open and older than `MIN_AGE_S` at
+            that time: the oldest `MAX_EXECUTIONS`, and the number of the rest.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -110,7 +111,7 @@ class Presence:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: start absent. The child is a worker of its own once it records or leases."""
+        """In a forked child: start without presence. The child becomes a worker once it records or leases."""
         self._jobs: Background | None = None
         self._timeout_s: Callable[[], float] = float
         self._began = 0.0
@@ -120,12 +121,12 @@ class Presence:
 
     @property
     def begun(self) -> bool:
-        """Whether this process has recorded or leased anything."""
+        """Whether this process has recorded, tracked or leased anything."""
         return self._jobs is not None
 
     @property
     def present(self) -> bool:
-        """Whether the server knows this process, as far as this process knows."""
+        """Whether the server should list this process: a heartbeat was sent, and the last one did not fail."""
         return self._sent is not None and not self._failing
 
     def begin(self, jobs: Background, timeout_s: Callable[[], float] = lambda: _BEAT_TIMEOUT_S) -> None:
@@ -142,10 +143,10 @@ class Presence:
             jobs.at(self._began + _FIRST_S, self._job)
 
     def riding(self) -> Command[bool] | None:
-        """Return the heartbeat that a flush should carry now, if any. The flush passes its result to `settle`.
+        """Return the heartbeat that a flush should carry now, if any. The flush passes the reply to `settle`.
 
-        After a failed heartbeat, only the thread sends one, so that a node that is away does not delay the flushes of
-        the others.
+        After a failed heartbeat, only the thread sends heartbeats. So an unreachable node does not delay the flushes to
+        other nodes.
         """
         if not self.begun or self._closed or self._failing:
             return None
@@ -158,7 +159,7 @@ class Presence:
         return self.heartbeat(calls)
 
     def settle(self, result: bool | AgentPerfError) -> None:
-        """Note the result of a heartbeat. Only a damaged key is logged, once; other errors are temporary."""
+        """Note the result of a heartbeat. A damaged key is logged once. Other errors are temporary and not logged."""
         failed = isinstance(result, AgentPerfError)
         if isinstance(result, CorruptState) and not self._failing:
             _log.warning("this process is not in the list of workers: %s", result)
@@ -179,7 +180,7 @@ class Presence:
                     raise
 
     def leave(self) -> None:
-        """Make the server forget this process, because it ends soon. If it goes on, its next heartbeat shows it again.
+        """Make the server forget this process, which is about to end. If it lives on, the next heartbeat lists it.
 
         Blocks for a bounded time.
         """
@@ -192,7 +193,7 @@ class Presence:
             _log.debug("this process stays in the list of workers for %g s: %s", FORGET_S, error)
 
     def close(self) -> None:
-        """End the presence. The services close before, so no heartbeat is on its way."""
+        """End the presence. The services are closed earlier, so no heartbeat is in flight."""
         if self._closed:
             return
         self._closed = True
@@ -211,13 +212,13 @@ class Presence:
         return Command(_LEAVE, (seen, keys.worker(namespace, name)), {"worker": name}, lambda reply: _left(seen, reply))
 
     def heartbeat(self, calls: OpenCalls) -> Command[bool]:
-        """Make a heartbeat, which the caller sends at once.
+        """Make the command for a heartbeat. The caller must send it at once.
 
         Args:
             calls: the open executions.
 
         Returns:
-            A command whose result says whether the worker is recorded: not if there are `MAX_WORKERS` others.
+            The command. Its result is True if the server lists the worker, False if there are `MAX_WORKERS` others.
         """
         self._carried = calls
         self._sent = now = time.monotonic()

@@ -9,7 +9,7 @@
 
 This module never imports these packages. `watch` attaches a hook to each of them that is in `sys.modules`. A buffer
 calls `watch` when the buffer is created and at the first record of each flush interval, so packages that are imported
-later are found too. Processes that end by SIGTERM without one of these packages are the subject of `sigterm`.
+later are found too. See `sigterm` for processes without these packages that end by SIGTERM.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def pending() -> bool:
 def flush_all() -> None:
     """Flush all buffers at the same time, and wait for a bounded time. Errors are logged.
 
-    The server then forgets that this process is a worker.
+    After the flush, the server no longer lists this process as a worker.
     """
     waits = []
     for buffer in _registered():
@@ -116,7 +116,7 @@ def is_child() -> bool:
 
 
 def watch() -> None:
-    """Attach the hooks of the packages that are imported now. This costs little if there is nothing to attach."""
+    """Attach the hooks of all packages that are already imported. This costs little if there is nothing to attach."""
     for name in tuple(_hooks):
         module = sys.modules.get(name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):

@@ -80,12 +80,15 @@ def is_script(variables: Mapping[str, Any]) -> bool:
 
 
 def as_script(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of a module's variables with which the module counts as a script: its name may not be unique."""
+    """Return a copy of a module's variables with which the module counts as a script.
+
+    This is for a module whose name other files may have too.
+    """
     return {**variables, "__name__": _MAIN, "__spec__": None}
 
 
 def script_file(variables: Mapping[str, Any]) -> str | None:
-    """Return the path of a script; None for a script that was typed or piped in: Python names it ``<stdin>``."""
+    """Return the path of a script. Return None if it was typed or piped in; Python calls such a script ``<stdin>``."""
     path = variables.get("__file__")
     return None if path is None or str(path).startswith("<") else str(path)
 

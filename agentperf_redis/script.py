@@ -20,8 +20,8 @@ remark. Contract tests compare the header with the local variables to which the 
 first lines, and with the calls from Python.
 
 A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` in the folder of the script, otherwise in
-``lua/``. Includes do not nest. A fragment above the lines that name KEYS and ARGV cannot use these names. So its
-functions take everything that they need as parameters.
+``lua/``. Includes do not nest. A fragment may be included above the lines that assign KEYS and ARGV to local variables.
+Such a fragment cannot use these variables, so its functions take everything that they need as parameters.
 """
 
 from __future__ import annotations

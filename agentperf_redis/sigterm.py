@@ -174,8 +174,8 @@ _watch = _Watch()
 def _is_of_loop(former: object) -> bool:
     """Whether an event loop handles the signal. The loop reads the signal's number from a file descriptor.
 
-    The loop has called the callback of `add_signal_handler` already. If the signal were sent again, the loop would call
-    the callback twice.
+    For the first signal, the loop itself calls the callback of `add_signal_handler`. If the signal were sent again, the
+    loop would call the callback twice.
     """
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
@@ -190,7 +190,7 @@ _owners: set[weakref.ref[object]] = set()
 
 
 def flush_at_sigterm(owner: object) -> None:
-    """Install the handler until `release(owner)` is called or the owner no longer exists.
+    """Install the handler, and add an owner. The owner is removed by `release(owner)`, or when it no longer exists.
 
     Raises:
         InvalidArgument: if this is not the main thread, the only one on which Python installs signal handlers.
@@ -205,9 +205,9 @@ def flush_at_sigterm(owner: object) -> None:
 
 
 def release(owner: object) -> None:
-    """Restore the former handler when the last owner releases it.
+    """Remove an owner. If no owner is left, restore the former handler.
 
-    Only the main thread can restore the handler. If the last owner releases it on another thread, the next call of
+    Only the main thread can restore the former handler. If another thread removes the last owner, the next call of
     `release` on the main thread restores the former handler.
     """
     _owners.discard(weakref.ref(owner))

@@ -95,8 +95,8 @@ def asked_steps(window: Window, step: Window, as_of: Timestamp) -> tuple[TimeRan
         The window, and the length of a step in ms.
 
     Raises:
-        InvalidArgument: for an invalid value; without a window or a step; if the step is no multiple of ten seconds,
-            longer than the window, or so short that the window has more than `MAX_STEPS` steps.
+        InvalidArgument: if a value is invalid; if the window or the step is missing; if the step is no multiple of ten
+            seconds, or is longer than the window; if the window has more than `MAX_STEPS` steps.
     """
     if window is None:
         raise InvalidArgument("window", window, "a length such as 3600 or '1h': all-time counts have no steps")
@@ -115,7 +115,7 @@ def asked_steps(window: Window, step: Window, as_of: Timestamp) -> tuple[TimeRan
 
 
 def step_too_narrow(step_ms: int, needed_ms: int) -> InvalidArgument:
-    """Return the error for a step for which only wider slices are kept in a part of the window."""
+    """Return the error for a step that needs narrower slices than those kept for a part of the window."""
     needed = length_text(needed_ms)
     allowed = f"a multiple of {needed} for this window: narrower slices are not kept for so long"
     return InvalidArgument("step", length_text(step_ms), allowed)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from agentperf_redis import keys
+from agentperf_redis import history, keys
 from agentperf_redis.command import Command
 from tests.support import leftovers
 from tests.support.calls import Call
@@ -327,6 +327,12 @@ def counted(raw: Raw, namespace: str) -> Callable[[], int]:
     """Return a function that reads how many executions of the agent `worker` the server has counted."""
     where = keys.metrics_total(namespace, keys.metrics_shard("worker"), "worker")
     return lambda: int(raw.hget(where, "n") or 0)
+
+
+@pytest.fixture
+def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process sample no history. Without it, a slow test finds keys that its own calls did not write."""
+    monkeypatch.setattr(history, "_FIRST_S", 1e6)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Alerts: rules on agents, caches and pools, evaluated by any number of processes, and the notifications they send."""
+"""Alerts. Any number of processes evaluate rules on agents, caches and pools, and send notifications."""

@@ -1,4 +1,4 @@
-"""The asyncio version of `Alerts`, which runs the same flows."""
+"""The asyncio version of `Alerts`. Both versions run the same flows."""
 
 from __future__ import annotations
 

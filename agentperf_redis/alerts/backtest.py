@@ -1,8 +1,9 @@
-"""Replays rules over the past: when each would have fired, and for how long.
+"""Replays rules over the past, and finds when each rule would have fired, and for how long.
 
-The rows of `metrics.series` are added up over a sliding window, and judged by the code of the live evaluation at the
-same times. Of each agent, a window is added up once for all rules that use it: a hundred rules on a hundred agents over
-a day are 14 million judgements. Rules on caches and pools are judged on their sampled histories.
+The rows of `metrics.series` are added up over a sliding window. The code of the live evaluation judges the sums, at the
+times at which a live evaluation would have judged them. For each agent, a window is added up once for all rules that
+use it. The reason is speed: a hundred rules on a hundred agents over a day are 14 million judgements. Rules on caches
+and pools are judged on the sampled histories of these caches and pools.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def replay(
     since: str | float,
     as_of: Timestamp,
 ) -> Flow[Replay]:
-    """Replay the rules of a file over the past. It checks its arguments when called."""
+    """Replay the rules of a file over the past. The arguments are checked at the call, before the flow runs."""
     length = window_seconds(since, "since")
     if not 60.0 <= length <= _MAX_SINCE_S:  # noqa: PLR2004  one evaluation of most rules
         raise InvalidArgument("since", since, "a time from '1m' to '30d'")
@@ -123,7 +124,7 @@ def _time(ms: int) -> str:
 def _rows(
     flusher: Flusher, agents: Sequence[str], first_ms: int, last_ms: int, step_ms: int
 ) -> Flow[dict[str, list[SeriesRow]]]:
-    """Read rows from `first_ms` to `last_ms`, as narrow as the server keeps them, at least of `step_ms`."""
+    """Read rows from `first_ms` to `last_ms`: the narrowest that the server keeps, but at least `step_ms` wide."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
     waiting = [(first_ms, last_ms, step_ms)]  # the earliest last
     while waiting:
@@ -147,7 +148,7 @@ def _rows(
             continue
         for agent, rows in part.items() if isinstance(part, dict) else ():
             known = found[agent]
-            # Steps of wider slices may begin before the end of the steps before them.
+            # A row of wider slices may begin before the previous row ends. Such a row is left out.
             known += [row for row in rows if not known or row.interval.start >= known[-1].interval.end - 0.001]
     return found
 
@@ -158,8 +159,8 @@ class _History:
     Args:
         rows: contiguous rows, the earliest first.
         every_ms: interval of evaluation, ms.
-        start_ms: no time of evaluation is before this, ms since 1970.
-        end_ms: no time of evaluation is after this.
+        start_ms: all times of evaluation are later than this, ms since 1970.
+        end_ms: no time of evaluation is later than this, ms since 1970.
     """
 
     def __init__(self, rows: Sequence[SeriesRow], every_ms: int, start_ms: int, end_ms: int) -> None:
@@ -184,7 +185,7 @@ class _History:
 
 
 class _Sums:
-    """The sums over a window at each time of evaluation: lists of the same length as the times."""
+    """The sums over a window, as lists with one item for each time of evaluation."""
 
     def __init__(
         self, rows: Sequence[SeriesRow], bounds: Sequence[tuple[int, int]], times: Sequence[int], window_ms: int
@@ -196,7 +197,7 @@ class _Sums:
         self._passed: list[tuple[list[int], list[int]]] = []
 
     def values(self, measure: str) -> list[float] | list[int]:
-        """Return the value of a measure at each time; of a percentile the bucket, `_ZEROS` for durations of 0 us."""
+        """Return the value of a measure at each time. For a percentile, it is the bucket, or `_ZEROS` for 0 us."""
         if measure not in self._values:
             share = share_of(measure)
             if share:
@@ -209,7 +210,7 @@ class _Sums:
         return self._values[measure]
 
     def _histograms(self) -> list[tuple[list[int], list[int]]]:
-        """Return the buckets of each time, the lowest first, and the number of samples up to each of them."""
+        """Return, for each time, the buckets in rising order, and for each bucket the number of samples up to it."""
         if not self._passed:
             last: Totals | None = None
             for of in self.totals:
@@ -233,7 +234,7 @@ def _slid(
     """Yield the totals of the rows in the window that ends at each time."""
     tasks = errors = cancelled = sum_us = tokens = cost_nano = zeros = 0
     buckets: dict[int, int] = {}
-    longest: deque[tuple[int, float]] = deque()  # row and longest duration, each shorter than the one before
+    longest: deque[tuple[int, float]] = deque()  # index of a row and its longest duration; the durations fall
     first = after = 0
     changed = True
     last: Totals | None = None
@@ -318,7 +319,7 @@ _QUIET = {
 
 
 class _Judgements:
-    """The verdicts of a rule on one agent, and the values for people, which are computed only for firings.
+    """The verdicts of a rule on one agent, and the values shown to people. Values are computed only for firings.
 
     Args:
         rule: the rule.
@@ -334,7 +335,7 @@ class _Judgements:
         return ((at_ms, (found, None)) for at_ms, found in zip(self._history.times, verdicts, strict=True))
 
     def value(self, at: int) -> float | None:
-        """Return the value of the rule's measure at the time of this number."""
+        """Return the value of the rule's measure at the time of evaluation with index `at`."""
         measured = _measured(self._rule, self._history, at)
         return None if measured is None else measured.value
 
@@ -356,7 +357,8 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         before = replace(state, seen_ms=before_ms) if state is not None and before_ms else state
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
-        # The times of a replay are contiguous, and farther apart where only wide slices are left.
+        # A replay misses no evaluation, so the interval is the whole time since the previous one. It is longer where
+        # only wide slices are left.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:
@@ -408,7 +410,7 @@ def _threshold_verdicts(rule: Rule, history: _History) -> list[Verdict]:
 
 
 def _measured(rule: Rule, history: _History, at: int) -> Measured | None:
-    """Return the value at the start of a firing, for people."""
+    """Return the value to show for a firing that starts at the time with index `at`."""
     if rule.objective is None:
         assert rule.when is not None  # noqa: S101  as above
         return measured_agent(rule.when.measure, history.sums(rule.window).totals[at])

@@ -18,8 +18,8 @@ from agentperf_redis.windows import Timestamp
 class Alerts:
     """Rules on agents, caches and pools, shared by all processes of a namespace.
 
-    Rules are a TOML file that is deployed to the server. Any number of processes evaluate them (`run`), and share the
-    work. States, transitions and notifications are stored on the server.
+    Rules are written in a TOML file, which is deployed to the server. Any number of processes evaluate the rules (see
+    `run`), and share the work. States, transitions and notifications are stored on the server.
 
     Args:
         backend: the server and namespace; None takes the process-wide default.
@@ -58,11 +58,11 @@ class Alerts:
         return self._backend.run(flows.overview(self._service))
 
     def evaluate(self, *, as_of: Timestamp = None) -> Evaluated:
-        """Evaluate the rules that are due now, once. `run` does so continually, and delivers notifications.
+        """Evaluate once the rules that are due now. `run` evaluates rules continually, and delivers notifications.
 
         Args:
             as_of: evaluate as of this time: a datetime (local time if it has no zone), or seconds since 1970. None:
-                now, less two seconds, so that the records of all processes have arrived.
+                two seconds ago, so that the records of all processes have arrived.
         """
         return self._backend.run(flows.evaluate(self._service, as_of))
 
@@ -70,7 +70,7 @@ class Alerts:
         """Evaluate rules and deliver notifications on a background thread until stopped.
 
         Any number of processes may run this: they share the rules without a leader. If the server cannot be reached,
-        they wait, and no alert fires or is resolved because of that.
+        the processes wait. An outage alone neither fires nor resolves an alert.
 
         Returns:
             The evaluator. It ends with `stop()`, at the end of a `with` block, or when the client closes.
@@ -85,11 +85,12 @@ class Alerts:
         since: str | float = "24h",
         as_of: Timestamp = None,
     ) -> Replay:
-        """Replay the rules of a file over the past, without deploying them: when each would have fired, and how long.
+        """Replay rules over the past without deploying them, and find when each would have fired, and for how long.
 
-        A replay judges the slices of metrics that the server still holds. Where only wider slices than those of the
-        live evaluation are left, the result says so. Rules on caches and pools are judged on the samples that their
-        processes take every ten seconds; figures that the samples do not hold are skipped.
+        A replay judges the slices of metrics that the server still holds. The result says where the only slices left
+        are wider than those of the live evaluation. Rules on caches and pools are judged on samples, which the
+        processes that use the cache or pool take every ten seconds. A rule on a figure that the samples do not hold is
+        skipped.
 
         Args:
             path: the rules file.
@@ -105,10 +106,11 @@ class Alerts:
         return self._backend.run(backtest.replay(self._service, path, text, since, as_of))
 
     def silence(self, rule: str, seconds: str | float, *, as_of: Timestamp = None) -> float:
-        """Send no notifications of rules for a time. They are evaluated nevertheless.
+        """Send no notifications of some rules for a time. The rules are still evaluated.
 
-        An alert that fires at the end of the silence is notified then. The end of an alert that was notified before
-        the silence is notified during it.
+        If an alert begins to fire during the silence and still fires when the silence ends, its notification is sent
+        then. If an alert was notified before the silence and is resolved during it, the notification of its end is sent
+        at once.
 
         Args:
             rule: name of a rule or an SLO, or a glob.
@@ -124,14 +126,14 @@ class Alerts:
         return self._backend.run(flows.silence(self._service, rule, seconds, as_of))
 
     def unsilence(self, rule: str) -> float:
-        """End the silence of rules. Returns the time of the end, s since 1970. Argument and errors as for `silence`."""
+        """End the silence of rules. Returns the present time, s since 1970. Argument and errors: see `silence`."""
         return self._backend.run(flows.unsilence(self._service, rule))
 
     def log(self, rule: str | None = None, *, limit: int = 100) -> tuple[AlertEvent, ...]:
         """Return the last transitions and silences, oldest first. The server keeps about the last five thousand.
 
         Args:
-            rule: only those of this rule or SLO, or of the rules that match this glob; None for all.
-            limit: how many, 1 to 5000.
+            rule: return only the events of this rule or SLO, or of the rules that match this glob; None for all.
+            limit: max number of events, 1 to 5000.
         """
         return self._backend.run(flows.log(self._service, rule, limit))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.alerts.model import AlertEvent, TargetState
-from agentperf_redis.alerts.rules import RuleSet, stored_rules
+from agentperf_redis.alerts.rules import RuleSet
+from agentperf_redis.alerts.rules_file import stored_rules
 from agentperf_redis.command import Command, NamedArgs, Reply, whole_number
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import AlertKeys, decoded, encoded
@@ -113,7 +114,7 @@ def deploy(where: AlertKeys, rules: RuleSet) -> Command[tuple[int, int]]:
 
 
 def claim(where: AlertKeys, *, as_of_ms: int, count: int, token: str) -> Command[Claimed]:
-    """Claim rules that are due at a time, ms since 1970; -1 is now."""
+    """Claim the rules that are due at `as_of_ms`, ms since 1970; -1 stands for the present time."""
 
     def decode(reply: Reply) -> Claimed:
         match reply:
@@ -143,14 +144,14 @@ def report(
         where: the keys.
         version: number of the deployment.
         rule: the rule.
-        token: that of the claim.
+        token: the token of the claim.
         states: the states of its targets.
         gone: targets whose states are deleted.
         events: the transitions.
         notices: address, id and payload of each notification.
 
     Returns:
-        False if the rules were deployed again, or a later claim has the rule; then nothing was stored.
+        False if the rules were deployed again, or a later claim has the rule. In both cases nothing was stored.
     """
     targets = [part for name, state in states.items() for part in (encoded(name), state.packed())]
     fields = [part for event in events for pair in event.packed().items() for part in pair]
@@ -205,7 +206,10 @@ def finish_notice(where: AlertKeys, notice: ClaimedNotice, *, retry_ms: int, err
 def silence(
     where: AlertKeys, rules: Sequence[str], *, for_ms: int, as_of_ms: int, event: str
 ) -> Command[tuple[int, list[str]]]:
-    """Silence rules from a time on, or end their silences (`for_ms` 0). Returns the end, ms, and the rules found."""
+    """Silence rules from `as_of_ms` on, or end their silences if `for_ms` is 0.
+
+    Returns the time at which the silence ends, ms since 1970, and the names of those rules that exist.
+    """
 
     def decode(reply: Reply) -> tuple[int, list[str]]:
         match reply:
@@ -257,7 +261,7 @@ def silences(where: AlertKeys) -> Command[dict[str, int]]:
 
 
 def schedule(where: AlertKeys) -> Command[dict[str, tuple[int, int]]]:
-    """Read the interval and the next evaluation of each rule, ms."""
+    """Read for each rule its interval, ms, and the time of its next evaluation, ms since 1970."""
 
     def decode(reply: Reply) -> dict[str, tuple[int, int]]:
         found = {}

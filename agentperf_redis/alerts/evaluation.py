@@ -54,7 +54,7 @@ def verdict(rule: Rule, measured: Measured | None) -> Verdict:
 
 
 def threshold_verdict(rule: Rule, low: float, high: float) -> Verdict:
-    """Compare a value between `low` and `high` with the thresholds of a rule."""
+    """Compare a value, which lies between `low` and `high`, with the thresholds of a rule."""
     assert rule.when is not None  # noqa: S101  burn-rate rules have a verdict of their own
     truth = rule.when.truth(low, high)
     if truth is Truth.TRUE:
@@ -84,15 +84,17 @@ class BurnCounts:
 def burn_verdict(rule: Rule, counts: Mapping[float, BurnCounts]) -> tuple[Verdict, float, float, float]:
     """Judge a burn-rate rule.
 
-    The alert holds if one pair of windows is above its factor in both windows. A window without executions decides
-    nothing, so an alert does not end because the traffic ended.
+    The alert holds if, for one pair of windows, the burn rates in both windows are above the pair's factor. A window
+    without executions decides nothing. So an alert does not end only because the traffic ended.
 
     Args:
         rule: the rule.
-        counts: by window, s.
+        counts: the counts of each window, by its length, s.
 
     Returns:
-        The verdict, and the burn rate of the long window of the pair that is nearest to its factor: value, low, high.
+        The verdict, and one burn rate: its estimate, its smallest and its largest possible value. The burn rate is that
+        of a long window. The pair is chosen whose burn rate is the largest in relation to its factor. All three numbers
+        are NaN if no long window has executions.
     """
     assert rule.objective is not None  # noqa: S101  the caller passes burn-rate rules only
     budget = rule.objective.budget
@@ -139,18 +141,18 @@ def judge(
 ) -> Judgement:
     """Return the state that follows from a verdict, and the notification that it needs.
 
-    Only time that was observed counts for `for` and `keep_firing_for`: neither undecided evaluations nor the time in
-    which no process evaluated. Two intervals may lie between two evaluations, because a process that ends while it
-    evaluates costs one.
+    Only observed time counts for `for` and `keep_firing_for`. Two kinds of time are not observed: the time before an
+    undecided evaluation, and the time in which no process evaluated. Between two evaluations, up to two intervals count
+    as observed, because a process that ends while it evaluates makes its rules miss one interval.
 
     Args:
         rule: the rule.
-        before: the state before; None if there was none.
+        before: the previous state; None if there was none.
         found: the verdict.
         measured: the value that was judged; None without data.
         at_ms: time of the evaluation, ms since 1970.
         silenced: whether the rule is silenced.
-        interval_ms: time from one evaluation to the next, ms; None takes that of the rule.
+        interval_ms: time from one evaluation to the next, ms; None: the rule's interval.
     """
     old = before or TargetState(since_ms=at_ms, seen_ms=at_ms, data_ms=at_ms)
     passed = max(0, at_ms - old.seen_ms)
@@ -170,7 +172,7 @@ def judge(
             notice = Notice.REMINDER
         notified = at_ms if notice is not None else notified
     elif state is not _FIRING:
-        # A silence does not hide the end of an alert that was notified: the receiver may wait for it.
+        # A silence does not hide the end of an alert that was notified: the receiver may be waiting for this end.
         notice = Notice.RESOLVED if changed and old.state is _FIRING and notified else None
         notified = 0
     next_state = replace(

@@ -1,7 +1,7 @@
 """Evaluates alerts and delivers notifications, on a background thread or in an asyncio task, until stopped.
 
-There is no leader. Any number of processes may evaluate: they claim the rules that are due from the server, and so
-share the work. If a process ends while it evaluates, its rules miss one interval.
+There is no leader. Any number of processes may evaluate. Each claims due rules on the server, so the processes share
+the work. If a process ends while it evaluates, its rules miss one interval.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Rounds:
             done = yield from flows.evaluate(self._service, None)
         except BackendUnavailable:
             raise
-        except AgentPerfError as error:  # of some of the rules: the others were evaluated
+        except AgentPerfError as error:  # an error of some rules only: the others were evaluated
             self._due = time.monotonic() + _RETRY_S
             self._note(error)
             return
@@ -73,14 +73,14 @@ class _Rounds:
             _log.info("alert %s, %s: %s: %s", event.rule, event.target, event.after.value, event.reason)
 
     def _note(self, error: AgentPerfError) -> None:
-        """Log an error unless the last one was the same."""
+        """Log an error unless the previous error was the same."""
         if str(error) != self._wrong:
             _log.warning("alerts cannot be evaluated: %s", error)
         self._wrong = str(error)
 
 
 class Evaluator(BackgroundTask):
-    """Evaluates alerts on a background thread until stopped. A forked child does not continue.
+    """Evaluates alerts on a background thread until stopped. The thread does not run in a forked child.
 
     Args:
         service: the alerts of the process.

@@ -14,7 +14,7 @@ from agentperf_redis.errors import InvalidArgument
 
 
 class Scope(Enum):
-    """The kind of objects that a rule watches; the values are the fields of the rules file."""
+    """The kind of objects that a rule watches. Each value is also the name of a field in the rules file."""
 
     AGENTS = "agents"
     CACHE = "cache"
@@ -38,7 +38,7 @@ class Measure:
     Attributes:
         scope: the kind of objects that have this figure.
         unit: its unit.
-        is_count: whether zero executions are data for this figure. A rule on a percentile or a rate needs executions.
+        is_count: whether the figure has a value without executions; an average, a percentile or a share has none.
     """
 
     scope: Scope
@@ -97,7 +97,7 @@ def measure_of(name: str) -> Measure | None:
 
 
 def share_of(name: str) -> float:
-    """Return the share of a percentile: 0.95 for ``p95``. Returns 0.0 for the name of another measure."""
+    """Return the share of a percentile, such as 0.95 for ``p95``. Returns 0.0 if the measure is not a percentile."""
     found = _PERCENTILE.fullmatch(name)
     return float(found[1]) / 100 if found else 0.0
 
@@ -160,7 +160,7 @@ def parsed(argument: str, text: object, scope: Scope) -> Condition:
         scope: the kind of objects that the rule watches.
 
     Raises:
-        InvalidArgument: the syntax, the measure, the unit or the threshold is invalid, or no value can fulfil it.
+        InvalidArgument: the syntax, measure, unit or threshold is invalid, or no value can fulfil the condition.
     """
     found = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if found is None or not isinstance(text, str):

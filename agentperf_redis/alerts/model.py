@@ -71,14 +71,15 @@ class TargetState:
     Attributes:
         state: OK, PENDING, FIRING or NO_DATA.
         since_ms: when the state began.
-        timer_ms: while PENDING, since when the condition holds; while FIRING, since when it does not, 0 if it does.
-            Time without a decision does not count: it moves this timestamp.
-        seen_ms: the last evaluation.
-        data_ms: the last evaluation that found data.
-        notified_ms: the last notification of the present alert; 0 if there was none.
-        value: the last value; NaN if there was none.
-        low: its smallest possible exact value.
-        high: its largest possible exact value.
+        timer_ms: while PENDING, since when the condition holds. While FIRING, since when the condition that ends the
+            alert holds; 0 if it does not hold. Time that was not observed does not count: this timestamp is moved
+            forward by the length of that time.
+        seen_ms: time of the last evaluation.
+        data_ms: time of the last evaluation that found data.
+        notified_ms: time of the last notification of the present alert; 0 if there was none.
+        value: the value at `data_ms`; NaN if there was none.
+        low: the smallest possible exact value at that time.
+        high: the largest possible exact value at that time.
         samples: as in `Measured`.
     """
 
@@ -145,7 +146,7 @@ class AlertEvent:
         rule: the rule.
         target: the agent, cache or pool; empty for a silence.
         before: the state before.
-        after: the state after. SILENCED stands for the beginning of a silence, OK after SILENCED for its end.
+        after: the state after; for a silence, SILENCED at its start and OK at its end.
         at: the time of the evaluation, s since 1970.
         value: the value that was judged; None without data.
         low: the smallest possible exact value.
@@ -223,8 +224,8 @@ class AlertStatus:
         state: the state; SILENCED if the alert fires during a silence.
         since: when the state began, s since 1970.
         value: the last value; None without data.
-        low: its smallest possible exact value.
-        high: its largest possible exact value.
+        low: the smallest possible exact value.
+        high: the largest possible exact value.
         judged_at: time of the last evaluation, s since 1970.
         when: the condition of the rule.
         silenced_until: end of the rule's silence, s since 1970; None without a silence.
@@ -301,7 +302,7 @@ class Overview:
     Attributes:
         deployment: number of the deployment; 0 before the first one.
         deployed_at: time of the deployment, s since 1970; None before the first one.
-        alerts: the states by rule and target. Firing ones come first, then pending ones.
+        alerts: the state of each rule for each target. Firing alerts come first, then pending alerts.
         rules: the rules, by name.
         receivers: the receivers, by name.
     """

@@ -31,12 +31,12 @@ _SHOWN_CHARACTERS = 200
 
 
 def retry_after(attempts: int) -> float:
-    """Return the seconds from a failed attempt to the next one, after this number of earlier ones."""
+    """Return the seconds to wait after a failed attempt, when `attempts` earlier attempts have also failed."""
     return float(min(_FIRST_RETRY_S * 2 ** min(attempts, 10), _LAST_RETRY_S))
 
 
 def send(address: Address, payload: str) -> str:
-    """Deliver one notification, and wait for the end. Returns why it failed, without secrets; empty if it did not."""
+    """Deliver one notification in this thread. Returns the error, without secrets; empty if the delivery succeeded."""
     try:
         notice = json.loads(payload)
     except ValueError:
@@ -56,7 +56,7 @@ def _post(address: Address, notice: Mapping[str, Any]) -> str:
         logging.getLogger(name).addFilter(_quiet)
     _quiet.threads.add(threading.get_ident())
     try:
-        # Not by apprise's own `notify`: its threads are few, and receivers that hang would occupy all of them.
+        # apprise's own `notify` is not used: it has few threads, and receivers that hang would occupy all of them.
         sender = apprise.Apprise.instantiate(address.url, suppress_exceptions=True)
         if sender is None:
             return f"{address.masked}: apprise knows no such address"
@@ -73,7 +73,7 @@ _LOGGERS = ("apprise", "urllib3.connectionpool")
 
 
 class _Quiet(logging.Filter):
-    """Drops log records of apprise and its HTTP client on a thread that sends: they may hold secrets."""
+    """Drops the log records of apprise and its HTTP client on a thread that sends: the records may hold secrets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def title_of(notice: Mapping[str, Any]) -> str:
 
 
 def body_of(notice: Mapping[str, Any]) -> str:
-    """Return the text of a message. Its last line is the id, by which a receiver recognizes a copy."""
+    """Return the text of a message. Its last line is the id, by which a receiver recognizes a duplicate."""
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(notice.get("at", 0)))
     return (
         f"{notice.get('reason')}\nseverity {notice.get('severity')}, namespace {notice.get('namespace')}, {at}\n"
@@ -142,7 +142,7 @@ class Deliveries:
         self._sending: dict[str, _Sending] = {}
 
     def start_due(self) -> Flow[int]:
-        """Start to send the oldest due notification of each address. Returns how many were started."""
+        """Start to send the oldest due notification of each address. Returns the number of claimed notifications."""
         deployed = yield from self._service.deployed(self._service.version)
         addresses = {address.name: address for of in deployed.rules.addresses.values() for address in of}
         yield from self._fail_late_ones()
@@ -163,14 +163,14 @@ class Deliveries:
         return len(claimed)
 
     def wait(self, limit_s: float) -> bool:
-        """Wait until nothing is being sent. Returns whether that is so."""
+        """Wait at most `limit_s` seconds until nothing is being sent. Returns whether all attempts have ended."""
         until = time.monotonic() + limit_s
         for sending in list(self._sending.values()):
             sending.thread.join(max(0.0, until - time.monotonic()))
         return not self._sending
 
     def _fail_late_ones(self) -> Flow[None]:
-        """Record attempts that take too long as failed. Their threads go on, and keep the addresses busy."""
+        """Record as failed each attempt that takes too long. Its thread goes on, and keeps the address busy."""
         for sending in list(self._sending.values()):
             if not sending.is_late and time.monotonic() - sending.since > SEND_S:
                 sending.is_late = True
@@ -192,14 +192,14 @@ class Deliveries:
                 self._service.backend.run(
                     commands.finish_notice(self._service.keys, notice, retry_ms=wait_ms, error=error)
                 )
-            except AgentPerfError as failed:  # the lease ends, and a copy with the same id is sent
+            except AgentPerfError as failed:  # the lease expires, and the notification is sent again with the same id
                 _log.warning("the delivery of notification %s could not be recorded: %s", notice.id, failed)
         finally:
             self._sending.pop(notice.address, None)
 
 
 def deliver_all(service: AlertService, limit_s: float) -> int:
-    """Send all notifications that are due, and wait for the end. Returns how many were sent or tried."""
+    """Send all due notifications, and wait at most `limit_s` seconds for them. Returns how many were claimed."""
     deliveries = Deliveries(service)
     until = time.monotonic() + limit_s
     total = 0

@@ -1,4 +1,4 @@
-"""Judges rules on caches and pools at past times, from the histories that their processes have sampled."""
+"""Judges rules on caches and pools at past times, from the sampled histories of the caches and pools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CACHE_MEASURES = ("hit_rate", "size", "bytes", "evictions")
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A slice of a history: its range, ms since 1970, and its figures; None if no process sampled it."""
+    """A slice of a history: its range, ms since 1970, and its figures. They are None if no process sampled it."""
 
     begin_ms: int
     end_ms: int
@@ -44,7 +44,7 @@ def why_skipped(rule: Rule) -> str | None:
 
 
 def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, History]]]:
-    """Read the histories of all caches or pools: name, name as a target, history."""
+    """Read the histories of all caches or pools. Each item is a name, the name as a target, and the history."""
     found = []
     for service in ("lb",) if scope is Scope.POOL else ("cache", "tiered"):
         for name in (yield from backend.entered(service)):
@@ -57,7 +57,7 @@ def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, Histo
 
 
 def slices_of(history: History, first_ms: int, last_ms: int, every_ms: int) -> list[Slice]:
-    """Return the slices of a time range: at each time the narrowest kept, of the interval of evaluation at least."""
+    """Return the slices of a time range: at each time, the narrowest that is kept and is at least `every_ms` wide."""
     found = []
     at = first_ms
     while at < last_ms:
@@ -70,7 +70,7 @@ def slices_of(history: History, first_ms: int, last_ms: int, every_ms: int) -> l
 
 
 def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: int) -> list[tuple[int, Judged]]:
-    """Judge a rule at the end of each slice in a time range, as the live evaluation did."""
+    """Judge a rule at the end of each slice in a time range, by the code of the live evaluation."""
     found = []
     first = 0
     for at, each in enumerate(slices):

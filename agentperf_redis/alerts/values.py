@@ -1,7 +1,7 @@
 """The values that rules judge: of agents from their counters, of caches and pools from their statistics.
 
-Percentiles come from the histogram even where the server holds all raw durations, so that a replay of the past, which
-has only histograms, comes to the same verdicts.
+Percentiles come from the histogram even where the server holds all raw durations. A replay of the past has only
+histograms, and it must come to the same verdicts.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _HALF_MICROSECOND = 5e-7
 
 
 def bucket_value(index: int | None) -> tuple[float, float, float]:
-    """Return the estimate for a sample of a bucket, and its smallest and largest possible value, s.
+    """Return, for a sample in a bucket, the estimate and the smallest and largest possible value, s.
 
     Args:
         index: the bucket; None for durations of 0 us.
@@ -179,8 +179,8 @@ of evaluation."""
 def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Judged:
     """Judge a cache by a rule.
 
-    The counters of a cache are those of all time. Their values in the window are the differences to a sample that was
-    stored with the state of the rule. Before there is such a sample, nothing is decided.
+    The counters of a cache count since its first use. So the counts of the window are the differences from an older
+    sample, which was stored with the state of the rule. Until there is such a sample, rules on counters are undecided.
 
     Args:
         rule: the rule.
@@ -217,7 +217,7 @@ def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Jud
 
 
 def _continued(known: tuple[_Sample, ...], now: _Sample, longest_ms: int) -> tuple[_Sample, ...]:
-    """Return the samples of the same cache that are young enough; none after the counters began again."""
+    """Return the samples that are at most `longest_ms` old; none if the counters have started again from 0."""
     last = known[-1] if known else now
     if now.hits < last.hits or now.misses < last.misses or now.evictions < last.evictions:
         return ()

@@ -385,16 +385,16 @@ class LoadBalancer:
     def series(
         self, agent_type: str, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
     ) -> tuple[PoolSeriesRow, ...]:
-        """Return a pool over time: one row a step, oldest first.
+        """Return the history of a pool: one row for each step, oldest first.
 
         While processes lease from the pool, one of them samples it every ten seconds. Slices of 10 s are kept for 15
-        minutes, of 1 m for 3 hours, of 1 h for 8 days.
+        minutes, slices of 1 min for 3 hours, and slices of 1 h for 8 days.
 
         Args:
             agent_type: the pool.
             window: length of the window, in seconds or as ``"5m"``, ``"1h"``, ``"3d"``.
-            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
-                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least
+                1/2000 of the window. Steps begin at multiples of their length since 1970 (UTC).
             as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
 
         Raises:

@@ -108,8 +108,8 @@ class _Rounds:
         checking: the checks to run.
         check_all: checks instances concurrently, and returns a mapping from instance id to whether the check passed.
             Under asyncio, it returns an awaitable of this mapping.
-        ended: returns whether the checks were stopped. A round that fails before that is retried; a round that fails
-            after that raises its error.
+        ended: returns whether the checks were stopped. A round that fails before the stop is retried. A round that
+            fails after the stop raises its error.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A pool over time: its load, its waiters and its unhealthy instances, one row a step."""
+"""The history of a pool: its load, its waiters and its unhealthy instances, one row for each step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SAMPLE = Script("balancer/sample")
 
 @dataclass(frozen=True, slots=True)
 class PoolSeriesRow:
-    """A pool in one step. Figures are None if no process sampled the pool in the step, since none used it.
+    """A pool in one step. Figures are None if no process used the pool in the step, and so none sampled it.
 
     Attributes:
         interval: the step. The current step ends at the time of the read.
-        load: leases of all instances: the mean of the samples, which are taken every ten seconds.
+        load: number of leases of all instances: the mean of the samples, which are taken every ten seconds.
         waiters: the largest number of queued waiters in a sample.
         unhealthy: the largest number of unhealthy instances in a sample.
     """
@@ -32,7 +32,7 @@ class PoolSeriesRow:
 
 
 def sample(pool: Pool) -> Command[int]:
-    """Add the figures of a pool to its history, unless another process has done so in this slice.
+    """Add the figures of a pool to its history, unless a process has already done so in the present ten seconds.
 
     Returns the time until the next slice begins, ms.
     """
@@ -48,7 +48,7 @@ def sample(pool: Pool) -> Command[int]:
 
 
 def series(pool: Pool, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[PoolSeriesRow, ...]]:
-    """Read the rows of a pool. It checks its arguments when called."""
+    """Read the rows of a pool. The arguments are checked at the call, before the flow runs."""
     return _series(pool, *asked_steps(window, step, as_of))
 
 

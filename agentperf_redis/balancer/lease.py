@@ -210,7 +210,7 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews the lease. True also for an unpickled copy, which no keeper renews."""
+        """Whether this keeper renews the lease. Also True for an unpickled copy, although no keeper renews it."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
 
     def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:

@@ -86,7 +86,7 @@ class LeaseKeeper:
         self._numbers = itertools.count(1)
 
     def used(self, pool: Pool) -> None:
-        """Sample the history of a pool, now that this process leases from it and while it holds leases there."""
+        """Sample a pool for its history: in the next slice, and as long as this process holds leases of the pool."""
         self._sampler.used(pool.agent_type, pool)
 
     def _pools_in_use(self) -> dict[str, Pool]:
@@ -200,8 +200,8 @@ class LeaseKeeper:
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
-                # When the retry is due, it is put behind all waiting jobs. So many retries at the same time do not
-                # delay a renewal.
+                # When the retry is due, it is put behind all waiting jobs. Therefore a renewal is not delayed, even by
+                # many retries at the same time.
                 self.jobs.at(again_at, partial(self.jobs.put, partial(self._attempt, command, until, None)))
         except AgentPerfError as error:
             _log.warning("could not release a lease: %s", error)

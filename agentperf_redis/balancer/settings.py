@@ -23,8 +23,8 @@ class PoolSettings:
             request with three retries ejects no instance.
         base_ejection_time: length of the first ejection, seconds; each further ejection in a row lasts twice as long.
             Default ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
-        max_ejection_time: max length of an ejection, seconds. An ejection that begins later than this after the end of
-            the previous one counts as the first again. Default five minutes.
+        max_ejection_time: max length of an ejection, seconds. If more than this time passes between the end of
+            one ejection and the next ejection, the next one counts as a first ejection. Default five minutes.
         max_ejection_share: an instance is ejected only if the unhealthy instances, including it, are at most this share
             of all. One instance may be ejected in any case, but never the last healthy one. Default one half: ejections
             alone never cause panic, and two of four instances may be ejected.

@@ -206,15 +206,15 @@ class Cache(ABC):
     def series(
         self, *, window: Window = "1h", step: Window = "1m", as_of: Timestamp = None
     ) -> tuple[CacheSeriesRow, ...]:
-        """Return this cache over time, for all processes together: one row a step, oldest first.
+        """Return the history of this cache, for all processes together: one row for each step, oldest first.
 
         While processes use the cache, one of them samples it every ten seconds. Slices of 10 s are kept for 15 minutes,
-        of 1 m for 3 hours, of 1 h for 8 days.
+        slices of 1 min for 3 hours, and slices of 1 h for 8 days.
 
         Args:
             window: length of the window, in seconds or as ``"5m"``, ``"1h"``, ``"3d"``.
-            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
-                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least
+                1/2000 of the window. Steps begin at multiples of their length since 1970 (UTC).
             as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
 
         Raises:

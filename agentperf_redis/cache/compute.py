@@ -238,15 +238,15 @@ def _end(
 ) -> Flow[None]:
     """Report the end of a computation to the server. Then stop renewing its lease, and release its waiters.
 
-    If the report fails, the lease expires on the server, and the caller still gets its result.
+    If the report fails, the lease is released later, and the caller still gets its result.
     """
     try:
         if compute_lease.token:
             yield from rest
     except AgentPerfError as error:
-        single_flight.shared.warn(
-            "cache %s: the end of a computation could not be reported: %s", single_flight.shared.name, error
-        )
+        shared = single_flight.shared
+        shared.warn("cache %s: the end of a computation could not be reported: %s", shared.name, error)
+        shared.release_later(compute_lease.name, compute_lease.token, compute_lease.lease_ms)
     finally:
         maintenance.drop(compute_lease)
         single_flight.release_waiters(compute_lease)

@@ -50,7 +50,7 @@ _MAX_KEYS = 1024
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """The counters of `cache_info`, for this process and this function.
+    """The result of `cache_info`: the counters of one decorated function in this process.
 
     Attributes:
         calls: calls of the decorated function.
@@ -395,7 +395,7 @@ class _Wrapped(Generic[R]):
         return self._async_wrapper() if self._is_async else self._blocking_wrapper()
 
     def _either_wrapper(self) -> Any:
-        """Return the wrapper for a plain function around a coroutine function. The function may block or be async."""
+        """Return the wrapper for a plain function around a coroutine function. Its calls may block or be awaited."""
         blocking, awaited = self._blocking_wrapper(), self._async_wrapper()
 
         @functools.wraps(self.function)

@@ -13,13 +13,12 @@ Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVL
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypedDict
 
-from agentperf_redis import arguments
+from agentperf_redis import arguments, random_numbers
 from agentperf_redis.errors import InvalidArgument
 
 MAX_JITTER = 0.5
@@ -134,13 +133,13 @@ class Freshness:
         """Return a duration varied by the jitter. A duration of 0 or less has a special meaning and is not varied."""
         if not self.jitter or ttl_ms <= 0:
             return ttl_ms
-        return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
+        return max(1, round(ttl_ms * (1 + self.jitter * (2 * random_numbers.fraction() - 1))))
 
     def concerns(self, entry: Aging) -> bool:
         """Return whether `age` must classify an entry. Any other entry is fresh until it expires."""
         return entry.fresh_until_ms > 0 or (self.early > 0 and entry.expires_ms > 0)
 
-    def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random.random) -> Age:
+    def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random_numbers.fraction) -> Age:
         """Classify an entry by its age.
 
         Args:

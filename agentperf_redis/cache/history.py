@@ -1,4 +1,4 @@
-"""A cache over time: hits, misses, evictions and size of all processes together, one row a step."""
+"""The history of a cache: hits, misses, evictions and size for all processes together, one row for each step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _SAMPLE = Script("cache/sample")
 
 @dataclass(frozen=True, slots=True)
 class CacheSeriesRow:
-    """A cache in one step. Figures are None if no process sampled the cache in the step, since none used it.
+    """A cache in one step. Figures are None if no process used the cache in the step, and so none sampled it.
 
     Attributes:
         interval: the step. The current step ends at the time of the read.
-        hits: reads that found a value, since the sample before; the first sample of a cache counts none.
-        misses: reads that found none, since the sample before.
-        evictions: entries evicted since the sample before.
-        size: entries at the last sample of the step.
+        hits: reads that found a value. Each sample counts the reads since the previous sample; the first sample of a
+            cache counts none.
+        misses: reads that found no value, counted in the same way.
+        evictions: evicted entries, counted in the same way.
+        size: number of entries at the last sample of the step.
         bytes: bytes of these entries.
     """
 
@@ -42,7 +43,7 @@ class CacheSeriesRow:
 
 
 def sample(keys: CacheKeys) -> Command[int]:
-    """Add the figures of a cache to its history, unless another process has done so in this slice.
+    """Add the figures of a cache to its history, unless a process has already done so in the present ten seconds.
 
     Returns the time until the next slice begins, ms.
     """
@@ -57,7 +58,7 @@ def sample(keys: CacheKeys) -> Command[int]:
 
 
 def series(keys: CacheKeys, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[CacheSeriesRow, ...]]:
-    """Read the rows of a cache. It checks its arguments when called."""
+    """Read the rows of a cache. The arguments are checked at the call, before the flow runs."""
     return _series(keys, *asked_steps(window, step, as_of))
 
 

@@ -1,4 +1,7 @@
-"""The one background thread for all caches of a backend in this process: it renews leases, reports reads, samples."""
+"""The one background thread for all caches of a backend in this process.
+
+It renews leases, reports reads, and samples the caches for their histories.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,11 @@ class Maintenance:
         self._schedule(due)
 
     def used(self, shared: SharedState) -> None:
-        """Sample the history of a cache that this process uses."""
+        """Sample a cache for its history in the next slice, since this process has used it."""
         self._sampler.used(shared.keys.tag, shared)
 
     def _sample_timeout_s(self) -> float:
-        """Return how long a sample may take: it must not delay the renewals on the same thread, which retry in time."""
+        """Return how long a sample may take, s: renewals on the same thread must still have time for a retry."""
         return min(self._backend.deadline, _MAX_SAMPLE_S)
 
     def keep(self, compute_lease: ComputeLease) -> None:

@@ -138,11 +138,11 @@ class ExistingCache:
         """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
 
         Returns:
-            The number of entries that there were; None if programs kept storing entries meanwhile. Then the cache was
-            only cleared.
+            The number of entries that there were. None if programs kept storing entries meanwhile: in this case, the
+            cache was only cleared.
 
         Raises:
-            CorruptState: a key holds data that this library did not write. The cache may be cleared by then.
+            CorruptState: a key holds data that this library did not write. The cache may already have been cleared.
         """
         entries = 0
         for _ in range(_DROP_ATTEMPTS):

@@ -19,7 +19,7 @@ def agents_table(agents: Iterable[PerformanceMetrics], *, rates: bool = False, p
 
     Args:
         agents: the agents, in the order of the rows.
-        rates: whether to show executions per second of the covered time range.
+        rates: whether to show the executions per second, averaged over the covered time range.
         past: whether the range ended in the past, so that the last execution is shown as a time, not as an age.
     """
     per_second = ["per s"] if rates else []
@@ -53,7 +53,7 @@ def by_tasks(agents: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
 
 
 def by_failures(agents: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
-    """Sort agents by their share of failures, the largest first, and those without failures by executions."""
+    """Sort agents by their failure rate, the largest first. Agents of the same rate are sorted by executions."""
     return sorted(agents, key=lambda agent: (-agent.failure_rate, -agent.task_count))
 
 

@@ -191,7 +191,7 @@ def run(
 
 
 def _print_new(perf: AgentPerf, known: set[str], *, as_json: bool) -> set[str]:
-    """Print the events that are not known, and return the ids of the last ones. Without the server, prints nothing."""
+    """Print the events whose ids are not in `known`. Return the ids of the latest 1000; if the read fails, `known`."""
     try:
         events = perf.alerts.log(limit=1000)
     except AgentPerfError:  # the evaluator reports it
@@ -346,7 +346,7 @@ def _lasted(firing: Firing, found: Replay) -> str:
 
 
 class Nagios(IntEnum):
-    """Exit codes of a check, as monitoring plugins of Nagios, Icinga and others have them."""
+    """Exit codes of a check. Monitoring plugins for Nagios, Icinga and others use the same codes."""
 
     OK = 0
     WARNING = 1
@@ -377,7 +377,7 @@ def check(
     The figures of a cache are those of all time.
     """
     names = {"--agent": agent, "--cache": cache, "--pool": pool}
-    return Exit(_checked(target, names, when, warn, window, min_events))  # the numbers mean the same to the shell
+    return Exit(_checked(target, names, when, warn, window, min_events))  # the shell sees the number, not its name
 
 
 def _checked(
@@ -449,7 +449,7 @@ def _print_check(target: Target, level: Nagios, text: str, rows: list[dict[str, 
 def _measured(
     perf: AgentPerf, scope: Scope, pattern: str, condition: Condition, window: str
 ) -> dict[str, Measured | None]:
-    """Read the value of each target that has this name or matches this glob; None for one without data."""
+    """Read the value of each target whose name is `pattern` or matches it as a glob. A target without data has None."""
     if scope is Scope.AGENTS:
         snapshots = perf.metrics.snapshots(window=_seconds(window))
         chosen = {name: of for name, of in snapshots.items() if name == pattern or fnmatch.fnmatchcase(name, pattern)}

@@ -1,7 +1,7 @@
 """Tries every command that the library needs, in the way in which the library runs the command.
 
 A server may refuse a command (ACL), or may not know it (rename-command). The attempts write only one key, a string that
-expires after ten seconds. A command for another type than string fails with WRONGTYPE, which shows that the server
+expires after ten seconds. A command for a type other than string fails with WRONGTYPE. This error shows that the server
 would run the command.
 """
 
@@ -83,7 +83,7 @@ def refusals(connector: Connector, topology: Topology, node: Node, namespace: st
 
 
 def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]:
-    """Return the commands that clients send outside scripts and the bus; here, none of them changes anything."""
+    """Return the commands that clients send outside scripts and the bus. With these arguments, none changes data."""
     calls: list[tuple[str, ...]] = [("PING",), ("ECHO", key), ("SELECT", str(db))]
     if clustered:
         calls += [("CLUSTER", "SLOTS"), ("ASKING",)]

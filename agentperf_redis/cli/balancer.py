@@ -232,7 +232,7 @@ def mark_healthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit
 def _changed(
     target: Target, command: str, of: tuple[str, str], done: bool, state: dict[str, bool], says: str
 ) -> Exit | None:
-    """Report a change of an instance; `of` is its pool and its name, and `done` is False if it does not exist."""
+    """Report a change of an instance. `of` is its pool and name. `done` is False if the instance does not exist."""
     pool, instance = of
     if not done:
         return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")

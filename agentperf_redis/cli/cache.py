@@ -1,6 +1,6 @@
 """`agentperf cache ...`: show the caches of a namespace, invalidate entries, and drop a cache.
 
-No command here changes the settings of a cache that stays.
+`cache drop` deletes the settings of its cache. No other command here changes settings.
 """
 
 from __future__ import annotations

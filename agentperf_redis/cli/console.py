@@ -61,11 +61,11 @@ _ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U001
 # Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
 # terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
 class _Console(Console):
-    """A console that lets the commands handle a closed pipe: rich would end the process with exit code 1."""
+    """A console that lets the commands handle a closed pipe. By default, rich ends the process with exit code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
-        self._buffer.clear()  # else the next output would begin with it
-        raise  # noqa: PLE0704  rich calls this while it handles the BrokenPipeError
+        self._buffer.clear()  # otherwise the next output would begin with this text
+        raise  # noqa: PLE0704  rich calls this method in its `except BrokenPipeError`
 
 
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
@@ -97,11 +97,11 @@ class Target:
         """Make the client, if a server listens at the address.
 
         Args:
-            patient: whether to make the client without a server too, for commands that wait until a server is there.
+            patient: whether to make the client even if no server listens; for commands that wait for a server.
 
         Raises:
-            BackendUnavailable: nothing listens at the address; or the URL names an embedded server that is not running,
-                which only `agentperf up` starts.
+            BackendUnavailable: nothing listens at the address; or the URL names an embedded server that is not running.
+                Only `agentperf up` starts an embedded server.
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
@@ -118,17 +118,17 @@ class Target:
         return perf
 
     def nothing(self, text: str) -> None:
-        """Report on stderr that there is nothing to show, and name other namespaces if this one is empty."""
+        """Print on stderr that there is nothing to show. If this namespace is empty, name the namespaces in use."""
         err.print(text)
         self.hint()
 
     def hint(self) -> None:
-        """If the namespace is empty, name the namespaces of the server that are not."""
+        """If this namespace is empty, print the names of the namespaces that are in use on the server."""
         try:
             with self.connect() as perf:
                 found = namespaces.others(perf.backend)
                 namespace = perf.backend.namespace
-        except AgentPerfError:  # for example, the user may not run SCAN; the command has reported what it found
+        except AgentPerfError:  # for example, the user may not run SCAN; the result was already printed
             return
         if found is None or not found.names:
             return
@@ -194,7 +194,7 @@ def _reported(work: Callable[[], Exit | None]) -> Exit:
 
 
 def _discard_stdout() -> None:
-    """Send the rest of the output nowhere, so that the flush at the exit of the interpreter does not fail."""
+    """Discard the rest of the output, so that the flush does not fail when the interpreter exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -259,7 +259,7 @@ def print_json(kind: str, data: Mapping[str, Any]) -> None:
 
 
 def print_json_line(kind: str, data: Mapping[str, Any]) -> None:
-    """Print data as one line of JSON, with fields for its kind and version. Commands that follow print many lines."""
+    """Print data as one line of JSON, with fields for its kind and version. For commands that print many lines."""
     out.file.write(json.dumps(_document(kind, data), ensure_ascii=False) + "\n")
     out.file.flush()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.cli.console import Exit, NotFound, Target, WrongUsage, err, out, print_json, quoted
 from agentperf_redis.cli.extras import failed, needs_extra
 from agentperf_redis.cli.times import parsed_window
@@ -31,7 +31,7 @@ _MAX_EXECUTIONS = 1000
 
 
 def grafana(output: Path | None, *, as_json: bool) -> Exit:
-    """Write a dashboard. With `as_json`, it is a field of a document, as in the other commands."""
+    """Write a dashboard. With `as_json`, print a JSON document that has the dashboard as a field."""
     with needs_extra("grafana"):
         from agentperf_redis.export.grafana import dashboard
     text = dashboard()
@@ -45,7 +45,7 @@ def grafana(output: Path | None, *, as_json: bool) -> Exit:
 
 
 def prometheus_rules(file: Path, output: Path | None, *, as_json: bool) -> Exit:
-    """Write alerting rules for Prometheus, and report the rules that it cannot express."""
+    """Write the rules of a file as alerting rules for Prometheus. Report the rules that Prometheus cannot express."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -117,7 +117,7 @@ def _executions(perf: AgentPerf, names: list[str] | None, window: str | None) ->
 
 
 def _refuse_output(output: Path | None) -> None:
-    """Refuse --output beside --json, which prints a document to stdout."""
+    """Refuse --output together with --json, because --json prints to stdout."""
     if output is not None:
         raise WrongUsage("--output does not go with --json, which prints to stdout")
 

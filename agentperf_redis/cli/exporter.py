@@ -1,4 +1,4 @@
-"""`agentperf exporter`: serves `/metrics` for Prometheus, or sends OTLP, until it is ended."""
+"""`agentperf exporter`: serves `/metrics` for Prometheus, sends OTLP, or does both, until it is stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_EVERY_S = 3600.0
 
 
 def exporter(target: Target, host: str, port: int | None, otlp: str | None, every: str, *, as_json: bool) -> Exit:
-    """Export until SIGTERM. Both forms may run in one process."""
+    """Export until SIGTERM. One process may serve `/metrics` and send OTLP."""
     if otlp is None and port is None:
         port = DEFAULT_PORT
     stopped = threading.Event()
@@ -45,19 +45,19 @@ def exporter(target: Target, host: str, port: int | None, otlp: str | None, ever
 
 
 class Faults:
-    """Reports each fault of a part once, and its end, on stderr."""
+    """Reports on stderr when the export of a part begins to fail, and when it works again. Reports each only once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._present: dict[str, str] = {}
 
     def note(self, reading: Reading) -> None:
-        """Report what has changed since the last reading."""
+        """Report each part whose export began to fail, or works again, since the last reading."""
         for part in reading.took:
             self.changed(part, reading.errors.get(part))
 
     def changed(self, part: str, error: AgentPerfError | str | None) -> None:
-        """Report the fault of a part, or its end (None), unless it is known."""
+        """Note that the export of a part failed with this error, or worked (None). Report only a change."""
         with self._lock:
             before, now = self._present.get(part), None if error is None else str(error)
             if now is None:
@@ -92,14 +92,14 @@ def _serving(perf: AgentPerf, host: str, port: int, faults: Faults) -> Iterator[
 
 @contextlib.contextmanager
 def _sending(perf: AgentPerf, otlp: str, every: str, faults: Faults) -> Iterator[str]:
-    """Send on a thread. Yields the masked URL."""
+    """Send OTLP on a thread while the block runs. Yields the URL without its secrets."""
     interval = window_seconds(every, "--every")
     if interval > MAX_EVERY_S:
         raise InvalidArgument("--every", every, "one second to one hour")
     with needs_extra("otel"):
         from agentperf_redis.export.otlp import Pusher, endpoint, masked
     url = endpoint("--otlp", otlp)
-    # `Faults` reports a failure once. The SDK would log a line for each attempt.
+    # `Faults` reports a failure once. At its usual level, the SDK would log a line for each attempt.
     logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
     pusher = Pusher(perf, url, interval, faults.note, lambda error: faults.changed("metrics by OTLP", error))
     pusher.start()

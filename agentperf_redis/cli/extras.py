@@ -1,4 +1,4 @@
-"""Commands that need the packages of another extra than ``cli``."""
+"""Helpers for commands that need the packages of an extra other than ``cli``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def failed(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Report a package that an import in the block did not find, with the command that installs it."""
+    """If an import in the block does not find a package, end the command and report how to install the package."""
     try:
         yield
     except ModuleNotFoundError as error:

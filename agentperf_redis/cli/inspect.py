@@ -27,8 +27,8 @@ class Content:
         type: its type, as the command TYPE reports it.
         ttl_s: seconds until it expires; None if it does not.
         size: the number of its fields or members; None for a string.
-        items: the first of them with their values; for a string one item without a name.
-        complete: whether `items` holds all.
+        items: the first fields or members with their values; for a string, one item without a name.
+        complete: whether `items` has all fields or members; for a string, whether it has the whole text.
     """
 
     type: str
@@ -41,7 +41,7 @@ class Content:
 def inspect(target: Target, key: str, limit: int) -> Exit:
     """Print the kind of a key, its content, the meaning of its fields, and its TTL."""
     meaning = known(key)
-    # A connection makes the key `meta` of its namespace, so it uses the namespace of the key.
+    # Connecting to a namespace creates its key `meta`. So the connection uses the namespace of the inspected key.
     place = target if meaning is None else replace(target, namespace=meaning.namespace)
     with place.connect() as perf:
         content = _read(perf, key, limit)
@@ -108,7 +108,7 @@ def _plain(key: str, meaning: Known | None, content: Content) -> dict[str, Any]:
 
 
 def _read(perf: AgentPerf, key: str, limit: int) -> Content | None:
-    """Read a key of any type with commands that only read; None if there is no such key."""
+    """Read a key of any type, and change nothing. Return None if the key does not exist."""
 
     def run(name: str, *args: str) -> Reply:
         return perf.backend.run(Command(name, (key,), args, lambda reply: reply))
@@ -137,7 +137,7 @@ Run = Callable[..., Reply]
 
 
 def _hash(run: Run, limit: int) -> list[tuple[str, str]]:
-    """Read at least `limit` fields page by page: a hash may have more fields than one reply should hold."""
+    """Read fields page by page until there are `limit` or no more: one reply with all fields could be too large."""
     found: dict[str, str] = {}
     cursor = "0"
     while True:

@@ -27,39 +27,39 @@ def plain(value: float) -> str:
 
 
 def at_ms(value: float) -> str:
-    """Return a time that is stored in ms since 1970."""
+    """Return the text for a time that is stored in ms since 1970."""
     return _time(value / 1e3)
 
 
 def at_ms_or_unknown(value: float) -> str:
-    """Return a time in ms since 1970; 0 is an unknown one."""
+    """Return the text for a time that is stored in ms since 1970; 0 stands for an unknown time."""
     return at_ms(value) if value else "at an unknown time"
 
 
 def at_us(value: float) -> str:
-    """Return a time that is stored in us since 1970."""
+    """Return the text for a time that is stored in us since 1970."""
     return _time(value / 1e6)
 
 
 def at_clock(value: float) -> str:
-    """Return a time that is stored as a reading of a cache's clock."""
+    """Return the text for a time that is stored as a reading of a cache's clock."""
     return _time(value / CLOCK_PER_S)
 
 
 def access(value: float) -> str:
-    """Return the last access and the frequency of an entry, which its score packs into one number."""
+    """Return the text for an entry's score, a number that packs the last access and the frequency of the entry."""
     clock, frequency = unpack_score(value)
     return f"{at_clock(clock)}, frequency {frequency}"
 
 
 def hits_and_bytes(value: float) -> str:
-    """Return the hits and the size of an entry, which its field packs into one number."""
+    """Return the text for a number that packs the hits and the size of an entry."""
     hits, size = unpack_size(value)
     return f"{hits} hits, {size} bytes"
 
 
 def length_ms(value: float) -> str:
-    """Return a length of time that is stored in ms."""
+    """Return the text for a length of time that is stored in ms."""
     return f"{value / 1e3:g} s"
 
 
@@ -71,9 +71,9 @@ class Meaning:
     """The meaning of some fields or members of a key.
 
     Attributes:
-        pattern: matches their names as a whole.
+        pattern: a regular expression that matches the whole name of such a field or member.
         text: the meaning; ``{0}`` is the first group of the pattern, percent-decoded.
-        shown: how the number is shown, if the value is a number; None shows the value as it is.
+        shown: returns the text for a value that is a number; None shows each value as it is.
         is_secret: whether the value is hidden.
     """
 
@@ -93,11 +93,11 @@ class Kind:
     """A kind of keys.
 
     Attributes:
-        service: the service in the hash tag, a pattern; empty for keys without a hash tag.
-        part: the rest of the key, a pattern.
+        service: a pattern for the service in the hash tag; empty for keys without a hash tag.
+        part: a pattern for the rest of the key.
         type: the type of the value, as the command TYPE reports it.
         holds: the content in words; ``{0}`` is the resource, ``{1}`` and so on are the groups of `part`.
-        meanings: the meanings of fields and members; the first match counts.
+        meanings: the meanings of fields and members; the first one whose pattern matches applies.
     """
 
     service: str
@@ -112,9 +112,9 @@ class Known:
     """The facts that the name of a key contains.
 
     Attributes:
-        kind: its kind.
-        namespace: its namespace.
-        service: its service, empty for keys of the whole namespace.
+        kind: kind of the key.
+        namespace: namespace of the key.
+        service: service of the key; empty for keys of the whole namespace.
         resource: the pool, the cache or the shard of the metrics; empty for keys of the whole namespace.
         holds: the content in words.
     """
@@ -126,12 +126,12 @@ class Known:
     holds: str
 
     def hides(self, name: str) -> bool:
-        """Return whether the value of a field is hidden, because it may hold a secret."""
+        """Return whether to hide the value of a field, because the value may contain a secret."""
         found = next((each for each in self.kind.meanings if each.of(name) is not None), None)
         return found is not None and found.is_secret
 
     def meaning(self, name: str, value: str) -> tuple[str, str]:
-        """Return the meaning of a field or member, and its value in words. Both are empty if they are unknown."""
+        """Return the meaning of a field or member, and its value in words. Each is empty if it is unknown."""
         for each in self.kind.meanings:
             text = each.of(name)
             if text is not None:

@@ -1,7 +1,7 @@
 """Finds out at once that nothing listens at an address.
 
 The library retries a refused connection until its deadline, because a server may be restarting. A person who gave the
-wrong address should not wait for that.
+wrong address should not have to wait so long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_ATTEMPT_S = 1.0
 
 
 def check(address: Address, timeout_s: float, *, defaulted: bool = False) -> None:
-    """Connect once to each node until one does not refuse the connection.
+    """Try each node once, up to the first one that does not refuse the connection.
 
     Args:
         address: the address of the server.
@@ -27,7 +27,8 @@ def check(address: Address, timeout_s: float, *, defaulted: bool = False) -> Non
         defaulted: whether the address is the default address; see `Connector`.
 
     Raises:
-        BackendUnavailable: each node refuses connections, has an unknown host name or is a socket that does not exist.
+        BackendUnavailable: every node refuses the connection, has an unknown host name, or is a Unix socket that does
+            not exist.
     """
     refused = []
     for name, target in _targets(address):

@@ -208,7 +208,7 @@ def rank(target: Target, by: RankBy, window: str | None, as_of: str | None, min_
 
 @dataclass(frozen=True, slots=True)
 class OtherSide:
-    """The other side of a comparison: an agent, and its window and the end of the window where they differ."""
+    """The other side of a comparison: an agent, a window and the end of the window, each None if it was not given."""
 
     agent: str | None
     window: str | None

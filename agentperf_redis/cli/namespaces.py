@@ -1,4 +1,4 @@
-"""Finds the namespaces of a server that are in use, for a user who gave a wrong one.
+"""Finds the namespaces in use on a server, for a user who gave a wrong namespace.
 
 No index lists all namespaces, because a user's rights may end at its own namespace. So the search reads the names of
 keys, within the bounds of `Scan`.
@@ -53,9 +53,10 @@ def others(backend: Backend) -> Found | None:
 
 
 def _in_use(namespace: str) -> Command[bool]:
-    """Whether something is stored: the first use of a pool, of a cache and of the metrics makes the list of resources.
+    """Ask whether anything is stored in a namespace.
 
-    The key `meta` is no sign: reading a namespace makes it.
+    The first use of a pool, a cache or the metrics creates the list of resources. So this list shows whether anything
+    is stored. The key `meta` does not show it, because even reading a namespace creates this key.
     """
     where = keys.resources(namespace)
     return Command("ZCARD", (where,), (), lambda reply: _count(where, reply) > 0)

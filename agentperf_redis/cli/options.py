@@ -56,7 +56,7 @@ AsOf = Annotated[
 
 
 def group(help_: str) -> typer.Typer:
-    """Make a group of commands. The options of a server may stand before its commands too."""
+    """Make a group of commands. The options that name a server may also stand before the name of a command."""
     made = typer.Typer(help=help_, no_args_is_help=True, rich_markup_mode=None)
     made.callback()(_before_command)
     return made
@@ -68,11 +68,11 @@ def _before_command(
     timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
-    """Accept the options of a server before a command. `outer_option` reads them."""
+    """Accept the options that name a server before a command. `outer_option` reads them."""
 
 
 def outer_option(context: typer.Context, name: str) -> Any:
-    """Return the value of an option that was given before the command, the nearest one; None if there is none."""
+    """Return the value that an option has before the command; of several, the nearest one. None if there is none."""
     outer: Any = context.parent
     while outer is not None:
         if outer.params.get(name):
@@ -111,7 +111,7 @@ _CONTEXT = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context
 
 
 def on_server(body: Callable[..., Exit | None]) -> Callable[..., None]:
-    """Turn a function of a `Target` into a command that also has --url, --namespace, --timeout and --json.
+    """Turn a function that takes a `Target` first into a command with --url, --namespace, --timeout and --json.
 
     Each of these options may also stand before the command. The value after the command wins.
     """

@@ -38,7 +38,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of numbers. A column without `needed` is left out where the terminal is too narrow."""
+    """A column of numbers. If the terminal is too narrow, columns that are not `needed` are left out."""
 
     head: str
     cell: Callable[[Any], str]
@@ -53,9 +53,9 @@ class _Rows:
         kind: "agent", "cache" or "pool".
         name: name of the agent, cache or pool.
         rows: the rows.
-        columns: their columns.
-        bar: the figure that the bars show, and its value in a row.
-        plain: the fields of a row in JSON, except its interval.
+        columns: columns of the table.
+        bar: name of the figure that the bars show, and a function that returns the figure of a row.
+        plain: returns the JSON fields of a row, except its interval.
         fields: further fields of the JSON document.
     """
 
@@ -101,7 +101,7 @@ def series(
 
 
 def _parsed(length: str) -> str | int:
-    """Return a length of time for the API, which takes seconds as a number."""
+    """Convert a length of time for the API: a text that is a whole number becomes an int of seconds."""
     return int(length) if length.isascii() and length.isdigit() else length
 
 
@@ -211,7 +211,7 @@ def _plain_row(row: SeriesRow) -> dict[str, Any]:
 
 
 def _print(found: _Rows, window: str, step: str) -> None:
-    """Print a table: as many columns as the terminal is wide enough for, and bars if there is room for them."""
+    """Print a table with as many columns as fit into the terminal. If there is room left, add bars."""
     label, value = found.bar
     times = _times([each.interval for each in found.rows])
     cells = [(column, [column.cell(each) for each in found.rows]) for column in found.columns]
@@ -249,7 +249,7 @@ def _times(intervals: Sequence[Interval]) -> list[str]:
 
 
 def _bar(value: float, largest: float) -> str:
-    """Return a bar of up to ten cells, to an eighth of a cell; any value above zero is visible."""
+    """Return a bar of up to ten cells, rounded to an eighth of a cell. Any value above zero is visible."""
     if value <= 0:
         return ""
     eighths = max(1, round(value / largest * _BAR_CELLS * 8))

@@ -49,9 +49,10 @@ class Overview:
         namespace: the namespace.
         window: the window as the user gave it.
         as_of: the end of the window as the user gave it.
-        agents: the agents with executions in the window, those with the largest share of failures first.
-        idle: the agents without executions in the window, the one seen last first; empty without a window.
-        caches: the caches; empty for a past window, since they have no history here.
+        agents: the agents with records in the window, those with the largest share of failures first.
+        idle: the agents without records in the window, the most recently seen first; empty without a window and for a
+            past window.
+        caches: the caches; empty for a past window, since this command reads no history of caches.
         pools: the pools; empty for a past window.
     """
 
@@ -81,7 +82,7 @@ class Overview:
 
 
 def status(target: Target, window: str | None, as_of: str | None, every: float | None) -> Exit:
-    """Print agents, caches and pools of a namespace; with `every`, again after that many seconds, until interrupted."""
+    """Print agents, caches and pools of a namespace. If `every` is given, repeat this every `every` seconds."""
     end = asked_end(as_of, window)
     with target.connect() as perf:
         first = _read(perf, window, as_of, end)
@@ -120,7 +121,7 @@ def _read(perf: AgentPerf, window: str | None, as_of: str | None, end: datetime 
 
 
 def _watch(target: Target, first: Overview, read: Callable[[], Overview], every: float) -> None:
-    """Show one reading after another. An outage of the server is reported once, and ends nothing."""
+    """Show one reading after another. An outage of the server is reported once, and the loop goes on."""
     with _display(target) as show:
         show(first, "")
         fault = ""
@@ -139,7 +140,7 @@ def _watch(target: Target, first: Overview, read: Callable[[], Overview], every:
 
 @contextlib.contextmanager
 def _display(target: Target) -> Iterator[Callable[[Overview | None, str], None]]:
-    """Yield a function that shows a reading or a fault: in place on a terminal, else one after another."""
+    """Yield a function that shows a reading or a fault. A terminal shows only the latest; a file or pipe gets all."""
     if target.as_json or not out.is_terminal:
 
         def append(overview: Overview | None, fault: str) -> None:

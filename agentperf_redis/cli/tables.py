@@ -62,6 +62,6 @@ def _widths(column: Column) -> list[int]:
 
 
 def _number_width(column: Column) -> int:
-    """Return the width that shows each number, and each word of the title, on one line."""
+    """Return the smallest width at which no number is broken, nor any word of the title."""
     words = str(column.header).split() or [""]
     return max(cell_len(each) for each in (*words, *map(str, column.cells)))

@@ -39,7 +39,7 @@ def asked_end(text: str | None, window: str | None, option: str = "--as-of") -> 
     """Convert the end of a window from the command line.
 
     Raises:
-        InvalidArgument: the text is none of the allowed forms.
+        InvalidArgument: the text has none of the allowed forms.
         WrongUsage: there is no window.
     """
     if text is None:

@@ -226,8 +226,8 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
         The key as bytes; hash it if it may be long.
 
     Raises:
-        InvalidArgument: an item cannot be part of a key, such as an object of an unregistered class that equals only
-            itself.
+        InvalidArgument: an item cannot be part of a key. An example is an object that equals only itself and whose
+            class is not registered.
     """
     return _Shaper(registry, _KEY_BUDGET, canonical=True).pack(value)
 
@@ -288,8 +288,8 @@ class _Shaper:
         except MemoryError:
             raise
         except Exception as error:
-            # There are three causes. The stack was nearly used up before this call, another thread changed the value at
-            # the same time, or the user's code raised an error, such as a tzinfo or a property.
+            # There are three possible causes: the stack was nearly full before this call, another thread changed the
+            # value at the same time, or code of the user raised an error. Examples are a tzinfo and a property.
             allowed = f"a value that can be traversed; this raised {type(error).__name__}: {shown(str(error))}"
             raise InvalidArgument("value", value, allowed) from error
         return packed
@@ -337,7 +337,7 @@ class _Shaper:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             shaped = _shape_numpy(value, kind, self._max_bytes)
-            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # an array's lengths are one more container
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the list of lengths is one more container
                 raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
             return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -436,7 +436,7 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _shape_numpy(value: Any, kind: type, max_bytes: int) -> Any:
-    """Convert a numpy array or scalar for msgpack. Such a value can exist only after numpy was imported."""
+    """Convert a numpy array or scalar for msgpack. Such a value exists only if numpy is imported."""
     numpy: Any = sys.modules["numpy"]
     if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
         raise InvalidArgument("value", value, f"{_ALLOWED}; not numpy.{kind.__qualname__}")

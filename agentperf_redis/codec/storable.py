@@ -134,7 +134,7 @@ def member_state(member: Enum) -> Any:
     cls = type(member)
     if not isinstance(member, Flag) and cls.__members__.get(member.name) is member:
         return member.name
-    # Only its value identifies a combination of flags, or a member that `_missing_` created.
+    # A combination of flags, or a member that `_missing_` created, is identified only by its value.
     try:
         found: object = cls(member.value)
     except (TypeError, ValueError):

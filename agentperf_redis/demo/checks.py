@@ -30,8 +30,7 @@ class Evidence:
         accounts: journals of all workers.
         failed: exit code and last log lines of each worker that failed.
         victim: journal of the worker chosen to be killed; None if none was chosen.
-        killed_at: time of the monotonic clock at which the victim was stopped for the kill, s; None if it was not
-            killed.
+        killed_at: when the victim was stopped for the kill, in s of the monotonic clock; None if it was not killed.
         casualty: the killed worker; None if none was killed.
         left: agent type of each remaining lease.
         pools: all pools, read before the leases for `regained` were taken.
@@ -65,7 +64,7 @@ class Evidence:
 
     @property
     def served(self) -> int:
-        """Number of uses of a result that needed no computation."""
+        """Number of times that a worker used a result and did not compute it."""
         return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
 
 

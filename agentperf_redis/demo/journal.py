@@ -69,7 +69,7 @@ class Account:
         path: the file.
         process: the library's name for the process; empty until its hello line is read.
         began: number of computations begun, by key.
-        spent: duration of the latest computation, s, by key.
+        spent: duration in s of the latest computation, by key.
         used: number of uses of a result, by key.
         steps: (time, agent) of each step; the time is in s by the machine's monotonic clock.
         instances: number of steps, by instance.

@@ -57,7 +57,7 @@ class Report:
         computed: computations done by all workers.
         distinct: number of distinct computations among `computed`.
         served: number of results that came from a cache.
-        checks: every promise.
+        checks: every promise with its result.
         namespace: prefix of all keys.
     """
 

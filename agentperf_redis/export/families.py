@@ -50,7 +50,7 @@ class Durations:
     Attributes:
         sum_us: sum of the durations, us.
         zeros: number of durations of 0 us.
-        buckets: number of the others by bucket, see `agentperf_redis.metrics.histogram`.
+        buckets: number of the other durations, by bucket; see `agentperf_redis.metrics.histogram`.
         min_us: shortest duration, us.
         max_us: longest duration, us.
     """
@@ -196,7 +196,7 @@ _MEASURES = ("n", "tok_in", "tok_out", "cost_nano", "tok_cached_in", "tok_cache_
 
 
 def _add_usage(found: dict[Family, Samples], agent: str, counters: Counters) -> None:
-    """Add the usage of each model, and the rest of the agent's usage under an empty name: its models are unknown."""
+    """Add the usage of each model. The rest of the agent's usage has no known model; add it under an empty name."""
     counts, models = counters.counts, dict(counters.models)
     rest = {
         measure: counts.get(_OF_AGENT.get(measure, measure), 0) - sum(each.get(measure, 0) for each in models.values())

@@ -1,7 +1,8 @@
 """Conversions of stored buckets: classic and native histograms of Prometheus, exponential histograms of OpenTelemetry.
 
-All of them are exact. OpenTelemetry has the same buckets. Prometheus numbers them by their upper bound, so its index is
-one larger. The bounds of classic buckets are powers of two, which are bounds of stored buckets too.
+All conversions are exact. OpenTelemetry has the same buckets with the same indexes. Prometheus numbers a bucket by its
+upper bound, so an index in Prometheus is one larger. The bounds of classic buckets are powers of two. All of these are
+bounds of stored buckets too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BOUNDS = tuple(2.0**exponent for exponent in range(FIRST_EXPONENT, LAST_EXPONENT
 
 
 def cumulative(buckets: Mapping[int, int], zeros: int) -> list[int]:
-    """Return the number of durations up to each bound of `BOUNDS`, and last the number of all."""
+    """Return the number of durations up to each bound of `BOUNDS`, followed by the number of all durations."""
     counts = [0] * (len(BOUNDS) + 1)
     counts[0] = zeros
     last = len(BOUNDS)
@@ -29,11 +30,12 @@ def cumulative(buckets: Mapping[int, int], zeros: int) -> list[int]:
 
 
 def spans_and_deltas(buckets: Mapping[int, int]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Return the buckets as a native histogram has them.
+    """Return the buckets in the form of a native histogram.
 
     Returns:
-        The spans of adjacent buckets: (index of the first one for the first span, number of empty buckets before it for
-        the others; number of buckets). Then the counts, the first one absolute, the others relative to the one before.
+        The spans and the counts. A span is a run of adjacent buckets: (offset, number of buckets). The offset of the
+        first span is the index of its first bucket. The offset of any other span is the number of empty buckets before
+        the span. The first count is absolute. Any other count is the difference from the count before.
     """
     spans: list[tuple[int, int]] = []
     deltas: list[int] = []
@@ -50,7 +52,7 @@ def spans_and_deltas(buckets: Mapping[int, int]) -> tuple[list[tuple[int, int]],
 
 
 def dense(buckets: Mapping[int, int]) -> tuple[int, list[int]]:
-    """Return the index of the first bucket, and the counts from it to the last one, empty buckets included."""
+    """Return the index of the first bucket, and all counts from it to the last bucket, empty buckets included."""
     if not buckets:
         return 0, []
     first = min(buckets)

@@ -1,8 +1,8 @@
 """The names of the exported metrics in OpenTelemetry: one table.
 
-Names that begin with ``gen_ai`` are those of the semantic conventions for generative AI, which are in development:
-https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-ai), as of July 2026. A later name is changed
-here only. The conventions have no names for the others.
+Names that begin with ``gen_ai`` come from the semantic conventions for generative AI, as of July 2026:
+https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-ai). These conventions are in development. If
+they change a name, only this table must change. They have no names for the other metrics.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Name:
         name: the name.
         unit: its unit, in UCUM.
         fixed: attributes that all its points have.
-        without: labels that are no attributes, because the name contains their value.
+        without: labels that do not become attributes, because the name contains their value.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Name:
     without: tuple[str, ...] = ()
 
     def attributes(self, labels: tuple[str, ...], label_values: tuple[str, ...]) -> dict[str, str]:
-        """Return the attributes of a point. An empty label value, such as of an unknown model, is no attribute."""
+        """Return the attributes of a point. A label with an empty value (an unknown model) is left out."""
         own = {
             ATTRIBUTES.get(label, f"agentperf.{label}"): value
             for label, value in zip(labels, label_values, strict=True)
@@ -47,7 +47,8 @@ class Names:
     """The names of a family's samples.
 
     Attributes:
-        by_type: the name by the value of the last label, ``type``; a family without it has only one name, under "".
+        by_type: the name for each value of the last label, ``type``. A family without this label has only one name,
+            under the key "".
     """
 
     by_type: dict[str, Name] = field(default_factory=dict)
@@ -68,7 +69,7 @@ def _tokens(name: str) -> Name:
 
 
 def _own(family: Family) -> Names:
-    """Return the name of a family that the conventions do not have, such as ``agentperf.cache.bytes``."""
+    """Return the name of a family for which the conventions have none, such as ``agentperf.cache.bytes``."""
     _, subject, rest = family.name.split("_", 2)
     unit = {"seconds": "s", "bytes": "By"}.get(family.unit, "1")
     return Names({"": Name(f"agentperf.{subject}.{rest}", unit)})

@@ -39,7 +39,7 @@ _UNSET_NS = 0
 
 
 def endpoint(argument: str, url: str) -> str:
-    """Check the URL of a collector. Without a path, it gets the path of OTLP over HTTP.
+    """Check and return the URL of a collector. A URL without a path gets the path of OTLP over HTTP.
 
     Raises:
         InvalidArgument: for anything but a URL with http or https and a host.
@@ -65,7 +65,7 @@ def metrics_data(reading: Reading, now_ns: int) -> sdk.MetricsData:
 
     Args:
         reading: the reading.
-        now_ns: its time, ns since 1970.
+        now_ns: time of the reading, ns since 1970.
     """
     starts = {
         agent: counters.counts["first_ms"] * 1_000_000
@@ -85,7 +85,7 @@ def metrics_data(reading: Reading, now_ns: int) -> sdk.MetricsData:
 
 
 def _metrics(family: Family, samples: Samples, starts: dict[str, int], now_ns: int) -> Iterator[sdk.Metric]:
-    """Yield a family as metrics: one for each name that the table of names gives to its samples."""
+    """Yield one metric for each name that the table of names gives to samples of the family."""
     by_name: dict[Name, Samples] = {}
     for labels, value in samples:
         by_name.setdefault(NAMES[family].of(labels), []).append((labels, value))
@@ -151,7 +151,7 @@ class Pusher:
             variables ``OTEL_EXPORTER_OTLP_*``.
         every: seconds between two requests.
         on_read: is called with each reading.
-        on_sent: is called after each request with None or the error.
+        on_sent: is called after each request: with None, or with the error if the request failed.
     """
 
     def __init__(

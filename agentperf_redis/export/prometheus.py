@@ -35,12 +35,12 @@ _CLIENT_TIMEOUT_S = 30.0
 class Collector:
     """The metrics of a namespace, for a registry of prometheus_client: ``REGISTRY.register(Collector(perf))``.
 
-    It reads the server at each scrape. One process per namespace should have it, because all would report the same
-    totals.
+    It reads the server at each scrape. Register it in only one process per namespace, because every process would
+    report the same totals.
 
     Args:
         perf: the server and the namespace.
-        native: whether histograms are native; prometheus_client can write these in OpenMetrics 2.0 only.
+        native: whether histograms are native; prometheus_client can write native histograms only in OpenMetrics 2.0.
     """
 
     def __init__(self, perf: AgentPerf, *, native: bool = False) -> None:
@@ -48,7 +48,7 @@ class Collector:
         self._native = native
 
     def describe(self) -> Iterator[Metric]:
-        """Yield all families without samples. The registry calls this instead of `collect` when it registers."""
+        """Yield all families without samples. A registry calls this instead of `collect` in `register`."""
         for family in FAMILIES:
             yield _metric(family, [], native=self._native)
 
@@ -111,7 +111,7 @@ class Exporter:
     """A WSGI application with one page, `/metrics`.
 
     While the server is unreachable, the page contains ``agentperf_up 0`` and no metrics of agents, caches and pools. So
-    an absent server differs from an absent exporter, and no counter moves backwards.
+    Prometheus can distinguish an unreachable server from an absent exporter, and no counter moves backwards.
 
     Args:
         perf: the server and the namespace.

@@ -1,8 +1,8 @@
 """Alerting rules for Prometheus from a rules file of `agentperf alerts`, over the metrics of the Prometheus exporter.
 
-Prometheus then evaluates the rules, for teams that have Alertmanager anyway. It knows less than the evaluation by this
-library: percentiles come from buckets whose bounds are powers of two, and an estimate near the threshold may change the
-state. A rule that would mean something else is left out, with the reason.
+This is for teams that already use Alertmanager: Prometheus evaluates the rules instead of this library. Its evaluation
+is less exact. Percentiles come from buckets whose bounds are powers of two, and an estimate near the threshold may
+change the state of an alert. A rule that would mean something else in Prometheus is left out; the reason is reported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LeftOut:
     """A rule that Prometheus cannot express.
 
     Attributes:
-        rule: its name.
-        reason: why, as a sentence.
+        rule: name of the rule.
+        reason: why Prometheus cannot express the rule, as a sentence.
     """
 
     rule: str
@@ -37,11 +37,11 @@ class LeftOut:
 
 
 class _Inexpressible(Exception):
-    """The text of this exception is the reason."""
+    """PromQL cannot express a rule. The text of this exception is the reason."""
 
 
 def rules_file(rules: RuleSet) -> tuple[str, tuple[LeftOut, ...]]:
-    """Return the rules as a YAML file for `rule_files` of Prometheus, and the rules that it leaves out."""
+    """Return the rules as a YAML file for `rule_files` of Prometheus, and the rules that this file lacks."""
     groups: dict[int, list[str]] = {}
     left_out: list[LeftOut] = []
     for rule in rules.rules:
@@ -78,7 +78,7 @@ def expression(rule: Rule) -> str:
     """Return the PromQL expression of a rule.
 
     Raises:
-        _Inexpressible: PromQL cannot express it over the exported metrics.
+        _Inexpressible: PromQL cannot express the rule over the exported metrics.
     """
     if rule.window < MIN_WINDOW_S and rule.scope is not Scope.POOL:
         raise _Inexpressible(
@@ -112,7 +112,7 @@ _EVENTS = {Scope.AGENTS: families.EXECUTIONS, Scope.CACHE: families.CACHE_REQUES
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The targets of a rule: a label and a glob of its values."""
+    """The targets of a rule: a label, and a glob that the values of the label must match."""
 
     label: str
     pattern: str
@@ -127,16 +127,16 @@ class _Chosen:
         return f"{name}{{{self.matcher}{',' if where else ''}{where}}}"
 
     def summed(self, function: str, family: Family, window: str, where: str = "") -> str:
-        """Return the sum over a counter's other labels of its rate or increase."""
+        """Return the rate or the increase of a counter, summed over its other labels."""
         return f"sum by ({self.label}) ({function}({self.selected(exposed_name(family), where)}[{window}]))"
 
     def total(self, family: Family, where: str = "") -> str:
-        """Return the sum of a gauge over its other labels."""
+        """Return a gauge, summed over its other labels."""
         return f"sum by ({self.label}) ({self.selected(family.name, where)})"
 
 
 def regex_of(pattern: str) -> str:
-    """Convert a glob to a regular expression of Prometheus (RE2), which always matches the whole value."""
+    """Convert a glob to a regular expression for Prometheus (RE2). Prometheus matches it against the whole value."""
     found, at = "", 0
     while at < len(pattern):
         character = pattern[at]

@@ -28,8 +28,8 @@ class Reading:
         agents: all-time counters by agent.
         caches: statistics of all caches.
         pools: status of all pools.
-        took: duration of the read of each part, s: ``agents``, ``caches``, ``pools``. A part that was not tried
-            because the server was unreachable is missing.
+        took: how long the read of each part took, s. The parts are ``agents``, ``caches`` and ``pools``. A part is
+            missing if it was not tried, because the server was unreachable.
         errors: the error of each part that could not be read.
     """
 
@@ -50,8 +50,8 @@ class Reading:
 def read(perf: AgentPerf) -> Reading:
     """Read the namespace.
 
-    It raises no error of the library: a part that cannot be read does not hide the others, and after the first sign
-    that the server is unreachable, no further part is tried.
+    Raises no error of the library. A part that cannot be read does not hide the others. After the first sign that the
+    server is unreachable, no further part is tried.
     """
     took: dict[str, float] = {}
     errors: dict[str, AgentPerfError] = {}
@@ -69,7 +69,7 @@ def read(perf: AgentPerf) -> Reading:
             took[name] = time.perf_counter() - began
 
     backend = perf.backend
-    flusher = perf.metrics._flusher  # noqa: SLF001  the read is no part of the public API: it returns stored counters
+    flusher = perf.metrics._flusher  # noqa: SLF001  reading stored counters is not part of the public API
     return Reading(
         namespace=backend.namespace,
         version=_version(),

@@ -22,7 +22,7 @@ EXECUTION_FIELDS = ("agent", "ended", "seconds", "outcome", "error")
 
 
 def of_agent(agent: PerformanceMetrics) -> Record:
-    """Return the fields of an agent. `start` and `end` of the time range are s since 1970; durations are in s."""
+    """Return the fields of an agent. `start` and `end` of the time range are in s since 1970. Durations are in s."""
     values = (
         *(agent.agent_name, agent.interval.start, agent.interval.end),
         *(agent.task_count, agent.success_count, agent.failure_count, agent.cancelled_count),
@@ -39,7 +39,7 @@ def of_agent(agent: PerformanceMetrics) -> Record:
 
 
 def of_execution(agent: str, execution: Execution) -> Record:
-    """Return the fields of an execution; `ended` has the zone of this machine."""
+    """Return the fields of an execution; `ended` is in the time zone of this machine."""
     outcome = "success" if execution.success else "cancelled" if execution.cancelled else "failure"
     values = (agent, execution.ended.astimezone().isoformat(), execution.seconds, outcome, execution.error_type)
     return dict(zip(EXECUTION_FIELDS, values, strict=True))

@@ -256,7 +256,7 @@ class Buffer:
         accumulator also keeps its slowest raw samples. All series together keep at most `MAX_WAITING_RAW`.
 
         Args:
-            ttls: how long the slices of each width are kept after their end; both in s.
+            ttls: TTL of the slices after their end, by width; TTL and width in s.
         """
         with self._lock:
             now = self._clock() + self._offset
@@ -300,7 +300,7 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def batches(self) -> list[FlushBatch]:
-        """Return one batch for each shard with data: the batch that is not settled yet, or else a new batch."""
+        """Return one batch for each shard with data: the unconfirmed batch if there is one, otherwise a new batch."""
         with self._lock:
             now = self._clock()
             found = []
@@ -311,7 +311,7 @@ class Buffer:
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
                     # The server may have forgotten the sequence number, so it is unknown whether the batch was counted.
-                    # Probably it was not. So the batch is sent again, under a new writer name.
+                    # Probably the batch was not counted. So it is sent again, under a new writer name.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -404,7 +404,7 @@ class Buffer:
             self._synchronised = True
 
     def server_ms(self, at: float) -> int:
-        """Convert a time of this process's clock to the server's time, ms since 1970; -1 while that time is unknown."""
+        """Return the server's time in ms since 1970 when this process's clock shows `at`; -1 before `synchronise`."""
         return int((at + self._offset) * 1000) if self._synchronised else -1
 
     # -- state
@@ -430,8 +430,8 @@ class Buffer:
     def delivery_counts(self) -> tuple[int, int, int, int, int, int]:
         """Return six counts.
 
-        In this order: counted, pending, dropped and uncertain executions; dropped raw samples; executions counted under
-        ``__other__``.
+        They are, in this order: counted, pending, dropped and uncertain executions; dropped raw samples; executions
+        counted under ``__other__``.
         """
         with self._lock:
             self.aggregate()

@@ -213,8 +213,8 @@ class MetricsCollector(Recording):
 
         Returns:
             For one agent, its rows; otherwise the rows of each agent by name. The rows cover the window, so the first
-            step may begin before it and the last may end after it; no step begins after now. A step without data has a
-            row of zeros.
+            step may begin before the window, and the last step may end after the window. No step begins after now. A
+            step without data has a row of zeros.
 
         Raises:
             InvalidArgument: for an invalid argument, and if the server does not keep slices as narrow as the step for
@@ -286,7 +286,7 @@ class MetricsCollector(Recording):
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Return the processes that have recorded or that hold leases, sorted by host and process.
 
-        They come from heartbeats: an idle process stays listed while its client is open. See `WorkerInfo`.
+        The list comes from heartbeats: an idle process stays listed while its client is open. See `WorkerInfo`.
 
         Raises:
             AgentPerfError: as `get_or_create_metrics`.
@@ -296,9 +296,9 @@ class MetricsCollector(Recording):
     def running(self, agent: str | None = None) -> tuple[RunningExecution, ...]:
         """Return the tracked executions that have begun and not ended, the oldest first: hung calls.
 
-        An execution is listed once it has run for a second and its worker has sent a heartbeat, at most six seconds
-        after it began. Each worker lists its oldest 50. The executions of a killed process stay listed for 25 s, with
-        `alive` false from 12 s after its last heartbeat.
+        An execution is listed once it has run for a second and its worker has sent a heartbeat. That is at most six
+        seconds after the execution began. Each worker lists its oldest 50 executions. Executions of a killed process
+        stay listed for 25 s after its last heartbeat. From 12 s after this heartbeat, their `alive` is False.
 
         Args:
             agent: only the executions of this agent; None for all.

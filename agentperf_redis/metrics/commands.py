@@ -406,7 +406,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Split the name of a stored counter into kind and rest. The third result is the index of a bucket, otherwise 0."""
+    """Split the name of a stored counter into kind and rest. The third result is a bucket's index, otherwise 0."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

@@ -211,7 +211,7 @@ def _agent(flusher: Flusher, agent_name: str, time: TimeRange) -> Flow[Performan
 def chosen(
     flusher: Flusher, agent_names: Iterable[str], window: Window = None, as_of: Timestamp = None
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read some agents by name, without a flush of this process's records; an unknown one has counts of zero."""
+    """Read some agents by name, without a flush of this process's records. An unknown agent has counts of zero."""
     return _chosen(flusher, list(dict.fromkeys(arguments.names("agent_names", agent_names))), asked_time(window, as_of))
 
 
@@ -329,7 +329,7 @@ def _read(
 ) -> Flow[list[Counters]]:
     """Read series, given by shard and encoded name; return their counters in the same order.
 
-    The raw durations of a series are read if it has at most `max_exact`.
+    The raw durations of a series are read if there are at most `max_exact` of them.
     """
     series = list(wanted)
     at_once = READ_SERIES_PLAIN if plain else READ_SERIES

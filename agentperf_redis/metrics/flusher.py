@@ -341,7 +341,7 @@ class Flusher:
 
     @property
     def pending(self) -> bool:
-        """Whether there is data to flush, also while `close` flushes it. Takes no lock."""
+        """Whether there is data to flush. While `close` flushes the data, this is still True. Takes no lock."""
         return (self._closing or not self._closed) and not self.buffer.empty
 
     @property
@@ -354,8 +354,8 @@ class Flusher:
 
         Returns:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
-            If records are still uncounted after the wait, the function warns about them. While `close` is running, the
-            function waits for `close`, which flushes and warns.
+            If records are still uncounted after the wait, the function warns about them. If `close` is already running,
+            the function only waits for `close`, which flushes and warns.
         """
         until = time.monotonic() + MAX_LAST_FLUSH_S
         if self._closed:
@@ -376,7 +376,7 @@ class Flusher:
         return partial(self._await_last_flush, ended, until)
 
     def _await_close(self, until: float) -> None:
-        # A signal handler may have interrupted `close`, so this takes no lock that `close` may hold.
+        # A signal handler may have interrupted `close`, so this method takes no lock that `close` may hold.
         while self._closing and time.monotonic() < until:
             time.sleep(_CLOSING_POLL_S)
 

@@ -49,7 +49,7 @@ def unread_usages() -> UsageNotes:
 
 
 def inconsistent_usages() -> UsageNotes:
-    """Return a counter of usages whose total is never the sum of the parts, however `llm_shapes` reads them."""
+    """Return a counter of usages whose total differs from the sum of their parts in every reading of `llm_shapes`."""
     return UsageNotes(
         "record_llm found a total in usage=<%s> that is not input plus output: the parts are counted unchanged"
     )

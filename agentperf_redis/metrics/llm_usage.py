@@ -384,7 +384,7 @@ class _Search:
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages. Message ids identify them if the state is recorded again."""
+        """Return the usages of a state's messages. By message ids, usages count once if the state is recorded again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -456,7 +456,7 @@ class _Search:
         return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
 
     def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
-        """Complete a usage with the values that its holder stores beside it: model, cost and part."""
+        """Fill in what a usage lacks (model, cost, part) from `source`, the object in which the usage was found."""
         usage = found.usage
         if usage.model is None and (model := self._model(source, names)):
             usage = replace(usage, model=model)

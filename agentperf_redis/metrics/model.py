@@ -65,8 +65,8 @@ class PerformanceMetrics:
         p50_execution_time: 50th percentile of the durations, s.
         p95_execution_time: 95th percentile of the durations, s.
         p99_execution_time: 99th percentile of the durations, s.
-        execution_times: all durations, s, sorted by the ends of the executions; empty unless the server still holds all
-            of them.
+        execution_times: all durations in s, in the order in which the executions ended; empty if the server does not
+            hold all of them.
         error_types: failures by type.
         last_execution: end of the last execution, local time; None without executions.
         cancelled_count: executions that were cancelled.

@@ -1,6 +1,6 @@
 """The executions of a process that have begun and not ended. A hung call is one of them. No I/O here.
 
-Each tracked execution adds itself and removes itself, so both operations are calls of C code, without a lock.
+Each tracked execution adds itself and removes itself. To be fast, both operations are calls of C code without a lock.
 
 An execution may be dropped without an end: a coroutine that is never awaited, or a generator whose event loop has
 ended. A set of strong references would keep such an execution forever and show it as hung. Therefore an execution that
@@ -53,9 +53,9 @@ class OpenExecutions:
         self._on_first()
 
     def oldest(self, now: float, min_age: float, limit: int) -> OpenCalls:
-        """Return the oldest executions that are open for at least `min_age` seconds.
+        """Return the oldest executions that have been open for at least `min_age` seconds.
 
-        Several threads may call this method, while others begin and end executions: `list` copies a set in one step.
+        Any thread may call this method while other threads begin and end executions: `list` copies a set in one step.
 
         Args:
             now: the present time by `perf_counter`.
@@ -63,7 +63,7 @@ class OpenExecutions:
             limit: maximum number of executions.
         """
         for execution in list(self._young):
-            if now - execution._start >= min_age:  # noqa: SLF001  its start has no public name
+            if now - execution._start >= min_age:  # noqa: SLF001  the start has no public name
                 self._old.add(weakref.ref(execution))
                 self._young.discard(execution)
         found = []

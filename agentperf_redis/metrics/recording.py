@@ -239,7 +239,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent and the current span; None instead of a span that belongs to another agent."""
+        """Return the agent and the current span. The span is None if there is none, or if it has another agent."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")

@@ -80,7 +80,7 @@ _WIDTHS_S = (10, 60, 3600, 86_400)
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Memory that metrics take on the server once all slices are filled, bytes.
+    """Bytes of memory that metrics take on the server once all slices are filled.
 
     Attributes:
         slices: counters in time slices.

@@ -40,7 +40,7 @@ class SeriesRow:
         max: longest duration, s; 0.0 without executions.
         tokens_in: tokens sent to models.
         tokens_out: tokens received from models.
-        cost: cost of the models, to 10^-9.
+        cost: cost of the models, rounded to 10^-9.
         buckets: the histogram of the durations, see `agentperf_redis.metrics.histogram`.
         zeros: number of durations of 0 us.
         error_types: failures by type.
@@ -119,7 +119,7 @@ class SeriesRow:
 
 
 def merged_rows(rows: Iterable[SeriesRow]) -> SeriesRow:
-    """Add rows to one: rows of several steps, of several agents, or both.
+    """Add up rows to one row. The rows may be of several steps, of several agents, or both.
 
     Args:
         rows: at least one row.
@@ -170,7 +170,7 @@ def series(
     step: Window = "1m",
     as_of: Timestamp = None,
 ) -> Flow[Rows | dict[str, Rows]]:
-    """Read rows of one agent, or of several or all agents by name. It checks its arguments when called."""
+    """Read the rows of one agent; or of several or all agents, by name. The arguments are checked at the call."""
     if isinstance(agent_or_agents, str):
         return series_of(flusher, agent_or_agents, window, step, as_of)
     return series_by_name(flusher, agent_or_agents, window, step, as_of)
@@ -224,7 +224,7 @@ def _added(found: Sequence[Rows]) -> Rows:
 def _read(
     flusher: Flusher, wanted: Sequence[tuple[int, str]], time: TimeRange, step_ms: int
 ) -> Flow[list[tuple[str, Rows]]]:
-    """Read series, given by shard and encoded name. Returns the rows of each, in the same order, by decoded name."""
+    """Read series, given by shard and encoded name. Returns a pair for each, in the given order: decoded name, rows."""
     at_once = max(1, STEPS_AT_ONCE // math.ceil(time.window_ms / step_ms))
     by_shard: dict[int, list[str]] = {}
     for shard, name in wanted:
@@ -249,10 +249,10 @@ def _read(
 
 
 def _aligned(replies: Sequence[SeriesReply], step_ms: int) -> list[list[Rows]]:
-    """Return the rows of each reply's series, with the same steps.
+    """Return the rows of the series of each reply. All series have the same steps.
 
-    A step may begin between two calls. All series get the steps of the latest call. Series of an earlier call have no
-    data of the last step yet.
+    A new step may begin between two calls. Therefore all series get the steps of the latest call. A series of
+    an earlier call has no data of a step that began later.
     """
     from_ms = max(reply.from_ms for reply in replies)
     latest = max(replies, key=lambda reply: reply.to_ms)
@@ -275,8 +275,8 @@ class SeriesReply:
         from_ms: start of the first step, ms since 1970.
         to_ms: end of the last step, ms since 1970.
         rows: the rows of each series, in the order of the request.
-        needed_ms: 0; or, if the server keeps only slices wider than the steps for a part of the window, the width of
-            these slices, ms.
+        needed_ms: usually 0. If the server keeps only slices wider than the steps for a part of the window, the width
+            of these slices, ms.
     """
 
     now_ms: int
@@ -367,7 +367,7 @@ _MAX_FIELDS = 4096
 
 
 class _Buckets(dict[bytes, int | None]):
-    """The index of the bucket that a field counts; None for another field."""
+    """Maps the name of a field to the index of the bucket that it counts, or to None if it counts no such bucket."""
 
     def __missing__(self, field: bytes) -> int | None:
         found = None if field == b"h:zero" or field[:2] != b"h:" else int(field[2:])

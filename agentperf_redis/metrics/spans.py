@@ -170,7 +170,7 @@ class Span:
         """The virtual clock when this span became active; None while the tree does not count the span as active."""
 
     def fail(self, error_type: str | None = None) -> None:
-        """Record the block as a failure, although it ends without an exception.
+        """Record the block as a failure, even if it ends without an exception.
 
         Args:
             error_type: type of the failure, 1 to 200 characters, or None.
@@ -224,7 +224,7 @@ class Span:
         return self._tree
 
     def _parent_around(self, outer: Span | None) -> Span | None:
-        """Return the open span around this one; None if it has another agent, since each agent has its own tree."""
+        """Return the open span around this one. None if that span has another agent: each agent has its own tree."""
         parent = self._parent_given
         if parent is None or not parent.is_open:
             parent = outer if parent is None else parent.parent
@@ -288,7 +288,7 @@ class Span:
                 self.parent._child_closed(tree)  # noqa: SLF001  the same class
 
     def suspend(self) -> None:
-        """Pause the span, as at each ``yield`` of a generator, since the consumer's work is not part of the span."""
+        """Pause the span. A generator does this at each ``yield``: the consumer's work is not part of the span."""
         tree = self._shared_tree()
         inner = _current.get()
         self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001

@@ -124,7 +124,7 @@ def _ends_later(result: Any) -> bool:
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return a replacement for an awaitable, of the same kind. When the replacement ends, the suspended span ends."""
+    """Return an awaitable that stands in for `result` and is of the same kind. The suspended span ends with it."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result
@@ -151,7 +151,7 @@ def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
 
 
 class _TrackedAwaitable:
-    """Wraps an object that supports ``await`` or ``async with``. The span ends when the first use of it ends."""
+    """Wraps an object that supports ``await`` or ``async with``. The span ends when the object's first use ends."""
 
     def __init__(self, awaitable: Any, span: Span) -> None:
         self._awaitable = awaitable

@@ -23,7 +23,7 @@ _READ_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class RunningExecution:
-    """A tracked execution that has begun and not ended, for at least a second at the last heartbeat of its worker.
+    """A tracked execution that had run for at least a second, and had not ended, at the last heartbeat of its worker.
 
     Attributes:
         agent: the agent.
@@ -47,22 +47,22 @@ class RunningExecution:
 class WorkerInfo:
     """A worker: one client (`AgentPerf`) of a process that has recorded executions or leased instances.
 
-    The figures are those of its last heartbeat. Workers send one at least every five seconds.
+    The figures are those of its last heartbeat. A worker sends a heartbeat at least every five seconds.
 
     Attributes:
         host: host of the process.
         pid: the process.
         since: when it first recorded, leased or began an execution, in local time.
         last_seen: when its last heartbeat arrived, in local time.
-        heartbeat_age: seconds since then, by the server's clock.
+        heartbeat_age: seconds since the last heartbeat arrived, by the server's clock.
         alive: whether the last heartbeat is at most 12 s old. Otherwise the process was killed, is stopped or cannot
             reach the server. It is forgotten 25 s after the last heartbeat. A worker that is closed is forgotten at
             once.
         leases_held: number of leases that it holds.
-        pending: executions that wait since its last flush failed; 0 if it succeeded.
+        pending: executions that wait because the last flush failed; 0 if that flush succeeded.
         dropped: executions that were dropped and never counted.
         error: error of the last flush; None if it succeeded.
-        running: the oldest executions that run for at least a second, at most 50, the oldest first.
+        running: the oldest executions that have run for at least a second; at most 50, the oldest first.
         running_more: number of further such executions.
         python: version of Python.
         version: version of this library.
@@ -90,7 +90,7 @@ class _Listed:
 
     Attributes:
         now_ms: the server's time, ms since 1970.
-        seen_ms: time of the last heartbeat by worker, ms since 1970.
+        seen_ms: for each worker, when its last heartbeat arrived, ms since 1970.
     """
 
     now_ms: int
@@ -144,7 +144,7 @@ def _read(namespace: str, name: str, listed: _Listed) -> Command[WorkerInfo | No
 
 
 def _decode(key: str, reply: Reply, now_ms: int, seen_ms: int) -> WorkerInfo | None:
-    """Decode the record of a worker. None if it left after it was listed."""
+    """Decode the record of a worker. Return None if the worker left after the list was read."""
     try:
         fields = {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
         if not fields:

@@ -142,7 +142,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # a forked child has only a copy of the flow, which must stay open
+            if self._pid == os.getpid():  # in a forked child, the copy of the flow must stay open
                 self._running.pop(flow, None)
 
     async def _shielded(
@@ -225,7 +225,7 @@ class AsyncExecutor:
             callback = self._on_loop_end.pop(key, None)
             if callback is not None:
                 self._put(callback)
-        for task in list(self._tasks):  # this closes their connections now, and prevents warnings of asyncio about them
+        for task in list(self._tasks):  # close each task: its connections close now, and asyncio does not warn about it
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
             with contextlib.suppress(Exception):  # redis-py and asyncio fail, since the loop is closed
                 task.get_coro().close()

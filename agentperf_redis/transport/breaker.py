@@ -19,8 +19,8 @@ from functools import partial
 
 from agentperf_redis.background import Background
 from agentperf_redis.errors import BackendUnavailable
-from agentperf_redis.jitter import uniform
 from agentperf_redis.last_resort import OUTAGE
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.transport.topology import Node, Topology
 
 _log = logging.getLogger("agentperf_redis")

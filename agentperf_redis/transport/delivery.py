@@ -25,7 +25,7 @@ from agentperf_redis.errors import (
     RequestOutcome,
     ScriptFailed,
 )
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.script import Script
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.resp import ServerError, needs_whole_slot, pack, pack_call
@@ -241,7 +241,7 @@ def deliver_opened(
     breaker: Breaker | None,
     opened: Callable[[], None],
 ) -> DeliveryFlow:
-    """Deliver an opening command, then the others. If it fails, the others are not sent, and get the same error.
+    """Deliver an opening command, then the others. If the opening command fails, all the others fail with its error.
 
     Args:
         opening: the first command. Its deadline is `deadline_s`, separate from the deadline of the others.
@@ -414,8 +414,8 @@ def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
     The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
-    command that was refused before is chosen last. While its slot is being moved, such a command is refused again and
-    does not load the script.
+    command that was refused before carries the source only if the script has no other command. While the slot of the
+    refused command is being moved, this command is refused again and does not load the script.
     """
     loading: set[str] = set()
     for item in sorted(items, key=lambda item: bool(item.reason)):
@@ -508,7 +508,7 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
 
 
 def refusal_reason(text: str) -> str | None:
-    """Return the meaning of a permanent error reply; None if it is another error."""
+    """Return what an error reply means if the error is known to be permanent, otherwise None."""
     return next((meaning for beginning, meaning in _REFUSED.items() if text.startswith(beginning)), None)
 
 

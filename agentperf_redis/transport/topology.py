@@ -151,7 +151,8 @@ class Topology:
 def _announced(primary: Any, source: Node) -> Node:
     """Return the node that a list in the reply to CLUSTER SLOTS describes.
 
-    The list has the host, the port, the id, and other addresses, each after its name.
+    The list has the host, the port and the id of the node. It may also have a list of other addresses, in which a name
+    such as ``ip`` precedes each address.
 
     The host is null or empty if clients must use the address at which they reached the node that replied (documented
     for the command CLUSTER SLOTS). The host is ``?`` if the host name is unknown. In this case, the other addresses

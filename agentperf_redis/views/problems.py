@@ -85,7 +85,7 @@ def _of_agent(agent: PerformanceMetrics) -> list[Problem]:
 def _of_pool(pool: PoolStatus) -> list[Problem]:
     found = []
     working = [each for each in pool.instances if each.state is InstanceState.UP or each.state in RECOVERING]
-    # Somebody has decided to drain it, so draining is no problem.
+    # Draining is a decision of the user, so it is no problem.
     out = [each for each in pool.instances if each not in working and each.state is not InstanceState.DRAINING]
     if pool.instances and not working:
         found.append(Problem("bad", "pool", pool.agent_type, "no instance takes work"))

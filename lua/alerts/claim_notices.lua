@@ -4,11 +4,11 @@
 --   receivers     HASH  agentperf:{alerts}:receivers
 --   The keys outbox:<address> are computed here, under the same hash tag.
 -- ARGV
---   lease_ms      int   after this time, ms, another process may claim the notification
+--   lease_ms      int   time after which another process may claim the notification, ms
 --   addresses...  text  percent-encoded
 -- RETURNS
 --   {1, address, id, attempts, payload, address, id, attempts, payload ...}
--- REPEAT  claims other notifications: if a reply is lost, those in it wait for the end of their lease
+-- REPEAT  claims other notifications: if a reply is lost, its notifications wait until their leases end
 -- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
 -- COST    O(addresses log N), N notifications that wait
 --@include corrupt

@@ -1,4 +1,4 @@
--- deploy: replace all rules and receivers in one step. States of rules that keep their name stay.
+-- deploy: replace all rules and receivers in one step. A new rule takes over the states of an old rule of that name.
 -- KEYS
 --   rules      HASH  agentperf:{alerts}:rules
 --   schedule   HASH  agentperf:{alerts}:schedule

@@ -7,7 +7,7 @@
 --   address    text  percent-encoded
 --   id         text  id of the notification
 --   retry_ms   int   time until the next attempt, ms; 0: it was delivered
---   keep_ms    int   a notification older than this is dropped, ms
+--   keep_ms    int   max age of a notification, ms; an older one is dropped
 --   error      text  why the attempt failed, percent-encoded; empty if it did not
 -- RETURNS
 --   1   recorded

@@ -1,4 +1,4 @@
--- report: store the states of a rule that a claim has judged, with the events and notifications that follow.
+-- report: store the result of judging a claimed rule: its states, and new events and notifications.
 -- KEYS
 --   rules      HASH    agentperf:{alerts}:rules
 --   schedule   HASH    agentperf:{alerts}:schedule
@@ -10,7 +10,7 @@
 -- ARGV
 --   version    int     number of the deployment by which the rule was judged
 --   rule       text    percent-encoded
---   token      text    that of the claim
+--   token      text    the token of the claim
 --   targets    int     number of targets
 --   gone       int     number of targets whose state is deleted
 --   happened   int     number of events

@@ -1,4 +1,4 @@
--- sample: add the figures of a pool to its history, once in ten seconds, whichever process comes first.
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them.
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   waitq    ZSET  agentperf:{lb:<type>}:waitq
@@ -9,7 +9,7 @@
 --   {1, wait_ms}  sampled now; the next slice begins in wait_ms
 --   {0, wait_ms}  sampled before in this slice; or there is no such pool, and wait_ms is 0
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  finds the slice sampled
+-- REPEAT  finds that the slice was sampled before
 -- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
 --         written
 -- COST    O(1)

@@ -1,4 +1,5 @@
--- wait: join the queue for a lease, stay in the queue, or fetch the grant. A waiter calls it until it has a lease.
+-- wait: join the queue for a lease, stay in the queue, or fetch the grant. A waiter repeats the call until it has a
+-- lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
@@ -88,8 +89,8 @@ known = call('HGET', STATE, TOKEN)
 local expiry_ms
 local id, fence = match(known, GRANTED)
 if id then
-  -- The grant is fetched. Other copies of this request may still arrive. So write late=1: the release of this lease
-  -- then leaves a tombstone.
+  -- The grant is fetched. Other copies of this request may still arrive. So write late=1, which makes the release of
+  -- this lease leave a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
   call('HSET', STATE, TOKEN, write_lease(id, fence, '1', TTL_MS))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)

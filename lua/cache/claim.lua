@@ -10,8 +10,8 @@
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
 --   ignore    text    version of an entry that the caller found invalid: this entry counts as missing; empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a reader. A background refresh of a stale value passes for how long the value is not
---                     computed again after a failed computation, ms
+--   retry_ms  text    empty for a reader. For a background refresh of a stale value: time after a failed computation
+--                     before the value is computed again, ms
 -- RETURNS
 --   {1, entry, epochs}  there is a value
 --   {2, version, wrong_type}  the lease is granted, and the caller computes; put.lua refuses the computed value if it

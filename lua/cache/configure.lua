@@ -8,7 +8,8 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
---   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>", ms; 0 is no limit
+--   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>". The TTLs are in ms;
+--                   0 is no limit
 --   given     text  one digit for each of the 8 values: 1 if the caller chose it, 0 if it applies only to a new cache
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones

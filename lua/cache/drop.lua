@@ -15,12 +15,14 @@
 --   history   HASH    <tag>:history
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   keep_ms   int     TTL of epochs, ms: a value whose computation began before the clear is not stored until then
+--   keep_ms   int     TTL of epochs, ms. During this time, a value whose computation began before the clear is not
+--                     stored
 -- RETURNS
 --   {1}     dropped
---   {0, n}  the cache is in use: n entries, cleared values and puts in doubt are left; nothing was deleted
--- REPEAT  a second delivery deletes settings that were written after the first one if the cache has no entry yet: the
---         next call of a program that uses the cache writes them again
+--   {0, n}  the cache is in use; nothing was deleted. n is the number of entries, of cleared values, and of puts of
+--           which copies may still arrive
+-- REPEAT  if the cache has no entry, a second delivery also deletes settings that were written after the first
+--         delivery. The next call of a program that uses the cache writes these settings again
 -- ERRORS  a key of the wrong type is refused; nothing was deleted
 -- COST    O(1), and unlinked keys, whose memory the server frees in the background
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]

@@ -20,7 +20,7 @@
 --   payload    bytes   starts with the request id and a space
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first
+--   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first one
 --   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put

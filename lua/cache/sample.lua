@@ -1,4 +1,4 @@
--- sample: add the figures of a cache to its history, once in ten seconds, whichever process comes first.
+-- sample: add the figures of a cache to its history. In each slice of ten seconds, only the first call adds them.
 -- KEYS
 --   meta     HASH  <tag>:meta
 --   size     HASH  <tag>:size
@@ -10,7 +10,7 @@
 --   {1, wait_ms}  sampled now; the next slice begins in wait_ms
 --   {0, wait_ms}  sampled before in this slice
 --   {0, 0}        the cache has no settings; nothing done
--- REPEAT  finds the slice sampled
+-- REPEAT  finds that the slice was sampled before
 -- ERRORS  CORRUPT <key>: it holds another type, or a value that this library did not write; nothing was written
 -- COST    O(1)
 --@include corrupt

@@ -1,16 +1,16 @@
--- The history of a cache or a pool, which any process samples. Needs whole_number.lua.
+-- The history of a cache or a pool. Any process may add samples to the history. Needs whole_number.lua.
 --
--- The history is one hash. It holds rings of slices of three widths, so it needs no cleaning up: a slice overwrites the
--- slice that is one turn of the ring older.
---   claimed           start of the last sampled slice of 10 s, ms: one process samples a slice, the others find it here
---   totals            the totals of the last sample, name=value each, from which the next sample counts
---   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then a figure of each name, name=value.
---                     The slot is the number of the slice since 1970, modulo the slots of the ring
--- A figure of the kind
---   count  is a total that only rises: the slice gets what was added since the sample before
---   sum    is added up over the samples of a slice
---   max    is the largest of the samples of a slice
---   last   is that of the last sample
+-- The history is one hash. It holds slices of three widths. The slices of each width form a ring with a fixed number of
+-- slots. A new slice overwrites the old slice in its slot, so the history needs no cleaning up.
+--   claimed           start of the last sampled slice of 10 s, ms. If this is the current slice, it needs no sample
+--   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its own
+--   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then each figure as name=value. The slot
+--                     is the number of the slice since 1970, modulo the number of slots of the ring
+-- Each figure has a kind:
+--   count  a total that only rises. The slice gets what was added since the previous sample
+--   sum    the slice gets the sum over its samples
+--   max    the slice gets the largest value of its samples
+--   last   the slice gets the value of its last sample
 local HISTORY_KEPT_MS = 691200000  -- 8 days: a ring of hours
 local HISTORY_RINGS = {{'10s', 10000, 90}, {'1m', 60000, 180}, {'1h', 3600000, 192}}
 local MAX_FIGURE = 8e15            -- sums stay exact
@@ -56,7 +56,8 @@ local function save_history(history, figures)
     if figure[2] == 'count' then
       local before = history.totals and history.totals[figure[1]]
       totals[#totals + 1] = figure[1] .. '=' .. string.format('%.0f', figure[3])
-      -- Without a sample before, nothing is known to have been added. A total that fell began again at 0.
+      -- Without an earlier sample, the increase is unknown and counts as 0. A total that is lower than before has
+      -- begun again at 0.
       figure[3] = not before and 0 or figure[3] < before and figure[3] or figure[3] - before
     end
   end

@@ -116,8 +116,8 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     local other = member == OTHER or member == '/' .. OTHER or string.sub(member, 1, 1) == '#'
     if not (other or known.seen[member] or present[index == AGENTS and member or index .. member]) then
       local parts = index == AGENTS and parts_of(member) or {}
-      -- The counts of all these parts are read. So an agent with too many parts gives way only in a later flush. One
-      -- agent with the maximum of parts always fits.
+      -- This flush must read the counts of every part of the agents that give way. So the number of these parts is
+      -- limited: an agent with too many parts gives way only in a later flush. The first agent always fits.
       if #parts == 0 or leaving_parts == 0 or leaving_parts + #parts <= MAX_PARTS then
         leaving_parts = leaving_parts + #parts
         known.size = known.size - 1
@@ -205,8 +205,8 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, a new type or model takes the place of one that is idle: it was used neither today nor during the IDLE_MS
--- before, rounded up to whole days.
+-- limit, a new type or model takes the place of an idle one. A type or model is idle if it was used neither today nor
+-- on the days before today that IDLE_MS covers, rounded up to whole days.
 local guards, gone_fields = {}, {}
 -- The last use of a type or model is not stored. But the slice of a day has a field for each type and model that was
 -- used on that day.

@@ -9,13 +9,14 @@
 --   step_ms    int   length of a step, ms: a multiple of 10000. Steps begin at its multiples since 1970
 --   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, its steps as text, one a line, without those that have
---                     no data: the number of the step, from 0 on, and field and value of each counter, separated by
---                     spaces. The steps cover [from_ms, to_ms) and with it the window, but none begins after now
---   {0, width_ms, 0, 0}  no such steps: slices of at least this width are needed for a part of the window
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A line has
+--                     the number of the step, counted from 0, and field and value of each counter, separated by spaces.
+--                     A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
+--                     up to now; no step begins after now
+--   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
--- COST    O(series x slices x fields); one slice a step if the step is a width of slices
+-- COST    O(series x slices x fields); one slice per step if the step is as long as a slice of some width
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -37,8 +38,8 @@ local ending = AS_OF_MS < 0 and now or AS_OF_MS
 local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
--- Each step has the slices that a window of its length has. `starts` holds the prefixes of their keys; the name of the
--- series follows each prefix. A step of which no slice is kept any more is empty.
+-- The slices of a step are those of a window with the same start and end. `starts` holds the prefixes of their keys;
+-- the name of the series follows each prefix. A step is empty if none of its slices is kept any longer.
 local starts = {}
 for begin = from, to - STEP_MS, STEP_MS do
   local to_now = begin + STEP_MS > now
@@ -79,9 +80,9 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
   end
 end
 
--- An hour of a thousand agents has 60,000 steps. So if a step has one slice, as most steps do, its fields are returned
--- as they are. Exceptions are a number so large that it may be stored in the form 1.5e+17, and many fields: most of
--- these count error types and models.
+-- With steps of a minute, an hour of a thousand agents has 60,000 steps. So if a step has one slice, as most steps do,
+-- its fields are returned as they are. There are two exceptions. A number may be so large that it is stored in the form
+-- 1.5e+17. Or the slice has many fields, most of which count error types and models.
 local MAX_PLAIN = 128
 local function append_step(number, prefixes, name)
   key = prefixes[1] .. name

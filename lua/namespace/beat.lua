@@ -5,14 +5,14 @@
 -- ARGV
 --   worker         text  name of the worker
 --   age_ms         int   time since the worker began, ms
---   keep_ms        int   a worker is forgotten this long after its last heartbeat, ms
+--   keep_ms        int   max age of the last heartbeat, ms; after that, the worker is forgotten
 --   max_workers    int   max workers of the namespace; further ones are not recorded
 --   host           text  where its process runs
 --   pid            int   its process
 --   python         text  version of Python
 --   version        text  version of this library
 --   leases         int   number of leases that it holds
---   pending        int   executions that wait since its last flush failed
+--   pending        int   executions that wait to be counted, because the last flush of the worker failed
 --   dropped        int   executions that were dropped and never counted
 --   error          text  error of the last flush, empty if it succeeded
 --   more           int   executions that run and are not in the following list

@@ -2,7 +2,7 @@
 -- KEYS
 --   seen     ZSET  agentperf:{workers}:seen
 -- ARGV
---   keep_ms  int   a worker is forgotten this long after its last heartbeat, ms
+--   keep_ms  int   max age of the last heartbeat, ms; after that, the worker is forgotten
 -- RETURNS
 --   {1, now_ms, worker, seen_ms, worker, seen_ms ...}  sorted by the time of the last heartbeat
 -- REPEAT  reads only
@@ -16,7 +16,7 @@ local found = redis.call('TYPE', SEEN).ok
 if found ~= 'zset' and found ~= 'none' then return corrupt(SEEN, 'a ' .. found) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
--- A later time is from before the server's clock was set back.
+-- A time after `last` was stored before the server's clock was set back.
 local first, last = string.format('%.0f', now - KEEP_MS), string.format('%.0f', now + KEEP_MS)
 local reply = redis.call('ZRANGEBYSCORE', SEEN, first, last, 'WITHSCORES')
 table.insert(reply, 1, now)

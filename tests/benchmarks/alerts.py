@@ -56,7 +56,7 @@ def fill(history: History, agents: int = AGENTS, hours: int = HOURS) -> None:
 
 
 def processor_s(bench: Bench) -> float:
-    """Return the processor time of this process and of the server, s: nothing else takes time here."""
+    """Return the seconds of processor time that this process and the server have used. Nothing else takes time here."""
     with bench.client() as client:
         used = client.info("cpu")
     return time.process_time() + float(used["used_cpu_user"]) + float(used["used_cpu_sys"])

@@ -226,7 +226,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of each part of the trace that this process takes. All processes share one position in it."""
+    """Yield the start of each part of the trace that this process takes. All processes take parts from one counter."""
     if not share:
         yield 0
         return

@@ -332,13 +332,13 @@ def heartbeats(bench: Bench) -> Iterator[Row]:
 
 
 def fill(bench: Bench, namespace: str, agents: int, *, filled_s: int = 360, every_s: int = 10) -> float:
-    """Record executions of each agent over the last minutes: twelve a minute.
+    """Record twelve executions a minute for each agent, over the last `filled_s` seconds.
 
     Args:
         bench: the environment.
         namespace: the namespace.
         agents: number of agents.
-        filled_s: length of the time, s.
+        filled_s: length of the recorded time, s.
         every_s: time between two groups of executions, s.
 
     Returns:
@@ -404,7 +404,7 @@ def overviews(bench: Bench) -> Iterator[Row]:
 
 
 def trends(bench: Bench) -> Row:
-    """Measure the series of an hour by minutes against the overview of the same hour, both of all agents."""
+    """Compare a series of an hour, in steps of a minute, with an overview of the same hour, both of all agents."""
     agents = 1000 if bench.full else 100
     as_of = fill(bench, "trends", agents, filled_s=3600, every_s=60)
     backend = Backend(bench.url, namespace="trends")

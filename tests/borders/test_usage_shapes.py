@@ -1,4 +1,4 @@
-"""Token counts are read from objects of real packages. The packages' own parsers and converters make them offline.
+"""Token counts are read from objects of real packages. The packages' own parsers and converters make these objects.
 
 Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. If a new version of a
 package reports counts in another form, the test of that package fails.

@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.cli.app import app
 from agentperf_redis.export.prometheus_rules import rules_file
 from tests.support.places import ROOT

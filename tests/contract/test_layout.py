@@ -21,7 +21,12 @@ PROVEN_BY = {
     "alerts/client.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "alerts/commands.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "alerts/evaluator.py": f"{INTEGRATION}/alerts/test_evaluator.py",
-    "alerts/flows.py": f"{INTEGRATION}/alerts/test_evaluation.py",
+    **{
+        f"alerts/flows/{name}.py": f"{INTEGRATION}/alerts/test_evaluation.py"
+        for name in ("deployment", "evaluation", "reading", "service", "silences", "targets")
+    },
+    "alerts/rules.py": "tests/unit/alerts/test_rules_file.py",
+    "alerts/transitions.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",

@@ -166,7 +166,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
     tiered.put("draft", {"title": "Caches"})  # a newcomer, since no tier is named
-    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the README lists just one entry key; indexes keep the draft
+    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the README lists only one entry; the indexes keep the draft
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)
     perf.metrics.record_execution("planner", 0.0214, success=False, error_type="TimeoutError")

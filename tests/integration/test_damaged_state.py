@@ -17,7 +17,7 @@ import pytest
 from agentperf_redis import AgentInstance, AgentPerf, MetricsCollector, PoolSettings, keys, presence
 from agentperf_redis.alerts import commands as alerting
 from agentperf_redis.alerts.model import AlertEvent, AlertState, TargetState
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb
@@ -54,7 +54,7 @@ def stored(own_server: Server) -> Iterator[Namespace]:
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    """Return a filter of keys by their last part. It accepts `parts`; if `parts` is empty, all parts but `others`."""
+    """Return a filter of keys by their last part. It accepts `parts`. An empty `parts` means all parts but `others`."""
 
     def accept(key: str) -> bool:
         name = key.rpartition("}:")[2]

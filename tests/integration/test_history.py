@@ -26,7 +26,7 @@ SLICE_S = 10.0
 
 @pytest.fixture
 def promptly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first sample follow the first use soon."""
+    """Take the first sample soon after the first use."""
     monkeypatch.setattr(history, "_FIRST_S", 0.1)
 
 
@@ -180,7 +180,7 @@ def use_cache(url: str, namespace: str) -> Iterator[int]:
 def test_history_goes_on_when_a_sampling_process_is_killed(
     server: Server, perf: AgentPerf, raw: Raw, namespace: str, workers: Workers
 ) -> None:
-    """Each of two processes samples in turn. After the first one is killed, the other samples within two intervals."""
+    """Two processes sample in turn. After one of them is killed, the other one samples within two intervals."""
     first, second = (workers.start(use_cache, server.url, namespace) for _ in range(2))
     for worker in (first, second):
         worker.said()

@@ -20,7 +20,7 @@ MINUTE = 60
 
 
 class History:
-    """Writes executions of the past, in the slices that the retention allows.
+    """Writes executions with end times in the past, in the slices that the retention allows.
 
     Args:
         backend: the server and namespace.
@@ -47,7 +47,7 @@ class History:
         return [self.now - MINUTE * back for back in range(first, last - 1, -1)]
 
     def record(self, agent: str, at: float, seconds: float, *, failed: int = 0, succeeded: int = 1) -> None:
-        """Record executions that ended at a time, s since 1970. Times must not fall."""
+        """Record executions that ended at `at`, s since 1970. `at` must not be less than in an earlier call."""
         self._clock = at
         for outcome, count in ((OK, succeeded), (FAILED, failed)):
             for _ in range(count):

@@ -43,7 +43,10 @@ def set_back_pool(raw: Any, pool: PoolKeys, seconds: int) -> None:
 
 
 def set_back_cache(raw: Any, cache: CacheKeys, seconds: int) -> None:
-    """Change the TTLs of a cache's keys and the times of failed computations, as `set_back_pool` does for a pool."""
+    """Make a cache look as if the server's clock had been set back by `seconds`.
+
+    Its keys expire that much later, and its computations failed that much later. `set_back_pool` is for pools.
+    """
     for key in raw.scan_iter(f"{cache.tag}:*"):
         expiry_ms = raw.execute_command("PEXPIRETIME", key)
         if expiry_ms > 0:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from agentperf_redis import AgentPerf
-from agentperf_redis.alerts import flows
+from agentperf_redis.alerts.flows import evaluation, targets
 from agentperf_redis.alerts.model import AlertEvent
 from tests.support.workers import Worker, WorkerFailed
 
@@ -19,7 +19,7 @@ _KILLED_AFTER = (3, 10**9, 10**9)
 def _evaluate(url: str, namespace: str, killed_after: int) -> Generator[list[AlertEvent], float, None]:
     done = 0
     with AgentPerf(url, namespace=namespace) as perf:
-        judge: Any = flows._judged
+        judge: Any = targets.judged_targets
 
         def dying(*args: Any) -> Any:
             nonlocal done
@@ -28,14 +28,14 @@ def _evaluate(url: str, namespace: str, killed_after: int) -> Generator[list[Ale
                 os.kill(os.getpid(), signal.SIGKILL)
             return judge(*args)
 
-        flows._judged = dying  # type: ignore[assignment]  # it takes the same arguments
+        evaluation.judged_targets = dying  # type: ignore[assignment, attr-defined]  # imported there
         at = yield []
         while True:
             at = yield list(perf.alerts.evaluate(as_of=at).events)
 
 
 class Evaluators:
-    """Three processes that evaluate at once.
+    """Three processes that evaluate at the same time.
 
     Args:
         start: starts a worker process with a function and its arguments.

@@ -28,7 +28,7 @@ class Example:
         changes: whether the command changes what `fill` has made.
         local: whether the command needs no server.
         slow: whether a call takes seconds.
-        raw: whether the output is no table, but text that is as long as it is.
+        raw: whether the output is text that is not fitted to the width of the terminal.
         own_exits: whether it has exit codes of its own, and prints errors to stdout.
         needs: a module that is not in the extra `test`. Without it, the command is not run.
     """

@@ -19,7 +19,7 @@ class Exposed:
     """The content of a page.
 
     Attributes:
-        kinds: type by name of the family, as in the text.
+        kinds: the type of each family by the family's name, as the text gives them.
         values: values by sample name and labels.
         native: native histograms by family name and labels.
     """
@@ -46,7 +46,8 @@ def openmetrics(text: str) -> Exposed:
     """Read OpenMetrics.
 
     The parser of prometheus_client drops the spans of a native histogram whose first bucket has a negative index; see
-    findings/. This function adds the offsets up to the first positive one before it parses, and subtracts them again.
+    findings/. Before it parses the text, this function adds a large constant to such an index. Afterwards it subtracts
+    the constant again.
     """
     raised = re.sub(r"positive_spans:\[(-\d+):", lambda found: f"positive_spans:[{int(found[1]) + _RAISE}:", text)
     found = _exposed(read_openmetrics(raised))  # type: ignore[no-untyped-call]

@@ -23,8 +23,8 @@ class Fake:
     the errors of redis-py, because only the executor converts them, and no executor is used here.
 
     Args:
-        ms_per_script: None gives scripts the machine's time. Otherwise each script sees a time that is this much later
-            than the one before, so that a pause of the test lets nothing expire.
+        ms_per_script: how many ms later each script runs than the previous script, by the server's clock. So nothing
+            expires while the test pauses. None gives scripts the machine's time.
 
     Attributes:
         client: a raw client of the simulated server, with `decode_responses`.

@@ -24,7 +24,7 @@ WIDTHS = {
 
 
 class Past:
-    """Records in the past of a namespace, by the server's clock.
+    """Records executions with end times in the past, by the server's clock.
 
     Args:
         raw: a client of the server.
@@ -45,7 +45,7 @@ class Past:
         self.buffer.synchronise(self.now, 0.0)
 
     def at(self, age: float) -> Buffer:
-        """Return the buffer, whose records now end the given time ago, s. Ages must not rise."""
+        """Return the buffer. Its next records end `age` seconds ago. `age` must not be more than in an earlier call."""
         self._clock = -age
         return self.buffer
 

@@ -13,7 +13,7 @@ BUCKETS = {-320: 1, -160: 2, -3: 5, -2: 1, 0: 7, 15: 4, 16: 1, 240: 3}
 
 
 def counters(*, models: bool = True) -> Counters:
-    """Return the counters of an agent that has everything: 26 executions, errors, usage of a model and of others."""
+    """Return the counters of an agent: 26 executions, errors, and usage, most of which belongs to the model gpt-x."""
     counts = {
         "n": 26,
         "ok": 20,

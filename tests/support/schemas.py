@@ -1,4 +1,4 @@
-"""A JSON Schema for the --json output of each command, by its kind.
+"""JSON Schemas for the --json outputs of all commands, by the kind of output.
 
 All fields are required and no others are allowed, so that a field cannot vanish or appear unnoticed.
 """

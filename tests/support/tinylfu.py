@@ -102,7 +102,7 @@ class TinyLFU:
             self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
 
     def step_with(self, missing: int) -> float:
-        """Return by how much the window grows or shrinks at a time, while `missing` entries are temporarily absent."""
+        """Return by how much the window grows or shrinks in one step. `missing` entries are temporarily absent."""
         return max(1, min(self.total, len(self) + missing) * STEP_PART)
 
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:

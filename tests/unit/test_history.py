@@ -1,4 +1,4 @@
-"""The history of caches and pools, on a simulated server with the test's clock; and the process that samples."""
+"""Tests of the history of caches and pools, on a simulated server with the test's clock, and of the `Sampler`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.support.fake import Fake
 CACHE = keys.cache("n", "cache", "docs")
 POOL = Pool.of("n", "coder")
 NOON = 1_795_953_600.0
-"""A full day, s since 1970."""
+"""Noon of a day in UTC, s since 1970."""
 
 
 class World:
-    """A simulated server at a time of the test."""
+    """A simulated server whose clock shows `now`, which the test sets."""
 
     def __init__(self, fake: Fake, now: float = NOON) -> None:
         self.fake = fake

@@ -1,4 +1,4 @@
-"""When a process sends a heartbeat. What the server makes of it: tests/integration/metrics/test_workers.py."""
+"""Tests of when a process sends a heartbeat. tests/integration/metrics/test_workers.py tests what the server does."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_change_of_the_running_executions_is_carried_at_once(own: Presence, jobs
 
 
 def test_failed_heartbeat_rides_on_no_flush(own: Presence, stub: Stub, jobs: Jobs, clock: Clock) -> None:
-    """A node that is away must not delay the flushes to the other nodes."""
+    """A node that does not answer must not delay the flushes to the other nodes."""
     begin(own, jobs)
     clock.now += 1
     assert own.riding() is not None

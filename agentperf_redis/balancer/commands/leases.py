@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from agentperf_redis import random_numbers
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import facts_of, packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
@@ -46,7 +46,7 @@ class Choice:
 
     def args(self) -> dict[str, Arg]:
         """Return the choice as arguments for the scripts, with a new random number."""
-        number = random.getrandbits(52)
+        number = random_numbers.bits(52)
         if self.affinity is None:
             point = number % 2**48
         else:

@@ -74,7 +74,7 @@ def claim(
         ignore: version of an entry that the caller has found invalid, so that the entry counts as missing; empty for
             none.
         awaited: token of the lease that the caller has waited for; empty for none.
-        retry_ms: for a background refresh: ms after a failure during which the value is not computed again. None for a
+        retry_ms: for a background refresh, how long the value is not computed again after a failure, ms. None for a
             reader.
     """
     lease = keys.lease_prefix + name

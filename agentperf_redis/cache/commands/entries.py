@@ -256,7 +256,10 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
 
 
 def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
-    """Delete a cleared cache, settings included. Returns 0, or how much is left of a cache that is in use."""
+    """Delete a cleared cache, settings included, unless the cache is still in use.
+
+    Returns 0. If the cache is in use, returns the number of entries, cleared values and puts in doubt that are left.
+    """
 
     def decode(reply: Reply) -> int:
         match reply:

@@ -34,7 +34,7 @@ def stats(shared: SharedState) -> Flow[CacheStats]:
 def series(
     shared: SharedState, window: Window, step: Window, as_of: Timestamp
 ) -> Flow[tuple[history.CacheSeriesRow, ...]]:
-    """Return the rows of the cache's history. It checks its arguments when called."""
+    """Return the rows of the cache's history. The arguments are checked at the call, before the flow runs."""
     return _series(shared, history.series(shared.keys, window, step, as_of))
 
 

@@ -12,7 +12,7 @@ from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState, log
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed
+from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, SchemaMismatch, ScriptFailed
 
 ATTEMPTS: Final = 4
 """Maximum attempts of an operation that fails because the server has lost the settings."""
@@ -27,6 +27,8 @@ def ready(shared: SharedState) -> Flow[None]:
         shared.used(shared)
     if shared.pending_invalidations:
         yield from _flush_pending(shared)
+    if shared.pending_releases:
+        yield from _release_pending(shared)
     if shared.deployed:
         return
     entered = False
@@ -81,6 +83,21 @@ def _flush_pending(shared: SharedState) -> Flow[None]:
         yield from commands.delete(shared.keys, chunk, shared.origin)  # a cache without settings has no entries
     shared.remove_pending(invalidations)
     log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
+
+
+def _release_pending(shared: SharedState) -> Flow[None]:
+    """Release the compute leases whose end could not be reported. A lease that has ended by its TTL is left out."""
+    leases, now = dict(shared.pending_releases), time.monotonic()
+    releases = tuple(
+        commands.release(shared.keys, name, token, error=None, error_ms=0, origin=shared.origin)
+        for (name, token), ends in leases.items()
+        if ends > now
+    )
+    if releases:
+        for result in (yield from Batch(releases).settled()):
+            if isinstance(result, BackendUnavailable):
+                raise result
+    shared.remove_released(leases)  # a lease with any other error, such as a key of the wrong type, ends by its TTL
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:

@@ -43,7 +43,7 @@ from agentperf_redis.errors import (
     SchemaMismatch,
     shown,
 )
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 
 DEFAULT_LEASE_S: Final = 5.0
 """How long a crashed process delays other callers. A live process renews its lease every third of this time."""
@@ -307,12 +307,13 @@ class SingleFlight:
             self.shared.access_buffer.found_corrupt()
 
     def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
-        """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
+        """Release the lease after an interrupted claim. The lease may exist, and must delay no other caller.
 
-        If the server does not answer, nothing is sent: the caller has already waited a whole deadline, and the lease
-        will expire.
+        If the server does not answer, the lease is released later: the caller has already waited a whole deadline.
         """
-        if not isinstance(error, (GeneratorExit, AgentPerfError)):
+        if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
+            self.shared.release_later(name, token, self.lease_ms)
+        elif not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 

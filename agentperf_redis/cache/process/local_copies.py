@@ -6,8 +6,8 @@ so everything published before that ping has arrived. After another process has 
 therefore be returned for at most 250 ms. After this process has changed a value, the old value is never returned.
 
 A fill stores a copy of an entry that was read from the server. It must not restore a value that was invalidated during
-the read. Each fill takes a ticket before the read. The fill is refused if, since then, a tag or a key of the same
-stripe was invalidated. A stripe is a group of keys whose hashes have the same remainder.
+the read. Each fill takes a ticket before the read. The fill is refused if, after the ticket was taken, any tag was
+invalidated, or a key of the same stripe. A stripe is a group of keys whose hashes have the same remainder.
 
 Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024). A hit sets a flag
 on the copy and needs no lock. To evict a copy, a hand moves from the oldest copy towards the newest. It clears the
@@ -242,7 +242,7 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # if the bus has not reported its loss yet, its last proof stays valid
+            if copy is not None:  # a bus that was just lost gives no new proof, but its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
                 # The bus has not worked since the copies were set aside. If it had, they could have missed changes.

@@ -24,6 +24,8 @@ log = logging.getLogger("agentperf_redis")
 
 MAX_PENDING_INVALIDATIONS = 10_000
 """Maximum keys and tags kept while the server is unreachable. Beyond that, recovery clears the whole cache."""
+MAX_PENDING_RELEASES = 1000
+"""Maximum compute leases to release after an outage. Leases beyond that end by their TTL."""
 _WARN_EVERY_S = 10.0
 
 
@@ -48,7 +50,7 @@ class SharedState:
         settings: limits of the cache.
         given: marks the settings that a user chose; see `Settings.fields`.
         filled: called when there is something to report.
-        used: called before writes and reports of reads; None calls nothing.
+        used: called before each write and before each report of reads; None calls nothing.
     """
 
     def __init__(
@@ -87,6 +89,12 @@ class SharedState:
         self._lock = threading.Lock()
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
         """Invalidations that could not be sent, in order. They are sent before the next read or write."""
+        self.pending_releases: dict[tuple[str, str], float] = {}
+        """Compute leases whose end could not be reported: stored name, token; when the server has ended each by itself.
+
+        They are sent before the next read or write, too, so that no caller waits for the end of a TTL. A restarted
+        server that has kept its data, or a network that answers again, still holds them.
+        """
         self._waiting: dict[str, list[WakeUp]] = {}
         self._listening = False  # the bus of a forked child has no subscription yet
 
@@ -157,8 +165,12 @@ class SharedState:
 
     @property
     def unsent(self) -> bool:
-        """Whether the next call must send something first: failed invalidations, or settings that a user chose."""
-        return bool(self.pending_invalidations) or (not self.deployed and "1" in self.given)
+        """Whether the next call must send something first.
+
+        This may be failed invalidations, leases to release, or settings that a user chose.
+        """
+        pending = self.pending_invalidations or self.pending_releases
+        return bool(pending) or (not self.deployed and "1" in self.given)
 
     @property
     def origin(self) -> str:
@@ -189,6 +201,25 @@ class SharedState:
         with self._lock:
             for invalidation in invalidations:
                 self.pending_invalidations.pop(invalidation, None)
+
+    def release_later(self, name: str, token: str, lease_ms: int) -> None:
+        """Release a compute lease as soon as the server answers. The lease may outlive the computation.
+
+        Args:
+            name: stored name of the key.
+            token: token of the lease.
+            lease_ms: TTL of the lease, ms.
+        """
+        with self._lock:
+            if len(self.pending_releases) < MAX_PENDING_RELEASES:
+                self.pending_releases[name, token] = time.monotonic() + lease_ms / 1000
+        self._filled(self)
+
+    def remove_released(self, leases: Iterable[tuple[str, str]]) -> None:
+        """Record that leases were released, or have ended."""
+        with self._lock:
+            for lease in leases:
+                self.pending_releases.pop(lease, None)
 
     def set_clock(self, server_ms: float, sent_at: float) -> None:
         """Record the server's time; `sent_at` is `time.monotonic()` before the request was sent."""
@@ -273,7 +304,7 @@ class SharedState:
     def _recovered(self) -> None:
         if self.local is not None:
             self.local.flush()
-        if self.pending_invalidations:
+        if self.pending_invalidations or self.pending_releases:
             self._filled(self)
 
     def after_fork(self) -> None:

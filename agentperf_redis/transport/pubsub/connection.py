@@ -14,7 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.jitter import uniform
+from agentperf_redis.random_numbers import uniform
 from agentperf_redis.transport.connector import Connector, broken, refused
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.resp import pack
@@ -128,7 +128,7 @@ class BusConnection:
         return was_open
 
     def prove(self) -> bool:
-        """Record that a channel is subscribed. Return whether this is the first one on this connection."""
+        """Record that a channel is subscribed. Return whether it is the first channel on this connection."""
         first = not self._proven_at
         self._proven_at = self._proven_at or time.monotonic()
         self._ping_soon = True
@@ -137,9 +137,9 @@ class BusConnection:
     def back_off(self, *, final: bool) -> None:
         """Back off after a failure. The pause grows with each consecutive failure, up to a maximum.
 
-        The count of failures starts again only if the connection had a subscribed channel for longer than
-        `_MAX_BACKOFF_S`. A connect alone does not count as a success. Otherwise this process would flood a server that
-        accepts connections and soon drops them.
+        The count of failures is reset only if the connection had a subscribed channel for longer than `_MAX_BACKOFF_S`.
+        A connect alone does not reset it. If it did, this process would flood a server that accepts connections and
+        soon drops them.
         """
         now = time.monotonic()
         lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
@@ -161,7 +161,7 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping if one is due. Return the time (`time.monotonic`) of the next call of this method.
+        """Send a ping if one is due. Return when to call this method next, as a time of `time.monotonic`.
 
         Raises:
             ExchangeFailed: the previous ping was not answered in time, or the connection broke.

@@ -388,7 +388,7 @@ class Listener:
     # Logging
 
     def _log_fault(self, subject: str, item: str, reason: str) -> None:
-        """Log a fault when it begins. While the fault lasts, log it no second time."""
+        """Log a fault when it begins. While the fault lasts, further calls log nothing."""
         if subject not in self._faults:
             _log.warning(
                 "bus: %s: %s; until this fault ends, messages are missed and local copies are off",

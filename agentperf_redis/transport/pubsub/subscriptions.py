@@ -62,7 +62,7 @@ class Subscribers:
         return channel in self._of
 
     def take_changed(self) -> set[str]:
-        """Return the channels that got a subscription, or lost all of them, since the previous call."""
+        """Return the channels that, since the previous call, got a subscription or lost all their subscriptions."""
         with self._lock:
             changed, self._changed = self._changed, set()
         return changed
@@ -73,7 +73,7 @@ class Subscribers:
             guarded(subscription.listener, message)
 
     def notify_gap(self, channel: str, *, only_new: bool = False) -> None:
-        """Report a possible gap to a channel's subscriptions. With `only_new`, skip those that had a report before."""
+        """Report a possible gap to a channel's subscriptions. With `only_new`, skip those already `notified`."""
         for subscription in self._at(channel):
             if not (only_new and subscription.notified):
                 subscription.notified = True

@@ -1,5 +1,5 @@
--- Health and capacity: computes how many leases an instance may have now, from its outcomes, checks, age and rate
--- limits. Needs strategies.lua and pool.lua. `maintenance` adds these functions to the object that it returns.
+-- Health and capacity. The functions compute how many leases an instance may have now, from its outcomes, checks, age
+-- and rate limits. `maintenance` adds them to the object that it returns. Needs strategies.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
 --   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
 --   instance is never ejected. After an ejection, one probe at a time is allowed.
@@ -145,10 +145,10 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- After panic began or ended, store the instances in `away` again, because the limits of unhealthy instances have
-  -- changed. This call stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance
-  -- that is in `away` during the whole scan. A script that adds or removes an instance during the scan stores this
-  -- instance itself.
+  -- When panic begins or ends, the limits of unhealthy instances change. So this function stores the record of every
+  -- instance that is in `away` again. A call stores one batch; a timer in `due` continues with the next batch. ZSCAN
+  -- returns every instance that is in `away` during the whole scan. A script that adds or removes an instance during
+  -- the scan stores this instance itself.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -265,9 +265,8 @@ local function health(self, facts)
     self.add_event('recovered', r.id)
   end
 
-  -- Whether one more instance may be ejected. The instance must not be the last healthy one. The share of unhealthy
-  -- instances, including this one, must not exceed max_ejection_share. This limit does not apply if this one is the
-  -- only unhealthy instance.
+  -- Whether one more instance may be ejected. The last healthy instance must stay. The share of unhealthy instances,
+  -- with the new one, must not exceed max_ejection_share. This limit does not apply to the first unhealthy instance.
   local function may_eject()
     local most = math.max(1, floor(usable * settings.max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most

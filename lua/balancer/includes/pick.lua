@@ -87,9 +87,10 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   end
 
   -- Look at up to 32 points of the ring, clockwise from `point`. Return the first suitable instance that is in `from`
-  -- and whose load is below `share` times its limit. If there is none, return nil if `suits` is given, otherwise the
-  -- least loaded instance of `from`. Usually one of the first FEW points has such an instance, so these points are read
-  -- first. An instance whose record has its fields in another order is skipped until a script has rewritten the record.
+  -- and whose load is below `share` times its limit. If there is no such instance: with `suits`, return nil; without
+  -- `suits`, return the least loaded instance of `from`. Usually one of the first FEW points has a suitable instance,
+  -- so these points are read first. An instance whose record has its fields in another order is skipped until a script
+  -- has rewritten the record.
   local function clockwise(share)
     local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
     for round = 1, 2 do

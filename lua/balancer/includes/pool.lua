@@ -5,7 +5,7 @@
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
---     <id>       an instance. These fields, in this order:
+--     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
 --       limit          max leases now; 0 while the instance takes no work. An instance is ready while load < limit
 --       seq            the value of #picks after the last pick of this instance
@@ -15,7 +15,7 @@
 --       ewma_at_ms     time of the last measurement, ms; written only under PEAK_EWMA
 --       served         leases released with the outcome ok
 --       failed         leases released with a bad outcome
---       streak     bad outcomes since the last good one
+--       streak         bad outcomes since the last good one
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
 --       flags          names, comma-separated and sorted:
@@ -64,7 +64,8 @@
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
 --                                V:<id>: the next step of a warm-up
 --                                P:<cursor>: store the next batch of away after panic began or ended
---   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority; also the channel of grants
+--   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
+--                                channel with the name of this key
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
 --                                that are unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries

@@ -1,6 +1,7 @@
 -- Shared by the scripts that read time slices: the slices that cover a time range. Needs slices.lua.
 
--- Return the index of the narrowest width whose slice of a timestamp is kept; nil if no slice of it is kept.
+-- Of the slices that contain a timestamp, find the narrowest one that is kept. Return the index of its width; nil if
+-- none of these slices is kept.
 local function finest(ms, now, ttls)
   for t = 1, 4 do
     local width = TIERS[t][WIDTH]
@@ -10,9 +11,10 @@ local function finest(ms, now, ttls)
 end
 
 -- Cover the time range [from, to) from its start. At each point, take the widest slice that starts there and ends in
--- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now.
--- Returns the slices, each as {width, start}, the covered range, which is wider if only wider slices are kept, and
--- then the width in ms of the first such slice, else nil.
+-- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now. Where
+-- no such slice is kept, take a wider slice, which may widen the range. Returns the slices, each as {tier, start}, then
+-- the start and the end of the covered range. The last value is the width in ms of the first wider slice; nil if there
+-- is none.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from

@@ -10,7 +10,8 @@ local function clamped(number)
   error('a number that no counter reaches', 0)  -- also NaN
 end
 
--- Check a time or an extreme duration; -1 means unknown. Such a value is not a sum, so 9 * 10^15 or more is an error.
+-- Check a time, or a shortest or longest duration; -1 means unknown. Such a value is not a sum, so 9 * 10^15 or more is
+-- an error.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

@@ -140,12 +140,13 @@ def test_waiters_of_a_pool_fire_and_are_resolved_once(perf: AgentPerf, evaluator
         waiter.join()
     events += evaluators.evaluate(start + 10 * number for number in range(12, 18))
     assert changes(events) == [("coder", "pending"), ("coder", "firing"), ("coder", "ok")]
-    assert events[1].at - events[0].at == 30.0
+    # If the evaluator is killed in the evaluation after 30 s, the next one, 10 s later, fires.
+    assert events[1].at - events[0].at in (30.0, 40.0)
     assert evaluators.killed == 1
 
 
 def test_values_within_the_error_bound_change_no_state(perf: AgentPerf, backend: Backend) -> None:
-    """For an hour, the exact p95 is now above the threshold and now below it, by less than the error bound."""
+    """For an hour, the exact p95 is alternately above and below the threshold, by less than the error bound."""
     history = History(backend)
     for number, at in enumerate(history.minutes(70, 1)):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Continual evaluation: on a thread, in a task, through outages."""
+"""Continual evaluation on a thread or in a task. It goes on after an outage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notifications: at least once, copies with one id, and a receiver that fails delays only its own."""
+"""Notifications are delivered at least once. Copies have the same id. A failing receiver delays only its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rules(*urls: str, command: tuple[str, ...] = ()) -> str:
 
 @pytest.fixture
 def history(backend: Backend) -> History:
-    """Twenty minutes of failures, then ten of successes."""
+    """Forty minutes with one success each. From 35 to 15 minutes ago, each minute also has four failures."""
     history = History(backend)
     for at in history.minutes(40, 1):
         history.record("planner", at - 30, 0.5, failed=4 if 15 <= (history.now - at) / MINUTE <= 35 else 0)
@@ -75,7 +75,7 @@ def test_silenced_rule_sends_nothing(perf: AgentPerf, history: History) -> None:
 def test_copy_after_a_crash_carries_the_same_id(
     perf: AgentPerf, history: History, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process ends after it has delivered and before it has recorded that: another one delivers a copy."""
+    """A process delivers a notification and ends before it records the delivery. Another process delivers a copy."""
     with Receiver() as receiver:
         perf.alerts.deploy(text=rules(receiver.url))
         evaluated(perf, history.minutes(38, 30))

@@ -1,4 +1,4 @@
-"""A replay of rules over the past names the firings that the live evaluation of the same history had."""
+"""A replay of rules over a history finds the same firings as a live evaluation of this history."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from agentperf_redis import random_numbers
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.balancer.commands import Choice, Granted, Pool
@@ -82,7 +82,7 @@ def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2, 3, 4, 5), (100, 1, 1, 1, 0.01, 0), (5, 1) * 40])
 @pytest.mark.parametrize("leased", [0, 0.5])
 def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tuple[float, ...], leased: float) -> None:
-    random.seed(20_261_122)
+    random_numbers.seed(20_261_122)
     instances = [AgentInstance(f"p{n}", "t", 0, 10, weight) for n, weight in enumerate(weights)]
     pool = fill(backend, "t", LoadBalancingStrategy.WEIGHTED, instances)
     usable = sum(weight > 0 for weight in weights)
@@ -100,7 +100,7 @@ def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tupl
 @pytest.mark.thorough
 @pytest.mark.parametrize("strategy", [LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.WEIGHTED])
 def test_draws_from_many_instances_are_even(backend: Backend, strategy: LoadBalancingStrategy) -> None:
-    random.seed(7)
+    random_numbers.seed(7)
     pool = fill(backend, "t", strategy, fleet(500))
     draws = 20_000
     picked = run_all(backend, [commands.select(pool, commands.ANY) for _ in range(draws)])
@@ -130,7 +130,7 @@ def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)  # the scripts get random numbers from Python, so every server gives the same result
+        random_numbers.seed(seed)  # the scripts get random numbers from Python, so every server gives the same result
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)
@@ -139,7 +139,7 @@ def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None
 
 
 def test_peak_ewma_prefers_the_faster_instance(backend: Backend) -> None:
-    random.seed(1)
+    random_numbers.seed(1)
     pool = fill(backend, "t", LoadBalancingStrategy.PEAK_EWMA, fleet(2, max_capacity=1000))
     for number in range(40):
         (name,) = acquire(backend, pool, 1, f"warm{number}-")

@@ -424,6 +424,7 @@ def test_snapshot_errors_name_the_method_to_use(call: Call, balancer: LoadBalanc
 # Foreign data
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
 def test_key_of_wrong_type_is_named_and_unchanged(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str

@@ -274,9 +274,9 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
 def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     """Return the stale reads of one process.
 
-    A read is stale if a newer write was acknowledged before the read began. There is one exception: a read that may use
-    a local copy may miss a write by another process until STALE_S after its acknowledgement. A write is newer than
-    another write if it began after the acknowledgement of the other. Overlapping writes have no order.
+    A read is stale if a newer write was acknowledged before the read began. There is one exception: for STALE_S after
+    the acknowledgement of a write by another process, a read that may use a local copy may miss the write. A write is
+    newer than another write if it began after the other write was acknowledged. Overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}

@@ -161,6 +161,7 @@ def test_entry_returns_all_stored_facts(call: Call, backend: Backend) -> None:
     assert cache.cache == {"k": entry}
 
 
+@pytest.mark.usefixtures("no_sampling")
 def test_delete_clear_and_tags_make_misses(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(name="default", backend=backend)
     call(cache, "put_many", {"a": 1, "b": 2, "c": 3}, tags=["all"])
@@ -537,6 +538,7 @@ def test_policy_change_keeps_the_entries(
         assert faults(raw, namespace, "tiered", "default") == []
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(
     ("kind", "part"),
     [(TieredCache, part) for part in ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost")]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis import random_numbers
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from agentperf_redis.cache.flows.single_flight import SingleFlight
@@ -443,7 +443,7 @@ def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
 
 def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, namespace: str) -> None:
     lru, tiered = LRUCache(100, 50, name="default", backend=backend), TieredCache(name="default", backend=backend)
-    random.seed(20)
+    random_numbers.seed(20)
     for number in range(20):
         lru.get_or_compute(f"hard{number}", lambda: 1, jitter=0.1)
         lru.get_or_compute(f"soft{number}", lambda: 1, 40, soft_ttl=20, jitter=0.1)

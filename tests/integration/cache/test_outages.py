@@ -231,7 +231,7 @@ def test_unsent_invalidation_fails_the_check(
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate while the server is down, and restart it with all its data. Return the old values still read."""
+    """Invalidate a key while the server is down. Restart it with all its data. Return the old values that are read."""
     backend = connect(server.url)
     cache = LRUCache(name="default", backend=backend)
     cache.put("k", "old", tags=["t"])

@@ -20,6 +20,7 @@ from agentperf_redis.cache.flows import access_reports
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.process.access_buffer import AccessBuffer, AccessReport
 from agentperf_redis.cache.process.compute_lease import ComputeLease
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
@@ -29,6 +30,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
 
+LONG_S = 60.0
+"""TTL of a lease: so long that nothing in a test waits for its end."""
 PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("cache/renew_claim")
 
 
@@ -142,6 +145,24 @@ def test_cancelled_claim_leaves_no_lease(
     runner.run(scene())
 
     assert raw.exists(f"{namespace}:{{cache:default}}:l:k") == 0
+
+
+@pytest.mark.parametrize("script", ["claim", "put"])
+def test_lease_whose_end_was_lost_is_released_when_the_server_answers(
+    call: Call, proxy: Proxy, connect: Callable[..., Backend], server: Server, script: str
+) -> None:
+    """Either the lease is granted but the reply to the claim is lost, or the put of the value never arrives."""
+    cache = LRUCache(name="default", backend=connect(proxy.url, deadline=0.3), lease=LONG_S)
+    remote = LRUCache(name="default", backend=connect(server.url), lease=LONG_S)
+    call(cache, "put", "other", 1)
+    fault = proxy.swallow if script == "claim" else proxy.reset_before_request
+    lost = fault(only=Script(f"cache/{script}"), times=math.inf)
+    assert call(cache, "get_or_compute", "k", lambda: "mine") == "mine"
+    lost.times = 0
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(remote.get_or_compute, "k", lambda: "other").result(LONG_S / 2) == "other"
+    wait_until(lambda: not cache._shared_state.pending_releases, "the reply to the release")
 
 
 def test_report_with_lost_reply_counts_once(
@@ -498,6 +519,8 @@ def test_cancelled_store_releases_the_key(
     monkeypatch: pytest.MonkeyPatch,
     sound: bool,
 ) -> None:
+    # A release after the outage would hide renewals that go on.
+    monkeypatch.setattr(SharedState, "release_later", lambda *_: None)
     if not sound:
         end = compute._end
         forgetful = cast("Maintenance", _EndlessRenewals())

@@ -229,6 +229,7 @@ def refused(kind: str, part: str) -> set[str]:
     }.get(part, {"clear"})
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("kind", CACHES)
 def test_planted_bytes_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture

@@ -1,6 +1,6 @@
-"""Promises that every command keeps: its output, its JSON, exit codes, faults of the server, and narrow terminals.
+"""What every command promises about its output, its JSON, its exit codes, faults of the server and narrow terminals.
 
-The tests take the commands from the command line itself, so a new command without an example fails.
+The tests take the commands from the command line itself, so they fail for a new command without an example.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_every_command_has_an_example_and_a_schema() -> None:
 
 @pytest.fixture
 def token(perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Fill the namespace, and return the token of a lease. One execution of the agent "hung" runs meanwhile."""
+    """Fill the namespace, and return the token of a lease. An execution of the agent "hung" runs during the test."""
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
     token = fill(perf)
     with perf.metrics.track("hung"):

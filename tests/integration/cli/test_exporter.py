@@ -131,7 +131,7 @@ def test_wrong_usage_exits_2(agentperf: Run, words: tuple[str, ...], message: st
 
 @contextmanager
 def missing(package: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make a package and the modules that import it seem not installed."""
+    """Make imports of a package fail as if the package were not installed. Modules that import it fail too."""
     with monkeypatch.context() as patch:
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.export.", f"{package}."))]:
             patch.delitem(sys.modules, name)

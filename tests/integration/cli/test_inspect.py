@@ -1,4 +1,4 @@
-"""`agentperf inspect` explains every key that the library writes, and says so if a key is none of them."""
+"""`agentperf inspect` explains every key that the library writes, and says so if the library does not write a key."""
 
 from __future__ import annotations
 

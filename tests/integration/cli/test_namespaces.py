@@ -1,4 +1,4 @@
-"""A command that finds its namespace empty names the namespaces of the server that are in use."""
+"""If the namespace of a command is empty, the command lists the namespaces in use on the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.servers import Server
 
 @pytest.fixture
 def two(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A server with the namespaces "staging" and "prod", and traces of a wrong one and of another program."""
+    """A server with two namespaces, "staging" and "prod", traces of the namespace "wrong", and two foreign keys."""
     for name in ("staging", "prod"):
         with AgentPerf(own_server.url, namespace=name) as perf:
             perf.metrics.record_execution("planner", 0.1, True)

@@ -38,7 +38,7 @@ AGENT_ROW: dict[str, type | tuple[type, ...]] = {
 
 @pytest.fixture
 def past(raw: Raw, namespace: str) -> Past:
-    """Four minutes of a planner: one execution four minutes ago, eight ones two minutes ago, one of which failed."""
+    """The planner ran once four minutes ago, and eight times two minutes ago. One of the eight executions failed."""
     recorded = Past(raw, namespace)
     recorded.at(240.0).record("planner", 0.25, SUCCEEDED)
     for number in range(8):

@@ -167,7 +167,7 @@ def test_watch_redraws_a_terminal(server: Server, perf: AgentPerf) -> None:
             seen += os.read(terminal, 65_536)
         assert b"planner" in seen
         os.kill(pid, signal.SIGINT)
-        with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        with contextlib.suppress(OSError):  # on Linux, a read at the end of a terminal raises an error
             while os.read(terminal, 65_536):
                 pass
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130

@@ -64,7 +64,7 @@ def fits(found: dict[str, Any], schema: dict[str, Callable[[Any], bool]]) -> boo
 
 @pytest.fixture
 def fleet(perf: AgentPerf, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process, where two executions run, and another one that was killed 13 s ago while it could not flush."""
+    """This process, in which two executions run, and another process, which could not flush and was killed 13 s ago."""
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
     with perf.metrics.track("critic"), perf.metrics.track("planner"):
         perf.metrics.workers()

@@ -26,7 +26,7 @@ SHOWN_S = 30.0
 
 
 def patient_client(url: str, namespace: str) -> AgentPerf:
-    """Return a client for a worker process, whose end waits for the server however busy the machine is."""
+    """Return a client that waits for the server when it is closed, however busy the machine is."""
     presence._LEAVE_S = SHOWN_S
     return AgentPerf(url, namespace=namespace)
 
@@ -44,7 +44,7 @@ def hold(url: str, namespace: str, pool: str) -> Generator[None, object, None]:
 
 
 def record(url: str, namespace: str) -> Generator[None, object, None]:
-    """Record one execution. Idle from then on, until the test answers."""
+    """Record one execution. Stay idle afterwards until the test answers."""
     with patient_client(url, namespace) as perf:
         perf.metrics.record_execution("planner", 0.1, True)
         yield
@@ -70,7 +70,7 @@ def running(perf: AgentPerf, agent: str) -> RunningExecution:
 
 
 def age_heartbeat(raw: Raw, namespace: str, pid: int, seconds: float) -> None:
-    """Make the last heartbeat of a process older, as if so much time had passed since then."""
+    """Make the last heartbeat of a process `seconds` older, as if this time had passed without a heartbeat."""
     seen = keys.workers_seen(namespace)
     (name,) = (name for name in raw.zrange(seen, 0, -1) if f":{pid}:" in name)
     raw.zincrby(seen, -1000 * seconds, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from agentperf_redis import random_numbers
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands
 from agentperf_redis.balancer.commands import Choice, Granted, Pool, Queued, Refused, Spent
 from tests.support import records
@@ -112,7 +112,7 @@ class PoolMachine(RuleBasedStateMachine):
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
         self.checked = 0
-        random.seed(seed)
+        random_numbers.seed(seed)
         self.register("a", 2, 1.0, frozenset(), True, None)
         self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # registered long ago, so that later instances count as new
 

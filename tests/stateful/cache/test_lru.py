@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Compare the states. This is no `@invariant`: it reports reads that otherwise the next put would report."""
+        """Compare the states. This is not an `@invariant`, because it reports reads that a put should report."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()

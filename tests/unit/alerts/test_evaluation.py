@@ -6,7 +6,8 @@ import pytest
 
 from agentperf_redis.alerts.evaluation import BurnCounts, Verdict, burn_verdict, judge, verdict
 from agentperf_redis.alerts.model import AlertState, Measured, Notice, TargetState
-from agentperf_redis.alerts.rules import Rule, read_rules
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.metrics.model import Interval
 
 HOLDS, CLEAR, BETWEEN, UNDECIDED, NO_DATA = Verdict
@@ -22,7 +23,7 @@ def rule(**fields: object) -> Rule:
 
 
 def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = MINUTE_MS) -> str:
-    """Return the states after the verdicts: one letter each; upper case if a notification was sent with it."""
+    """Return the state after each verdict, as one letter. A letter is upper case if a notification was sent."""
     state, shown = None, ""
     for number, sign in enumerate(signs):
         if sign == " ":
@@ -77,7 +78,7 @@ def test_silence_delays_the_notification_of_a_firing_alert() -> None:
 
 
 def test_time_without_evaluation_does_not_count() -> None:
-    """After an outage of an hour, `for` and `keep_firing_for` go on where they stood, but for one missed interval."""
+    """Of an outage of an hour, `for` and `keep_firing_for` count only one missed interval."""
     held, kept = rule(for_="5m"), rule(keep_firing_for="5m")
     assert history(held, "++", gap_ms=60 * MINUTE_MS) == "pp"
     assert history(kept, "+--", gap_ms=60 * MINUTE_MS) == "Fff"
@@ -110,7 +111,7 @@ def test_judgement_is_recorded_in_the_state() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_verdicts_keep_the_invariants(seed: int) -> None:
-    """An alert fires and ends only by a verdict that decides it, and each firing is notified once, as is its end."""
+    """Only HOLDS starts a firing, and only CLEAR ends it. Each start and each end causes one notification."""
     source = random.Random(seed)
     of = rule(for_=f"{source.randrange(4)}m", keep_firing_for=f"{source.randrange(4)}m")
     state, notified = None, False

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from agentperf_redis.alerts.evaluation import Verdict
-from agentperf_redis.alerts.rules import Rule, read_rules
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.alerts.sampled import Slice, judged_slices, slices_of, why_skipped
 from agentperf_redis.history import History
 

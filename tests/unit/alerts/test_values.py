@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from agentperf_redis.alerts.evaluation import Verdict
-from agentperf_redis.alerts.rules import Rule, read_rules
+from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.alerts.values import (
     Totals,
     bucket_value,

@@ -1,4 +1,4 @@
-"""Tests of the words for keys: every kind of key that `keys.py` lists is known."""
+"""Tests of the descriptions of keys: every kind of key that `keys.py` lists has a description."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ def test_numbers_are_whole_at_every_width() -> None:
     for width in range(4, 100):
         lines = lines_of(table(), width)
         assert max(map(len, lines)) <= width
-        if width >= 26:  # the widest title and the widest number in the form of a list
+        if width >= 26:  # wide enough for a list with the widest title and the widest number
             tokens = " ".join(lines).split()
             assert {"1234567", "100.0%", "123456.789", "0.0%"} <= set(tokens), lines
-        if width >= 39:  # the narrowest table
+        if width >= 39:  # wide enough for the narrowest table
             assert "1234567 100.0% 123456.789" in " ".join(" ".join(lines).split())
 
 

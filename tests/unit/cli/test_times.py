@@ -1,4 +1,4 @@
-"""Tests of windows, their ends and ages on the command line."""
+"""Tests of how the command line reads windows and the ends of windows, and how it shows windows and ages."""
 
 from __future__ import annotations
 

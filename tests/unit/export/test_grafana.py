@@ -80,7 +80,7 @@ def test_queries_name_only_exported_metrics_and_labels() -> None:
 
 
 def test_dashboard_shows_every_family_of_agents() -> None:
-    """Sums over types and models make some metrics easy to forget."""
+    """Some panels show sums over types or models, so it is easy to leave out a metric."""
     from agentperf_redis.export.families import AGENTS
 
     shown = {selector.name for query in queries() for selector in selectors(query)}

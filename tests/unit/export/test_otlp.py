@@ -1,4 +1,4 @@
-"""Tests of the data that is sent. The requests are tested in tests/integration/export."""
+"""Tests of the data that OTLP requests contain. The requests themselves are tested in tests/integration/export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the exporter without a server. The figures are tested in tests/integration/export."""
+"""Tests of the exporter that need no server. The figures are tested in tests/integration/export."""
 
 from __future__ import annotations
 

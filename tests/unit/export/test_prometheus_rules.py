@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from agentperf_redis.alerts.expression import MEASURES, Scope
-from agentperf_redis.alerts.rules import read_rules
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.export.families import values
 from agentperf_redis.export.prometheus_rules import regex_of, rules_file
 from agentperf_redis.export.text import Form, text
@@ -63,7 +63,7 @@ def test_every_expression_is_promql_over_exported_metrics() -> None:
     for name, own in page.values:
         labels.setdefault(name, set()).update(label for label, _ in own)
     found = written(every_rule())
-    assert len(found) == len(MEASURES) - 1 + 5 + 4  # without max, and an SLO is two rules
+    assert len(found) == len(MEASURES) - 1 + 5 + 4  # there is no rule for `max`; each of the two SLOs has two rules
     for name, each in found.items():
         used = list(selectors(promql, each["expr"]))
         assert used, name

@@ -81,7 +81,7 @@ def test_execution_that_ends_after_it_was_listed_is_removed(collector: Collector
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("listed", [False, True])
 def test_dropped_execution_is_not_listed(collector: Collector, listed: bool) -> None:
-    """Nothing refers to it any longer, so that it can never end."""
+    """Nothing refers to the dropped execution any longer, so it can never end."""
 
     async def work() -> None:
         pass
@@ -94,7 +94,7 @@ def test_dropped_execution_is_not_listed(collector: Collector, listed: bool) -> 
     if listed:
         assert collector.open() == ["a"]
     del dropped
-    collector.open()  # from here on, only weak references are left
+    collector.open()  # after this call, the collector has only weak references to the execution
     gc.collect()
     assert collector.open() == []
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from agentperf_redis.alerts.expression import Scope
-from agentperf_redis.alerts.rules import Rule, masked, read_rules, stored_rules
+from agentperf_redis.alerts.rules import Rule, masked
+from agentperf_redis.alerts.rules_file import read_rules, stored_rules
 from agentperf_redis.errors import InvalidRules
 
 EXAMPLE = """\

@@ -1,0 +1,38 @@
+"""The library's own random numbers. They are independent of the module `random`, which belongs to the user's program.
+
+A program that seeds `random` gets the same sequence from it whether the library draws numbers or not. If several
+processes give `random` the same seed, the library still draws different numbers in each of them. So these processes do
+not all wait equally long, do not let their values expire at the same time, and do not pick the same instances.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from agentperf_redis.background import register_for_fork
+
+
+class _Generator(random.Random):
+    def after_fork(self) -> None:
+        """Seed the generator again in a forked child, which otherwise would draw the numbers of its parent."""
+        self.seed()
+
+
+_pauses: Final = _Generator()
+"""For the pauses of background threads, so that they do not change which numbers a seeded test draws for its calls."""
+_choices: Final = _Generator()
+register_for_fork(_pauses)
+register_for_fork(_choices)
+
+bits: Final = _choices.getrandbits
+"""Return a random integer of so many bits, all equally likely. This is for the picks and choices of calls."""
+fraction: Final = _choices.random
+"""Return a random number, at least 0.0 and below 1.0, all equally likely. This is for the choices of calls."""
+seed: Final = _choices.seed
+"""Begin a reproducible sequence of `bits` and `fraction`, for tests."""
+
+
+def uniform(low: float, high: float) -> float:
+    """Return the length of a random pause. All lengths from `low` to `high` are equally likely."""
+    return _pauses.uniform(low, high)
