@@ -134,7 +134,7 @@ class AgentsView:
     """The agents of a namespace.
 
     Attributes:
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         interval: the covered time range.
         total: all agents as if they were one, also those that the filter leaves out.
@@ -165,7 +165,7 @@ class AgentView:
     Attributes:
         name: the agent.
         known: whether the agent has any records.
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         metrics: its metrics in the window.
         seen: when it last recorded anything, s since 1970.

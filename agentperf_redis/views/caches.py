@@ -121,7 +121,7 @@ class CachesView:
     """The caches of a namespace.
 
     Attributes:
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now. The statistics are always those of now.
         rows: the caches, sorted, filtered and cut.
         matching: number of caches that match the filter.
@@ -163,7 +163,7 @@ class CacheView:
     Attributes:
         name: the cache.
         kind: "lru" or "tiered".
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         row: its statistics of now, and its steps in the window.
         tiers: its tiers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentperf_redis import keys
@@ -21,6 +22,8 @@ from agentperf_redis.views.scanning import Scan, primaries
 
 SAMPLE_KEYS = 200
 """Number of keys of each kind whose memory is measured. The others are estimated by their mean."""
+MAX_KINDS = 50
+"""Maximum number of kinds that are shown one by one: each cache and each pool is a kind."""
 _RATE_WINDOW = "1h"
 
 
@@ -48,8 +51,8 @@ class MemoryView:
     Attributes:
         used: bytes that the whole server uses; None if the user may not run INFO (``+info``).
         limit: the server's ``maxmemory``, bytes; None without a limit, or if unknown.
-        kinds: memory by kind of key, the largest first; empty if the user may not run SCAN and MEMORY USAGE
-            (``+scan +memory|usage``).
+        kinds: memory by kind of key, the largest first, and "others" last; empty if the user may not run SCAN and
+            MEMORY USAGE (``+scan +memory|usage``).
         complete: whether all keys were found; otherwise `kinds` covers only the part that was searched.
         caches: statistics of all caches, the largest first: their bytes are counted exactly, without overhead.
         forecast: memory that metrics will take once all slices are filled, within a factor of 1.5.
@@ -145,11 +148,17 @@ def _kinds(perf: AgentPerf, faults: list[Fault]) -> tuple[tuple[KindMemory, ...]
     except AgentPerfError as error:
         faults.append(Fault("memory by kind", str(error)))
         return (), False
-    total = sum(kind.bytes for kind in by_kind.values())
-    rows = [
-        KindMemory(name, kind.keys, kind.bytes, kind.bytes / total if total else 0.0) for name, kind in by_kind.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind))), scan.complete
+    return _rows({name: (kind.keys, kind.bytes) for name, kind in by_kind.items()}), scan.complete
+
+
+def _rows(found: Mapping[str, tuple[int, int]]) -> tuple[KindMemory, ...]:
+    """Return the kinds with the most memory, given by number of keys and bytes, and the rest as one."""
+    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    shown, rest = dict(ordered[:MAX_KINDS]), ordered[MAX_KINDS:]
+    if rest:
+        shown["others"] = (sum(count for _, (count, _) in rest), sum(size for _, (_, size) in rest))
+    total = sum(size for _, size in shown.values())
+    return tuple(KindMemory(name, count, size, size / total if total else 0.0) for name, (count, size) in shown.items())
 
 
 class _Kind:

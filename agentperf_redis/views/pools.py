@@ -108,7 +108,7 @@ class PoolRow:
         status: its status now, as `LoadBalancer.status` returns it.
         steps: the window step by step, oldest first, without figures where no process used the pool. A
             view of many pools has those of the first `MAX_HISTORIES` rows.
-        events: its events, oldest first, which tell since when an instance is out; empty if they were not read.
+        events: its events, oldest first, which show since when an instance is out; empty if they were not read.
     """
 
     status: PoolStatus

@@ -63,7 +63,7 @@ def test_wrong_arguments_send_nothing(perf: AgentPerf) -> None:
         overview(perf, None)  # type: ignore[arg-type]
 
 
-def test_unknown_agent_is_told_from_an_idle_one(
+def test_unknown_agent_differs_from_an_idle_one(
     perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
     past = Past(raw, namespace)
@@ -72,7 +72,7 @@ def test_unknown_agent_is_told_from_an_idle_one(
     found = runner.run(read_agent(perf, "idle", "5m"))
     assert (found.known, found.metrics.task_count) == (True, 0)
     assert found.seen == pytest.approx(past.now - 3000, abs=60)
-    assert not runner.run(read_agent(perf, "nobody", "5m")).known
+    assert not runner.run(read_agent(perf, "unknown", "5m")).known
     assert runner.run(read_overview(perf, "5m")).idle == 1
 
 

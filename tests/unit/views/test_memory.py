@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentperf_redis import keys
-from agentperf_redis.views.memory import kind_of
+from agentperf_redis.views.memory import MAX_KINDS, KindMemory, _rows, kind_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,14 @@ from agentperf_redis.views.memory import kind_of
 )
 def test_keys_are_sorted_by_kind(key: str, expected: str) -> None:
     assert kind_of(key) == expected
+
+
+def test_small_kinds_are_added_up() -> None:
+    found = {f"cache {number:03d}": (1, 10) for number in range(MAX_KINDS + 3)}
+    found["pool coder"] = (5, 470)
+    rows = _rows(found)
+    assert len(rows) == MAX_KINDS + 1
+    assert rows[0] == KindMemory("pool coder", 5, 470, 0.47)
+    assert rows[-1] == KindMemory("others", 4, 40, 0.04)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    assert _rows({}) == ()
