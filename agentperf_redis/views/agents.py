@@ -164,7 +164,7 @@ class AgentView:
 
     Attributes:
         name: the agent.
-        known: whether the agent has any records.
+        known: whether the agent has any records, or runs.
         window: the requested window.
         as_of: its end, s since 1970; None for now.
         metrics: its metrics in the window.
@@ -344,9 +344,10 @@ def _agent(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) ->
     seen: Mapping[str, float] = parts.get("last_seen", {})
     comparison: Comparison | None = parts.get("comparison", None)
     metrics = comparison.second if comparison is not None else empty
+    executions: tuple[RunningExecution, ...] = parts.get("running", ())
     return AgentView(
         name=name,
-        known=name in seen or metrics.task_count > 0,
+        known=name in seen or metrics.task_count > 0 or bool(executions),
         window=window,
         as_of=seconds_of(as_of),
         metrics=metrics,
@@ -359,7 +360,7 @@ def _agent(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) ->
         streams=parts.get("streams", StreamMetrics(0, empty, empty)),
         slowest=parts.get("slowest", ()),
         recent=parts.get("recent", ()),
-        running=parts.get("running", ()),
+        running=executions,
         faults=parts.faults,
     )
 

@@ -76,6 +76,16 @@ def test_unknown_agent_differs_from_an_idle_one(
     assert runner.run(read_overview(perf, "5m")).idle == 1
 
 
+def test_agent_that_only_runs_is_known(
+    perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
+    with perf.metrics.track("hung"):
+        perf.metrics.workers()  # sends a heartbeat first
+        found = runner.run(read_agent(perf, "hung", "5m"))
+    assert (found.known, found.metrics.task_count, len(found.running)) == (True, 0, 1)
+
+
 def test_changes_name_what_got_worse(perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     past = Past(raw, namespace)
     for number in range(2 * MIN_TASKS):
