@@ -163,7 +163,7 @@ def test_entries_of_a_large_cache_are_read_in_part(
     assert runner.run(read_cache(perf, "answers", entries=False)).entries is None  # type: ignore[union-attr]
 
 
-def test_memory_is_shown_by_kind(perf: AgentPerf, runner: asyncio.Runner) -> None:
+def test_memory_is_shown_by_kind(perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     held = fill(perf)
     cache = perf.cache("big", max_size=5000)
     cache.put_many({f"key {number}": "x" * 500 for number in range(3 * SAMPLE_KEYS)})
@@ -171,7 +171,8 @@ def test_memory_is_shown_by_kind(perf: AgentPerf, runner: asyncio.Runner) -> Non
     found = runner.run(read_memory(perf))
     kinds = {kind.kind: kind for kind in found.kinds}
     assert next(iter(kinds)) == "cache big"
-    assert 3 * SAMPLE_KEYS * 500 < kinds["cache big"].bytes < 3 * SAMPLE_KEYS * 1000
+    exact = sum(raw.memory_usage(key) for key in raw.scan_iter(f"{namespace}:{{cache:big}}:*"))
+    assert kinds["cache big"].bytes == pytest.approx(exact, rel=0.1)
     assert kinds["cache big"].keys > 3 * SAMPLE_KEYS
     assert sum(kind.share for kind in found.kinds) == pytest.approx(1)
     assert {"metrics, slices of a minute", "pool coder", "alerts", "tiered cache docs"} <= set(kinds)
