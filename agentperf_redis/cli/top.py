@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,10 +15,11 @@ from agentperf_redis.cli.extras import needs_extra
 from agentperf_redis.cli.options import on_server
 from agentperf_redis.cli.times import parsed_window
 from agentperf_redis.errors import BackendUnavailable
-from agentperf_redis.top import lines
-from agentperf_redis.views.overview import NO_CHANGES, Overview, overview
 from agentperf_redis.views.timeline import DEFAULT_WINDOW
 from agentperf_redis.windows import length_text, window_seconds
+
+if TYPE_CHECKING:  # at run time, other commands do not wait for this import
+    from agentperf_redis.views.overview import Overview
 
 
 @on_server
@@ -62,6 +63,8 @@ def _is_terminal() -> bool:
 
 
 def _print(target: Target, perf: AgentPerf, window: str, every: float, count: int | None) -> Exit:
+    from agentperf_redis.views.overview import NO_CHANGES, overview
+
     printed, fault = 0, ""
     while count is None or printed < count:
         began = time.monotonic()
@@ -83,6 +86,8 @@ def _print(target: Target, perf: AgentPerf, window: str, every: float, count: in
 
 
 def _show(target: Target, found: Overview, printed: int) -> None:
+    from agentperf_redis.top import lines
+
     if target.as_json:
         print_json_line("top", lines.plain(found))
         return
