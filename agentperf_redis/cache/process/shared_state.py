@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -231,6 +232,10 @@ class SharedState:
         The bound is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
         """
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
+
+    def until_ms(self) -> int:
+        """Return the server time after which a request that is sent now must have no effect."""
+        return self.server_ms() + math.ceil(self.backend.deadline * 1000)
 
     def warn(self, message: str, *args: object) -> None:
         """Log a warning, at most one every ten seconds."""
