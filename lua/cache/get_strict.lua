@@ -48,7 +48,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.record_reads({KEY}, {1})
-if #alive.cost_ms <= 15 then I.counters = {0, tonumber(alive.cost_ms), 0} end  -- the caller cannot decode a longer number
+if #alive.cost_ms <= 15 then I.counters = {0, tonumber(alive.cost_ms), 0} end  -- callers cannot decode more digits
 I.balance()
 I.delete_dropped()
 I.save()

@@ -14,7 +14,7 @@
 --   epochs    STRING  <tag>:epochs
 --   tags      ZSET    <tag>:tags
 --   resent    ZSET    <tag>:resent
---   reply     STRING  <tag>:r:<id>  the entry that this request has removed, or a blank for none; expires after until_ms
+--   reply     STRING  <tag>:r:<id>  the entry that this request has removed, or a blank for none; expires at until_ms
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   key       text    stored name of the key

@@ -27,9 +27,9 @@
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put
 --   mode       text    empty stores in any case; add: only if there is no value; replace: only if there is one;
---                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value again
---                      with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL and tags,
---                      or store the payload if there is no value. There is no token in these modes.
+--                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value
+--                      again with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL
+--                      and tags, or store the payload if there is no value. There is no token in these modes.
 --   bus        text    channel of invalidations
 --   origin     text    the writing process, which ignores its own messages
 --   writer     text    the reporting process
@@ -41,7 +41,7 @@
 --   tags...    text    percent-encoded
 --   reads...   text    key and number of reads, for distinct keys, oldest first
 -- RETURNS
---   {1, version, evicted}  stored; the last number is of no use if an earlier copy of a request with a mode was executed
+--   {1, version, evicted}  stored; evicted is 0 if an earlier copy was executed
 --   {2, version, number}   incr: stored; number is the new value
 --   {0}                    the cache has no settings; nothing done
 --   {-1}                   the lease was lost; nothing done
@@ -60,8 +60,8 @@
 --         delivery leaves its id in resent, so that later copies do nothing; cancel_puts does the same for a caller
 --         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
 --         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
---         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this reply.
---         A refusal is left there only by a repeated delivery, since before that no other copy can be under way.
+--         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
+--         a repeated delivery leaves a refusal there: without one, no other copy is under way.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt

@@ -24,6 +24,7 @@ from agentperf_redis.errors import BackendUnavailable, InvalidArgument, NoIntege
 MAX_INTEGER = 2**53 - 1
 """Maximum of the numbers that `incr` adds and stores: up to here, every integer is an exact double in Lua."""
 _PLAIN = Codec()
+_NOTHING_DONE = (PutResult.CONDITION_FAILED, PutResult.NO_INTEGER, PutResult.OUT_OF_RANGE)
 
 
 class Writer:
@@ -170,7 +171,8 @@ class Writer:
             if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
                 waited = yield from under_way(shared, waited)
                 report = access_buffer.take()
-            sent_at, confirmed, until_ms = time.monotonic(), False, shared.until_ms()
+            sent_at, until_ms = time.monotonic(), shared.until_ms()
+            confirmed = unused = False
             try:
                 reply = yield from commands.put(
                     shared.keys,
@@ -190,7 +192,7 @@ class Writer:
                     mode=mode,
                 )
                 # A report whose result is unknown is sent again. Its sequence number makes that idempotent.
-                confirmed = reply.outcome is PutResult.STORED
+                confirmed, unused = reply.outcome is PutResult.STORED, reply.outcome in _NOTHING_DONE
             except BaseException as error:
                 # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
                 # the put is refused.
@@ -198,7 +200,7 @@ class Writer:
                     yield from cancel_requests(shared, error, (request,), until_ms)
                 raise
             finally:
-                access_buffer.settle(report, confirmed=confirmed)
+                access_buffer.settle(report, confirmed=confirmed, unused=unused)
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shared.deployed = False

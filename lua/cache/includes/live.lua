@@ -2,8 +2,8 @@
 
 -- Return the parts of a stored entry, or nil if a read of it is a miss: there is no entry, it cannot be read, it was
 -- cleared, or one of its tags was invalidated. The second result is whether there is an entry that cannot be read.
--- The parts: version, cost_ms, tags and request (texts), expiry_ms (0 = never), fresh_ms (0 = until it expires), and the
--- positions of the payload, of the key that the entry holds, and of the value.
+-- The parts: version, cost_ms, tags and request (texts), expiry_ms (0 = never), fresh_ms (0 = until it expires), and
+-- the positions of the payload, of the key that the entry holds, and of the value.
 local function live(call, entry, epochs, TAGS)
   local version, expiry, payload_at, request, cost_ms, fresh, tags, key_at =
     string.match(entry or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
