@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from functools import partial
@@ -98,6 +99,15 @@ def operate(url: str, namespace: str, seed: int, operations: int, without: str |
                 cache.sweep()
             case 4:
                 cache.put_many({f"{key}{number}": [f"{key}{number}", "y" * number] for number in range(5)})
+            case 5 if step % 3:
+                value = [key, "z" * chance.randrange(60)]
+                store = chance.choice((cache.add, cache.replace))
+                store(key, value, ttl=chance.choice((None, 0.03, 10)))
+                cache.incr(f"counter {key}", chance.randrange(-300, 300))
+            case 6 if step % 3:
+                cache.touch(key, chance.choice((None, 0.001, 0.03, math.inf)))
+                found = cache.pop(key)
+                wrong += found is not None and found[0] != key
             case 5 | 6:
                 wrong += cache.get_or_compute(key, partial(list, (key, "")))[0] != key
             case choice if choice < 12:
