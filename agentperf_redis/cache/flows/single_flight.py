@@ -170,8 +170,8 @@ class SingleFlight:
             match flight.outcome:
                 case Computed(data, cost_ms):
                     return Served(self.reader.codec.decode(data), cost_ms)
-                case Unstorable(value, refused):
-                    return Served(value, refused=refused)
+                case Unstorable(value):
+                    return Served(value)
                 case Crashed() as crashed:
                     return crashed
                 case Uncacheable():
@@ -253,8 +253,8 @@ class SingleFlight:
             match flight.outcome:
                 case Computed(data, cost_ms) if requests_before < flight.requests:
                     return Served(self.reader.codec.decode(data), cost_ms)
-                case Unstorable(value, refused) if requests_before < flight.requests:
-                    return Served(value, refused=refused)
+                case Unstorable(value) if requests_before < flight.requests:
+                    return Served(value)
                 case Crashed() as crashed:
                     return crashed
                 case Unreachable(unavailable):
@@ -350,8 +350,8 @@ class SingleFlight:
             if isinstance(value, _READ_ONCE):
                 self._end(compute_lease, Uncacheable())
             if not compute_lease.token:
-                self._end(compute_lease, Unstorable(value, refused))
-            return refused, self._share(compute_lease, Unstorable(value, refused), tags)
+                self._end(compute_lease, Unstorable(value))
+            return refused, self._share(compute_lease, Unstorable(value), tags)
         if not compute_lease.token:  # the server does not know this lease
             self._end(compute_lease, Computed(data, round(cost_s * 1000)))
         return None, self._store(compute_lease, data, cost_s, ttl, tags, freshness)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from agentperf_redis.command import WakeUp, running_loop
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.errors import BackendUnavailable
 
 STUCK_S: Final = 5.0
 """How long an event loop may be stopped before another caller computes its value: as long as the default lease."""
@@ -50,15 +50,9 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Unstorable:
-    """The computation returned a value that cannot be stored. All waiters get the value itself, not a copy of it.
-
-    Attributes:
-        value: the value.
-        refused: the error that says why it cannot be stored.
-    """
+    """The computation returned a value that cannot be stored. All waiters get the value itself, not a copy of it."""
 
     value: Any
-    refused: InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,8 @@ def test_limits_and_counters_hold_under_four_processes(
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
     """Scan each cache completely, once as the processes left it and once after a sweep. Then clear and sweep it.
 
-    After that, only the keys `meta`, `epochs` and `checks` may be left.
+    After that, only the keys `meta`, `epochs`, `checks` and `history` may be left, and replies of requests, which
+    expire.
     """
     namespace = backend.namespace
     for cache in caches(backend):
@@ -159,7 +160,10 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         cache.sweep()
         resent = keys.cache(namespace, service, cache.name).resent  # a busy machine may resend puts
         wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
-        left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
+        keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*"))
+        replies = [key for key in keys_left if "}:r:" in key]
+        assert all(raw.pttl(key) != -1 for key in replies), "the replies of requests expire"
+        left = {key.rpartition("}:")[2] for key in keys_left if key not in replies}
         assert left <= {"meta", "epochs", "checks", "history"}, cache
 
 
