@@ -100,7 +100,8 @@ class Cache(ABC):
         self._local = local
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._shared_state.settings.shown(self._service)})"
+        settings = "off" if self._flows.off else self._shared_state.settings.shown(self._service)
+        return f"{type(self).__name__}({self.name!r}, {settings})"
 
     def __len__(self) -> int:
         return self.size()

@@ -93,7 +93,8 @@ def test_cancelled_operation_is_not_executed_later(
         with pytest.raises(asyncio.CancelledError):
             await task
         await cache.aio.put(key, 100)
-        return (await cache.aio.entry(key)).version
+        version: int = (await cache.aio.entry(key)).version
+        return version
 
     version = runner.run(scene())
     held.deliver()

@@ -95,10 +95,8 @@ def test_cancelled_put_does_not_overwrite_a_newer_one(
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
-        if many:
-            old = asyncio.create_task(cache.aio.put_many(dict.fromkeys(names, "old")))
-        else:
-            old = asyncio.create_task(cache.aio.put("k", "old"))
+        put = cache.aio.put_many(dict.fromkeys(names, "old")) if many else cache.aio.put("k", "old")
+        old = asyncio.create_task(put)
         await asyncio.to_thread(held.wait)
         old.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -37,6 +37,7 @@ ANSWERS: list[tuple[str, tuple[Any, ...], Any]] = [
 
 def test_every_operation_is_a_miss_and_sends_nothing(dead_backend: Backend) -> None:
     for cache in off(dead_backend):
+        assert repr(cache).endswith("('off', off)")
         for method, args, answer in ANSWERS:
             assert getattr(cache, method)(*args) == answer, method
             assert asyncio.run(getattr(cache.aio, method)(*args)) == answer, method
