@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
@@ -154,7 +154,8 @@ class CacheEntry:
         size_bytes: bytes of its key and value as stored.
         compute_seconds: how long it took to compute the value; 0.0 if the value was put.
         version: rises with each value that is stored in the cache; see the argument `if_version` of `put`.
-        ttl: seconds until the entry expires, counted from this reading by the server's clock; `math.inf` for never.
+        ttl: seconds until the entry expires, counted from this reading by the server's clock; `math.inf` for never. Two
+            snapshots that differ only here are equal.
     """
 
     key: str
@@ -168,7 +169,7 @@ class CacheEntry:
     size_bytes: int = 0
     compute_seconds: float = 0.0
     version: int = 0
-    ttl: float = math.inf
+    ttl: float = field(default=math.inf, compare=False)
 
     def is_expired(self) -> bool:
         """Return whether the entry has expired, by this machine's clock."""

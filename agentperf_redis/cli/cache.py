@@ -427,7 +427,7 @@ def _plain_entry(entry: CacheEntry) -> dict[str, Any]:
         "tags": sorted(entry.tags),
         "size_bytes": entry.size_bytes,
         "compute_s": entry.compute_seconds,
-        "version": entry.version,
+        "entry_version": entry.version,
         "ttl_s": None if entry.ttl == math.inf else entry.ttl,
     }
 

@@ -511,7 +511,7 @@ SCHEMAS: dict[str, Schema] = {
         tags=rows(TEXT),
         size_bytes=COUNT,
         compute_s=POSITIVE,
-        version=COUNT,
+        entry_version=COUNT,
         ttl_s=maybe(POSITIVE),
     ),
     "cache delete": document("cache delete", **CACHE, asked=COUNT, removed=COUNT),
