@@ -68,11 +68,11 @@ class Cache(ABC):
             ),
         )
         try:
-            self._shared_state.adopt(self, settings, marks)
+            self._shared_state.adopt(self, settings, marks, off=off)
         except InvalidArgument:
             gc.collect()  # reference cycles may keep unused objects of this cache alive
             try:
-                self._shared_state.adopt(self, settings, marks)
+                self._shared_state.adopt(self, settings, marks, off=off)
             except InvalidArgument as refused:
                 raise refused from None  # the first refusal says the same
         if place is not None:

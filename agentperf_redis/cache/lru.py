@@ -39,7 +39,8 @@ class LRUCache(DecoratingCache):
     Args:
         max_size: maximum number of entries. 0 switches this object off: reads are misses, nothing is stored, and values
             are computed for each caller, all without the server. Only `delete`, `clear`, `invalidate_tags` and `pop`
-            are sent, for processes in which the cache is on; after a put here, these keep their older value.
+            are sent, for processes in which the cache is on; after a put here, these keep their older value. Methods
+            that describe the whole cache, such as `keys` and `stats`, still read it.
         default_ttl: TTL, in seconds, of entries put without a TTL. None is the cache's default, which is no expiry if
             no process has set it. `math.inf` is no expiry.
         name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache

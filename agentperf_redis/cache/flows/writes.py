@@ -70,7 +70,7 @@ class Writer:
     ) -> Flow[bool]:
         """Store a value. If a version is given, the present value must have it. Returns whether it was stored."""
         mode = Mode.ALWAYS if if_version is None else Mode.at_version(_checked_version(if_version))
-        return (yield from self.put_in_mode(mode, key, value, ttl, tags, tier))
+        return self.put_in_mode(mode, key, value, ttl, tags, tier)
 
     def put_in_mode(
         self, mode: str, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None

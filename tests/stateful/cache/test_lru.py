@@ -16,6 +16,7 @@ from agentperf_redis.errors import NoInteger
 from tests.support.cache_machine import CacheMachine, Entry, run
 from tests.support.cache_scan import faults
 from tests.support.examples import examples
+from tests.support.mutants import alter
 from tests.support.servers import Server
 
 MAX_SIZE = 4
@@ -139,6 +140,7 @@ class LRUMachine(CacheMachine):
         held = self.model[key]
         self.stored(key, value, set(held.tags), expires)
         self.model[key].reads = held.reads
+        assert (self.cache.ttl(key) != math.inf) is expires
 
     @rule(key=KEYS)
     def pop(self, key: str) -> None:
@@ -217,3 +219,23 @@ def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     run(LRUMachine, server, monkeypatch, examples)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "line", "instead"),
+    [
+        ("put", "if verb == 'add' then failed = old and -7 or 0", "if verb == 'add' then failed = 0"),
+        ("put", "'0') ~= operand and -7 or 0", "'0') ~= operand and 0 or 0"),
+        ("put", "math.max(1, old.expiry_ms - I.now_ms) or 0", "0 or 0"),
+        ("put", "if old then packed = I.text(I.pack_size(hits, weight)) end", ""),
+        ("pop", "if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end", ""),
+        ("put", "if written <= newest then return nil, false end", ""),
+    ],
+)
+def test_script_fault_fails_the_check(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
+) -> None:
+    alter(monkeypatch, f"cache/{name}", line, instead)
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run(LRUMachine, server, monkeypatch, examples=500)

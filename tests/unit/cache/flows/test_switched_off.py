@@ -67,6 +67,20 @@ def test_every_call_computes_even_unstorable_values(
     assert [each for each in recwarn if issubclass(each.category, RuntimeWarning)] == []
 
 
+def test_one_process_has_no_cache_both_on_and_off(dead_backend: Backend) -> None:
+    kept = [LRUCache(0, name="a", backend=dead_backend), TieredCache(name="b", backend=dead_backend)]
+    for make, argument in (
+        (lambda: LRUCache(5, name="a", backend=dead_backend), "max_size"),
+        (lambda: TieredCache(0, 0, 0, name="b", backend=dead_backend), "hot_size"),
+    ):
+        with pytest.raises(InvalidArgument, match="in this process") as refused:
+            make()
+        assert refused.value.argument == argument
+    LRUCache(0, name="a", backend=dead_backend)
+    kept.clear()
+    assert LRUCache(5, name="a", backend=dead_backend).max_size == 5
+
+
 def test_error_of_a_function_reaches_its_caller(dead_backend: Backend) -> None:
     def work() -> int:
         raise StopIteration("no value")
