@@ -37,9 +37,9 @@ local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local found = I.call('MGET', ENTRY, EPOCHS)
-local alive, undecodable = live(I.call, found[1], found[2], TAGS)
+local version, cost_ms, undecodable = live(I.call, found[1], found[2], TAGS)
 undecodable = undecodable or (not found[1] and I.call('EXISTS', ENTRY) == 1)
-if not alive then
+if not version then
   if undecodable or MISSES > 0 then
     I.counters = {MISSES, 0, undecodable and 1 or 0}
     I.save()
@@ -48,7 +48,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.record_reads({KEY}, {1})
-if #alive.cost_ms <= 15 then I.counters = {0, tonumber(alive.cost_ms), 0} end  -- callers cannot decode more digits
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- callers cannot decode more digits
 I.balance()
 I.delete_dropped()
 I.save()

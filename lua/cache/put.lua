@@ -101,12 +101,15 @@ if MODE ~= '' then
   if not I.next then call('ZCARD', EXP) end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')
-  old = live(call, found[2], found[3], TAGS)
-  if verb == 'add' then failed = old and -7 or 0
-  elseif verb == 'if' then failed = (old and old.version or '0') ~= operand and -7 or 0
-  elseif verb ~= 'incr' then failed = old and 0 or -7
-  elseif old then
-    local before = decode_integer(string.sub(found[2], old.value_at, old.value_at + 10))
+  local present, cost_ms = live(call, found[2], found[3], TAGS)
+  local _, expiry, payload_at, request, _, fresh, tags, key_at =
+    string.match(present and found[2] or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
+  local value_at = present and key_at + tonumber(string.match(request, '~(%d+)$') or 0)
+  if verb == 'add' then failed = present and -7 or 0
+  elseif verb == 'if' then failed = (present or '0') ~= operand and -7 or 0
+  elseif verb ~= 'incr' then failed = present and 0 or -7
+  elseif present then
+    local before = decode_integer(string.sub(found[2], value_at, value_at + 10))
     number = before and before + tonumber(operand)
     if not number then failed = -8 elseif not (number > -2^53 and number < 2^53) then failed = -9 end
   else number = tonumber(operand) end
@@ -115,17 +118,16 @@ if MODE ~= '' then
     return {failed, 0, 0}
   end
   if verb == 'touch' then
-    payload = string.sub(found[2], old.payload_at)
-  elseif number and old then             -- the entry keeps its tags, the key that it holds and the end of its freshness
-    local fresh_ms = old.fresh_ms
+    old = {version = present}
+    payload = string.sub(found[2], payload_at)
+  elseif verb == 'incr' and present then  -- the entry keeps its tags, the key that it holds, the end of its freshness
+    old = {version = present, expiry_ms = whole_number(expiry)}
+    local fresh_ms = whole_number(fresh)
     if fresh_ms > 0 then
-      fresh_ms = math.max(1, fresh_ms - math.max(0, math.floor((I.clock - tonumber(old.version)) / 100)))
+      fresh_ms = math.max(1, fresh_ms - math.max(0, math.floor((I.clock - tonumber(present)) / 100)))
     end
-    payload = string.match(ID, '^[^~]+') .. (string.match(old.request, '~%d+$') or '') .. ' ' .. old.cost_ms .. ' '
-      .. I.text(fresh_ms) .. ' ' .. old.tags .. ' ' .. string.sub(found[2], old.key_at, old.value_at - 1)
-      .. encode_integer(number)
-  else
-    old = nil
+    payload = string.match(ID, '^[^~]+') .. (string.match(request, '~%d+$') or '') .. ' ' .. cost_ms .. ' '
+      .. I.text(fresh_ms) .. ' ' .. tags .. ' ' .. string.sub(found[2], key_at, value_at - 1) .. encode_integer(number)
   end
 elseif SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]

@@ -225,12 +225,12 @@ def test_any_sequence_of_operations_matches_the_model(
 @pytest.mark.parametrize(
     ("name", "line", "instead"),
     [
-        ("put", "if verb == 'add' then failed = old and -7 or 0", "if verb == 'add' then failed = 0"),
+        ("put", "if verb == 'add' then failed = present and -7 or 0", "if verb == 'add' then failed = 0"),
         ("put", "'0') ~= operand and -7 or 0", "'0') ~= operand and 0 or 0"),
         ("put", "math.max(1, old.expiry_ms - I.now_ms) or 0", "0 or 0"),
         ("put", "if old then packed = I.text(I.pack_size(hits, weight)) end", ""),
         ("pop", "if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end", ""),
-        ("put", "if written <= newest then return nil, false end", ""),
+        ("put", "if written <= newest then return nil end", ""),
     ],
 )
 def test_script_fault_fails_the_check(
