@@ -140,7 +140,9 @@ class LRUMachine(CacheMachine):
         held = self.model[key]
         self.stored(key, value, set(held.tags), expires)
         self.model[key].reads = held.reads
-        assert (self.cache.ttl(key) != math.inf) is expires
+        entry = self.cache.entry(key)
+        assert entry is not None
+        assert (entry.access_count, entry.ttl != math.inf) == (held.reads, expires)
 
     @rule(key=KEYS)
     def pop(self, key: str) -> None:
