@@ -334,6 +334,32 @@ def test_unstorable_value_from_before_an_invalidation_is_not_shared(
     assert len(calls) == 2
 
 
+def test_each_process_computes_an_unstorable_value_once(
+    server: Server, connect: Callable[..., Backend], backend: Backend
+) -> None:
+    """The callers of a second process wait for the first one, and then share one computation of their own."""
+    first, second = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[object] = []
+
+    def work() -> object:
+        calls.append(object())
+        begun.set()
+        go_on.wait(20)
+        return calls[-1]
+
+    with ThreadPoolExecutor(6) as threads, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        own = threads.submit(first.get_or_compute, "k", work)
+        assert begun.wait(20)
+        others = [threads.submit(second.get_or_compute, "k", work) for _ in range(5)]
+        wait_until(lambda: waiting(second, "k") == 4 and second._shared_state._waiting, "the others to wait")
+        go_on.set()
+        assert own.result(20) is calls[0]
+        assert {id(other.result(20)) for other in others} == {id(calls[1])}
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("made", [lambda: iter([1, 2]), lambda: (x for x in (1, 2))], ids=["iterator", "generator"])
 def test_values_that_are_read_once_are_not_shared(backend: Backend, made: Callable[[], Iterator[int]]) -> None:
     cache = LRUCache(name="default", backend=backend)
