@@ -67,6 +67,7 @@ class MissingWriter(Writer):
         self, values: Mapping[str, Any], ttl: float | None, tags: Iterable[str], tier: Tier | None = None
     ) -> Flow[StoredCount]:
         """Store several values. Returns how many were stored, and which were refused."""
+        # If the server is lost half-way, some of the values may be stored although they count as refused.
         stored = yield from _or_miss(self.shared, super().put_many(values, ttl, tags, tier), None)
         return StoredCount(0, tuple(values)) if stored is None else stored
 
