@@ -154,6 +154,23 @@ class SchemaMismatch(AgentPerfError):
         return f"{self.where} is at version {self.found}; this agentperf_redis needs {self.needed}"
 
 
+class NoInteger(AgentPerfError, TypeError):
+    """`incr` found a value that is no integer between -2^53 and 2^53, or would have made one. Nothing was changed.
+
+    Attributes:
+        key: the cache key.
+        reason: description of the cause.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{shown(self.key)} must hold an integer between -2^53 and 2^53: {self.reason}"
+
+
 class Undecodable(AgentPerfError):
     """Stored bytes cannot be decoded: they are damaged, foreign or too large, or name an unregistered class.
 

@@ -33,6 +33,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process>: last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX: lease TTL
+    agentperf:{cache:answers}:r:<request>     STRING  reply of an add, incr, ..., or the entry that a pop removed; PX
     agentperf:{cache:answers}:resent          ZSET  resent request -> when the last copy of it may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
                                               HASH :deferred:<version> of its keys
@@ -217,6 +218,7 @@ class CacheKeys:
     bus: str
     entry_prefix: str
     lease_prefix: str
+    reply_prefix: str
 
     def entry(self, key: str) -> str:
         """``agentperf:{cache:answers}:e:<key>``."""
@@ -230,7 +232,7 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
     tag = f"{namespace}:{{{service}:{encoded(name)}}}"
-    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent history bus e: l:"
+    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent history bus e: l: r:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 

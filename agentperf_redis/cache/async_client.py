@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.cache.commands import Mode
 from agentperf_redis.cache.compute import compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
@@ -13,7 +14,8 @@ from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.cache.maintenance import Maintenance
-from agentperf_redis.cache.model import CacheEntry, CacheStats, Tier, chosen_tier
+from agentperf_redis.cache.model import CacheEntry, CacheStats, StoredCount, Tier, chosen_tier
+from agentperf_redis.cache.scanning import DEFAULT_BATCH, AsyncKeyScan, KeyPages
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm_async
 from agentperf_redis.windows import Timestamp, Window
 
@@ -49,6 +51,26 @@ class AsyncCache:
     async def entry(self, key: str) -> CacheEntry | None:
         """See `LRUCache.entry`."""
         return await self._backend.arun(self._flows.reader.entry(key))
+
+    async def ttl(self, key: str) -> float | None:
+        """See `LRUCache.ttl`."""
+        return await self._backend.arun(self._flows.reader.ttl(key))
+
+    async def touch(self, key: str, ttl: float | None = None) -> bool:
+        """See `LRUCache.touch`."""
+        return await self._backend.arun(self._flows.writer.touch(key, ttl))
+
+    async def incr(self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
+        """See `LRUCache.incr`."""
+        return await self._backend.arun(self._flows.writer.increment(key, by, ttl, tags))
+
+    async def pop(self, key: str, default: Any = None) -> Any:
+        """See `LRUCache.pop`."""
+        return await self._backend.arun(self._flows.eraser.pop(key, default))
+
+    def scan(self, *, match: str | None = None, batch: int = DEFAULT_BATCH) -> AsyncKeyScan:
+        """See `LRUCache.scan`; the result is for ``async for``."""
+        return AsyncKeyScan(self._backend, KeyPages(self._flows.shared, match, batch))
 
     async def delete(self, key: str) -> bool:
         """See `LRUCache.delete`."""
@@ -144,11 +166,29 @@ class AsyncCache:
 class AsyncLRUCache(AsyncCache):
     """`LRUCache` for asyncio, available as `LRUCache.aio`. Each method does the same as its blocking namesake."""
 
-    async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+    async def put(
+        self,
+        key: str,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        if_version: int | None = None,
+    ) -> bool:
         """See `LRUCache.put`."""
-        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags))
+        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags, if_version=if_version))
 
-    async def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
+    async def add(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """See `LRUCache.add`."""
+        return await self._backend.arun(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags))
+
+    async def replace(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """See `LRUCache.replace`."""
+        return await self._backend.arun(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags))
+
+    async def put_many(
+        self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()
+    ) -> StoredCount:
         """See `LRUCache.put_many`."""
         return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags))
 
@@ -168,9 +208,37 @@ class AsyncTieredCache(AsyncCache):
         *,
         ttl: float | None = None,
         tags: Iterable[str] = (),
+        if_version: int | None = None,
     ) -> bool:
         """See `TieredCache.put`."""
-        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags, chosen_tier(priority)))
+        tier = chosen_tier(priority)
+        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags, tier, if_version=if_version))
+
+    async def add(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """See `TieredCache.add`."""
+        tier = chosen_tier(priority)
+        return await self._backend.arun(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags, tier))
+
+    async def replace(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """See `TieredCache.replace`."""
+        tier = chosen_tier(priority)
+        return await self._backend.arun(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags, tier))
 
     async def put_many(
         self,
@@ -179,7 +247,7 @@ class AsyncTieredCache(AsyncCache):
         *,
         ttl: float | None = None,
         tags: Iterable[str] = (),
-    ) -> int:
+    ) -> StoredCount:
         """See `TieredCache.put_many`."""
         return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 

@@ -21,6 +21,7 @@ from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.cache.scanning import DEFAULT_BATCH, KeyPages, KeyScan
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
@@ -53,6 +54,7 @@ class Cache(ABC):
         local_bytes: int | None,
         lease: float,
         on_unavailable: WithoutServer | str,
+        off: bool = False,
     ) -> None:
         marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = chosen_backend(backend)
@@ -66,11 +68,11 @@ class Cache(ABC):
             ),
         )
         try:
-            self._shared_state.adopt(self, settings, marks)
+            self._shared_state.adopt(self, settings, marks, off=off)
         except InvalidArgument:
             gc.collect()  # reference cycles may keep unused objects of this cache alive
             try:
-                self._shared_state.adopt(self, settings, marks)
+                self._shared_state.adopt(self, settings, marks, off=off)
             except InvalidArgument as refused:
                 raise refused from None  # the first refusal says the same
         if place is not None:
@@ -80,10 +82,11 @@ class Cache(ABC):
         if local_size is not None or local_bytes is not None:
             if arguments.flag("strict", strict):
                 raise InvalidArgument("strict", strict, "False with local copies, whose reads are reported later")
-            local = self._shared_state.use_local(
+            limits = (
                 _LOCAL_SIZE if local_size is None else arguments.count("local_size", local_size),
                 None if local_bytes is None else arguments.count("local_bytes", local_bytes, maximum=MAX_CACHE_BYTES),
             )
+            local = None if off else self._shared_state.use_local(*limits)
         self._flows = CacheFlows(
             self._shared_state,
             Codec() if codec is None else _checked_codec(codec),
@@ -92,11 +95,13 @@ class Cache(ABC):
             local=local,
             lease_ms=round(arguments.seconds("lease", lease, minimum=MIN_LEASE_S) * 1000),
             on_unavailable=arguments.choice("on_unavailable", on_unavailable, WithoutServer),
+            off=off,
         )
         self._local = local
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._shared_state.settings.shown(self._service)})"
+        settings = "off" if self._flows.off else self._shared_state.settings.shown(self._service)
+        return f"{type(self).__name__}({self.name!r}, {settings})"
 
     def __len__(self) -> int:
         return self.size()
@@ -145,6 +150,68 @@ class Cache(ABC):
     def entry(self, key: str) -> CacheEntry | None:
         """Return the value and the metadata of a key, or None if it has no value. This does not count as a read."""
         return self._backend.run(self._flows.reader.entry(key))
+
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds until a value expires: `math.inf` for never, None if there is no value.
+
+        This does not count as a read.
+        """
+        return self._backend.run(self._flows.reader.ttl(key))
+
+    def touch(self, key: str, ttl: float | None = None) -> bool:
+        """Give a value another TTL, counted from now. The value keeps its version.
+
+        An expired or invalidated value stays a miss. For the order of eviction, this counts as a write.
+
+        Args:
+            key: any string.
+            ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
+
+        Returns:
+            Whether there was a value.
+
+        Raises:
+            BackendUnavailable: the server did not answer.
+            BackendFull: the server is at its memory limit.
+        """
+        return self._backend.run(self._flows.writer.touch(key, ttl))
+
+    def incr(self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
+        """Add to a stored integer, in one step for all processes. The value keeps its TTL and its tags.
+
+        If there is no value, `by` is stored, as if the value had been 0. The addition is made once, even if the reply
+        is lost and the request is sent again.
+
+        Args:
+            key: any string.
+            by: an integer between -2^53 and 2^53; a negative one subtracts.
+            ttl: TTL of a value that did not exist, seconds; None is the cache's default, `math.inf` is no expiry.
+            tags: tags of a value that did not exist.
+
+        Returns:
+            The new value.
+
+        Raises:
+            NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53. Nothing was changed.
+            BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
+                addition may have been made.
+            BackendFull: the server is at its memory limit.
+        """
+        return self._backend.run(self._flows.writer.increment(key, by, ttl, tags))
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key and remove it. Of several callers, in all processes, one gets the value.
+
+        This counts as a read. If the value is being computed now, the result will not be stored.
+
+        Args:
+            key: any string.
+            default: returned when there is no value; a cached None is a value.
+
+        Raises:
+            BackendUnavailable: the server did not answer. Its `outcome` says whether the value may be removed.
+        """
+        return self._backend.run(self._flows.eraser.pop(key, default))
 
     @property
     @abstractmethod
@@ -230,6 +297,19 @@ class Cache(ABC):
         """
         return self._backend.run(inspection.oldest_first(self._flows.shared))
 
+    def scan(self, *, match: str | None = None, batch: int = DEFAULT_BATCH) -> KeyScan:
+        """Iterate over the keys, in no order, one batch at a time. This suits caches of any size.
+
+        A key that is in the cache during the whole scan is returned at least once. Other keys may be missed or
+        returned; a key may be returned twice. Keys are those that `keys` returns, invalidated ones included.
+
+        Args:
+            match: return only keys that match this pattern: ``*`` is any text, ``?`` any character, ``[ab]`` one of
+                these, as in `fnmatch.fnmatchcase`. All keys are read in any case.
+            batch: keys that the server examines at a time, 1 to 10,000. A small cache is read at once.
+        """
+        return KeyScan(self._backend, KeyPages(self._flows.shared, match, batch))
+
     @overload
     def get_or_compute(
         self,
@@ -261,8 +341,8 @@ class Cache(ABC):
     ) -> Any:
         """Return the value of a key. If it is missing, one caller among all processes computes it, and the others wait.
 
-        A value that cannot be stored is returned uncached. During an outage, the cache's option `on_unavailable`
-        applies.
+        A value that cannot be stored is returned uncached: all callers of a process that wait for it get the same
+        object. During an outage, the cache's option `on_unavailable` applies.
 
         Args:
             key: any string.

@@ -40,7 +40,7 @@ _KEY_MARK = "~"
 _KEY_MARK_BYTES = _KEY_MARK.encode()
 _MAX_DIGITS = 16
 """Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
-_MAX_VERSION = 2**53
+MAX_VERSION = 2**53
 """Maximum clock reading; it lies in the year 4824."""
 
 
@@ -115,7 +115,7 @@ def parse(entry: bytes) -> Stored:
         if len(cost) > _MAX_DIGITS or len(fresh) > _MAX_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
-        if written > _MAX_VERSION or until > LAST_MS:
+        if written > MAX_VERSION or until > LAST_MS:
             raise Undecodable("an entry with an impossible time")
         stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()

@@ -9,6 +9,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.async_client import AsyncLRUCache
 from agentperf_redis.cache.client import MAX_CACHE_BYTES
+from agentperf_redis.cache.commands import Mode
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import (
@@ -17,10 +18,15 @@ from agentperf_redis.cache.model import (
     DefaultCount,
     Policy,
     Settings,
+    StoredCount,
     WithoutServer,
     default_ttl_ms,
 )
 from agentperf_redis.codec.codec import Codec
+from agentperf_redis.errors import InvalidArgument
+
+_MAX_SIZE = 1000
+"""Default maximum number of entries."""
 
 
 class LRUCache(DecoratingCache):
@@ -31,7 +37,10 @@ class LRUCache(DecoratingCache):
     of the reports; with `strict` it is exact.
 
     Args:
-        max_size: maximum number of entries.
+        max_size: maximum number of entries. 0 switches this object off: reads are misses, nothing is stored, and values
+            are computed for each caller, all without the server. Only `delete`, `clear`, `invalidate_tags` and `pop`
+            are sent, for processes in which the cache is on; after a put here, these keep their older value. Methods
+            that describe the whole cache, such as `keys` and `stats`, still read it.
         default_ttl: TTL, in seconds, of entries put without a TTL. None is the cache's default, which is no expiry if
             no process has set it. `math.inf` is no expiry.
         name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache
@@ -47,9 +56,13 @@ class LRUCache(DecoratingCache):
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
-        on_unavailable: how `get_or_compute` and decorated functions get a missing value while the server is
-            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it; otherwise it calls the
-            function, once per process. "raise" raises BackendUnavailable, as all other methods do.
+        on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
+            functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
+            per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
+            with "compute"; besides, `get`, `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`,
+            `replace`, `touch` and `put_many` store nothing; `delete`, `clear` and `invalidate_tags` return, and are
+            sent before the next call that reaches the server. Only `incr`, and methods that describe the whole cache,
+            still raise.
 
     If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is
@@ -64,7 +77,7 @@ class LRUCache(DecoratingCache):
 
     def __init__(
         self,
-        max_size: int = DefaultCount(1000),
+        max_size: int = DefaultCount(_MAX_SIZE),
         default_ttl: float | None = None,
         *,
         name: str | None = None,
@@ -78,12 +91,13 @@ class LRUCache(DecoratingCache):
         lease: float = DEFAULT_LEASE_S,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
-        self._max_size = arguments.count("max_size", max_size)
+        self._max_size = arguments.count("max_size", max_size, minimum=0)
         self._default_ttl = default_ttl
+        capacity = self._max_size or DefaultCount(_MAX_SIZE)  # an object that is off leaves the capacity as it is
+        given = (policy, None, None, max_size if self._max_size else capacity, max_bytes, None, None, default_ttl)
         settings = Settings(
             Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
-            (0, 0, self._max_size),
+            (0, 0, capacity),
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
@@ -94,6 +108,7 @@ class LRUCache(DecoratingCache):
             local_bytes=local_bytes,
             lease=lease,
             on_unavailable=on_unavailable,
+            off=not self._max_size,
         )
         self._aio = AsyncLRUCache(self._backend, self._flows, self._maintenance)
 
@@ -104,6 +119,8 @@ class LRUCache(DecoratingCache):
 
     @max_size.setter
     def max_size(self, value: int) -> None:
+        if not self._max_size:
+            raise InvalidArgument("max_size", value, "0, since this object was made with max_size=0 and is off")
         self._max_size = arguments.count("max_size", value)
         self._shared_state.change("max_size", str(self._max_size))
 
@@ -123,7 +140,15 @@ class LRUCache(DecoratingCache):
         """The same methods for asyncio."""
         return self._aio
 
-    def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+    def put(
+        self,
+        key: str,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        if_version: int | None = None,
+    ) -> bool:
         """Store a value.
 
         Args:
@@ -132,23 +157,43 @@ class LRUCache(DecoratingCache):
                 same type.
             ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
             tags: names by which the value can be invalidated.
+            if_version: store only if the present value has this version, as `entry` returned it; 0 stores only if there
+                is no value. So a newer value is never overwritten. None stores in any case.
 
         Returns:
-            Whether the value was stored: False if it is larger than the whole cache, or if a lost connection leaves the
-            result unknown.
+            Whether the value was stored: False if it is larger than the whole cache, if the present value has another
+            version, or if a lost connection leaves the result unknown.
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent.
             BackendUnavailable: the server did not answer.
             BackendFull: the server is at its memory limit.
         """
-        return self._backend.run(self._flows.writer.put(key, value, ttl, tags))
+        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, if_version=if_version))
 
-    def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
+    def add(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """Store a value if the key has none. Of several callers, in all processes, one gets True.
+
+        The arguments and errors are those of `put`.
+
+        Returns:
+            Whether the value was stored, by this call: also if the first reply was lost.
+        """
+        return self._backend.run(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags))
+
+    def replace(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """Store a value if the key has one. The arguments and errors are those of `put`.
+
+        Returns:
+            Whether the value was stored.
+        """
+        return self._backend.run(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags))
+
+    def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> StoredCount:
         """Store several values, in one round trip for each 256 values.
 
         Returns:
-            The number of values stored.
+            The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags))
 

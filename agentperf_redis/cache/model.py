@@ -6,10 +6,10 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument, shown
@@ -42,6 +42,8 @@ class WithoutServer(Enum):
     """Return a stale local copy where `FreshnessOptions` allow it; else call the function, once per process."""
     RAISE = "raise"
     """Raise BackendUnavailable."""
+    MISS = "miss"
+    """Like COMPUTE; besides, reads find nothing and writes store nothing, instead of raising BackendUnavailable."""
 
 
 class Tier(Enum):
@@ -151,6 +153,9 @@ class CacheEntry:
         tags: names by which it can be invalidated.
         size_bytes: bytes of its key and value as stored.
         compute_seconds: how long it took to compute the value; 0.0 if the value was put.
+        version: rises with each value that is stored in the cache; see the argument `if_version` of `put`.
+        ttl: seconds until the entry expires, counted from this reading by the server's clock; `math.inf` for never. Two
+            snapshots that differ only here are equal.
     """
 
     key: str
@@ -163,10 +168,31 @@ class CacheEntry:
     tags: frozenset[str] = frozenset()
     size_bytes: int = 0
     compute_seconds: float = 0.0
+    version: int = 0
+    ttl: float = field(default=math.inf, compare=False)
 
     def is_expired(self) -> bool:
         """Return whether the entry has expired, by this machine's clock."""
         return self.expires_at is not None and datetime.now(UTC) > self.expires_at
+
+
+class StoredCount(int):
+    """How many values `put_many` stored.
+
+    Attributes:
+        refused: the keys whose values were not stored; see the result of `put`.
+    """
+
+    refused: tuple[str, ...]
+
+    def __new__(cls, count: int, refused: tuple[str, ...] = ()) -> Self:
+        """Return the count as an int that also has the refused keys."""
+        made = super().__new__(cls, count)
+        made.refused = refused
+        return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, tuple[str, ...]]]:
+        return type(self), (int(self), self.refused)
 
 
 @dataclass(frozen=True, slots=True)

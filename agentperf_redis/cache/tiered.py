@@ -10,6 +10,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.async_client import AsyncTieredCache
 from agentperf_redis.cache.client import MAX_CACHE_BYTES
+from agentperf_redis.cache.commands import Mode
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import (
@@ -17,12 +18,16 @@ from agentperf_redis.cache.model import (
     DefaultSeconds,
     Policy,
     Settings,
+    StoredCount,
     Tier,
     WithoutServer,
     chosen_tier,
     default_ttl_ms,
 )
 from agentperf_redis.codec.codec import Codec
+
+_SIZES = (DefaultCount(100), DefaultCount(500), DefaultCount(2000))
+"""Default maximum numbers of entries in hot, warm and cold."""
 
 
 class TierView:
@@ -70,7 +75,8 @@ class TieredCache(DecoratingCache):
     by one tier; a full tier demotes its oldest entry. A moved entry keeps its expiry time.
 
     Args:
-        hot_size: maximum number of entries in hot.
+        hot_size: maximum number of entries in hot. If all three sizes are 0, this object is switched off, as
+            ``LRUCache(max_size=0)`` is.
         warm_size: maximum number of entries in warm.
         cold_size: maximum number of entries in cold; cold may also use the free capacity of hot and warm.
         hot_ttl: TTL, in seconds, of entries put into hot without a TTL; None is no expiry.
@@ -91,9 +97,13 @@ class TieredCache(DecoratingCache):
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
-        on_unavailable: how `get_or_compute` and decorated functions get a missing value while the server is
-            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it; otherwise it calls the
-            function, once per process. "raise" raises BackendUnavailable, as all other methods do.
+        on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
+            functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
+            per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
+            with "compute"; besides, `get`, `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`,
+            `replace`, `touch` and `put_many` store nothing; `delete`, `clear` and `invalidate_tags` return, and are
+            sent before the next call that reaches the server. Only `incr`, and methods that describe the whole cache,
+            still raise.
 
     If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is
@@ -108,9 +118,9 @@ class TieredCache(DecoratingCache):
 
     def __init__(
         self,
-        hot_size: int = DefaultCount(100),
-        warm_size: int = DefaultCount(500),
-        cold_size: int = DefaultCount(2000),
+        hot_size: int = _SIZES[0],
+        warm_size: int = _SIZES[1],
+        cold_size: int = _SIZES[2],
         hot_ttl: float | None = DefaultSeconds(300),
         warm_ttl: float | None = DefaultSeconds(1800),
         cold_ttl: float | None = DefaultSeconds(3600),
@@ -129,11 +139,13 @@ class TieredCache(DecoratingCache):
         # Here, None means no expiry. So None counts as a TTL that the user chose.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
-        capacities = (
-            arguments.count("hot_size", hot_size),
-            arguments.count("warm_size", warm_size),
-            arguments.count("cold_size", cold_size),
-        )
+        sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}
+        off = all(type(size) is int and size == 0 for size in sizes.values())
+        if off:  # an object that is off leaves the capacities as they are
+            given = (policy, None, None, None, max_bytes, *ttls)
+            sizes = dict(zip(sizes, _SIZES, strict=True))
+        hot, warm, cold = (arguments.count(argument, size) for argument, size in sizes.items())
+        capacities = (hot, warm, cold)
         settings = Settings(
             Policy.TINYLFU if policy is None else arguments.choice("policy", policy, Policy),
             capacities,
@@ -151,10 +163,11 @@ class TieredCache(DecoratingCache):
             local_bytes=local_bytes,
             lease=lease,
             on_unavailable=on_unavailable,
+            off=off,
         )
-        self.hot = TierView(self, Tier.HOT, capacities[0], hot_ttl)
-        self.warm = TierView(self, Tier.WARM, capacities[1], warm_ttl)
-        self.cold = TierView(self, Tier.COLD, capacities[2], cold_ttl)
+        self.hot = TierView(self, Tier.HOT, 0 if off else hot, hot_ttl)
+        self.warm = TierView(self, Tier.WARM, 0 if off else warm, warm_ttl)
+        self.cold = TierView(self, Tier.COLD, 0 if off else cold, cold_ttl)
         self._aio = AsyncTieredCache(self._backend, self._flows, self._maintenance)
 
     @property
@@ -170,6 +183,7 @@ class TieredCache(DecoratingCache):
         *,
         ttl: float | None = None,
         tags: Iterable[str] = (),
+        if_version: int | None = None,
     ) -> bool:
         """Store a value.
 
@@ -180,17 +194,56 @@ class TieredCache(DecoratingCache):
             priority: "hot", "warm" or "cold"; None lets the policy choose, and leaves an existing entry in its tier.
             ttl: TTL, seconds; None is the default of the entry's tier, `math.inf` is no expiry.
             tags: names by which the value can be invalidated.
+            if_version: store only if the present value has this version, as `entry` returned it; 0 stores only if there
+                is no value. So a newer value is never overwritten. None stores in any case.
 
         Returns:
-            Whether the value was stored: False if it is larger than the whole cache, or if a lost connection leaves the
-            result unknown.
+            Whether the value was stored: False if it is larger than the whole cache, if the present value has another
+            version, or if a lost connection leaves the result unknown.
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent.
             BackendUnavailable: the server did not answer.
             BackendFull: the server is at its memory limit.
         """
-        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, chosen_tier(priority)))
+        tier = chosen_tier(priority)
+        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, tier, if_version=if_version))
+
+    def add(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """Store a value if the key has none. Of several callers, in all processes, one gets True.
+
+        The arguments and errors are those of `put`.
+
+        Returns:
+            Whether the value was stored, by this call: also if the first reply was lost.
+        """
+        tier = chosen_tier(priority)
+        return self._backend.run(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags, tier))
+
+    def replace(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """Store a value if the key has one. The arguments and errors are those of `put`.
+
+        Returns:
+            Whether the value was stored.
+        """
+        tier = chosen_tier(priority)
+        return self._backend.run(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags, tier))
 
     def put_many(
         self,
@@ -199,11 +252,11 @@ class TieredCache(DecoratingCache):
         *,
         ttl: float | None = None,
         tags: Iterable[str] = (),
-    ) -> int:
+    ) -> StoredCount:
         """Store several values, in one round trip for each 256 values.
 
         Returns:
-            The number of values stored.
+            The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 

@@ -92,6 +92,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("TYPE", key),
         ("GETRANGE", key, "0", "0"),
         ("MGET", key),
+        ("PTTL", key),
         ("HGET", key, "field"),
         ("HGETALL", key),
         ("HLEN", key),

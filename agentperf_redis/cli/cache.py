@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -426,6 +427,8 @@ def _plain_entry(entry: CacheEntry) -> dict[str, Any]:
         "tags": sorted(entry.tags),
         "size_bytes": entry.size_bytes,
         "compute_s": entry.compute_seconds,
+        "entry_version": entry.version,
+        "ttl_s": None if entry.ttl == math.inf else entry.ttl,
     }
 
 

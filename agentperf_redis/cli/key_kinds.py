@@ -393,6 +393,13 @@ KINDS = (
             Meaning("error", "type and text of that failure"),
         ),
     ),
+    Kind(
+        "cache|tiered",
+        "r:.+",
+        "string",
+        "the reply of a request to the cache {0}, or the entry that it removed, in case the request is sent again; "
+        "it expires",
+    ),
     Kind("cache|tiered", "hot", "zset", "entries of the hot tier of the cache {0}, by last access", _ACCESSED),
     Kind("cache|tiered", "warm", "zset", "entries of the warm tier of the cache {0}, by last access", _ACCESSED),
     Kind("cache|tiered", "cold", "zset", "entries of the cold tier of the cache {0}, by last access", _ACCESSED),

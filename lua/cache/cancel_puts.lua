@@ -1,13 +1,13 @@
--- cancel_puts: cancel put requests that their caller has given up. Copies of them that arrive later do nothing.
+-- cancel_puts: cancel put and pop requests that their caller has given up. Copies that arrive later do nothing.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   resent    ZSET  <tag>:resent
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   until_ms  int   server time after which put refuses these requests in any case, ms
+--   until_ms  int   server time after which these requests are refused in any case, ms
 --   ids...    text  the request ids; the caller sends at most 256
 -- RETURNS
---   {1}                 cancelled; a put that was executed before keeps its effect
+--   {1}                 cancelled; a request that was executed before keeps its effect
 -- REPEAT  a second delivery cancels the same requests again
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(ids log N)

@@ -29,6 +29,7 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include live
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, ENTRY, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
@@ -36,17 +37,9 @@ local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local found = I.call('MGET', ENTRY, EPOCHS)
-local version, cost_ms, tags = string.match(found[1] or '', '^(%d+) %d+ %S+ (%d+) %d+ (%S*) ')
-local cleared, tagged, merged = string.match(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
-local undecodable = (found[1] and not (version and cleared)) or (not found[1] and I.call('EXISTS', ENTRY) == 1)
-local alive = found[1] and not undecodable and tonumber(version) > tonumber(cleared)
-if alive and tags ~= '' and tonumber(version) <= tonumber(tagged) then
-  alive = tonumber(version) > tonumber(merged)
-  for tag in string.gmatch(tags, '[^,]+') do
-    alive = alive and tonumber(version) > tonumber(I.call('ZSCORE', TAGS, tag) or 0)
-  end
-end
-if not alive then
+local version, cost_ms, undecodable = live(I.call, found[1], found[2], TAGS)
+undecodable = undecodable or (not found[1] and I.call('EXISTS', ENTRY) == 1)
+if not version then
   if undecodable or MISSES > 0 then
     I.counters = {MISSES, 0, undecodable and 1 or 0}
     I.save()
@@ -55,7 +48,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.record_reads({KEY}, {1})
-if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the caller cannot decode a longer number
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- callers cannot decode more digits
 I.balance()
 I.delete_dropped()
 I.save()

@@ -1,4 +1,5 @@
--- put: store one value, record the reads that the process reports, and evict what no longer fits.
+-- put: store one value, record the reads that the process reports, and evict what no longer fits. With a mode, store it
+-- only on a condition, write a new TTL, or add to a stored number.
 -- KEYS
 --   meta       HASH    <tag>:meta
 --   size       HASH    <tag>:size
@@ -14,7 +15,8 @@
 --   epochs     STRING  <tag>:epochs
 --   tags       ZSET    <tag>:tags
 --   resent     ZSET    <tag>:resent
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}; with a mode, <tag>:r:<id> is read and written too:
+--   the reply of the request, a STRING "<status> <version> <number>"; it expires after until_ms.
 -- ARGV
 --   key        text    stored name of the key
 --   payload    bytes   starts with the request id and a space
@@ -24,6 +26,10 @@
 --   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put
+--   mode       text    empty stores in any case; add: only if there is no value; replace: only if there is one;
+--                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value
+--                      again with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL
+--                      and tags, or store the payload if there is no value. There is no token in these modes.
 --   bus        text    channel of invalidations
 --   origin     text    the writing process, which ignores its own messages
 --   writer     text    the reporting process
@@ -35,7 +41,8 @@
 --   tags...    text    percent-encoded
 --   reads...   text    key and number of reads, for distinct keys, oldest first
 -- RETURNS
---   {1, version, evicted}  stored
+--   {1, version, evicted}  stored; evicted is 0 if an earlier copy was executed
+--   {2, version, number}   incr: stored; number is the new value
 --   {0}                    the cache has no settings; nothing done
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value is larger than the whole cache; the old value is removed
@@ -44,13 +51,18 @@
 --   {-5, version}          the request was cancelled, or an earlier repetition was executed: nothing done. Or an
 --                          earlier copy may have stored a value that was replaced since: the key is made a miss
 --   {-6, now_ms}           until_ms has passed; nothing done
+--   {-7, 0, 0}             the condition of the mode does not hold; nothing stored
+--   {-8, 0, 0}             incr: the stored value is no whole number between -2^53 and 2^53; nothing stored
+--   {-9, 0, 0}             incr: the sum would not be such a number; nothing stored
 -- REPEAT  a copy that finds its id in the entry reports success again. Any other repeated delivery writes only if the
 --         key cannot have changed since the first delivery was sent: the entry is no newer than `seen`, or the entry is
 --         absent and no entry was removed since. In doubt, it makes the key a miss, which is never wrong. A repeated
 --         delivery leaves its id in resent, so that later copies do nothing; cancel_puts does the same for a caller
 --         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
 --         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
--- ERRORS  CORRUPT if meta or epochs was not written by this library
+--         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
+--         a repeated delivery leaves a refusal there: without one, no other copy is under way.
+-- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt
 --@include whole_number
@@ -59,19 +71,65 @@ local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local TAGS, RESENT = KEYS[13], KEYS[14]
 local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local TTL_MS, TIER, TOKEN, BUS, ORIGIN = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
-local WRITER, SEQ = ARGV[11], tonumber(ARGV[12])
-local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local TAG_COUNT, FIRST_TAG = tonumber(ARGV[16]), 17
+local TTL_MS, TIER, TOKEN, MODE = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local BUS, ORIGIN, WRITER, SEQ = ARGV[10], ARGV[11], ARGV[12], tonumber(ARGV[13])
+local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+local TAG_COUNT, FIRST_TAG = tonumber(ARGV[17]), 18
 
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local call = I.call
-if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
+if I.now_ms > UNTIL_MS then
+  if MODE ~= '' and SEEN ~= '' then return {-5, I.clock} end  -- an earlier copy may have been executed
+  return {-6, I.now_ms}
+end
 
 -- These reads decide whether the put is refused.
-local doubt = false
-if SEEN ~= '' or I.resent >= I.now_ms then
+local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
+if MODE ~= '' then
+-- These functions are built only where they are used: each costs about 0.2 us.
+--@include live
+--@include integer
+  REPLY = string.sub(META, 1, -5) .. 'r:' .. ID
+  local found = call('MGET', REPLY, ENTRY, EPOCHS)
+  if found[1] then
+    local status, version, result = string.match(found[1], '^(%-?%d) (%d+) (%-?%d+)$')
+    if not whole_number(version) or #result > 17 then return corrupt(REPLY, 'no reply of a request') end
+    return {tonumber(status), whole_number(version), tonumber(result)}
+  end
+  if I.resent >= I.now_ms and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
+  if not I.next then call('ZCARD', EXP) end
+  local operand, failed = nil, 0
+  verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')
+  local present, cost_ms = live(call, found[2], found[3], TAGS)
+  local _, expiry, payload_at, request, _, fresh, tags, key_at =
+    string.match(present and found[2] or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
+  local value_at = present and key_at + tonumber(string.match(request, '~(%d+)$') or 0)
+  if verb == 'add' then failed = present and -7 or 0
+  elseif verb == 'if' then failed = (present or '0') ~= operand and -7 or 0
+  elseif verb ~= 'incr' then failed = present and 0 or -7
+  elseif present then
+    local before = decode_integer(string.sub(found[2], value_at, value_at + 10))
+    number = before and before + tonumber(operand)
+    if not number then failed = -8 elseif not (number > -2^53 and number < 2^53) then failed = -9 end
+  else number = tonumber(operand) end
+  if failed < 0 then
+    if SEEN ~= '' then call('SET', REPLY, failed .. ' 0 0', 'PX', I.text(UNTIL_MS - I.now_ms + 1)) end
+    return {failed, 0, 0}
+  end
+  if verb == 'touch' then
+    old = {version = present}
+    payload = string.sub(found[2], payload_at)
+  elseif verb == 'incr' and present then  -- the entry keeps its tags, the key that it holds, the end of its freshness
+    old = {version = present, expiry_ms = whole_number(expiry)}
+    local fresh_ms = whole_number(fresh)
+    if fresh_ms > 0 then
+      fresh_ms = math.max(1, fresh_ms - math.max(0, math.floor((I.clock - tonumber(present)) / 100)))
+    end
+    payload = string.match(ID, '^[^~]+') .. (string.match(request, '~%d+$') or '') .. ' ' .. cost_ms .. ' '
+      .. I.text(fresh_ms) .. ' ' .. tags .. ' ' .. string.sub(found[2], key_at, value_at - 1) .. encode_integer(number)
+  end
+elseif SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
   local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
   if id == ID and whole_number(version) then return {1, whole_number(version), 0} end
@@ -102,7 +160,7 @@ if TOKEN ~= '' then
   end
 end
 
-if not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCARD', EXP) end
+if MODE == '' and not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCARD', EXP) end
 
 if SEQ > 0 then
   local keys, counts = {}, {}
@@ -115,7 +173,7 @@ end
 I.expire(16)
 if I.deferred_count > 0 then I.free_cleared(16) end
 I.tick(1)
-local version, weight = I.clock, #KEY + #PAYLOAD
+local version, weight = I.clock, #KEY + #payload
 local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
@@ -127,8 +185,9 @@ else
   local known = call('HSETNX', SIZE, KEY, packed) == 0
   local tier = TIER > 0 and TIER or nil
   if known then                          -- the entry keeps its tier unless the caller chose one
-    local _, replaced = I.unpack_size(call('HGET', SIZE, KEY))
+    local hits, replaced = I.unpack_size(call('HGET', SIZE, KEY))
     I.bytes = I.bytes - replaced
+    if old then packed = I.text(I.pack_size(hits, weight)) end
     call('HSET', SIZE, KEY, packed)
     if I.lfu or I.top < 3 then
       local i, score = I.top, nil
@@ -170,6 +229,7 @@ else
   if tier == 4 then I.newcomers = I.newcomers + added end
   I.bytes = I.bytes + weight
   local ttl_ms = tonumber(TTL_MS)
+  if old and number then ttl_ms = old.expiry_ms > 0 and math.max(1, old.expiry_ms - I.now_ms) or 0 end
   if not ttl_ms then ttl_ms = tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)]) end
   if ttl_ms < 0 then ttl_ms = tonumber(I.ttl_ms[tier]) end
   local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
@@ -184,15 +244,20 @@ else
     I.remove(KEY)
     refused = -4
   end
-  I.delete_dropped(LEASE)
+  local touched = verb == 'touch'        -- the value stays, so a computation of its successor may go on
+  I.delete_dropped(not touched and LEASE or nil)
   if refused == 0 then
-    local value = version_text .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
+    local value = (touched and old.version or version_text) .. ' ' .. I.text(expiry_ms) .. ' ' .. payload
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
     -- Publish the put even if the key was absent: a process may still have a local copy of an evicted entry.
     call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
+    if REPLY then
+      local reply = (number and '2 ' or '1 ') .. version_text .. ' ' .. I.text(number or 0)
+      call('SET', REPLY, reply, 'PX', I.text(UNTIL_MS - I.now_ms + 1))
+    end
   end
 end
-if SEEN ~= '' and TOKEN == '' then
+if SEEN ~= '' and TOKEN == '' and (MODE == '' or refused < 0) then
   call('ZREMRANGEBYSCORE', RESENT, '-inf', I.now_ms)
   call('ZADD', RESENT, I.text(UNTIL_MS), ID)
   I.resent = math.max(I.resent, UNTIL_MS)
@@ -203,4 +268,5 @@ if refused < 0 then
   call('SPUBLISH', BUS, 'd ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
   return {refused, version}
 end
+if number then return {2, version, number} end
 return {1, version, I.evicted}

@@ -4,6 +4,7 @@
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>
+--   epochs    STRING  <tag>:epochs
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   token     text    of the lease
@@ -13,18 +14,26 @@
 --   bus       text    channel of invalidations
 --   origin    text    the releasing process, which ignores its own messages
 --   key       text    stored name of the key
+--   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
+--   {2}                 released; since the claim, the cache was cleared or, if the value has tags, a tag invalidated
 --   {-1}                the lease was no longer held
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none
 -- COST    O(1)
-local LEASE, ENTRY = KEYS[1], KEYS[2]
+--@include whole_number
+local LEASE, ENTRY, EPOCHS = KEYS[1], KEYS[2], KEYS[3]
 local TOKEN, OUTCOME, ERROR, ERROR_MS, BUS, ORIGIN, KEY = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local TAGGED = ARGV[8]
 local DAY_MS = 86400000                  -- how long the error is kept if the stale value never expires
 
-local held = redis.call('HMGET', LEASE, 'token', 'waited')
+local held = redis.call('HMGET', LEASE, 'token', 'waited', 'version')
 if held[1] ~= TOKEN then return {-1} end
+local claimed, epochs = whole_number(held[3]) or -1, redis.call('MGET', EPOCHS)[1]
+local cleared, invalidated = string.match(epochs or '-1 -1 ', '^(%-?%d+) (%-?%d+) ')
+if TAGGED ~= '1' then invalidated = cleared end
+local current = cleared and tonumber(cleared) <= claimed and tonumber(invalidated) <= claimed
 redis.call('UNLINK', LEASE)
 if OUTCOME == 'failed' then
   local time, left_ms = redis.call('TIME'), redis.call('PTTL', ENTRY)
@@ -34,4 +43,4 @@ if OUTCOME == 'failed' then
   redis.call('PEXPIRE', LEASE, math.max(tonumber(ERROR_MS), left_ms))
 end
 if held[2] then redis.call('SPUBLISH', BUS, (OUTCOME == 'failed' and 'x' or 'r') .. ' 0 ' .. ORIGIN .. ' ' .. KEY) end
-return {1}
+return {current and 1 or 2}

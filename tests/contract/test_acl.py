@@ -103,6 +103,12 @@ def use_caches(perf: AgentPerf) -> None:
         assert cache.get("e") == "e"
         assert cache.get_or_compute("f", lambda: "computed") == "computed"
         assert cache.delete("f")
+        assert (cache.add("n", 1), cache.incr("n"), cache.touch("n", 9)) == (True, 2, True)
+        assert cache.put("n", 3, if_version=0) is False
+        assert cache.entry("n") is not None
+        assert cache.ttl("n") is not None
+        assert "n" in set(cache.scan())
+        assert cache.pop("n") == 2
         cache.invalidate_tags("letters")
         assert cache.get("e") is None
         cache.put("g", 1, ttl=0.01)

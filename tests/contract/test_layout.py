@@ -41,6 +41,7 @@ PROVEN_BY = {
     "metrics/async_client.py": "tests/contract/test_parity.py",
     "cache/arguments.py": "tests/unit/cache/test_client.py",
     "cache/flows/access_reports.py": "tests/unit/cache/process/test_access_buffer.py",
+    "cache/flows/cancelling.py": f"{INTEGRATION}/cache/test_conditional_writes.py",
     "cache/flows/inspection.py": f"{INTEGRATION}/cache/test_entries.py",
     "cache/flows/invalidation.py": f"{INTEGRATION}/cache/test_outages.py",
     "cache/flows/ranking.py": f"{INTEGRATION}/cli/test_cache.py",

@@ -96,8 +96,11 @@ def test_async_method_has_the_blocking_signature(name: str, method: str) -> None
         returned = ours.return_annotation == theirs.return_annotation
         assert returned or method in ("run", "run_checks"), "these return when they are cancelled"
     else:
-        assert ours.return_annotation == f"Async{theirs.return_annotation}", "the result is for `async with`"
-        assert hasattr(inspect.signature(value, eval_str=True).return_annotation, "__aenter__")
+        assert ours.return_annotation == f"Async{theirs.return_annotation}", (
+            "the result is for `async with` or `async for`"
+        )
+        result = inspect.signature(value, eval_str=True).return_annotation
+        assert hasattr(result, "__aenter__") or hasattr(result, "__anext__")
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)

@@ -78,6 +78,11 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert cache.get("key 3") == 3
         cache.flush()
         assert cache.get_or_compute("computed", lambda: "value") == "value"
+        assert cache.add("counter", 1, ttl=60)
+        assert cache.incr("counter") == 2
+        assert cache.touch("counter", 50)
+        assert cache.ttl("counter") is not None
+        assert cache.pop("counter") == 2
         cache.delete("key 3")
         cache.invalidate_tags("even")
         cache.clear()

@@ -213,7 +213,16 @@ CACHES = {
 }
 
 
-def put(where: keys.CacheKeys, name: str, *, request: str, again: bool = False, token: str = "", tag: str = "t") -> Any:
+def put(
+    where: keys.CacheKeys,
+    name: str,
+    *,
+    request: str,
+    again: bool = False,
+    token: str = "",
+    tag: str = "t",
+    mode: str = "",
+) -> Any:
     now_ms = int(time.time() * 1000)
     payload = entry_format.payload(request, 5, 60_000, (tag,), b"m\x01")
     report = AccessReport(7, 1, 5, 0, (("k1", 1), ("k2", 2)))
@@ -232,7 +241,13 @@ def put(where: keys.CacheKeys, name: str, *, request: str, again: bool = False, 
         writer="w1",
         report=report,
         tags=(tag,),
+        mode=mode,
     )
+
+
+def pop(where: keys.CacheKeys, name: str, request: str) -> Any:
+    until_ms = int(time.time() * 1000) + HELD_MS
+    return cached.pop(where, name, request, until_ms=until_ms, again=False, seen=0, origin="o")
 
 
 def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) -> None:
@@ -245,6 +260,10 @@ def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) 
     run(cached.clear(where, "o"))
     for number in range(9):
         run(put(where, f"k{number}", request=f"r{number}"))
+    run(put(where, "k8", request="incr", mode="incr:5"))
+    run(put(where, "k7", request="popped"))
+    run(pop(where, "k7", "pop"))
+    run(put(where, "k7", request="r7"))
     run(cached.invalidate_tags(where, ("u",), "o"))
     for number in (7, 8):
         run(cached.read_strictly(where, f"k{number}"))
@@ -266,6 +285,17 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "put again": lambda: put(where, "k8", request=f"q{next(numbers)}", again=True),
         "put repeated": lambda: put(where, "k8", request="r8", again=True),
         "put computed": lambda: put(where, "m1", request=f"q{next(numbers)}", token="token"),
+        "add": lambda: put(where, "k9", request=f"q{next(numbers)}", mode="add"),
+        "add known": lambda: put(where, "k8", request=f"q{next(numbers)}", mode="add"),
+        "replace": lambda: put(where, "k8", request=f"q{next(numbers)}", mode="replace", again=True),
+        "if version": lambda: put(where, "k8", request=f"q{next(numbers)}", mode="if:0"),
+        "touch": lambda: put(where, "k8", request=f"q{next(numbers)}", mode="touch"),
+        "incr": lambda: put(where, "k8", request=f"q{next(numbers)}", mode="incr:5"),
+        "incr new": lambda: put(where, "k9", request=f"q{next(numbers)}", mode="incr:5"),
+        "incr repeated": lambda: put(where, "k8", request="incr", mode="incr:5", again=True),
+        "pop": lambda: pop(where, "k8", f"q{next(numbers)}"),
+        "pop repeated": lambda: pop(where, "k8", "pop"),
+        "ttl": lambda: cached.time_to_live(where, "k8"),
         "get": lambda: cached.read_strictly(where, "k8"),
         "report": lambda: cached.report_reads(where, "w1", report),
         "claim": lambda: cached.claim(where, "new", f"t{next(numbers)}", lease_ms=1000, ignore=""),

@@ -19,7 +19,7 @@ _PART = re.compile(r"(?<==)\S+|(?<![\w=.-])\d[\d.]*(?=[ /]|$)")
 """Matches the value of a word "name=value", or a number that stands alone."""
 _POISON = re.compile(r"-?922337203685477\d{4}|(?<![a-z])-?(?:nan|inf)(?![a-z])")
 """Matches a number that results from arithmetic on a damaged one, or from converting it to an integer."""
-_NO_POISON = re.compile(r"""'[^']*'|"[^"]*"|(?:_per_minute|_execution_time)=(?:inf|nan)""")
+_NO_POISON = re.compile(r"""'[^']*'|"[^"]*"|(?:_per_minute|_execution_time|\bttl)=(?:inf|nan)""")
 """Matches the parts of a result in which such a number is no fault: texts, missing limits and durations."""
 
 State = Mapping[str, tuple[bytes, int]]

@@ -545,6 +545,8 @@ SCHEMAS: dict[str, Schema] = {
         tags=rows(TEXT),
         size_bytes=COUNT,
         compute_s=POSITIVE,
+        entry_version=COUNT,
+        ttl_s=maybe(POSITIVE),
     ),
     "cache delete": document("cache delete", **CACHE, asked=COUNT, removed=COUNT),
     "cache clear": document("cache clear", **CACHE, entries=COUNT),

@@ -109,11 +109,14 @@ def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool
     return Command(_RENEW, (lease,), {"token": token, "lease_ms": lease_ms}, lambda reply: _held(lease, reply))
 
 
-def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
+def release(
+    keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str, tagged: bool = False
+) -> Command[bool]:
     """Release a lease without storing a value. `error` is None if the computation was given up.
 
     Returns:
-        Whether the lease was still held.
+        Whether the lease was still held and the key was not invalidated since the claim. If `tagged` is True, the
+        invalidation of any tag counts.
     """
     lease = keys.lease_prefix + name
     args: NamedArgs = {
@@ -124,8 +127,15 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
         "bus": keys.bus,
         "origin": origin,
         "key": name,
+        "tagged": int(tagged),
     }
-    return Command(_RELEASE, (lease, keys.entry_prefix + name), args, lambda reply: _held(lease, reply))
+
+    def decode(reply: Reply) -> bool:
+        if reply not in ([1], [2], [-1]):
+            raise unexpected(lease, reply)
+        return bool(reply == [1])
+
+    return Command(_RELEASE, (lease, keys.entry_prefix + name, keys.epochs), args, decode)
 
 
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:

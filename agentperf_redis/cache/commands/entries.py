@@ -24,9 +24,11 @@ _DELETE = Script("cache/delete")
 _DROP = Script("cache/drop")
 _GET_STRICT = Script("cache/get_strict")
 _INVALIDATE_TAGS = Script("cache/invalidate_tags")
+_POP = Script("cache/pop")
 _PUT = Script("cache/put")
 _REPORT_READS = Script("cache/report_reads")
 _SWEEP = Script("cache/sweep")
+_TTL = Script("cache/ttl")
 
 
 class PutResult(Enum):
@@ -40,14 +42,43 @@ class PutResult(Enum):
     NO_CAPACITY = -4
     IN_DOUBT = -5
     LATE = -6
+    CONDITION_FAILED = -7
+    NO_INTEGER = -8
+    OUT_OF_RANGE = -9
+
+
+class Mode:
+    """The modes of put.lua: the condition under which a value is stored, or how it is made from the stored one."""
+
+    ALWAYS = ""
+    ADD = "add"
+    REPLACE = "replace"
+    TOUCH = "touch"
+
+    @staticmethod
+    def at_version(version: int) -> str:
+        """Store only if the value has this version; 0 is no value."""
+        return f"if:{version}"
+
+    @staticmethod
+    def increment(by: int) -> str:
+        """Add to the stored number; store the given value if there is none."""
+        return f"incr:{by}"
 
 
 @dataclass(frozen=True, slots=True)
 class PutReply:
-    """The result of a put, and its version. If the put was late, `version` is the server's time in ms instead."""
+    """The result of a put.
+
+    Attributes:
+        outcome: the result.
+        version: the version of the put. If the put was late, the server's time in ms instead.
+        number: the new value of a number that was increased.
+    """
 
     outcome: PutResult
     version: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +173,7 @@ def put(
     writer: str,
     report: AccessReport,
     tags: tuple[str, ...],
+    mode: str = Mode.ALWAYS,
 ) -> Command[PutReply]:
     """Store one value.
 
@@ -160,6 +192,7 @@ def put(
         writer: the reporting process.
         report: buffered reads to report with the put.
         tags: percent-encoded.
+        mode: see `Mode`; `token` is empty in all modes but the first.
     """
     beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.epochs, keys.tags, keys.resent)
     args: NamedArgs = {
@@ -171,6 +204,7 @@ def put(
         "ttl_ms": ttl_ms,
         "tier": 0 if tier is None else TIERS.index(tier) + 1,
         "token": token,
+        "mode": mode,
         "bus": keys.bus,
         "origin": origin,
         "writer": writer,
@@ -189,13 +223,76 @@ def put(
                 return PutReply(PutResult(status))
             case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
                 return PutReply(PutResult(reply[0]), version)
+            case [2, int(version), int(number)]:
+                return PutReply(PutResult.STORED, version, number)
+            case [-7 | -8 | -9 as status, 0, 0]:
+                return PutReply(PutResult(status))
         raise unexpected(keys.meta, reply)
 
     return Command(_PUT, (*_index(keys), *beside), args, decode, {"seen": str(seen)})
 
 
+@dataclass(frozen=True, slots=True)
+class PopReply:
+    """The result of a pop.
+
+    Attributes:
+        outcome: STORED if the entry was removed, CONDITION_FAILED if there was none, or IN_DOUBT, LATE or NO_SETTINGS.
+        version: the cache's clock. If the request was late, the server's time in ms instead.
+        entry: the removed entry.
+    """
+
+    outcome: PutResult
+    version: int = 0
+    entry: bytes = b""
+
+
+def pop(
+    keys: CacheKeys, name: str, request: str, *, until_ms: int, again: bool, seen: int, origin: str
+) -> Command[PopReply]:
+    """Remove one entry and return it. `put` explains the arguments."""
+    beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.epochs, keys.tags, keys.resent)
+    args: NamedArgs = {
+        "key": name,
+        "until_ms": until_ms,
+        "id": request,
+        "seen": str(seen) if again else "",
+        "bus": keys.bus,
+        "origin": origin,
+    }
+
+    def decode(reply: Reply) -> PopReply:
+        match reply:
+            case [1, bytes(entry), int(version)]:
+                return PopReply(PutResult.STORED, version, entry)
+            case [2]:
+                return PopReply(PutResult.CONDITION_FAILED)
+            case [0]:
+                return PopReply(PutResult.NO_SETTINGS)
+            case [-5 | -6 as status, int(version)]:
+                return PopReply(PutResult(status), version)
+        raise unexpected(keys.meta, reply)
+
+    return Command(_POP, (*_index(keys), *beside, keys.reply_prefix + request), args, decode, {"seen": str(seen)})
+
+
+def time_to_live(keys: CacheKeys, name: str) -> Command[int | None]:
+    """Return the ms until a value expires, -1 for never; None if there is no value."""
+    entry = keys.entry_prefix + name
+
+    def decode(reply: Reply) -> int | None:
+        match reply:
+            case [0]:
+                return None
+            case [1, int(left_ms)]:
+                return left_ms
+        raise unexpected(entry, reply)
+
+    return Command(_TTL, (entry, keys.epochs, keys.tags), {}, decode)
+
+
 def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
-    """Cancel puts: copies of these requests that arrive later have no effect. `put` explains the arguments."""
+    """Cancel puts or pops: copies of these requests that arrive later do nothing. `put` explains the arguments."""
 
     def decode(reply: Reply) -> None:
         if reply != [1]:

@@ -61,6 +61,18 @@ def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, l
     return Command("HSCAN", (keys.size,), (cursor, "COUNT", count), decode)
 
 
+def left_ms(keys: CacheKeys, name: str) -> Command[float | None]:
+    """Return the ms until an entry expires, -1 for never; -2 if it is gone."""
+    entry = keys.entry_prefix + name
+
+    def decode(reply: Reply) -> float | None:
+        if not isinstance(reply, int):
+            raise unexpected(entry, reply)
+        return float(reply)
+
+    return Command("PTTL", (entry,), (), decode)
+
+
 def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
     """Read the first `count` bytes of an entry. The result is empty if the entry is gone."""
     entry = keys.entry_prefix + name

@@ -59,6 +59,24 @@ def oldest_first(shared: SharedState) -> Flow[list[str]]:
     """
     yield from flush_if_possible(shared)
     names = yield from read_keys(shared.keys)
+    return (yield from _whole_keys(shared, names))
+
+
+def page(shared: SharedState, cursor: str, count: int) -> Flow[tuple[str, list[str]]]:
+    """Return the next cursor, "0" at the end, and about `count` keys, in no order. Pages may overlap.
+
+    Args:
+        shared: the state of the cache in this process.
+        cursor: "0", or the cursor that the previous page returned.
+        count: the size of the page. A small cache is returned as a whole.
+    """
+    yield from before_read(shared)
+    after, found = yield from inspection.sizes_page(shared.keys, cursor, count)
+    return after, (yield from _whole_keys(shared, [name for name, _ in found]))
+
+
+def _whole_keys(shared: SharedState, names: list[str]) -> Flow[list[str]]:
+    """Replace stored names by the keys that their entries hold."""
     held: dict[str, str] = {}
     for chunk in chunks([name for name in names if key_names.is_shortened(name)]):
         heads = yield from Batch(tuple(inspection.beginning(shared.keys, name, _HEAD_BYTES) for name in chunk))

@@ -1,12 +1,17 @@
-"""Invalidates entries (one key, a tag, or all) and frees the memory of invalidated ones."""
+"""Invalidates or removes entries (one key, a tag, or all) and frees the memory of invalidated ones."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from typing import Any
 
-from agentperf_redis.cache import commands
+from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
+from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.commands.replies import NoSettings
+from agentperf_redis.cache.flows.cancelling import cancel_requests
+from agentperf_redis.cache.flows.reads import MISSING, Reader
 from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
 from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState
 from agentperf_redis.command import Flow
@@ -20,11 +25,12 @@ class Eraser:
     read or write.
 
     Args:
-        shared: the state shared with other objects of the same cache.
+        reader: the object's reader.
     """
 
-    def __init__(self, shared: SharedState) -> None:
-        self.shared = shared
+    def __init__(self, reader: Reader) -> None:
+        self.shared: SharedState = reader.shared
+        self.reader = reader
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int]:
         """Remove entries. Returns how many existed."""
@@ -55,6 +61,40 @@ class Eraser:
         stored_name(key)  # checked here so that an error names `key`, the argument of this method
         removed = yield from self.delete_many((key,))
         return removed > 0
+
+    def pop(self, key: str, default: Any) -> Flow[Any]:
+        """Remove one entry and return its value, or the default."""
+        name, shared, again = stored_name(key), self.shared, False
+        request, seen = entry_format.new_request(name, name), shared.seen
+        for _ in range(ATTEMPTS):
+            yield from ready(shared)
+            sent_at, until_ms = time.monotonic(), shared.until_ms()
+            try:
+                reply = yield from commands.pop(
+                    *(shared.keys, name, request), until_ms=until_ms, again=again, seen=seen, origin=shared.origin
+                )
+            except BaseException as error:
+                yield from cancel_requests(shared, error, (request,), until_ms)
+                raise
+            finally:
+                shared.changed(name)
+            match reply.outcome:
+                case PutResult.NO_SETTINGS:
+                    shared.deployed = False
+                case PutResult.LATE:
+                    shared.set_clock(reply.version, sent_at)
+                    again = True
+                case PutResult.STORED:
+                    shared.learn(reply.version)
+                    value, _ = yield from self.reader.value(name, (reply.entry, None), counted=True)
+                    return default if value is MISSING else value
+                case PutResult.CONDITION_FAILED:
+                    shared.access_buffer.missed()
+                    return default
+                case _:
+                    break
+        reason = "the reply was lost, and it is too late to send the request again"
+        raise BackendUnavailable(shared.backend.address.masked, "unknown", reason)
 
     def clear(self) -> Flow[None]:
         """Make every entry a miss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,6 +27,8 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
+_NEVER_MS: Final = -1
+"""The reply of the command PTTL for a key that does not expire."""
 
 
 class Reader:
@@ -113,9 +116,14 @@ class Reader:
         if value is MISSING or stored is None:
             return None
         places = ((Tier.HOT, where.hot), (Tier.WARM, where.warm), (Tier.COLD, where.cold), (Tier.COLD, where.new))
-        size, *scores = yield from Batch(
-            (inspection.size_of(where, name), *(inspection.score(index, name) for _, index in places))
+        size, left_ms, *scores = yield from Batch(
+            (
+                inspection.size_of(where, name),
+                inspection.left_ms(where, name),
+                *(inspection.score(index, name) for _, index in places),
+            )
         )
+        left_ms = _NEVER_MS if left_ms is None else left_ms
         reads, size_bytes = entry_format.unpack_size(size or 0)
         tier, last_read = next(
             ((tier, at) for (tier, _), at in zip(places, scores, strict=True) if at is not None), (Tier.COLD, None)
@@ -132,7 +140,18 @@ class Reader:
             tags=frozenset(map(key_names.decoded, stored.tags)),
             size_bytes=size_bytes,
             compute_seconds=stored.cost_ms / 1000,
+            version=stored.version,
+            ttl=math.inf if left_ms == _NEVER_MS else max(0.0, left_ms / 1000),
         )
+
+    def ttl(self, key: str) -> Flow[float | None]:
+        """Return the seconds until a value expires, `math.inf` for never; None if there is no value."""
+        name = stored_name(key)
+        yield from before_read(self.shared)
+        left_ms = yield from commands.time_to_live(self.shared.keys, name)
+        if left_ms is None:
+            return None
+        return math.inf if left_ms == _NEVER_MS else left_ms / 1000
 
     def look_up(
         self, name: str, key: str, *, miss: bool = True, hit: bool = True

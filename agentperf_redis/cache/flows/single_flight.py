@@ -8,7 +8,7 @@ poll, in case the message is lost.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from agentperf_redis.cache.process.flights import (
     GivenUp,
     Uncacheable,
     Unreachable,
+    Unstorable,
 )
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Flow, Wait
@@ -56,6 +57,8 @@ _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 _LOOK_EVERY_S = 1.0
 """How often a waiter looks whether the event loop that computes its value still runs."""
 _MAX_ERROR_CHARACTERS = 500
+_READ_ONCE = (Iterator, AsyncIterator, Awaitable)
+"""Values that are used up by reading them, so that callers cannot share one."""
 _RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
 """Errors that the cache itself did not cause: they are raised to the caller."""
 
@@ -167,6 +170,8 @@ class SingleFlight:
             match flight.outcome:
                 case Computed(data, cost_ms):
                     return Served(self.reader.codec.decode(data), cost_ms)
+                case Unstorable(value):
+                    return Served(value)
                 case Crashed() as crashed:
                     return crashed
                 case Uncacheable():
@@ -248,6 +253,8 @@ class SingleFlight:
             match flight.outcome:
                 case Computed(data, cost_ms) if requests_before < flight.requests:
                     return Served(self.reader.codec.decode(data), cost_ms)
+                case Unstorable(value) if requests_before < flight.requests:
+                    return Served(value)
                 case Crashed() as crashed:
                     return crashed
                 case Unreachable(unavailable):
@@ -290,8 +297,8 @@ class SingleFlight:
                         pause = min(poll_s * uniform(0.8, 1.2), left_ms / 1000 + 0.005)
                         poll_s = min(_MAX_POLL_S, poll_s * 1.5)
                         yield from Wait(wake_up, pause)
-                    case Failed("", _):
-                        return self._lease_without_claim(name, key)
+                    case Failed("", _):  # the value cannot be stored, so this process computes its own one, once
+                        return ComputeLease(shared, name, key, "", self.lease_ms, flight)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
         except BaseException as error:
@@ -319,7 +326,8 @@ class SingleFlight:
 
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server; the
     # caller runs the flow if the lease has a token. Waiters of this process get an error at once. They get a value only
-    # after the server has accepted the value, since the key may have been invalidated during the computation.
+    # after the server has accepted the value, since the key may have been invalidated during the computation. They get
+    # a value that cannot be stored after the server has confirmed that the key was not invalidated.
 
     def finish(
         self,
@@ -339,8 +347,11 @@ class SingleFlight:
             data = self.reader.codec.encode(value)
         except Exception as error:  # noqa: BLE001  from a user's codec; the caller still gets the value
             refused = error if isinstance(error, InvalidArgument) else _not_encoded(value, error)
-            self._end(compute_lease, Uncacheable())
-            return refused, self._release(compute_lease, " ")
+            if isinstance(value, _READ_ONCE):
+                self._end(compute_lease, Uncacheable())
+            if not compute_lease.token:
+                self._end(compute_lease, Unstorable(value))
+            return refused, self._share(compute_lease, Unstorable(value), tags)
         if not compute_lease.token:  # the server does not know this lease
             self._end(compute_lease, Computed(data, round(cost_s * 1000)))
         return None, self._store(compute_lease, data, cost_s, ttl, tags, freshness)
@@ -349,12 +360,12 @@ class SingleFlight:
         """End a computation with an error, which all waiters get. Returns the flow that reports the end."""
         self._end(compute_lease, Crashed(error))
         text = str(error)[:_MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
-        return self._release(compute_lease, f"{type(error).__name__} {text}")
+        return self._report_end(compute_lease, f"{type(error).__name__} {text}")
 
     def give_up(self, compute_lease: ComputeLease) -> Flow[None]:
         """End a computation without a result, so that a waiter may compute. Returns the flow that reports the end."""
         self._end(compute_lease, GivenUp())
-        return self._release(compute_lease, None)
+        return self._report_end(compute_lease, None)
 
     def release_waiters(self, compute_lease: ComputeLease) -> None:
         """Release all waiters of this process. Does nothing if the computation has already ended."""
@@ -381,7 +392,7 @@ class SingleFlight:
         if compute_lease.flight is not None:
             self.shared.flights.note_request(compute_lease.flight)
         try:
-            outcome = yield from self.writer.store(
+            reply = yield from self.writer.store(
                 compute_lease.key,
                 compute_lease.name,
                 data,
@@ -397,6 +408,7 @@ class SingleFlight:
         except BaseException:  # such as a full server or corrupt state: no caller should wait until the lease expires
             yield from self._release(compute_lease, None)
             raise
+        outcome = reply.outcome
         confirmed = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
         self._end(compute_lease, Computed(data, cost_ms) if confirmed else GivenUp())
         if outcome is PutResult.LATE:
@@ -404,11 +416,28 @@ class SingleFlight:
         if outcome is PutResult.TOO_LARGE:
             self.shared.warn("cache %s: %s is larger than the cache", self.shared.name, shown(compute_lease.key))
 
-    def _release(self, compute_lease: ComputeLease, error: str | None) -> Flow[None]:
+    def _share(self, compute_lease: ComputeLease, outcome: Unstorable, tags: Iterable[str]) -> Flow[None]:
+        """Release the lease of a value that cannot be stored. Share the value if the server confirms its validity."""
+        if compute_lease.flight is not None:
+            self.shared.flights.note_request(compute_lease.flight)
+        valid = yield from self._release(compute_lease, " ", tagged=bool(stored_tags(tags)))
+        self._end(compute_lease, outcome if valid else GivenUp())
+
+    def _release(self, compute_lease: ComputeLease, error: str | None, *, tagged: bool = False) -> Flow[bool]:
+        """Release a lease. Returns whether it was still held, and the key not invalidated since the claim."""
         where, origin = self.shared.keys, self.shared.origin
-        yield from commands.release(
-            where, compute_lease.name, compute_lease.token, error=error, error_ms=ERROR_KEPT_MS, origin=origin
+        return (
+            yield from commands.release(
+                *(where, compute_lease.name, compute_lease.token),
+                error=error,
+                error_ms=ERROR_KEPT_MS,
+                origin=origin,
+                tagged=tagged,
+            )
         )
+
+    def _report_end(self, compute_lease: ComputeLease, error: str | None) -> Flow[None]:
+        yield from self._release(compute_lease, error)
 
 
 def _not_encoded(value: Any, error: Exception) -> InvalidArgument:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
+from agentperf_redis import arguments
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import stored_name, stored_tags
-from agentperf_redis.cache.commands.entries import PutResult
+from agentperf_redis.cache.commands.entries import Mode, PutReply, PutResult
 from agentperf_redis.cache.flows.access_reports import flush, under_way
+from agentperf_redis.cache.flows.cancelling import cancel_requests
 from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
 from agentperf_redis.cache.freshness import Freshness
-from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, TIERS_OWN_TTL_MS, Tier, ttl_ms
+from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, TIERS_OWN_TTL_MS, StoredCount, Tier, ttl_ms
 from agentperf_redis.cache.process.access_buffer import NO_REPORT
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Batch, Command, Flow
-from agentperf_redis.errors import AgentPerfError, InvalidArgument
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument, NoInteger
+
+MAX_INTEGER = 2**53 - 1
+"""Maximum of the numbers that `incr` adds and stores: up to here, every integer is an exact double in Lua."""
+_PLAIN = Codec()
+_NOTHING_DONE = (PutResult.CONDITION_FAILED, PutResult.NO_INTEGER, PutResult.OUT_OF_RANGE)
 
 
 class Writer:
@@ -53,36 +58,80 @@ class Writer:
         known = zip(map(int, ttls), self.shared.settings.ttls_ms, strict=True)
         return "/".join(str(freshness.spread(own if each == TIERS_OWN_TTL_MS else each)) for each, own in known)
 
-    def put(self, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None) -> Flow[bool]:
-        """Store a value. Returns whether it was stored."""
+    def put(
+        self,
+        key: str,
+        value: Any,
+        ttl: float | None,
+        tags: Iterable[str],
+        tier: Tier | None = None,
+        *,
+        if_version: int | None = None,
+    ) -> Flow[bool]:
+        """Store a value. If a version is given, the present value must have it. Returns whether it was stored."""
+        mode = Mode.ALWAYS if if_version is None else Mode.at_version(_checked_version(if_version))
+        return self.put_in_mode(mode, key, value, ttl, tags, tier)
+
+    def put_in_mode(
+        self, mode: str, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
+    ) -> Flow[bool]:
+        """Store a value if the condition of the mode holds. Returns whether it was stored."""
         chosen_ttl = self.chosen_ttl(ttl)
         names = stored_tags(tags)
-        reply = yield from self.store(key, stored_name(key), self.codec.encode(value), chosen_ttl, names, tier)
-        return reply is PutResult.STORED
+        data = self.codec.encode(value)
+        reply = yield from self.store(key, stored_name(key), data, chosen_ttl, names, tier, mode=mode)
+        return reply.outcome is PutResult.STORED
+
+    def touch(self, key: str, ttl: float | None) -> Flow[bool]:
+        """Give a value another TTL. Returns whether there was a value."""
+        reply = yield from self.store(key, stored_name(key), b"", self.chosen_ttl(ttl), (), None, mode=Mode.TOUCH)
+        return reply.outcome is PutResult.STORED
+
+    def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str]) -> Flow[int]:
+        """Add to a stored number, or store the number if there is no value. Returns the new number."""
+        chosen_ttl, names, name = self.chosen_ttl(ttl), stored_tags(tags), stored_name(key)
+        number = arguments.count("by", by, minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+        data = self.codec.encode(number)
+        if data != _PLAIN.encode(number):  # the script could not read the numbers that this codec stores
+            raise InvalidArgument("codec", self.codec, "for incr, a codec that encodes integers as Codec does")
+        reply = yield from self.store(key, name, data, chosen_ttl, names, None, mode=Mode.increment(number))
+        match reply.outcome:
+            case PutResult.STORED:
+                return reply.number
+            case PutResult.NO_INTEGER:
+                raise NoInteger(key, "the stored value is not one")
+            case PutResult.OUT_OF_RANGE:
+                raise NoInteger(key, "the sum is not one")
+            case PutResult.TOO_LARGE | PutResult.NO_CAPACITY:
+                raise InvalidArgument("key", key, "a key that fits into the max_bytes of the cache with its number")
+        reason = "the reply was lost, and it is too late to send the request again"
+        raise BackendUnavailable(self.shared.backend.address.masked, "unknown", reason)
 
     def put_many(
         self, values: Mapping[str, Any], ttl: float | None, tags: Iterable[str], tier: Tier | None = None
-    ) -> Flow[int]:
-        """Store several values. Returns how many were stored."""
+    ) -> Flow[StoredCount]:
+        """Store several values. Returns how many were stored, and which were refused."""
         chosen_ttl = self.chosen_ttl(ttl)
         names = stored_tags(tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument("values", values, "a mapping of keys to values")
         items = [(key, stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
-            return 0
+            return StoredCount(0)
         # The first put deploys the settings and carries the report of reads. The other puts need neither.
         first, *rest = items
-        stored = int((yield from self.store(*first, chosen_ttl, names, tier)) is PutResult.STORED)
+        refused = []
+        if (yield from self.store(*first, chosen_ttl, names, tier)).outcome is not PutResult.STORED:
+            refused.append(first[0])
         for start in range(0, len(rest), commands.MAX_KEYS):
             chunk = rest[start : start + commands.MAX_KEYS]
-            until_ms = self._until_ms()
+            until_ms = self.shared.until_ms()
             puts = [self._put_command(*item, chosen_ttl, names, tier, until_ms) for item in chunk]
             batch = tuple(command for _, command in puts)
             try:
                 replies = yield from Batch(batch)
             except BaseException as error:
-                yield from self._cancel_puts(error, tuple(request for request, _ in puts), until_ms)
+                yield from cancel_requests(self.shared, error, tuple(request for request, _ in puts), until_ms)
                 raise
             finally:
                 for _, name, _ in chunk:
@@ -90,10 +139,11 @@ class Writer:
             for item, reply in zip(chunk, replies, strict=True):
                 outcome = reply.outcome
                 if outcome in (PutResult.NO_SETTINGS, PutResult.LATE):
-                    outcome = yield from self.store(*item, chosen_ttl, names, tier)
+                    outcome = (yield from self.store(*item, chosen_ttl, names, tier)).outcome
                 self.shared.learn(reply.version if outcome is PutResult.STORED else 0)
-                stored += outcome is PutResult.STORED
-        return stored
+                if outcome is not PutResult.STORED:
+                    refused.append(item[0])
+        return StoredCount(len(items) - len(refused), tuple(refused))
 
     def store(
         self,
@@ -107,7 +157,8 @@ class Writer:
         token: str = "",
         cost_ms: int = 0,
         fresh_ms: int = 0,
-    ) -> Flow[PutResult]:
+        mode: str = Mode.ALWAYS,
+    ) -> Flow[PutReply]:
         """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
         shared, access_buffer = self.shared, self.shared.access_buffer
         request, seen, again, waited = entry_format.new_request(key, name), shared.seen, False, None
@@ -120,7 +171,8 @@ class Writer:
             if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
                 waited = yield from under_way(shared, waited)
                 report = access_buffer.take()
-            sent_at, confirmed, until_ms = time.monotonic(), False, self._until_ms()
+            sent_at, until_ms = time.monotonic(), shared.until_ms()
+            confirmed = unused = False
             try:
                 reply = yield from commands.put(
                     shared.keys,
@@ -137,17 +189,18 @@ class Writer:
                     writer=access_buffer.writer,
                     report=report,
                     tags=tags,
+                    mode=mode,
                 )
                 # A report whose result is unknown is sent again. Its sequence number makes that idempotent.
-                confirmed = reply.outcome is PutResult.STORED
+                confirmed, unused = reply.outcome is PutResult.STORED, reply.outcome in _NOTHING_DONE
             except BaseException as error:
                 # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
                 # the put is refused.
                 if not token:
-                    yield from self._cancel_puts(error, (request,), until_ms)
+                    yield from cancel_requests(shared, error, (request,), until_ms)
                 raise
             finally:
-                access_buffer.settle(report, confirmed=confirmed)
+                access_buffer.settle(report, confirmed=confirmed, unused=unused)
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shared.deployed = False
@@ -158,22 +211,8 @@ class Writer:
                 shared.learn(reply.version)
                 if reply.version:
                     shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, sent_at)
-                return reply.outcome
-        return PutResult.LATE
-
-    def _until_ms(self) -> int:
-        """Return the server time after which a put that is sent now must have no effect."""
-        return self.shared.server_ms() + math.ceil(self.shared.backend.deadline * 1000)
-
-    def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
-        """After an interruption (cancelled task, Ctrl-C), cancel puts in flight, so that none undoes a later change.
-
-        If the server is unreachable, nothing needs to be cancelled: the error is raised at the end of the deadline, and
-        from then on the server refuses all copies of the puts.
-        """
-        if not isinstance(error, (AgentPerfError, GeneratorExit)):
-            with suppress(AgentPerfError):
-                yield from commands.cancel_puts(self.shared.keys, requests, until_ms)
+                return reply
+        return PutReply(PutResult.LATE)
 
     def _put_command(
         self,
@@ -203,3 +242,12 @@ class Writer:
             report=NO_REPORT,
             tags=tags,
         )
+
+
+def _checked_version(if_version: object) -> int:
+    """Check the version that a value must have to be replaced; 0 is no value."""
+    try:
+        return arguments.count("if_version", if_version, minimum=0, maximum=entry_format.MAX_VERSION)
+    except InvalidArgument:
+        allowed = "the version of an entry, 0 for no value, or None for any"
+        raise InvalidArgument("if_version", if_version, allowed) from None

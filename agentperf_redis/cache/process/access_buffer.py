@@ -61,6 +61,8 @@ class AccessBuffer:
         self._misses = self._saved_ms = self._corrupt = 0
         self._seq = 0
         self._open: AccessReport | None = None
+        self._unsure = False
+        """Whether the open report may have been recorded in an earlier exchange."""
         self._under_way = False
         self._announced = False
         self.flushing: WakeUp | None = None
@@ -133,20 +135,40 @@ class AccessBuffer:
                 self.flushing = WakeUp(running_loop())
             return self._open
 
-    def settle(self, report: AccessReport, *, confirmed: bool) -> None:
-        """Record the result of a report. A report that is not confirmed is sent again at the next opportunity."""
+    def settle(self, report: AccessReport, *, confirmed: bool, unused: bool = False) -> None:
+        """Record the result of a report. A report that is not confirmed is sent again at the next opportunity.
+
+        Args:
+            report: what `take` returned.
+            confirmed: whether the server has recorded the report.
+            unused: whether the server has certainly not recorded it in this exchange. If it cannot have recorded it
+                before, its reads are buffered again, and reported together with later ones, in the right order.
+        """
         if report is NO_REPORT:
             return
         with self._lock:
             self._under_way = False
             if confirmed:
+                self._open, self._unsure = None, False
+            elif unused and not self._unsure:
                 self._open = None
+                self._buffer_again(report)
+            else:
+                self._unsure = True
             flushing, self.flushing = self.flushing, None
             announce = self.waits and not self._announced
         if flushing is not None:
             flushing.send()
         if announce:
             self._announce()
+
+    def _buffer_again(self, report: AccessReport) -> None:
+        later, self._reads = self._reads, dict(report.reads)
+        for name, count in later.items():
+            self._reads[name] = self._reads.pop(name, 0) + count
+        self._misses += report.misses
+        self._saved_ms += report.saved_ms
+        self._corrupt += report.corrupt
 
     def announce(self) -> None:
         """Announce that there are reads to report, unless that was announced already."""

@@ -24,7 +24,7 @@ import time
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agentperf_redis.command import WakeUp, running_loop
 from agentperf_redis.errors import BackendUnavailable
@@ -49,8 +49,15 @@ class Crashed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unstorable:
+    """The computation returned a value that cannot be stored. All waiters get the value itself, not a copy of it."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Uncacheable:
-    """The computation returned a value that cannot be stored, so every caller computes its own value."""
+    """There is no value that callers could share, so every caller computes its own value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class GivenUp:
     """The computing caller was cancelled: another caller may compute."""
 
 
-FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | GivenUp
+FlightOutcome: TypeAlias = Computed | Unstorable | Crashed | Uncacheable | Unreachable | GivenUp
 
 
 class Flight:

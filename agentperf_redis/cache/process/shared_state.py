@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -80,6 +81,8 @@ class SharedState:
         self._server_ahead_ms = 0.0
         self._warned_at = -_WARN_EVERY_S
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._off = False
+        """Whether the objects of this cache are switched off."""
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
         backend.on_recovery(self._recovered)
@@ -98,13 +101,26 @@ class SharedState:
         self._waiting: dict[str, list[WakeUp]] = {}
         self._listening = False  # the bus of a forked child has no subscription yet
 
-    def adopt(self, user: object, settings: Settings, given: str) -> None:
+    def adopt(self, user: object, settings: Settings, given: str, *, off: bool = False) -> None:
         """Register one more object of this cache. Objects may differ in their TTLs: each applies its own TTLs.
 
+        Args:
+            user: the object.
+            settings: its limits.
+            given: marks the settings that a user chose; see `Settings.fields`.
+            off: whether the object is switched off.
+
         Raises:
-            InvalidArgument: another live object in this process has other limits.
+            InvalidArgument: another live object in this process has other limits, or is off while this one is on.
         """
         with self._lock:
+            if len(self._users) and off != self._off:
+                argument = next(filter(None, ARGUMENTS[self.service][1:]))
+                allowed = f"0, since cache {self.name!r} is off in this process" if self._off else "1 or more"
+                is_on = f", since cache {self.name!r} is on in this process; name='...' makes a cache of its own"
+                size = 0 if off else max(settings.capacities)
+                raise InvalidArgument(argument, size, allowed if self._off else allowed + is_on)
+            self._off = off
             if not len(self._users):
                 if (settings, given) != (self.settings, self.given):
                     self.settings, self.given, self.deployed = settings, given, False
@@ -231,6 +247,10 @@ class SharedState:
         The bound is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
         """
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
+
+    def until_ms(self) -> int:
+        """Return the server time after which a request that is sent now must have no effect."""
+        return self.server_ms() + math.ceil(self.backend.deadline * 1000)
 
     def warn(self, message: str, *args: object) -> None:
         """Log a warning, at most one every ten seconds."""

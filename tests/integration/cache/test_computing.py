@@ -285,6 +285,98 @@ def test_cancelled_leader_lets_another_compute(
     assert raw.exists(where(namespace, "l:k")) == 0
 
 
+def test_unstorable_value_is_computed_once_for_all_tasks(runner: asyncio.Runner, backend: Backend) -> None:
+    cache = LRUCache(name="default", backend=backend)
+    calls: list[object] = []
+
+    async def work() -> object:
+        calls.append(object())
+        while waiting(cache, "k") < 49:
+            await asyncio.sleep(0.01)
+        return calls[-1]
+
+    async def together() -> list[object]:
+        return await asyncio.gather(*(cache.aio.get_or_compute("k", work) for _ in range(50)))
+
+    with pytest.warns(RuntimeWarning, match="cannot be stored"):
+        values = runner.run(together())
+    assert values == calls * 50, "all tasks get the same object"
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [LRUCache.clear, lambda cache: cache.delete("k"), lambda cache: cache.invalidate_tags("t")],
+    ids=["clear", "delete", "tag"],
+)
+def test_unstorable_value_from_before_an_invalidation_is_not_shared(
+    server: Server, connect: Callable[..., Backend], backend: Backend, forget: Callable[[LRUCache], object]
+) -> None:
+    """Another process invalidates the value while it is computed. A caller that came later computes again."""
+    cache, other = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[object] = []
+
+    def work() -> object:
+        calls.append(object())
+        begun.set()
+        go_on.wait(20)
+        return calls[-1]
+
+    with ThreadPoolExecutor(2) as threads, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        first = threads.submit(cache.get_or_compute, "k", work, tags=["t"])
+        assert begun.wait(20)
+        forget(other)
+        second = threads.submit(cache.get_or_compute, "k", work, tags=["t"])
+        wait_until(lambda: waiting(cache, "k") == 1, "the second caller to wait")
+        go_on.set()
+        assert [first.result(20), second.result(20)] == calls
+    assert len(calls) == 2
+
+
+def test_each_process_computes_an_unstorable_value_once(
+    server: Server, connect: Callable[..., Backend], backend: Backend
+) -> None:
+    """The callers of a second process wait for the first one, and then share one computation of their own."""
+    first, second = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[object] = []
+
+    def work() -> object:
+        calls.append(object())
+        begun.set()
+        go_on.wait(20)
+        return calls[-1]
+
+    with ThreadPoolExecutor(6) as threads, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        own = threads.submit(first.get_or_compute, "k", work)
+        assert begun.wait(20)
+        others = [threads.submit(second.get_or_compute, "k", work) for _ in range(5)]
+        wait_until(lambda: waiting(second, "k") == 4 and second._shared_state._waiting, "the others to wait")
+        go_on.set()
+        assert own.result(20) is calls[0]
+        assert {id(other.result(20)) for other in others} == {id(calls[1])}
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("made", [lambda: iter([1, 2]), lambda: (x for x in (1, 2))], ids=["iterator", "generator"])
+def test_values_that_are_read_once_are_not_shared(backend: Backend, made: Callable[[], Iterator[int]]) -> None:
+    cache = LRUCache(name="default", backend=backend)
+    calls: list[int] = []
+
+    def work() -> Iterator[int]:
+        calls.append(1)
+        if len(calls) == 1:
+            wait_until(lambda: waiting(cache, "k") == 4, "all others to wait")
+        return made()
+
+    with ThreadPoolExecutor(5) as threads, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        values = list(threads.map(lambda _: list(cache.get_or_compute("k", work)), range(5)))
+    assert values == [[1, 2]] * 5
+
+
 def test_unstorable_value_is_returned_with_one_warning(call: Call, backend: Backend) -> None:
     made = decorated(call, LRUCache(name="default", backend=backend), lambda x: [object(), x])
     with pytest.warns(RuntimeWarning, match="cannot be stored") as warned:

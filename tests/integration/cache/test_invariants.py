@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from functools import partial
@@ -98,6 +99,15 @@ def operate(url: str, namespace: str, seed: int, operations: int, without: str |
                 cache.sweep()
             case 4:
                 cache.put_many({f"{key}{number}": [f"{key}{number}", "y" * number] for number in range(5)})
+            case 5 if step % 3:
+                value = [key, "z" * chance.randrange(60)]
+                store = chance.choice((cache.add, cache.replace))
+                store(key, value, ttl=chance.choice((None, 0.03, 10)))
+                cache.incr(f"counter {key}", chance.randrange(-300, 300))
+            case 6 if step % 3:
+                cache.touch(key, chance.choice((None, 0.001, 0.03, math.inf)))
+                found = cache.pop(key)
+                wrong += found is not None and found[0] != key
             case 5 | 6:
                 wrong += cache.get_or_compute(key, partial(list, (key, "")))[0] != key
             case choice if choice < 12:
@@ -126,7 +136,8 @@ def test_limits_and_counters_hold_under_four_processes(
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
     """Scan each cache completely, once as the processes left it and once after a sweep. Then clear and sweep it.
 
-    After that, only the keys `meta`, `epochs` and `checks` may be left.
+    After that, only the keys `meta`, `epochs`, `checks` and `history` may be left, and replies of requests, which
+    expire.
     """
     namespace = backend.namespace
     for cache in caches(backend):
@@ -149,7 +160,10 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         cache.sweep()
         resent = keys.cache(namespace, service, cache.name).resent  # a busy machine may resend puts
         wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
-        left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
+        keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*"))
+        replies = [key for key in keys_left if "}:r:" in key]
+        assert all(raw.pttl(key) != -1 for key in replies), "the replies of requests expire"
+        left = {key.rpartition("}:")[2] for key in keys_left if key not in replies}
         assert left <= {"meta", "epochs", "checks", "history"}, cache
 
 

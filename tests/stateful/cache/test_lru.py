@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from agentperf_redis.cache import LRUCache
+from agentperf_redis.errors import NoInteger
 from tests.support.cache_machine import CacheMachine, Entry, run
 from tests.support.cache_scan import faults
 from tests.support.examples import examples
+from tests.support.mutants import alter
 from tests.support.servers import Server
 
 MAX_SIZE = 4
@@ -92,6 +95,71 @@ class LRUMachine(CacheMachine):
         for key, value in values.items():
             self.stored(key, value, tags, expires=False)
 
+    @rule(puts=st.lists(st.tuples(st.booleans(), KEYS, VALUES, TAGS, st.booleans()), min_size=1, max_size=4))
+    def add_or_replace(self, puts: list[tuple[bool, str, Any, set[str], bool]]) -> None:
+        for adds, key, value, tags, expires in puts:
+            stored = (self.alive(key) is None) is adds
+            put = self.cache.add if adds else self.cache.replace
+            assert put(key, value, 600 if expires else None, tags=tags) is stored
+            if stored:
+                self.stored(key, value, tags, expires)
+
+    @rule(key=KEYS, value=VALUES, overtaken=st.booleans())
+    def put_if_version(self, key: str, value: Any, overtaken: bool) -> None:
+        entry = self.cache.entry(key)
+        self.reported()
+        if overtaken:
+            assert self.cache.put(key, "newer")
+            self.stored(key, "newer", set(), expires=False)
+        assert self.cache.put(key, value, if_version=0 if entry is None else entry.version) is not overtaken
+        if not overtaken:
+            self.stored(key, value, set(), expires=False)
+
+    @rule(key=KEYS, expires=st.booleans())
+    def touch(self, key: str, expires: bool) -> None:
+        held = self.alive(key)
+        assert self.cache.touch(key, 600 if expires else math.inf) is (held is not None)
+        if held is not None:
+            self.rewritten(key, held.value, expires)
+
+    @rule(key=KEYS, by=st.integers(-300, 300))
+    def incr(self, key: str, by: int) -> None:
+        held = self.alive(key)
+        if held is None:
+            assert self.cache.incr(key, by) == by
+            self.stored(key, by, set(), expires=False)
+        elif isinstance(held.value, int) and abs(held.value + by) < 2**53:
+            assert self.cache.incr(key, by) == held.value + by
+            self.rewritten(key, held.value + by, held.expires)
+        else:
+            with pytest.raises(NoInteger):
+                self.cache.incr(key, by)
+
+    def rewritten(self, key: str, value: Any, expires: bool) -> None:
+        """An entry got another value or TTL, and kept its tags and reads."""
+        held = self.model[key]
+        self.stored(key, value, set(held.tags), expires)
+        self.model[key].reads = held.reads
+        entry = self.cache.entry(key)
+        assert entry is not None
+        assert (entry.access_count, entry.ttl != math.inf) == (held.reads, expires)
+
+    @rule(key=KEYS)
+    def pop(self, key: str) -> None:
+        held, self.unreported = self.alive(key), True
+        assert self.cache.pop(key, "nothing") == ("nothing" if held is None else held.value)
+        if held is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+            self.removed(key)
+
+    @rule(key=KEYS)
+    def scan(self, key: str) -> None:
+        assert sorted(self.cache.scan(batch=2)) == sorted(self.model)
+        held, left_s = self.alive(key), self.cache.ttl(key)
+        assert left_s == (None if held is None else pytest.approx(600, abs=300) if held.expires else math.inf)
+
     @rule(key=KEYS, value=VALUES)
     def get_or_compute(self, key: str, value: Any) -> None:
         held = self.alive(key)
@@ -153,3 +221,23 @@ def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     run(LRUMachine, server, monkeypatch, examples)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "line", "instead"),
+    [
+        ("put", "if verb == 'add' then failed = present and -7 or 0", "if verb == 'add' then failed = 0"),
+        ("put", "'0') ~= operand and -7 or 0", "'0') ~= operand and 0 or 0"),
+        ("put", "math.max(1, old.expiry_ms - I.now_ms) or 0", "0 or 0"),
+        ("put", "if old then packed = I.text(I.pack_size(hits, weight)) end", ""),
+        ("pop", "if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end", ""),
+        ("put", "if written <= newest then return nil end", ""),
+    ],
+)
+def test_script_fault_fails_the_check(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
+) -> None:
+    alter(monkeypatch, f"cache/{name}", line, instead)
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run(LRUMachine, server, monkeypatch, examples=500)

@@ -107,12 +107,56 @@ class TieredMachine(CacheMachine):
     def put(self, puts: list[tuple[str, int, str | None, float | None]]) -> None:
         for key, value, tier, ttl in puts:
             assert self.cache.put(key, value, tier, ttl=ttl) is True
-            self.report()
-            self.remove_expired()
-            known = self.model.get(key)
-            place = tier or (known.tier if known else "cold")
-            self.model[key] = Held(value, place, self.tick(), TTLS_S[place] if ttl is None else ttl)
-            self.balance(key)
+            self.stored(key, value, tier, ttl)
+
+    def stored(self, key: str, value: int, tier: str | None, ttl: float | None) -> None:
+        self.report()
+        self.remove_expired()
+        known = self.model.get(key)
+        place = tier or (known.tier if known else "cold")
+        self.model[key] = Held(value, place, self.tick(), TTLS_S[place] if ttl is None else ttl)
+        self.balance(key)
+
+    @rule(puts=st.lists(st.tuples(st.booleans(), PUTS), min_size=1, max_size=4))
+    def add_or_replace(self, puts: list[tuple[bool, tuple[str, int, str | None, float | None]]]) -> None:
+        for adds, (key, value, tier, ttl) in puts:
+            stored = (self.alive(key) is None) is adds
+            put = self.cache.add if adds else self.cache.replace
+            assert put(key, value, tier, ttl=ttl) is stored
+            if stored:
+                self.stored(key, value, tier, ttl)
+
+    @rule(key=KEYS, ttl=st.sampled_from((None, math.inf, 50)))
+    def touch(self, key: str, ttl: float | None) -> None:
+        held = self.alive(key)
+        assert self.cache.touch(key, ttl) is (held is not None)
+        if held is not None:
+            self.stored(key, held.value, None, ttl)
+            entry = self.cache.entry(key)
+            assert entry is not None
+            assert entry.ttl == pytest.approx(self.model[key].ttl_s, abs=30)
+            self.cache.put(key, held.value, ttl=ttl)  # so that `entry` finds a TTL that was counted from the creation
+            self.stored(key, held.value, None, ttl)
+
+    @rule(key=KEYS, by=st.integers(-300, 300))
+    def incr(self, key: str, by: int) -> None:
+        held = self.alive(key)
+        value = by if held is None else held.value + by
+        assert self.cache.incr(key, by) == value
+        self.stored(key, value, None, None if held is None else held.ttl_s)
+        if held is not None:
+            self.cache.put(key, value, ttl=held.ttl_s)  # as in `touch`
+            self.stored(key, value, None, held.ttl_s)
+
+    @rule(key=KEYS)
+    def pop(self, key: str) -> None:
+        held, self.unreported = self.alive(key), True
+        assert self.cache.pop(key) == (held and held.value)
+        if held is None:
+            self.misses += 1
+        else:
+            self.removed(key)
+            self.read(key)
 
     @rule(key=KEYS, how=st.sampled_from(("delete", "delete", "delete", "sweep", "sweep", "clear")))
     def forget(self, key: str, how: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 from tests.support.refusals import assert_refused
 
@@ -28,6 +29,16 @@ REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("concurrency", "warm_up", (["a"], str.upper), {"concurrency": number}) for number in (0, 1000)],
     ("progress", "warm_up", (["a"], str.upper), {"progress": 5}),
     ("ttl", "warm_up", (["a"], str.upper), {"ttl": 0}),
+    *[("key", method, (5,), {}) for method in ("ttl", "touch", "incr", "pop")],
+    *[("key", method, (None, 1), {}) for method in ("add", "replace")],
+    *[("if_version", "put", ("k", 1), {"if_version": version}) for version in (-1, True, "1", 1.0, 2**60)],
+    *[("by", "incr", ("k", by), {}) for by in (2**53, -(2**53), True, 1.0, "1")],
+    ("ttl", "incr", ("k",), {"ttl": 0}),
+    ("ttl", "touch", ("k", 0), {}),
+    ("tags", "add", ("k", 1), {"tags": "news"}),
+    ("value", "replace", ("k", object()), {}),
+    *[("match", "scan", (), {"match": match}) for match in (5, b"*")],
+    *[("batch", "scan", (), {"batch": batch}) for batch in (0, 10_001, True)],
 ]
 
 
@@ -43,7 +54,7 @@ def test_invalid_argument_is_refused_by_its_name(
 @pytest.mark.parametrize(
     ("kind", "argument", "value"),
     [
-        *[(LRUCache, "max_size", size) for size in (0, 2**53, None)],
+        *[(LRUCache, "max_size", size) for size in (-1, False, 2**53, None)],
         *[(LRUCache, "default_ttl", ttl) for ttl in (0, True)],
         (LRUCache, "name", ""),
         *[(LRUCache, "max_bytes", size) for size in (0, True)],
@@ -56,6 +67,28 @@ def test_invalid_setting_is_refused_by_its_name(dead_backend: Backend, kind: Any
     with pytest.raises(InvalidArgument) as refused:
         kind(**{argument: value}, backend=dead_backend)
     assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize("kind", [LRUCache, TieredCache])
+@pytest.mark.parametrize("value", ["none", None, True, 0])
+def test_unknown_policy_for_outages_is_refused(dead_backend: Backend, kind: Any, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="'compute', 'raise', 'miss'") as refused:
+        kind(on_unavailable=value, backend=dead_backend)
+    assert refused.value.argument == "on_unavailable"
+
+
+def test_incr_refuses_a_codec_with_other_integers(dead_backend: Backend) -> None:
+    class Reversed(Codec):
+        def encode(self, value: object) -> bytes:
+            return super().encode(value)[::-1]
+
+    assert_refused(LRUCache(backend=dead_backend, codec=Reversed()), "codec", "incr", "k")
+
+
+def test_size_of_an_object_that_is_off_cannot_change(dead_backend: Backend) -> None:
+    for cache, size in ((LRUCache(0, name="off", backend=dead_backend), 5), (LRUCache(5, backend=dead_backend), 0)):
+        with pytest.raises(InvalidArgument, match="max_size"):
+            cache.max_size = size
 
 
 def test_unknown_tier_error_lists_the_known_tiers(dead_backend: Backend) -> None:

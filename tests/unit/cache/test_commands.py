@@ -6,7 +6,9 @@ The fake server behaves almost like a real one. Where the two differ, the integr
 from __future__ import annotations
 
 import random
+import time
 from collections import OrderedDict
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from agentperf_redis.cache.commands import entries, inspection
 from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
+from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Command
 from agentperf_redis.errors import CorruptState
 from tests.support.examples import examples
@@ -52,6 +55,9 @@ ALL_COMMANDS: list[Command[Any]] = [
     inspection.sizes_page(KEYS, "0", 10),
     inspection.beginning(KEYS, "k", 10),
     commands.computing_failed(KEYS, "k"),
+    commands.pop(KEYS, "k", "r", until_ms=1, again=False, seen=0, origin="o"),
+    commands.time_to_live(KEYS, "k"),
+    inspection.left_ms(KEYS, "k"),
     commands.put(
         *(KEYS, "k", b"r 0  m", "r"),
         until_ms=1,
@@ -67,7 +73,7 @@ ALL_COMMANDS: list[Command[Any]] = [
     ),
 ]
 REPLIES = st.recursive(
-    st.one_of(st.none(), st.integers(-7, 7), st.binary(max_size=3)), lambda items: st.lists(items, max_size=4)
+    st.one_of(st.none(), st.integers(-9, 9), st.binary(max_size=3)), lambda items: st.lists(items, max_size=4)
 )
 
 
@@ -158,6 +164,250 @@ def test_cancelled_put_has_no_effect(fake: Fake, *, again: bool) -> None:
     assert put(fake, "k", seen=1, again=again).outcome is PutResult.IN_DOUBT
 
     assert fake.client.get(KEYS.entry_prefix + "k") == before
+
+
+# Puts with a mode, and pops
+
+UNLIMITED = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0))
+
+
+def store(fake: Fake, mode: str, request: str, value: object = 1, **options: Any) -> commands.PutReply:
+    defaults: dict[str, Any] = {
+        "until_ms": FAR,
+        "seen": 0,
+        "again": False,
+        "ttl_ms": -1,
+        "tags": (),
+    }
+    options = {**defaults, **options}
+    payload = entry_format.payload(request, 0, 0, options["tags"], Codec().encode(value))
+    made = commands.put(
+        *(KEYS, "k", payload, request),
+        **options,
+        tier=None,
+        token="",
+        origin="me",
+        writer="me",
+        report=NO_REPORT,
+        mode=mode,
+    )
+    reply = fake.run(made)
+    assert isinstance(reply, commands.PutReply)
+    return reply
+
+
+def pop(fake: Fake, request: str, *, again: bool = False, until_ms: int = FAR) -> commands.PopReply:
+    reply = fake.run(commands.pop(KEYS, "k", request, until_ms=until_ms, again=again, seen=0, origin="me"))
+    assert isinstance(reply, commands.PopReply)
+    return reply
+
+
+def value_of(fake: Fake) -> object:
+    entry, _ = fake.run(commands.read(KEYS, "k"))
+    return None if entry is None else Codec().decode(entry_format.parse(entry).data)
+
+
+def test_incr_reads_and_writes_integers_as_the_codec_does() -> None:
+    bound = 2**53 - 1
+    edges = {
+        sign * 2**power + more for power in (0, 5, 7, 8, 15, 16, 31, 32, 52) for more in (-1, 0, 1) for sign in (-1, 1)
+    }
+    with closing(Fake()) as fake:
+        deployed(fake, UNLIMITED)
+        for number in sorted(edge for edge in edges if abs(edge) < bound):
+            store(fake, commands.Mode.ALWAYS, "a", number)
+            assert store(fake, commands.Mode.increment(1), f"r{number}").number == number + 1
+            entry, _ = fake.run(commands.read(KEYS, "k"))
+            assert entry_format.parse(entry).data == Codec().encode(number + 1)
+
+
+@pytest.mark.parametrize(
+    "value", [1.0, True, None, "1", "", b"\x01", [1], 2**53, -(2**53), 2**64 - 1, -(2**63), 2**70, {}, "x" * 300]
+)
+def test_incr_refuses_other_values_unchanged(fake: Fake, value: object) -> None:
+    deployed(fake, UNLIMITED)
+    store(fake, commands.Mode.ALWAYS, "a", value)
+    before = fake.client.dump(KEYS.entry("k"))
+    assert store(fake, commands.Mode.increment(1), "b").outcome is PutResult.NO_INTEGER
+    assert fake.client.dump(KEYS.entry("k")) == before
+
+
+@pytest.mark.parametrize(("number", "by"), [(2**53 - 1, 1), (1 - 2**53, -1), (2**52, 2**52), (2**53 - 1, 2**53 - 1)])
+def test_incr_refuses_inexact_sums(fake: Fake, number: int, by: int) -> None:
+    deployed(fake, UNLIMITED)
+    store(fake, commands.Mode.ALWAYS, "a", number)
+    assert store(fake, commands.Mode.increment(by), "b").outcome is PutResult.OUT_OF_RANGE
+    assert value_of(fake) == number
+
+
+def test_incr_keeps_tags_expiry_key_and_freshness(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    key = "long " * 50
+    name = key_names.stored_name(key)
+    request = entry_format.new_request(key, name)
+    payload = entry_format.payload(request, 77, 50_000, ("t", "u"), Codec().encode(300), key)
+    options: dict[str, Any] = {"until_ms": FAR, "seen": 0, "again": False, "tier": None, "token": "", "origin": "me"}
+    options |= {"writer": "me", "report": NO_REPORT, "tags": ()}
+    fake.run(commands.put(KEYS, name, payload, request, ttl_ms=90_000, **options))
+    before = entry_format.parse(fake.run(commands.read(KEYS, name))[0])
+
+    reply = fake.run(
+        commands.put(KEYS, name, b"x 0 0  m", "x", ttl_ms=0, mode=commands.Mode.increment(-400), **options)
+    )
+
+    after = entry_format.parse(fake.run(commands.read(KEYS, name))[0])
+    assert (reply.number, Codec().decode(after.data)) == (-100, -100)
+    assert after.version == reply.version > before.version
+    assert (after.tags, after.cost_ms, entry_format.held_key(after, name)) == (("t", "u"), 77, key)
+    assert after.expires_ms == pytest.approx(before.expires_ms, abs=1)
+    assert after.fresh_until_ms == pytest.approx(before.fresh_until_ms, abs=10)
+
+
+MODES: dict[str, tuple[object, object]] = {"add": (None, 5), "replace": (3, 5), "touch": (3, 3), "incr:5": (3, 8)}
+"""For each mode, a value before it that lets it succeed, and the value after it."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
+    deployed(fake, UNLIMITED)
+    before, after = MODES[mode]
+    if before is not None:
+        store(fake, commands.Mode.ALWAYS, "a", before)
+    first = store(fake, mode, "r", 5, ttl_ms=60_000)
+    assert (first.outcome, value_of(fake)) == (PutResult.STORED, after)
+    store(fake, commands.Mode.ALWAYS, "b", "newer")  # without an expiry
+
+    copies = [store(fake, mode, "r", 5, again=again, ttl_ms=60_000) for again in (True, False)]
+
+    assert copies == [first, first]
+    assert (value_of(fake), fake.client.pttl(KEYS.entry("k"))) == ("newer", -1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_late_copy_of_a_refused_request_does_nothing(fake: Fake, mode: str) -> None:
+    deployed(fake, UNLIMITED)
+    refusing, refused = (1, PutResult.CONDITION_FAILED) if mode == "add" else (None, PutResult.CONDITION_FAILED)
+    if mode.startswith("incr"):
+        refusing, refused = "text", PutResult.NO_INTEGER  # type: ignore[assignment]
+    if refusing is not None:
+        store(fake, commands.Mode.ALWAYS, "a", refusing)
+    assert store(fake, mode, "r", 5, again=True).outcome is refused
+    fake.run(commands.delete(KEYS, ["k"], "me"))
+    if mode != "add":
+        store(fake, commands.Mode.ALWAYS, "b", 3)
+    before = value_of(fake)
+
+    assert store(fake, mode, "r", 5, ttl_ms=60_000).outcome is refused
+
+    assert value_of(fake) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cancelled_request_with_a_mode_does_nothing(fake: Fake, mode: str) -> None:
+    deployed(fake, UNLIMITED)
+    fake.run(commands.cancel_puts(KEYS, ("r",), FAR))
+    before, _ = MODES[mode]
+    if before is not None:
+        store(fake, commands.Mode.ALWAYS, "a", before)
+    assert store(fake, mode, "r", 5, ttl_ms=60_000).outcome is PutResult.IN_DOUBT
+    assert (value_of(fake), fake.client.pttl(KEYS.entry("k"))) == (before, -1 if before else -2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_overdue_request_with_a_mode_does_nothing(fake: Fake, mode: str) -> None:
+    deployed(fake, UNLIMITED)
+    before, _ = MODES[mode]
+    if before is not None:
+        store(fake, commands.Mode.ALWAYS, "a", before)
+    assert store(fake, mode, "r", until_ms=1).outcome is PutResult.LATE
+    assert store(fake, mode, "r", until_ms=1, again=True).outcome is PutResult.IN_DOUBT
+    assert value_of(fake) == before
+
+
+def test_put_at_version_never_overwrites_another_version(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    at = commands.Mode.at_version
+    assert store(fake, at(7), "a").outcome is PutResult.CONDITION_FAILED
+    first = store(fake, at(0), "b", "first")
+    assert first.outcome is PutResult.STORED
+    assert store(fake, at(0), "c").outcome is PutResult.CONDITION_FAILED
+    second = store(fake, at(first.version), "d", "second")
+    assert second.outcome is PutResult.STORED
+    assert store(fake, at(first.version), "e").outcome is PutResult.CONDITION_FAILED
+    assert store(fake, at(first.version), "d", "second", again=True) == second, "the copy of a lost reply"
+    assert value_of(fake) == "second"
+
+
+@pytest.mark.parametrize("gone", ["expired", "deleted", "cleared", "tagged", "damaged"])
+def test_modes_treat_an_invalid_value_as_missing(fake: Fake, gone: str) -> None:
+    deployed(fake, UNLIMITED)
+    reply = store(fake, commands.Mode.ALWAYS, "a", 3, tags=("t",))
+    match gone:
+        case "expired":
+            fake.client.delete(KEYS.entry("k"))
+        case "deleted":
+            fake.run(commands.delete(KEYS, ["k"], "me"))
+        case "cleared":
+            fake.run(commands.clear(KEYS, "me"))
+        case "tagged":
+            fake.run(commands.invalidate_tags(KEYS, ("t",), "me"))
+        case "damaged":
+            fake.client.set(KEYS.entry("k"), "no entry")
+    before = fake.client.dump(KEYS.entry("k"))
+    for mode in ("touch", "replace", f"if:{reply.version}"):
+        assert store(fake, mode, mode, ttl_ms=0).outcome is PutResult.CONDITION_FAILED
+    assert fake.run(commands.time_to_live(KEYS, "k")) is None
+    assert pop(fake, "p").outcome is PutResult.CONDITION_FAILED
+    assert fake.client.dump(KEYS.entry("k")) == before
+    assert store(fake, "incr:4", "i", 4).number == 4
+
+
+def test_touch_keeps_the_version_and_the_compute_lease(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    first = store(fake, commands.Mode.ALWAYS, "a", 3)
+    fake.run(commands.claim(KEYS, "k", "token", lease_ms=5000, ignore=str(first.version)))
+    assert store(fake, commands.Mode.TOUCH, "b", b"", ttl_ms=60_000).outcome is PutResult.STORED
+    entry = entry_format.parse(fake.run(commands.read(KEYS, "k"))[0])
+    assert (entry.version, Codec().decode(entry.data)) == (first.version, 3)
+    assert 0 < fake.run(commands.time_to_live(KEYS, "k")) <= 60_000
+    assert fake.client.hget(KEYS.lease("k"), "token") == "token"
+    assert store(fake, commands.Mode.TOUCH, "c", b"", ttl_ms=0).outcome is PutResult.STORED
+    assert (fake.run(commands.time_to_live(KEYS, "k")), fake.client.zcard(KEYS.exp)) == (-1, 0)
+
+
+def test_repeated_pop_returns_the_same_value(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    store(fake, commands.Mode.ALWAYS, "a", "old")
+    first = pop(fake, "p")
+    assert first.outcome is PutResult.STORED
+    assert (value_of(fake), fake.client.hlen(KEYS.size)) == (None, 0)
+    store(fake, commands.Mode.ALWAYS, "b", "newer")
+    for again in (True, False):
+        copy = pop(fake, "p", again=again)
+        assert (copy.outcome, copy.entry) == (PutResult.STORED, first.entry)
+    assert value_of(fake) == "newer"
+    assert pop(fake, "p2", until_ms=1).outcome is PutResult.LATE
+
+
+def test_late_copy_of_an_empty_pop_removes_nothing(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    assert pop(fake, "p", again=True).outcome is PutResult.CONDITION_FAILED
+    store(fake, commands.Mode.ALWAYS, "a", "newer")
+    assert pop(fake, "p").outcome is PutResult.CONDITION_FAILED
+    fake.run(commands.cancel_puts(KEYS, ("q",), FAR))
+    assert pop(fake, "q").outcome is PutResult.IN_DOUBT
+    assert value_of(fake) == "newer"
+
+
+def test_replies_for_copies_expire_with_the_requests(fake: Fake) -> None:
+    deployed(fake, UNLIMITED)
+    until_ms = int(time.time() * 1000) + 5000
+    store(fake, "add", "a", until_ms=until_ms)
+    store(fake, "add", "b", again=True, until_ms=until_ms)
+    pop(fake, "c", until_ms=until_ms)
+    pop(fake, "d", again=True, until_ms=until_ms)
+    left_ms = [fake.client.pttl(KEYS.reply_prefix + request) for request in "abcd"]
+    assert all(0 < each <= 5002 for each in left_ms), left_ms
 
 
 def test_put_evicts_like_a_textbook_lru(fake: Fake) -> None:

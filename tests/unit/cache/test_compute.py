@@ -15,7 +15,7 @@ from agentperf_redis.cache.commands.entries import PutReply, PutResult
 from agentperf_redis.cache.compute import Wanted, accepted, computing
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.process.compute_lease import Served
-from agentperf_redis.cache.process.flights import Computed, Crashed, GivenUp, Uncacheable
+from agentperf_redis.cache.process.flights import Computed, Crashed, GivenUp, Uncacheable, Unstorable
 from agentperf_redis.command import Call, Command, Flow, Shielded
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.script import Script
@@ -157,7 +157,9 @@ def test_unstorable_value_is_returned_and_reported(
     telling = shielded(run.flow.send(value))
 
     assert run.sends(next(telling)) == "cache/release_claim"
-    end(telling)
+    assert run.flight.open, "other callers get the value only after the server has confirmed that it is valid"
+    end(telling, True)
+    assert run.flight.outcome == Unstorable(value)
     answer = end(run.flow)
     assert isinstance(answer, Served)
     assert (answer.value, answer.refused is None) == (value, False)
@@ -166,6 +168,24 @@ def test_unstorable_value_is_returned_and_reported(
         RuntimeWarning, match=r"int returned a value that cannot be stored.* value is a builtins\.object;"
     ):
         assert accepted(run.wanted, answer) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [(object(), GivenUp()), (iter([]), Uncacheable()), ((x for x in "a"), Uncacheable())],
+    ids=["invalidated", "iterator", "generator"],
+)
+def test_unstorable_value_is_not_always_shared(
+    deployed: LRUCache, renewed: Renewed, value: object, outcome: object
+) -> None:
+    """It may have been invalidated during the computation, or be used up by its first reader."""
+    run = Computation(deployed, renewed)
+    run.called()
+    telling = shielded(run.flow.send(value))
+    next(telling)
+    end(telling, False)
+    assert run.flight.outcome == outcome
+    assert end(run.flow).value is value
 
 
 def test_coroutine_of_blocking_call_is_closed_and_refused(deployed: LRUCache, renewed: Renewed) -> None:

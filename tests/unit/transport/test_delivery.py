@@ -27,10 +27,12 @@ def echo(key: str) -> Command[bytes]:
     return Command("ECHO", (key,), ("first",), lambda reply: reply)
 
 
-def of_two_keys(key: str) -> Command[int]:
-    args = dict.fromkeys(("token", "outcome", "error", "bus", "origin", "key"), "x") | {"error_ms": 1}
+def of_several_keys(key: str) -> Command[int]:
+    args = dict.fromkeys(("token", "outcome", "error", "bus", "origin", "key"), "x") | {"error_ms": 1, "tagged": 0}
     ordered = {slot.name: args[slot.name] for slot in RELEASE_CLAIM.header.argv}
-    return Command(RELEASE_CLAIM, (f"{{{key}}}:l:x", f"{{{key}}}:e:x"), ordered, lambda reply: reply)
+    return Command(
+        RELEASE_CLAIM, (f"{{{key}}}:l:x", f"{{{key}}}:e:x", f"{{{key}}}:epochs"), ordered, lambda reply: reply
+    )
 
 
 def requests(payload: bytes) -> list[list[bytes]]:
@@ -312,7 +314,7 @@ def test_script_of_several_keys_waits_for_its_slot(reply: ServerError) -> None:
     """On the node that ASK names, the script would miss the keys that have not been moved yet."""
     moved = [[0, 16383, [b"n2", 2, b"id2"]]]
     results, exchanges = run(
-        [of_two_keys("b")],
+        [of_several_keys("b")],
         [[LAYOUT], [reply], [reply], [reply], [ServerError("MOVED 3300 n2:2")], [moved], [[1]]],
         CLUSTER,
     )
@@ -325,7 +327,7 @@ def test_script_of_several_keys_waits_for_its_slot(reply: ServerError) -> None:
 @pytest.mark.parametrize("reply", [ASK, TRYAGAIN])
 def test_script_whose_slot_stays_open_is_not_applied(reply: ServerError) -> None:
     (error,), exchanges = drive(
-        [of_two_keys("b")],
+        [of_several_keys("b")],
         Topology(parse_url(CLUSTER)),
         Clock(),
         lambda step: [LAYOUT] if b"SLOTS" in step.payload else [reply],
@@ -338,7 +340,7 @@ def test_script_whose_slot_stays_open_is_not_applied(reply: ServerError) -> None
 
 def test_redirected_command_leaves_its_pipeline() -> None:
     results, exchanges = run(
-        [echo("b"), of_two_keys("b"), scripted("{b}"), echo("b")],
+        [echo("b"), of_several_keys("b"), scripted("{b}"), echo("b")],
         [[LAYOUT], [ASK, ASK, ASK, b"4"], [[2]], [b"OK", b"1", b"OK", [3]]],
         CLUSTER,
     )
@@ -360,7 +362,9 @@ def test_open_slot_holds_up_no_other_slot() -> None:
             for request in requests(step.payload)
         ]
 
-    (blocked, free), _ = drive([of_two_keys("b"), of_two_keys("c")], Topology(parse_url(CLUSTER)), Clock(), answer)
+    (blocked, free), _ = drive(
+        [of_several_keys("b"), of_several_keys("c")], Topology(parse_url(CLUSTER)), Clock(), answer
+    )
     assert isinstance(blocked, BackendUnavailable)
     assert free == [1]
     assert times_sent == 2
@@ -369,8 +373,8 @@ def test_open_slot_holds_up_no_other_slot() -> None:
 @pytest.mark.parametrize(
     ("url", "command", "declared"),
     [
-        (CLUSTER, of_two_keys("b"), [b"{b}:l:x", b"{b}:e:x", b"{b}:absent"]),
-        ("redis://h:1/0", of_two_keys("b"), [b"{b}:l:x", b"{b}:e:x"]),
+        (CLUSTER, of_several_keys("b"), [b"{b}:l:x", b"{b}:e:x", b"{b}:epochs", b"{b}:absent"]),
+        ("redis://h:1/0", of_several_keys("b"), [b"{b}:l:x", b"{b}:e:x", b"{b}:epochs"]),
         (CLUSTER, scripted("b"), [b"b:meta"]),
         ("redis://h:1/0", scripted("b"), [b"b:meta"]),
     ],

@@ -48,6 +48,23 @@ def test_unconfirmed_report_is_repeated_unchanged() -> None:
     assert (second.seq, second.reads) == (2, (("b", 1),))
 
 
+def test_unused_report_is_merged_with_later_reads() -> None:
+    box = access_buffer([])
+    for name in "ab":
+        box.read(name, 5)
+    box.missed()
+    report = box.take()
+    box.read("a", 1)
+    box.settle(report, confirmed=False, unused=True)
+    merged = box.take()
+    assert (merged.seq, merged.misses, merged.saved_ms) == (2, 1, 11)
+    assert merged.reads == (("b", 1), ("a", 2))
+
+    box.settle(merged, confirmed=False)
+    box.settle(box.take(), confirmed=False, unused=True)
+    assert box.take() is merged, "the server may have recorded it in the first exchange"
+
+
 def test_reports_and_buffered_reads_are_bounded() -> None:
     box = access_buffer([])
     for number in range(MAX_PENDING + 10):

@@ -1,0 +1,77 @@
+"""Iterators over the keys of a cache. They read one page at a time, so that a cache of any size can be scanned."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from fnmatch import translate
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.flows import inspection
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import InvalidArgument
+
+DEFAULT_BATCH = 250
+_MAX_BATCH = 10_000
+
+
+class KeyPages:
+    """The pages of a scan. A page is read when the keys of the previous one have been taken.
+
+    The keys are compared with the pattern in this process: matching a long pattern would block the server.
+
+    Args:
+        shared: the state of the cache in this process.
+        match: a pattern as for `fnmatch.fnmatchcase`; None for every key.
+        batch: keys that the server examines at a time.
+    """
+
+    def __init__(self, shared: SharedState, match: str | None, batch: int) -> None:
+        if match is not None and not isinstance(match, str):
+            raise InvalidArgument("match", match, "a pattern with *, ? and [...], or None")
+        self._shared = shared
+        self._pattern = None if match is None else re.compile(translate(match))
+        self._batch = arguments.count("batch", batch, maximum=_MAX_BATCH)
+        self._cursor = "0"
+        self.found: deque[str] = deque()
+        """Keys that have been read and not yet taken."""
+        self.ended = False
+
+    def read(self) -> Flow[None]:
+        """Read a page. If there is none left, set `ended`."""
+        self._cursor, keys = yield from inspection.page(self._shared, self._cursor, self._batch)
+        self.ended = self._cursor == "0"
+        self.found += [key for key in keys if self._pattern is None or self._pattern.match(key)]
+
+
+class KeyScan(Iterator[str]):
+    """Keys of a cache, read in pages. `LRUCache.scan` returns it."""
+
+    def __init__(self, backend: Backend, pages: KeyPages) -> None:
+        self._backend = backend
+        self._pages = pages
+
+    def __next__(self) -> str:
+        while not self._pages.found:
+            if self._pages.ended:
+                raise StopIteration
+            self._backend.run(self._pages.read())
+        return self._pages.found.popleft()
+
+
+class AsyncKeyScan(AsyncIterator[str]):
+    """Keys of a cache, read in pages. `LRUCache.aio.scan` returns it."""
+
+    def __init__(self, backend: Backend, pages: KeyPages) -> None:
+        self._backend = backend
+        self._pages = pages
+
+    async def __anext__(self) -> str:
+        while not self._pages.found:
+            if self._pages.ended:
+                raise StopAsyncIteration
+            await self._backend.arun(self._pages.read())
+        return self._pages.found.popleft()

@@ -1,0 +1,67 @@
+-- pop: return one value and remove it, with its compute lease. Of several callers, one gets the value.
+-- KEYS
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   entry     STRING  <tag>:e:<key>
+--   lease     HASH    <tag>:l:<key>
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   resent    ZSET    <tag>:resent
+--   reply     STRING  <tag>:r:<id>  the entry that this request has removed, or a blank for none; expires at until_ms
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
+-- ARGV
+--   key       text    stored name of the key
+--   until_ms  int     server time after which this request is refused, ms
+--   id        text    the request id, random
+--   seen      text    empty on the first delivery
+--   bus       text    channel of invalidations
+--   origin    text    the writing process, which ignores its own messages
+-- RETURNS
+--   {1, entry, version}  the entry was removed, now or by an earlier copy of the request; version is the cache's clock
+--   {2}                  no value, or one that was invalidated; nothing done
+--   {0}                  the cache has no settings; nothing done
+--   {-5, clock}          the request was cancelled, or until_ms has passed and an earlier copy may have been executed
+--   {-6, now_ms}         until_ms has passed; nothing done
+-- REPEAT  the first executed copy leaves the entry at reply, and all other copies return it. A repeated delivery that
+--         finds no value leaves a blank there, so that no late copy removes a newer value.
+-- ERRORS  CORRUPT if meta was not written by this library
+-- COST    O(log N): the value is renamed, not copied; its memory is held until until_ms
+--@include corrupt
+--@include whole_number
+--@include index
+--@include live
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local TAGS, RESENT, REPLY = KEYS[13], KEYS[14], KEYS[15]
+local KEY, UNTIL_MS, ID, SEEN, BUS, ORIGIN = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
+if I.now_ms > UNTIL_MS then
+  if SEEN ~= '' then return {-5, I.clock} end
+  return {-6, I.now_ms}
+end
+local found = I.call('MGET', REPLY, ENTRY, EPOCHS)
+if found[1] == ' ' then return {2} end
+if found[1] then return {1, found[1], I.clock} end
+if I.resent >= I.now_ms and I.call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
+if not live(I.call, found[2], found[3], TAGS) then
+  if SEEN ~= '' then I.call('SET', REPLY, ' ', 'PX', I.text(UNTIL_MS - I.now_ms + 1)) end
+  return {2}
+end
+I.clock = I.clock + 1
+I.removed = I.clock
+I.call('RENAME', ENTRY, REPLY)
+I.call('PEXPIREAT', REPLY, I.text(UNTIL_MS + 1))
+if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
+I.delete_dropped(LEASE)
+I.save()
+I.call('SPUBLISH', BUS, 'd ' .. I.text(I.clock) .. ' ' .. ORIGIN .. ' ' .. KEY)
+return {1, found[2], I.clock}
