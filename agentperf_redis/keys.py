@@ -12,12 +12,13 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
     agentperf:{lb:planner}:due                ZSET  timer -> ms: @<token> lease, W@<token> waiter, X@<token> tombstone,
-                                              H:<id> heartbeat, E:<id> ejection, R:<id> rate limit, V:<id> warm-up
+                                              H:<id> heartbeat, E:<id> ejection, R:<id> rate limit, V:<id> warm-up,
+                                              C:<id> rest
     agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus priority; also the channel of grants
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  like ready, for the instances with that label
-    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy or rate-limited instances
+    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy, resting, rate-limited ones
     agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX

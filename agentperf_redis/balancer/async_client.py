@@ -82,6 +82,10 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.undrain`."""
         return await self._backend.arun(self._operations.mark(agent_type, instance_id, off="draining"))
 
+    async def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> bool:
+        """See `LoadBalancer.cool_down`."""
+        return await self._backend.arun(self._operations.cool_down(agent_type, instance_id, seconds))
+
     async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """See `LoadBalancer.heartbeat`."""
         return await self._backend.arun(self._operations.heartbeat(agent_type, instance_ids, within))
@@ -117,9 +121,10 @@ class AsyncLoadBalancer:
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
         tokens: int | None = None,
+        retry_after: float | None = None,
     ) -> bool:
         """See `LoadBalancer.release`."""
-        return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens))
+        return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens, retry_after))
 
     def lease(
         self,

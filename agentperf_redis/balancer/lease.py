@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from agentperf_redis import arguments
 from agentperf_redis.background import ModuleLock
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
+from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, checked_rest, snapshot
 from agentperf_redis.errors import LeaseLost
 
 
@@ -68,6 +68,8 @@ class Lease:
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
         tokens_used: number of tokens that the work used; None if the work used as many as `tokens` says. Set this
             attribute before the release.
+        retry_after: with the outcome "rate_limited": seconds for which the instance gets no work. Set this attribute
+            before the release.
     """
 
     __slots__ = (
@@ -78,6 +80,7 @@ class Lease:
         "_on_lost",
         "_outcome",
         "_pid",
+        "_retry_after",
         "_state",
         "agent_type",
         "fence",
@@ -119,6 +122,7 @@ class Lease:
         self.tokens = tokens
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
+        self._retry_after: float | None = None
         self.started = time.monotonic()
         # These times count from `sent_at`, when the request was sent. So this process regards the lease as ended no
         # later than the server does.
@@ -166,6 +170,15 @@ class Lease:
     @outcome.setter
     def outcome(self, value: Outcome | str | None) -> None:
         self._outcome = None if value is None else arguments.choice("outcome", value, Outcome)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds for which the instance gets no work after the outcome "rate_limited"; None for the default."""
+        return self._retry_after
+
+    @retry_after.setter
+    def retry_after(self, value: float | None) -> None:
+        self._retry_after = None if value is None else checked_rest("retry_after", value, minimum=0.0)
 
     @property
     def instance_id(self) -> str:

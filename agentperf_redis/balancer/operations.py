@@ -31,6 +31,7 @@ from agentperf_redis.balancer.model import (
     PoolStatus,
     Repaired,
     checked_labels,
+    checked_rest,
 )
 from agentperf_redis.balancer.registrations import Registered, Registrations
 from agentperf_redis.balancer.server_clock import ServerClock, clock_of
@@ -51,7 +52,7 @@ _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
 _DEFAULT_ARGUMENTS = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
-BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
+BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming,resting"
 """The flags that `mark_healthy` clears."""
 MAX_EVENTS = 1000
 _MIN_RATE, _MAX_RATE = 0.001, 1e9
@@ -209,6 +210,11 @@ class Operations:
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
+    def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> Flow[bool]:
+        """See `LoadBalancer.cool_down`."""
+        name = arguments.name("instance_id", instance_id)
+        return instances.cool_down(self.clock, self.pool(agent_type), name, checked_rest("seconds", seconds))
+
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
         names = arguments.names("instance_ids", instance_ids)
@@ -239,6 +245,7 @@ class Operations:
         outcome: Outcome | str,
         response_time: float | None,
         tokens: int | None,
+        retry_after: float | None,
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
@@ -250,6 +257,11 @@ class Operations:
             raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
+        if retry_after is not None:
+            if checked is not Outcome.RATE_LIMITED:
+                allowed = "None, unless outcome is 'rate_limited'; or call cool_down"
+                raise InvalidArgument("retry_after", retry_after, allowed)
+            lease.retry_after = retry_after
         if tokens is not None:
             lease.tokens_used = arguments.count("tokens", tokens, minimum=0)
         return self._or_none(leases.release(self.keeper, lease, checked, took), False)

@@ -446,6 +446,7 @@ _CAUSES = {
     InstanceState.HEARTBEAT_MISSED: (EventKind.HEARTBEAT_MISSED, "its heartbeat did not arrive in time"),
     InstanceState.DOWN: (EventKind.DOWN, "it fails its active checks"),
     InstanceState.EJECTED: (EventKind.EJECTED, "ejected for its outcomes"),
+    InstanceState.RESTING: (EventKind.RESTING, "resting: rate-limited by its service, or cooled down"),
     InstanceState.HALF_OPEN: (EventKind.HALF_OPEN, "its ejection is over; one lease at a time until one succeeds"),
     InstanceState.RATE_LIMITED: (None, "its requests or tokens per minute are used up for now"),
 }
@@ -464,9 +465,10 @@ def _reasons(lb: LoadBalancer, pools: Iterable[PoolStatus]) -> dict[tuple[str, s
             name = each.instance.id
             kind, text = _CAUSES[each.state]
             event = None if kind is None else latest.get((name, kind))
-            if event is not None and event.kind is EventKind.EJECTED:
+            if event is not None and event.kind in (EventKind.EJECTED, EventKind.RESTING):
                 text += "".join(f", {field}={value}" for field, value in event.details.items())
-            ends_in = each.ejected_for if each.state is InstanceState.EJECTED else None
+            ends = {InstanceState.EJECTED: each.ejected_for, InstanceState.RESTING: each.resting_for}
+            ends_in = ends.get(each.state)
             since = None if event is None else event.at
             found[pool.agent_type, name] = _Reason(pool.agent_type, name, each.state, since, ends_in, text)
     return found
@@ -535,6 +537,7 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
         "limit": status.limit,
         "ejections": status.ejections,
         "ejected_s": status.ejected_for,
+        "resting_s": status.resting_for,
         "requests_per_minute": _finite(status.requests_per_minute),
         "tokens_per_minute": _finite(status.tokens_per_minute),
     }

@@ -328,6 +328,7 @@ KINDS = (
             Meaning("H:(.+)", "the heartbeat of the instance {0} is due", at_ms),
             Meaning("E:(.+)", "the ejection of the instance {0} ends", at_ms),
             Meaning("R:(.+)", "a rate limit of the instance {0} recovers", at_ms),
+            Meaning("C:(.+)", "the rest of the instance {0} ends", at_ms),
             Meaning("V:(.+)", "the next step of the warm-up of the instance {0}", at_ms),
             Meaning("P:.+", "the next batch of instances after a panic began or ended", at_ms),
         ),
@@ -357,7 +358,7 @@ KINDS = (
         "lb",
         "away",
         "zset",
-        "instances of the pool {0} that are unhealthy or rate-limited, by the end of that",
+        "instances of the pool {0} that are unhealthy, resting or rate-limited, by the end of that",
         (Meaning("(.+)", "the instance {0} comes back", at_ms_or_unknown),),
     ),
     Kind(

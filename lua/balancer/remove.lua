@@ -47,7 +47,7 @@ local r, is_corrupt = pool.read(ID)
 if is_corrupt then return corrupt(ID) end
 call('ZREM', IDS, ID)
 call('ZREM', CHECKS, ID)
-call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID)
+call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID, 'C:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
   r.flags = {removed = true}

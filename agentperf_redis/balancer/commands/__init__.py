@@ -23,6 +23,7 @@ from agentperf_redis.balancer.commands.inspection import (
     status,
 )
 from agentperf_redis.balancer.commands.instances import (
+    COOL_DOWN,
     HEARTBEAT,
     REGISTER,
     REMOVE,
@@ -32,6 +33,7 @@ from agentperf_redis.balancer.commands.instances import (
     Rates,
     RegisterReply,
     TooLate,
+    cool_down,
     find_registered,
     heartbeat,
     register,
@@ -65,6 +67,7 @@ __all__ = [
     "ANY",
     "CLAIM_CHECKS",
     "CONFIGURE",
+    "COOL_DOWN",
     "HEARTBEAT",
     "LEASES",
     "MANY",
@@ -99,6 +102,7 @@ __all__ = [
     "acquire",
     "claim_checks",
     "configure",
+    "cool_down",
     "events",
     "facts_of",
     "find_registered",

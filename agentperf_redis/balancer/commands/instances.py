@@ -18,6 +18,7 @@ from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 from agentperf_redis.script import Script
 
+COOL_DOWN = Script("balancer/cool_down")
 HEARTBEAT = Script("balancer/heartbeat")
 REGISTER = Script("balancer/register")
 REMOVE = Script("balancer/remove")
@@ -169,6 +170,30 @@ def update(
                 raise refusal(pool, status, values)
 
     return Command(UPDATE, pool.keys.core, args, decode)
+
+
+def cool_down(pool: Pool, instance_id: str, rest_ms: int, why: str, until_ms: int = 0) -> Command[bool | TooLate]:
+    """Let an instance rest. Returns whether the instance is registered.
+
+    Args:
+        pool: the pool of the instance.
+        instance_id: the instance.
+        rest_ms: length of the rest, ms.
+        why: the reason that the event names, "rate_limited" or "cooled_down".
+        until_ms: server time after which the request is refused, ms; 0: never.
+    """
+
+    def decode(reply: Reply) -> bool | TooLate:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    args: NamedArgs = {"id": encoded(instance_id), "rest_ms": rest_ms, "why": why, "until_ms": until_ms}
+    return Command(COOL_DOWN, pool.keys.core, args, decode)
 
 
 def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:

@@ -26,6 +26,7 @@ _OUTCOME_LETTERS = {
     Outcome.ERROR: "e",
     Outcome.TIMEOUT: "t",
     Outcome.REJECTED: "j",
+    Outcome.RATE_LIMITED: "l",
     Outcome.NEUTRAL: "n",
 }
 
@@ -81,12 +82,12 @@ class Refused:
 
     Attributes:
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
-            instances are unhealthy or rate-limited: seconds until the first of them comes back, if known.
+            instances are unhealthy, resting or rate-limited: seconds until the first of them comes back, if known.
         registered: number of instances of the pool.
         waiting: number of callers in the queue.
         out_of_rotation: number of instances that are draining, have missed their heartbeat or are marked unhealthy.
         unhealthy: number of instances that are ejected, half-open or failing checks.
-        rate_limited: number of instances whose rate limits are used up.
+        rate_limited: number of instances that rest or whose rate limits are used up.
     """
 
     retry_after: float
@@ -103,7 +104,7 @@ class Refused:
         full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
         counts = {
             "full": full,
-            "rate-limited": self.rate_limited,
+            "resting or rate-limited": self.rate_limited,
             "unhealthy (ejected or failing checks)": self.unhealthy,
             "out of rotation (draining, marked unhealthy or heartbeat missed)": self.out_of_rotation,
         }
@@ -128,11 +129,14 @@ class Queued:
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
         position: the waiter's ticket. A waiter that sends its ticket keeps its position. This is true even if the
             server has removed the waiter because its polls came too late.
+        back_after: if all instances are unhealthy, resting or rate-limited: seconds until the first of them comes back,
+            if known; else 0.0.
     """
 
     ahead: int
     retry_after: float
     position: str
+    back_after: float = 0.0
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
@@ -177,8 +181,8 @@ def wait(
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position]:
-                return Queued(ahead, retry_ms / 1000, text_of(pool, position))
+            case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position, int() as back_ms]:
+                return Queued(ahead, retry_ms / 1000, text_of(pool, position), back_ms / 1000)
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -220,6 +224,7 @@ def release(
     response_time: float | None = None,
     tombstone_ms: int = 0,
     tokens: int = 0,
+    rest_ms: int = 0,
     by_hand: bool = False,
 ) -> Command[bool]:
     """Release a lease.
@@ -232,12 +237,15 @@ def release(
         response_time: seconds that the work took, if measured.
         tombstone_ms: ms during which the server refuses a late copy of the acquire request; 0 when no copy can arrive.
         tokens: tokens used minus tokens counted at the grant; negative if fewer were used.
+        rest_ms: time for which the instance gets no work after the outcome RATE_LIMITED, ms.
         by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 
     Returns:
         Whether this call freed the unit.
     """
-    response_us = -1 if response_time is None else round(response_time * 1e6)
+    # A refusal is fast, but says nothing about the response time of the instance.
+    is_measured = response_time is not None and outcome is not Outcome.RATE_LIMITED
+    response_us = round(response_time * 1e6) if is_measured else -1
     args: NamedArgs = {
         "token": token,
         "id": "-" if instance_id is None else encoded(instance_id),
@@ -246,6 +254,7 @@ def release(
         "bury_ms": tombstone_ms,
         "again": 0,
         "tokens": tokens,
+        "rest_ms": rest_ms,
     }
 
     def decode(reply: Reply) -> bool:

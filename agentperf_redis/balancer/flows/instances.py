@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -133,6 +134,16 @@ def mark(
         return False
     registrations.mark(pool.agent_type, instance_id, on=on, off=off)
     return True
+
+
+def cool_down(clock: ServerClock, pool: Pool, instance_id: str, seconds: float) -> Flow[bool]:
+    """Let an instance rest. Returns whether the instance is registered."""
+    rest_ms = math.ceil(seconds * 1000)
+    return (
+        yield from clock.before_deadline(
+            pool, lambda until_ms: commands.cool_down(pool, instance_id, rest_ms, "cooled_down", until_ms)
+        )
+    )
 
 
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:

@@ -26,6 +26,8 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
+DEFAULT_REST_S = 5.0
+"""Rest of an instance that refused work because of its rate limit without saying for how long, s; as in litellm."""
 _CANCELLED_WAIT_S = 0.25
 """How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100
@@ -250,7 +252,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
     except AgentPerfError:
         page = None
     if page is None or page.next_rank:
-        return f"all instances with {labels}, if any, are full, rate-limited, unhealthy or out of rotation", False
+        return f"all instances with {labels}, if any, are full, resting, unhealthy or out of rotation", False
     fitting = [each for each in page.instances if require <= each.instance.labels]
     if not fitting:
         return f"no instance of {pool.agent_type!r} has {labels}", True
@@ -262,12 +264,23 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
 
 def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
     """Release a lease. Returns whether this call freed the unit."""
+    rest_ms = 0
+    if outcome is Outcome.RATE_LIMITED:
+        rest_ms = math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
     if not lease.end():
+        if lease.lost is not None and rest_ms:  # the instance refused the work, although the lease had ended before
+            yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, outcome.value)
         return False
     keeper.drop(lease)
     more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
     command = commands.release(
-        lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time, tokens=more
+        lease.pool,
+        lease.token,
+        lease.instance_id,
+        outcome=outcome,
+        response_time=response_time,
+        tokens=more,
+        rest_ms=rest_ms,
     )
     answered = False
     try:

@@ -9,6 +9,8 @@
 --   trip, and raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
+--   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.
+--   A resting instance gets no lease, even in panic. A rest is never shortened, except by `mark_healthy`.
 
 -- Decode the text of #settings. Returns the pool's settings, and whether the library wrote the text. In a pool without
 -- settings, no instance is ejected or limited. Every number has at most 12 digits. A single match checks and splits the
@@ -94,7 +96,7 @@ local function health(self, facts)
   end
 
   local function is_away(flags)
-    return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited) and true or false
+    return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited or flags.resting) and true or false
   end
 
   -- Return the extra record of an instance; create it if there is none.
@@ -107,7 +109,7 @@ local function health(self, facts)
   -- panic.
   function self.limit(r)
     local flags, extra = r.flags, r.extra
-    if any(flags, DISABLED) or flags.rate_limited then return 0 end
+    if any(flags, DISABLED) or flags.rate_limited or flags.resting then return 0 end
     if (flags.ejected or flags.down) and not self.panic then return 0 end
     local limit = r.cap
     if not extra then return limit end
@@ -143,6 +145,15 @@ local function health(self, facts)
     if not extra or not r.flags.metered then return 0 end
     return math.max(extra.rpm ~= '0' and extra.rpm_arrival_us or 0, extra.tpm ~= '0' and extra.tpm_arrival_us or 0)
       - settings.rate_burst_ms * 1000
+  end
+
+  -- Return when the instance comes back, ms; 0 if that is not known.
+  local function back_ms(r)
+    local flags, until_ms = r.flags, math.ceil(rate_limited_until_us(r) / 1000)
+    if flags.resting then until_ms = math.max(until_ms, self.extra(r).rest_until_ms) end
+    if self.panic then return (flags.resting or flags.rate_limited) and until_ms or 0 end
+    if flags.down or (flags.half_open and not flags.resting) then return 0 end
+    return math.max(until_ms, flags.ejected and self.extra(r).ejected_until_ms or 0)
   end
 
   -- When panic begins or ends, the limits of unhealthy instances change. So this function stores the record of every
@@ -203,13 +214,8 @@ local function health(self, facts)
       changed = self.update_panic()
     end
     if is_away(is) then
-      local back_ms = 0
-      if not is.down and not is.half_open then
-        local ejected_until_ms = is.ejected and self.extra(r).ejected_until_ms or 0
-        back_ms = math.max(ejected_until_ms, math.ceil(rate_limited_until_us(r) / 1000))
-      end
-      call('ZADD', AWAY, format('%.0f', back_ms), r.id)
-    elseif any(was, UNHEALTHY) or was.rate_limited then
+      call('ZADD', AWAY, format('%.0f', back_ms(r)), r.id)
+    elseif any(was, UNHEALTHY) or was.rate_limited or was.resting then
       call('ZREM', AWAY, r.id)
     end
     r.old_flags = is_text
@@ -281,9 +287,15 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the outcome of a lease.
-  --   kind   o: ok, s: ok but slow; e, t, j as in release.lua
+  --   kind   o: ok, s: ok but slow; e, t, j, l as in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
+    -- The rest is the only consequence of a rate limit. The answer shows that the instance is alive, so the answer
+    -- neither begins nor ends a series of bad outcomes, ejects nothing and lowers no adaptive limit.
+    if kind == 'l' then
+      r.failed = r.failed + 1
+      return
+    end
     local of, good = settings, kind == 'o'
     local overload = kind ~= 'o' and kind ~= 'e'
     if good or kind == 's' then r.served = r.served + 1 else r.failed = r.failed + 1 end
@@ -352,6 +364,36 @@ local function health(self, facts)
     end
   end
 
+  -- Let an instance rest for some time from now; a rest that ends later stays. why: rate_limited, an outcome; or
+  -- cooled_down, by a call of cool_down.
+  function self.rest(r, for_ms, why)
+    if r.flags.removed or for_ms <= 0 then return end
+    local extra = self.extra(r)
+    self.correct_rest(r)
+    extra.rest_until_ms, extra.rest_set_ms = math.max(extra.rest_until_ms, now_ms + for_ms), now_ms
+    if not r.flags.resting then
+      self.add_event('resting', r.id, 'for_ms', format('%.0f', for_ms), 'why', why)
+    end
+    self.set(r, 'resting', true)
+    call('ZADD', DUE, format('%.0f', extra.rest_until_ms), 'C:' .. r.id)
+  end
+
+  -- End the rest of an instance. The caller deletes the timer.
+  function self.end_rest(r)
+    self.set(r, 'resting', false)
+    self.extra(r).rest_until_ms, r.extra.rest_set_ms = 0, 0
+  end
+
+  -- If the server's clock was set back after the rest was set, shift the end of the rest by the same amount. Returns
+  -- whether it was shifted.
+  function self.correct_rest(r)
+    local ahead_ms = r.flags.resting and self.extra(r).rest_set_ms - now_ms or 0
+    if ahead_ms <= 0 then return false end
+    local extra = r.extra
+    extra.rest_set_ms, extra.rest_until_ms = now_ms, math.max(now_ms, extra.rest_until_ms - ahead_ms)
+    return true
+  end
+
   -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while any part of the
   -- limit is left. It may use more tokens than are left; in this case, the next requests wait longer.
   function self.count_request(r, tokens)
@@ -374,11 +416,12 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back.
-  -- Return nil in all other cases, or if that time is not known. Also return nil in panic: during panic, unhealthy
-  -- instances have leases, and the end of a lease may free capacity.
+  -- If all usable instances are unhealthy, resting or rate-limited, return the milliseconds until the first of them
+  -- comes back. Return nil in all other cases, or if that time is not known. The time is not known in panic either,
+  -- unless all instances rest or are rate-limited: in panic, unhealthy instances have leases, and the end of a lease may
+  -- free capacity. `count` and `store_away` give such instances the score 0.
   function self.back_after_ms()
-    if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
+    if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
@@ -392,6 +435,10 @@ local function health(self, facts)
     if r.flags.ejected and self.extra(r).ejected_until_ms > max_ms then
       r.extra.ejected_until_ms = max_ms
       call('ZADD', DUE, format('%.0f', max_ms), 'E:' .. r.id)
+      is_changed = true
+    end
+    if self.correct_rest(r) then
+      call('ZADD', DUE, format('%.0f', r.extra.rest_until_ms), 'C:' .. r.id)
       is_changed = true
     end
     local step_at_ms = r.flags.warming and call('ZSCORE', DUE, 'V:' .. r.id)
@@ -408,6 +455,9 @@ local function health(self, facts)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
     if r.flags.ejected and lost('E:') then
       call('ZADD', DUE, format('%.0f', self.extra(r).ejected_until_ms), 'E:' .. r.id)
+    end
+    if r.flags.resting and lost('C:') then
+      call('ZADD', DUE, format('%.0f', self.extra(r).rest_until_ms), 'C:' .. r.id)
     end
     if r.flags.warming and lost('V:') then schedule_step(r) end
     self.limit_rate(r)
@@ -434,6 +484,9 @@ local function health(self, facts)
       self.set(r, 'half_open', true)
       extra.probe_since_us, extra.leases_before = after_last_grant_us(r), r.load
       self.add_event('half_open', id)
+    elseif kind == 'C' and r.flags.resting then
+      self.end_rest(r)
+      self.add_event('rested', id)
     elseif kind == 'V' and r.flags.warming then
       local extra = self.extra(r)
       extra.warm_tenths = extra.warm_tenths + 1

@@ -22,7 +22,7 @@ local function retry_after_ms(now_ms)
 end
 
 -- Return how far in the future a timer in `due` can be, ms; nil if the timer has no bound. Tombstones and heartbeats
--- have no bound, since callers choose their times. Timers of rate limits and warm-ups are corrected with their
+-- have no bound, since callers choose their times. Timers of rate limits, rests and warm-ups are corrected with their
 -- instances.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
@@ -85,7 +85,7 @@ local function maintenance(now_us)
     'ejections', '%d', 'ejected_until_ms', '%.0f', 'probe_since_us', '%.0f', 'leases_before', '%d',
     'adaptive_limit_milli', '%.15g', 'limit_cut_us', '%.0f', 'warm_tenths', '%d', 'checks', '%d', 'checked_ms', '%.0f',
     'rpm', '%s', 'tpm', '%s', 'rpm_arrival_us', '%.0f', 'tpm_arrival_us', '%.0f', 'metered_us', '%.0f',
-    'heartbeat_ms', '%.0f',
+    'heartbeat_ms', '%.0f', 'rest_until_ms', '%.0f', 'rest_set_ms', '%.0f',
   }
   if not now_us then
     local clock = call('TIME')
@@ -271,7 +271,7 @@ local function maintenance(now_us)
   -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats stay.
   function self.correct_timer(name, at_ms)
     local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
-    if kind == 'E' or kind == 'R' or kind == 'V' then
+    if kind == 'E' or kind == 'R' or kind == 'V' or kind == 'C' then
       local r = self.read(string.sub(name, 3))
       if r and self.correct_times(r) then self.store(r) end
     end

@@ -22,7 +22,7 @@
 --         disabled:      heartbeat_missed, unhealthy (marked by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
---                        (its rate limits are used up)
+--                        (its rate limits are used up), resting (it refused work, or a caller lets it rest)
 --       cap            max concurrent leases, as registered
 --     +<id>      an extra record, which only some instances have. A field that is 0 is left out; a record without
 --                fields is "-".
@@ -40,6 +40,7 @@
 --       rpm_arrival_us, tpm_arrival_us   theoretical arrival times (GCRA) of the two rate limits
 --       metered_us           when the arrival times were last changed
 --       heartbeat_ms         time without a heartbeat after which the instance is disabled, as registered
+--       rest_until_ms        while the instance rests: the end of the rest;    rest_set_ms: when this end was set
 --     @<token>   the state of a request for a lease; one of
 --       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
@@ -62,12 +63,12 @@
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
---                                V:<id>: the next step of a warm-up
+--                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
 --                                P:<cursor>: store the next batch of away after panic began or ended
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
---                                that are unhealthy or rate-limited
+--                                that are unhealthy, resting or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
 --
 -- When a later minor version adds fields to the record of an instance, the scripts keep these fields. records.lua,

@@ -60,13 +60,14 @@ JUMPY = PoolSettings(
 """With these settings, the first bad outcome ejects. Ejections and warm-ups last a day, longer than any test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
-HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
-TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
+BLOCKED = {"rate_limited", "resting"}
+HEALTH = UNHEALTHY | BLOCKED | {"adaptive", "warming", "metered"}
+TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:", "resting": "C:"}
 
 
 def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
     """Return the maximum number of leases of an instance, as pool.lua defines `limit`."""
-    if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
+    if flags & (DISABLED | BLOCKED) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
     if "adaptive" in flags:
@@ -210,6 +211,32 @@ class PoolMachine(RuleBasedStateMachine):
         if flag == "ejected":
             assert "half_open" in self.instances[name].health
 
+    @rule(name=st.sampled_from(IDS), rest_ms=st.sampled_from([1, DAY_MS]))
+    def cool_down(self, name: str, rest_ms: int) -> None:
+        until_ms = self.rest_until_ms(name)
+        assert self.fake.run(commands.cool_down(self.pool, name, rest_ms, "cooled_down")) is (name in self.registered())
+        assert self.rest_until_ms(name) >= until_ms  # a rest is never shortened
+        if name in self.registered():
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # only `rest_ends` ends a rest
+            self.refresh()
+            assert "resting" in self.instances[name].health
+
+    def rest_until_ms(self, name: str) -> float:
+        return records.number(self.fake.client.hget(self.pool.keys.state, "+" + name), "rest_until_ms")
+
+    @rule(name=st.sampled_from(IDS), by_hand=st.booleans())
+    def rest_ends(self, name: str, by_hand: bool) -> None:
+        if name not in self.registered() or "resting" not in self.instances[name].health:
+            return
+        if by_hand:
+            self.fake.run(commands.update(self.pool, name, off="resting"))
+        else:
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 1})
+            self.fake.client.hset(self.pool.keys.state, "#next", 1)
+            self.fake.run(commands.status(self.pool, 0, 100))
+        self.refresh()
+        assert "resting" not in self.instances[name].health
+
     @rule(require=st.frozensets(st.sampled_from(LABELS)), affinity=st.sampled_from([None, "x", "y"]))
     def acquire(self, require: frozenset[str], affinity: str | None) -> None:
         self.tokens += 1
@@ -226,6 +253,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert isinstance(answer, Granted)
         name = answer.facts[0]
         assert name in fitting
+        assert "resting" not in self.instances[name].health
         assert answer.fence > self.fences.get(name, 0)
         self.fences[name] = answer.fence
         self.leases[token] = name
@@ -279,12 +307,23 @@ class PoolMachine(RuleBasedStateMachine):
         }
         ejected_before = {n for n, each in self.instances.items() if "ejected" in each.health}
         command = commands.release(
-            self.pool, token, name, outcome=outcome, response_time=seconds, tombstone_ms=DAY_MS if tombstone else 0
+            self.pool,
+            token,
+            name,
+            outcome=outcome,
+            response_time=seconds,
+            tombstone_ms=DAY_MS if tombstone else 0,
+            rest_ms=DAY_MS,
         )
+        streak = self.streak(self.leases[token])
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
         self.refresh()
+        if outcome is Outcome.RATE_LIMITED and self.leases[token] in self.registered():
+            assert "resting" in self.instances[self.leases[token]].health
+            assert self.streak(self.leases[token]) == streak  # no further consequence
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
+            assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
             # The last healthy instance is never ejected. A half-open instance may be ejected again.
             assert len(fit_before - {ejected}) >= 1
@@ -295,6 +334,9 @@ class PoolMachine(RuleBasedStateMachine):
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
+
+    def streak(self, name: str) -> float:
+        return records.number(self.fake.client.hget(self.pool.keys.state, name), "streak")
 
     def poll_queue(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
         self.queued_before.add(token)
@@ -491,7 +533,7 @@ class PoolMachine(RuleBasedStateMachine):
         )
         away = self.fake.client.zrange(self.pool.keys.tag + ":away", 0, -1)
         unhealthy_or_rate_limited = [
-            n for n, each in self.instances.items() if each.health & (UNHEALTHY | {"rate_limited"}) and not each.flags
+            n for n, each in self.instances.items() if each.health & (UNHEALTHY | BLOCKED) and not each.flags
         ]
         assert sorted(away) == sorted(unhealthy_or_rate_limited)
         if self.waiting:
