@@ -66,6 +66,10 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.remove_instance`."""
         return await self._backend.arun(self._operations.remove(agent_type, instance_id))
 
+    async def delete_pool(self, agent_type: str) -> bool:
+        """See `LoadBalancer.delete_pool`."""
+        return await self._backend.arun(self._operations.delete_pool(agent_type))
+
     async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_healthy`."""
         return await self._backend.arun(self._operations.mark(agent_type, instance_id, off=BETTER))

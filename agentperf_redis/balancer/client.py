@@ -168,10 +168,29 @@ class LoadBalancer:
         """
         return self._backend.run(self._operations.remove(agent_type, instance_id))
 
+    def delete_pool(self, agent_type: str) -> bool:
+        """Delete a pool at once: its instances, leases, queue, settings, events and history.
+
+        The processes that registered the instances do not register them again, if they reach the server within a
+        minute. Holders of leases get LeaseLost at their next renewal. Waiters stay in the queue, until their `wait` is
+        over, for instances that are registered later.
+
+        A pool need not be deleted: a minute after its last instance was removed and its last lease and waiter ended, it
+        has no key left. If `configure` has set its settings, the settings are kept for a day.
+
+        Args:
+            agent_type: the pool.
+
+        Returns:
+            Whether the pool existed.
+        """
+        return self._backend.run(self._operations.delete_pool(agent_type))
+
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take work again.
 
-        This undoes `mark_unhealthy`, and clears an ejection, failed checks, a missed heartbeat, a rest and a slow start.
+        This undoes `mark_unhealthy`, and ends an ejection, a rest and a slow start. It also clears failed checks and a
+        missed heartbeat.
 
         Returns:
             Whether the instance is registered.
@@ -296,8 +315,8 @@ class LoadBalancer:
 
         Args:
             instance: the return value of `acquire`, which may be None; or the lease.
-            outcome: "ok", "error", "timeout", "rejected", "rate_limited", or "neutral" when the result says nothing about
-                the instance. After "rate_limited", the instance rests, as after `cool_down`.
+            outcome: "ok", "error", "timeout", "rejected", "rate_limited", or "neutral" when the result says nothing
+                about the instance. After "rate_limited", the instance rests, as after `cool_down`.
             response_time: seconds that the work took, if measured.
             tokens: number of tokens that the work used; None for the number passed to `acquire`.
             retry_after: with the outcome "rate_limited": seconds that the instance rests, 0 to 86,400, usually from its

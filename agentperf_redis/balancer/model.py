@@ -95,7 +95,7 @@ class InstanceState(Enum):
     EJECTED = "ejected"
     """Its outcomes were bad; it takes no work for a limited time."""
     RESTING = "resting"
-    """It refused work because of its own rate limit, or was cooled down by hand; it takes no work for a limited time."""
+    """It refused work because of its own rate limit, or was cooled down: it takes no work for a limited time."""
     HALF_OPEN = "half_open"
     """An ejection has ended: the instance takes one lease at a time, until the work on one of them succeeds."""
     RATE_LIMITED = "rate_limited"
@@ -351,8 +351,8 @@ class EventKind(Enum):
     HALF_OPEN = "half_open"
     """The ejection is over; the instance gets one lease at a time."""
     RESTING = "resting"
-    """The instance refused work because of its own rate limit, or was cooled down by hand. A rest that is prolonged
-    adds no event."""
+    """The instance refused work because of its own rate limit, or was cooled down. A rest that is prolonged adds no
+    event."""
     RESTED = "rested"
     """The rest is over."""
     RECOVERED = "recovered"

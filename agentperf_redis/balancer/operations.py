@@ -203,7 +203,11 @@ class Operations:
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
         name = arguments.name("instance_id", instance_id)
-        return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
+        return instances.remove(self.backend, self.clock, self.registrations, self.pool(agent_type), name)
+
+    def delete_pool(self, agent_type: str) -> Flow[bool]:
+        """See `LoadBalancer.delete_pool`."""
+        return instances.delete(self.backend, self.clock, self.registrations, self.pool(agent_type))
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
         """Set the flags in `on` and clear those in `off`. Both are comma-separated names of flags; see pool.lua."""

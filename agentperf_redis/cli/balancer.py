@@ -394,9 +394,11 @@ def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
     """
     arguments.name("POOL", pool)
     with target.connect() as perf:
-        if pool not in perf.backend.run(perf.backend.entered("lb")):
+        lb = perf.balancer()
+        # The events of a pool without instances are kept for a minute, although the pool is no longer listed.
+        if pool not in perf.backend.run(perf.backend.entered("lb")) and not lb.events(pool, limit=1):
             raise NotFound(f"pool {quoted(pool)}")
-        yield perf.balancer()
+        yield lb
 
 
 def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:

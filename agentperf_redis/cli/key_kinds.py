@@ -296,6 +296,8 @@ KINDS = (
             Meaning("#arrived", "arrival of the last waiter", at_us),
             Meaning("#claimed", "time when active checks were last claimed", at_ms),
             Meaning("#next", "time of the next maintenance; 0 while callers wait", at_ms_or_unknown),
+            Meaning("#expires", "time after which the keys of the pool expire, since it has no instance", length_ms),
+            Meaning("#configured", "1 if the settings were configured"),
             Meaning("#clock", "the server's time at the last maintenance, ms"),
             Meaning("@.+", "a request for a lease: a lease, a grant, a waiter, or a tombstone of an ended one"),
             Meaning(r"\+(.+)", "ejections, checks and limits of the instance {0}"),

@@ -19,6 +19,7 @@ from agentperf_redis.keys import decoded, encoded
 from agentperf_redis.script import Script
 
 COOL_DOWN = Script("balancer/cool_down")
+DELETE = Script("balancer/delete")
 HEARTBEAT = Script("balancer/heartbeat")
 REGISTER = Script("balancer/register")
 REMOVE = Script("balancer/remove")
@@ -61,11 +62,13 @@ class RegisterReply:
         strategy: the strategy of the pool.
         born: creation time of the pool, us.
         replaced: the replaced settings of the pool, packed; "" when none were replaced.
+        is_first: whether the pool had no instance before.
     """
 
     strategy: LoadBalancingStrategy
     born: int
     replaced: str
+    is_first: bool = False
 
 
 def register(
@@ -100,8 +103,8 @@ def register(
 
     def decode(reply: Reply) -> RegisterReply | TooLate:
         match opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as used, int() as born, bytes() as before]):
-                return RegisterReply(strategy_of(pool, used), born, text_of(pool, before))
+            case ((Status.DONE | Status.NOTHING), [bytes() as used, int() as born, bytes() as before, int() as first]):
+                return RegisterReply(strategy_of(pool, used), born, text_of(pool, before), first == 1)
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
@@ -196,19 +199,49 @@ def cool_down(pool: Pool, instance_id: str, rest_ms: int, why: str, until_ms: in
     return Command(COOL_DOWN, pool.keys.core, args, decode)
 
 
-def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
-    """Remove an instance. Returns whether the instance was registered."""
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An instance or a pool was removed.
 
-    def decode(reply: Reply) -> bool | TooLate:
+    Attributes:
+        empty_ms: the server's clock, ms, if the pool now has neither instances, leases nor waiters; else 0.
+    """
+
+    empty_ms: int
+
+
+def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[Removed | TooLate | None]:
+    """Remove an instance. Returns None if the instance was not registered."""
+
+    def decode(reply: Reply) -> Removed | TooLate | None:
         match opened(pool, reply):
-            case (Status.DONE | Status.NOTHING) as status, []:
-                return status == Status.DONE
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as empty_ms]:
+                return Removed(empty_ms)
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
                 raise refusal(pool, status, values)
 
     return Command(REMOVE, pool.keys.all, {"id": encoded(instance_id), "until_ms": until_ms}, decode)
+
+
+def delete(pool: Pool, until_ms: int = 0) -> Command[Removed | TooLate | None]:
+    """Delete a pool. Returns None if there is no such pool."""
+
+    def decode(reply: Reply) -> Removed | TooLate | None:
+        match opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as now_ms]:
+                return Removed(now_ms)
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(DELETE, pool.keys.all, {"until_ms": until_ms}, decode)
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:

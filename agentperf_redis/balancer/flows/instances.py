@@ -47,6 +47,8 @@ def register(
     pool = Pool.of(backend.namespace, agent_type)
     reply = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
     registrations.remember(replace(wanted, born=reply.born))
+    if reply.is_first:  # the pool may have been removed from the list of resources when it was empty
+        yield from backend.enter("lb", agent_type, again=True)
     if reply.replaced and wanted.settings is not None:
         yield from registrations.deploy(pool, wanted.settings)
         _log_change(pool, reply.replaced, wanted.settings)
@@ -71,10 +73,25 @@ def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
     _log.warning("the settings of pool %r were changed: %s", pool.agent_type, ", ".join(changed))
 
 
-def remove(clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str) -> Flow[bool]:
+def remove(
+    backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str
+) -> Flow[bool]:
     """Remove an instance, and forget this process's registration of it."""
     registrations.forget(pool.agent_type, instance_id)
-    return (yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id)))
+    done = yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id))
+    if done is not None and done.empty_ms:
+        yield from backend.prune("lb", pool.agent_type, done.empty_ms)
+    return done is not None
+
+
+def delete(backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[bool]:
+    """Delete a pool, and forget this process's registrations in it."""
+    for agent_type, instance_id in list(registrations.registered):
+        if agent_type == pool.agent_type:
+            registrations.forget(agent_type, instance_id)
+    done = yield from clock.before_deadline(pool, partial(commands.delete, pool))
+    yield from backend.prune("lb", pool.agent_type, 0 if done is None else done.empty_ms)
+    return done is not None
 
 
 def update(
@@ -157,7 +174,8 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) 
 def status(
     backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
 ) -> Flow[list[PoolStatus]]:
-    """Read the named pools, or all pools that were ever used. Pools without instances are left out."""
+    """Read the named pools, or all pools that are in use. Pools without instances are left out."""
+    used: list[str] = []
     if agent_types is None:
         used = yield from backend.entered("lb")
         agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
@@ -168,6 +186,8 @@ def status(
         page = seen
         if (page is None or not page.instances) and (yield from registrations.restore(pool)):
             page = yield from commands.status(pool, 0, STATUS_PAGE)
+        if page is None and pool.agent_type in used:  # its keys have expired, since it was empty
+            yield from backend.prune("lb", pool.agent_type)
         if page is None or not page.instances:
             continue
         instances = list(page.instances)

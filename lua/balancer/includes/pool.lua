@@ -3,7 +3,8 @@
 -- scripts also write due or waitq. A script that includes one of these files must name its keys STATE, READY, DUE and
 -- WAITQ. The functions use these names directly: parameters for the keys would cost time on every acquire and release.
 --
--- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
+-- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool without
+-- instances, leases and waiters leaves no key: a minute later, all of its keys have expired.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -56,6 +57,8 @@
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
+--     #expires   while the pool has no instance: the time after which its keys expire, ms
+--     #configured   1 if `configure` has set the settings
 --     #clock     the server's time, ms, at most 30 s old when the pool was last maintained; followed by a cursor of due
 --                while timers are corrected because the clock was set back
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased

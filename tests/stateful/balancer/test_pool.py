@@ -160,10 +160,26 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(IDS))
     def remove(self, name: str) -> None:
-        assert self.fake.run(commands.remove(self.pool, name)) is (name in self.registered())
-        if name in self.registered():
+        done = self.fake.run(commands.remove(self.pool, name))
+        assert (done is not None) is (name in self.registered())
+        if done is not None:
             self.instances[name].flags = {"removed"}
             self.forget_removed()
+            assert (done.empty_ms > 0) is not bool(self.registered() or self.leases or self.waiting)
+
+    @rule(chance=st.integers(0, 19))
+    def delete_pool(self, chance: int) -> None:
+        if chance:
+            return
+        assert self.fake.run(commands.delete(self.pool)) is not None
+        assert self.fake.client.keys() == [self.pool.keys.state]
+        assert self.fake.run(commands.delete(self.pool)) is None
+        for known in (self.instances, self.leases, self.waiting, self.tombstones, self.peaks, self.positions):
+            known.clear()
+        self.granted.clear()
+        self.queued_before.clear()
+        self.register("a", 2, 1.0, frozenset(), True, None)
+        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})
 
     @rule(name=st.sampled_from(IDS), on=st.sampled_from(BY_HAND), off=st.sampled_from(BY_HAND))
     def mark(self, name: str, on: str, off: str) -> None:
@@ -466,6 +482,10 @@ class PoolMachine(RuleBasedStateMachine):
                 flags = records.flags(state[name])
                 known.health = flags & HEALTH
                 known.limit = limit_of(known.capacity, flags, state.get("+" + name), "#panic" in state)
+
+    @invariant()
+    def keys_expire_without_instances(self) -> None:
+        assert (self.fake.client.pttl(self.pool.keys.state) > 0) is not bool(self.registered())
 
     @invariant()
     def state_is_the_models(self) -> None:
