@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from agentperf_redis import arguments
 from agentperf_redis.background import ModuleLock
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, checked_rest, snapshot
+from agentperf_redis.balancer.model import MAX_TTL_S, MIN_TTL_S, AgentInstance, Facts, Outcome, checked_rest, snapshot
 from agentperf_redis.errors import LeaseLost
 
 
@@ -29,6 +29,12 @@ class KeeperProtocol(Protocol):
 
     def held_as(self, token: str) -> Lease | None:
         """Return the lease with this token if this process holds it."""
+
+    def extend(self, lease: Lease, ttl: float) -> None:
+        """Give a lease another TTL."""
+
+    async def aextend(self, lease: Lease, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
 
 
 keepers: weakref.WeakSet[KeeperProtocol] = weakref.WeakSet()
@@ -222,6 +228,33 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
+    def extend(self, ttl: float) -> None:
+        """Give the lease another TTL, which begins now. Later renewals keep this TTL.
+
+        A longer TTL helps before a long call of C code, which keeps the background thread from renewing the lease.
+
+        Args:
+            ttl: seconds, 0.05 to 86,400, after which the lease expires unless it is renewed. It may be shorter than the
+                time that was left.
+
+        Raises:
+            LeaseLost: when this process does not hold the lease, or no longer.
+        """
+        self._keeper.extend(self, self._checked_ttl(ttl))
+
+    async def aextend(self, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
+        await self._keeper.aextend(self, self._checked_ttl(ttl))
+
+    def _checked_ttl(self, ttl: float) -> float:
+        seconds = arguments.seconds("ttl", ttl, minimum=MIN_TTL_S, maximum=MAX_TTL_S)
+        if self._loss is not None:
+            raise self._loss
+        if not self.held:
+            reason = "another process holds it" if self._state is _State.COPY or not self.is_own else "it was released"
+            raise LeaseLost(self.agent_type, self.token, reason)
+        return seconds
+
     def kept_by(self, keeper: KeeperProtocol) -> bool:
         """Whether this keeper renews the lease. Also True for an unpickled copy, although no keeper renews it."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
@@ -260,6 +293,12 @@ class _NoKeeper:
 
     def held_as(self, token: str) -> Lease | None:  # noqa: ARG002  it holds nothing
         return None
+
+    def extend(self, lease: Lease, ttl: float) -> None:
+        """Never called, since the copy is not held."""
+
+    async def aextend(self, lease: Lease, ttl: float) -> None:
+        """Never called, since the copy is not held."""
 
 
 _NO_KEEPER = _NoKeeper()

@@ -16,6 +16,8 @@ MAX_WEIGHT = 1e6
 """Max weight of an instance. Under WEIGHTED, its score is at most weight * 10^9, which must stay below 2^53."""
 MAX_LABELS = 16
 """Max labels of an instance. There is one index per label, and every pick of the instance must update all of them."""
+MIN_TTL_S, MAX_TTL_S = 0.05, 86_400.0
+"""Min and max TTL of a lease, s. MAX_TTL_MS in maintenance.lua is the same maximum."""
 MAX_REST_S = 86_400.0
 """Max rest of an instance after a rate limit, s. Providers count requests per day at most."""
 
@@ -144,6 +146,12 @@ class AttachedLease(Protocol):
 
     def check(self) -> None:
         """Raise LeaseLost if this process knows that the lease is lost."""
+
+    def extend(self, ttl: float) -> None:
+        """Give the lease another TTL, which begins now."""
+
+    async def aextend(self, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
 
 
 @dataclass(frozen=True, slots=True)

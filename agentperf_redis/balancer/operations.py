@@ -21,7 +21,9 @@ from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
+    MAX_TTL_S,
     MAX_WEIGHT,
+    MIN_TTL_S,
     AgentInstance,
     AttachedLease,
     LoadBalancingStrategy,
@@ -45,8 +47,6 @@ T = TypeVar("T")
 
 OnLost = Callable[[LeaseLost], None]
 
-_MIN_TTL_S = 0.05
-_MAX_TTL_S = 86_400.0
 MAX_PRIORITY = 1_000_000
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
@@ -118,7 +118,7 @@ class Operations:
             self.choice(require, affinity),
             arguments.seconds("wait", wait, minimum=0.0, endless=True),
             arguments.count("priority", priority, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
-            arguments.seconds("ttl", ttl, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S),
+            arguments.seconds("ttl", ttl, minimum=MIN_TTL_S, maximum=MAX_TTL_S),
             arguments.seconds("max_hold", max_hold, endless=True),
             on_lost,
             arguments.count("tokens", tokens, minimum=0),
@@ -181,11 +181,11 @@ class Operations:
             raise InvalidArgument("check", check, "a function that takes an AgentInstance")
         if arguments.is_generator_function(check):
             raise InvalidArgument("check", check, "a function or coroutine function, not a generator function")
-        seconds = arguments.seconds("interval", interval, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S)
+        seconds = arguments.seconds("interval", interval, minimum=MIN_TTL_S, maximum=MAX_TTL_S)
         if timeout is None:
             limit = min(_CHECK_TIMEOUT_S, seconds)
         else:
-            limit = arguments.seconds("timeout", timeout, minimum=_MIN_TTL_S / 10, maximum=seconds)
+            limit = arguments.seconds("timeout", timeout, minimum=MIN_TTL_S / 10, maximum=seconds)
         return Checking(self.backend, self.clock, self.pool(agent_type), check, seconds, limit)
 
     def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
@@ -343,4 +343,4 @@ def _rate(argument: str, value: float) -> float:
 
 
 def _milliseconds(argument: str, value: float) -> int:
-    return math.ceil(arguments.seconds(argument, value, minimum=_MIN_TTL_S) * 1000)
+    return math.ceil(arguments.seconds(argument, value, minimum=MIN_TTL_S) * 1000)

@@ -107,8 +107,10 @@ def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingS
             checks=-1,
         ),
     )
+    resting = records.changed(stored.raw.hget(state, "+p1"), rest_until_ms=now_ms + HELD_MS, rest_set_ms=now_ms)
+    stored.raw.hset(state, "+p1", resting)
     stored.raw.hset(state, "#calm", now_ms - HELD_MS)
-    timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS}
+    timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS, "C:p1": HELD_MS}
     stored.raw.zadd(pool.keys.due, {name: now_ms + left_ms for name, left_ms in timers.items()})
     stored.raw.zadd(pool.keys.ready, {"p0": 1.0, "p1": 2.0})
     for label in BOTH:
@@ -157,6 +159,10 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "status": lambda: lb.status(pool, 0, 100),
         "leases": lambda: lb.leases_page(pool, 0, 100),
         "repair": lambda: lb.repair(pool, 0, 100),
+        "cool down": lambda: lb.cool_down(pool, "p1", 1000, "cooled_down"),
+        "delete": lambda: lb.delete(pool),
+        "extend": lambda: lb.extend(pool, "@held:0", 1000),
+        "release limited": lambda: lb.release(pool, "@held:1", outcome=Outcome.RATE_LIMITED, rest_ms=1000),
         "configure": lambda: lb.configure(pool, SETTINGS, 0, 100),
         "claim checks": lambda: lb.claim_checks(pool, 1000, 100),
         "report checks": lambda: lb.report_checks(pool, int(time.time() * 1000), [("p0", False), ("p2", True)]),

@@ -16,6 +16,7 @@ from agentperf_redis.keys import encoded
 from agentperf_redis.script import Script
 
 ACQUIRE = Script("balancer/acquire")
+EXTEND = Script("balancer/extend")
 RELEASE = Script("balancer/release")
 RENEW = Script("balancer/renew")
 SELECT = Script("balancer/select")
@@ -267,6 +268,19 @@ def release(
                 raise refusal(pool, status, values)
 
     return Command(RELEASE, pool.keys.core, args, decode, resend_args=_AGAIN)
+
+
+def extend(pool: Pool, token: str, ttl_ms: int) -> Command[bool]:
+    """Give a lease another TTL, which begins now. Returns False if the lease is lost."""
+
+    def decode(reply: Reply) -> bool:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(EXTEND, (pool.keys.state, pool.keys.due), {"token": token, "ttl_ms": ttl_ms}, decode)
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:

@@ -106,7 +106,6 @@ local function maintenance(now_us)
   call('ZCARD', READY)
   call('ZCARD', DUE)
   call('ZCARD', WAITQ)
-  call('ZCARD', IDS_OF)
   health(self, {
     settings = known[2], panic = known[3] and true or false, usable = number(known[4]), unhealthy = number(known[5]),
     warming = number(known[6]), calm_ms = number(known[7]),
@@ -406,7 +405,7 @@ local function maintenance(now_us)
   local function expire_without_instances()
     local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, 691200000
     local keep_ms
-    if call('ZCARD', IDS_OF) == 0 then
+    if size_of(IDS_OF) == 0 then
       local load = whole_sum(call('HGET', STATE, '#load') or '0') or 0
       keep_ms = load > 0 and LEASED_MS or known[14] and CONFIGURED_MS or EMPTY_MS
     end
@@ -428,7 +427,7 @@ local function maintenance(now_us)
 
   -- Whether the pool has neither instances, leases nor waiters, so that its keys expire soon.
   function self.is_empty()
-    return call('ZCARD', IDS_OF) == 0 and call('ZCARD', WAITQ) == 0
+    return size_of(IDS_OF) == 0 and call('ZCARD', WAITQ) == 0
       and (whole_sum(call('HGET', STATE, '#load') or '0') or 0) <= 0
   end
 
