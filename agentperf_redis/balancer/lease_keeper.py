@@ -147,14 +147,14 @@ class LeaseKeeper:
         self.jobs.put(partial(self._forget, pool, token, instance_id))
         return True
 
-    def undo(self, pool: Pool, token: str, ttl: float) -> WakeUp:
+    def undo(self, release: Command[bool], ttl: float) -> WakeUp:
         """Release the lease that a request of unknown outcome may have left. Retries while the server is unreachable.
 
         Returns:
             A wake-up that is sent after the first attempt.
         """
         tried = WakeUp()
-        self.retry_in_background(commands.release(pool, token, tombstone_ms=self.tombstone_ms(ttl)), ttl, tried)
+        self.retry_in_background(release, ttl, tried)
         return tried
 
     def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:

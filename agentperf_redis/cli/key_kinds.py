@@ -373,6 +373,37 @@ KINDS = (
     Kind("lb", "history", "hash", "the pool {0} over time (`agentperf series --pool`)", _HISTORY),
     Kind("cache|tiered", "history", "hash", "the cache {0} over time (`agentperf series --cache`)", _HISTORY),
     Kind("lb", "events", "stream", "the last events of the pool {0}, about a thousand (`agentperf lb events`)"),
+    # Locks and semaphores
+    Kind(
+        "lock|semaphore",
+        "state",
+        "hash",
+        "holders and waiters of the lock or semaphore {0}; it expires with the last of them",
+        (
+            Meaning("@.+", "a request: held, granted to a waiter that has not fetched it, or waiting"),
+            Meaning("#fence", "the last fencing token", at_us),
+        ),
+    ),
+    Kind(
+        "lock|semaphore",
+        "held",
+        "zset",
+        "leases and grants of the lock or semaphore {0}",
+        (Meaning("@.+", "a lease or a grant expires", at_ms),),
+    ),
+    Kind(
+        "lock|semaphore",
+        "queue",
+        "zset",
+        "callers that wait for the lock or semaphore {0}, in their order",
+        (Meaning("@.+", "arrival", at_us),),
+    ),
+    Kind(
+        "lock|semaphore",
+        "spent:(@.+)",
+        "string",
+        "why a late copy of the request {1} for the lock or semaphore {0} is refused; it expires",
+    ),
     # Caches
     Kind(
         "cache|tiered",

@@ -33,12 +33,13 @@ local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
 local lock, refused = open_lock(facts[2])
 if refused then return refused end
 if why then return {-1, why} end
-local fence, _, late = match(facts[1] or '', HELD_RECORD)
+local fence = match(facts[1] or '', HELD_RECORD)
+local late = LATE or is_late(facts[1] or '')
 if fence then
   fence = whole_number(fence)
   if not fence then return corrupt(STATE, 'a fencing token that is no number') end
   if expiry_ms <= lock.now_ms then return {-1, 'expired'} end
-  if LATE and late == '' then call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true)) end
+  if late and not is_late(facts[1]) then call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true)) end
   return {1, fence, math.min(expiry_ms - lock.now_ms, tonumber(TTL_MS))}
 end
 local ticket, granted = match(facts[1] or '', WAITING), match(facts[1] or '', GRANTED)
@@ -65,17 +66,17 @@ if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
     end
     call('ZADD', QUEUE, ticket, TOKEN)
   end
-  call('HSET', STATE, TOKEN,
-    'waiting ticket=' .. ticket .. ' limit=' .. format('%d', LIMIT) .. ' live_ms=' .. format('%d', lock.now_ms + LIVE_MS))
+  local record = 'waiting ticket=' .. ticket .. ' limit=' .. format('%d', LIMIT)
+    .. ' live_ms=' .. format('%d', lock.now_ms + LIVE_MS)
+  call('HSET', STATE, TOKEN, record .. (late and ' late=1' or ''))
 end
 lock.dispatch()
 granted = match(call('HGET', STATE, TOKEN) or '', GRANTED)
-if granted then
-  -- The grant is fetched. Other copies of this request may still arrive, so the release leaves a tombstone.
-  call('HSET', STATE, TOKEN, write_held(granted, TTL_MS, true))
+if granted then  -- the grant is fetched
+  call('HSET', STATE, TOKEN, write_held(granted, TTL_MS, late))
   call('ZADD', HELD, format('%d', lock.now_ms + TTL_MS), TOKEN)
 elseif LIVE_MS == 0 and call('ZCARD', QUEUE) == 0 and call('ZCARD', HELD) < LIMIT then
-  granted = lock.take(TOKEN, TTL_MS, function(text) return write_held(text, TTL_MS, LATE) end)
+  granted = lock.take(TOKEN, TTL_MS, function(text) return write_held(text, TTL_MS, late) end)
 end
 lock.keep()
 if granted then return {1, tonumber(granted), tonumber(TTL_MS)} end

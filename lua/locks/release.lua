@@ -24,13 +24,12 @@ local facts = call('HMGET', STATE, TOKEN, '#fence')
 local lock, refused = open_lock(facts[2])
 if refused then return refused end
 local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
-local _, _, late = match(facts[1] or '', HELD_RECORD)
 local is_held = expiry_ms > lock.now_ms
-if late and late ~= '' then BURY_MS = math.max(BURY_MS, LATE_MS) end
+if is_late(facts[1] or '') then BURY_MS = math.max(BURY_MS, LATE_MS) end
 if not facts[1] and expiry_ms == 0 and BURY_MS == 0 then return AGAIN and 1 or 0 end
 lock.drop(TOKEN)
 if BURY_MS > 0 then
-  call('SET', spent_key(TOKEN), late and 'released' or 'cancelled', 'PX', format('%d', BURY_MS))
+  call('SET', spent_key(TOKEN), is_held and 'released' or 'cancelled', 'PX', format('%d', BURY_MS))
 end
 lock.expire()
 lock.dispatch()

@@ -245,8 +245,9 @@ def release(
         Whether this call freed the unit.
     """
     # A refusal is fast, but says nothing about the response time of the instance.
-    is_measured = response_time is not None and outcome is not Outcome.RATE_LIMITED
-    response_us = round(response_time * 1e6) if is_measured else -1
+    if outcome is Outcome.RATE_LIMITED:
+        response_time = None
+    response_us = -1 if response_time is None else round(response_time * 1e6)
     args: NamedArgs = {
         "token": token,
         "id": "-" if instance_id is None else encoded(instance_id),

@@ -6,9 +6,9 @@
 -- expire with the last lease, grant or waiter, and are deleted when there is none.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
---       held fence= ttl_ms= [late=1]           late: another copy of the acquire request may still arrive
---       grant fence= ticket=                   granted to a waiter that has not fetched the grant yet
---       waiting ticket= limit= live_ms=        live_ms: when the waiter counts as gone, unless it polls again
+--       held fence= ttl_ms= [late=1]              late: another copy of a request for the token may still arrive
+--       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
+--       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter counts as gone, unless it polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us; also the channel of grants
@@ -18,11 +18,18 @@
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
-local GRANTED = '^grant fence=(%d+) ticket=(%d+)$'
-local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+)$'
+local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
+local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'
 
 local function write_held(fence, ttl_ms, late)
   return 'held fence=' .. fence .. ' ttl_ms=' .. ttl_ms .. (late and ' late=1' or '')
+end
+-- Whether another copy of a request for the token may still arrive.
+local function is_late(record)
+  local _, _, late = match(record, HELD_RECORD)
+  if not late then _, _, late = match(record, GRANTED) end
+  if not late then _, _, _, late = match(record, WAITING) end
+  return late == 'l'
 end
 local function spent_key(token) return string.sub(STATE, 1, -6) .. 'spent:' .. token end
 
@@ -89,7 +96,8 @@ local function open_lock(last_fence)
         return
       else
         call('ZREM', QUEUE, token)
-        self.take(token, CLAIM_MS, function(fence) return 'grant fence=' .. fence .. ' ticket=' .. ticket end)
+        local late = is_late(record) and ' late=1' or ''
+        self.take(token, CLAIM_MS, function(fence) return 'grant fence=' .. fence .. ' ticket=' .. ticket .. late end)
         call('SPUBLISH', QUEUE, token)
       end
     end
