@@ -55,7 +55,6 @@ _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _LOG_ABSENCE_EVERY_S = 10.0
 _ENTER = Script("namespace/enter")
-_PRUNE = Script("namespace/prune")
 
 
 class Backend:
@@ -241,18 +240,6 @@ class Backend:
         """
         where, name = keys.resources(self.namespace), f"{service}:{keys.encoded(resource)}"
         yield from Command("ZREM", (where,), (name,), lambda _: None)
-        self._entered.discard(name)
-
-    def prune(self, service: str, resource: str, before_ms: int = 0) -> Flow[None]:
-        """Remove a resource that no longer exists from the list of resources, unless a process has opened it since.
-
-        Args:
-            service: the service of the resource.
-            resource: the name of the resource.
-            before_ms: when the resource was found missing, by the server's clock, ms; 0 for a minute ago.
-        """
-        where, name = keys.resources(self.namespace), f"{service}:{keys.encoded(resource)}"
-        yield from Command(_PRUNE, (where,), {"resource": name, "before_ms": before_ms}, lambda _: None)
         self._entered.discard(name)
 
     def entered(self, service: str) -> Flow[list[str]]:

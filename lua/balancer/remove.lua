@@ -10,8 +10,7 @@
 --   id          text  the instance
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, empty_ms}   removed; empty_ms: the server's time, ms, if the pool now has neither instances, leases nor
---     waiters; else 0
+--   {1, empty}   removed; empty: 1 if the pool now has neither instances, leases nor waiters, else 0
 --   {0}   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
@@ -55,4 +54,4 @@ if r then
 end
 pool.add_event('removed', ID)
 pool.reschedule()
-return {DONE, pool.is_empty() and pool.now_ms or 0}
+return {DONE, pool.is_empty() and 1 or 0}

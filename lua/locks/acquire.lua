@@ -1,9 +1,9 @@
--- acquire: hold one unit of a lock or semaphore, at most once per token; or queue for it, stay in the queue, or fetch the
---          grant.
+-- acquire: hold one unit of a lock or semaphore, at most once per token; or join its queue, stay in it, fetch a grant.
 -- KEYS
---   state    HASH  agentperf:{lock:<name>}:state; the names of tombstones are derived from it
---   held     ZSET  agentperf:{lock:<name>}:held
---   queue    ZSET  agentperf:{lock:<name>}:queue
+--   state    HASH  <tag>:state
+--   held     ZSET  <tag>:held
+--   queue    ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
 -- ARGV
 --   token    text  @ and the client's token
 --   ttl_ms   int   TTL of the lease, ms
@@ -13,8 +13,8 @@
 --   ticket   text  the waiter's ticket from an earlier reply, or - for a new ticket
 -- RETURNS
 --   {1, fence, left_ms}             held now, or held before by the same token; left_ms: time until the lease expires
---   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease may
---                                   expire, at most 1000; ticket: - without a position in the queue
+--   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease
+--                                   may expire, at most 1000; ticket: - without a position in the queue
 --   {-1, why}                       the token is spent: expired, released or cancelled
 -- REPEAT  returns the same lease or the same ticket; is refused after cancellation or expiry, and after a release that
 --         left a tombstone (see late)

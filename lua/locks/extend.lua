@@ -1,12 +1,13 @@
 -- extend: renew a lease on a lock or semaphore, or add time to it.
 -- KEYS
---   state    HASH  agentperf:{lock:<name>}:state
---   held     ZSET  agentperf:{lock:<name>}:held
---   queue    ZSET  agentperf:{lock:<name>}:queue
+--   state   HASH  <tag>:state
+--   held    ZSET  <tag>:held
+--   queue   ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}.
 -- ARGV
---   token    text  @ and the client's token
---   ttl_ms   int   time from now, or more time, ms
---   added    int   1 when the time is added to the time that is left, else 0
+--   token   text  @ and the client's token
+--   ttl_ms  int   time from now, or more time, ms
+--   added   int   1 when the time is added to the time that is left, else 0
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
 --   {0}            the lease is lost: expired, released or never granted

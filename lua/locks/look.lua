@@ -1,10 +1,11 @@
 -- look: count the holders and waiters of a lock or semaphore, without changing anything.
 -- KEYS
---   state    HASH  agentperf:{lock:<name>}:state
---   held     ZSET  agentperf:{lock:<name>}:held
---   queue    ZSET  agentperf:{lock:<name>}:queue
+--   state  HASH  <tag>:state
+--   held   ZSET  <tag>:held
+--   queue  ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}.
 -- ARGV
---   token    text  @ and a client's token, or - for none
+--   token  text  @ and a client's token, or - for none
 -- RETURNS
 --   {held, waiting, left_ms}   number of units held and of waiters; left_ms: time until the lease of the token expires,
 --                              0 if it holds none

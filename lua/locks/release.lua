@@ -1,8 +1,9 @@
 -- release: end a lease on a lock or semaphore, or leave its queue.
 -- KEYS
---   state    HASH  agentperf:{lock:<name>}:state; the names of tombstones are derived from it
---   held     ZSET  agentperf:{lock:<name>}:held
---   queue    ZSET  agentperf:{lock:<name>}:queue
+--   state    HASH  <tag>:state
+--   held     ZSET  <tag>:held
+--   queue    ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
 -- ARGV
 --   token    text  @ and the client's token
 --   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire, ms; 0 when no copy can arrive

@@ -201,13 +201,24 @@ def cool_down(pool: Pool, instance_id: str, rest_ms: int, why: str, until_ms: in
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """An instance or a pool was removed.
+    """An instance was removed.
 
     Attributes:
-        empty_ms: the server's clock, ms, if the pool now has neither instances, leases nor waiters; else 0.
+        is_empty: whether the pool now has neither instances, leases nor waiters.
     """
 
-    empty_ms: int
+    is_empty: bool
+
+
+def count_registered(pool: Pool) -> Command[int]:
+    """Count the instances of a pool."""
+
+    def decode(reply: Reply) -> int:
+        if not isinstance(reply, int):
+            raise CorruptState(pool.keys.ids, f"an unexpected reply {shown(reply)}")
+        return reply
+
+    return Command("ZCARD", (pool.keys.ids,), (), decode)
 
 
 def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[Removed | TooLate | None]:
@@ -217,8 +228,8 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[Removed |
         match opened(pool, reply):
             case Status.NOTHING, []:
                 return None
-            case Status.DONE, [int() as empty_ms]:
-                return Removed(empty_ms)
+            case Status.DONE, [int() as empty]:
+                return Removed(empty == 1)
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
@@ -227,15 +238,13 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[Removed |
     return Command(REMOVE, pool.keys.all, {"id": encoded(instance_id), "until_ms": until_ms}, decode)
 
 
-def delete(pool: Pool, until_ms: int = 0) -> Command[Removed | TooLate | None]:
-    """Delete a pool. Returns None if there is no such pool."""
+def delete(pool: Pool, until_ms: int = 0) -> Command[bool | TooLate]:
+    """Delete a pool. Returns whether the pool existed."""
 
-    def decode(reply: Reply) -> Removed | TooLate | None:
+    def decode(reply: Reply) -> bool | TooLate:
         match opened(pool, reply):
-            case Status.NOTHING, []:
-                return None
-            case Status.DONE, [int() as now_ms]:
-                return Removed(now_ms)
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:

@@ -79,8 +79,8 @@ def remove(
     """Remove an instance, and forget this process's registration of it."""
     registrations.forget(pool.agent_type, instance_id)
     done = yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id))
-    if done is not None and done.empty_ms:
-        yield from backend.prune("lb", pool.agent_type, done.empty_ms)
+    if done is not None and done.is_empty:
+        yield from _unlist(backend, pool)
     return done is not None
 
 
@@ -89,9 +89,20 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
     for agent_type, instance_id in list(registrations.registered):
         if agent_type == pool.agent_type:
             registrations.forget(agent_type, instance_id)
-    done = yield from clock.before_deadline(pool, partial(commands.delete, pool))
-    yield from backend.prune("lb", pool.agent_type, 0 if done is None else done.empty_ms)
-    return done is not None
+    existed = yield from clock.before_deadline(pool, partial(commands.delete, pool))
+    yield from _unlist(backend, pool)
+    return existed
+
+
+def _unlist(backend: Backend, pool: Pool) -> Flow[None]:
+    """Remove a pool without instances from the list of resources.
+
+    Another process may register an instance meanwhile. It lists the pool again after the registration, which may be
+    before this removal. In this case, the instance is found here.
+    """
+    yield from backend.leave("lb", pool.agent_type)
+    if (yield from commands.count_registered(pool)):
+        yield from backend.enter("lb", pool.agent_type, again=True)
 
 
 def update(
@@ -187,7 +198,7 @@ def status(
         if (page is None or not page.instances) and (yield from registrations.restore(pool)):
             page = yield from commands.status(pool, 0, STATUS_PAGE)
         if page is None and pool.agent_type in used:  # its keys have expired, since it was empty
-            yield from backend.prune("lb", pool.agent_type)
+            yield from _unlist(backend, pool)
         if page is None or not page.instances:
             continue
         instances = list(page.instances)

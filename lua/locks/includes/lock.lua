@@ -1,6 +1,6 @@
 -- A lock, or a semaphore: at most a number of units held at once. The contents of its keys, and the functions that the
--- scripts share. Needs corrupt.lua and whole_number.lua. A script that includes this file must name its keys STATE, HELD
--- and QUEUE.
+-- scripts share. Needs corrupt.lua and whole_number.lua. A script that includes this file must name its keys STATE,
+-- HELD and QUEUE.
 --
 -- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. All of them
 -- expire with the last lease, grant or waiter, and are deleted when there is none.
@@ -13,8 +13,8 @@
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us; also the channel of grants
 --   <tag>:spent:@<token>  STRING  why a late copy of the request is refused; expires
--- A request is granted while fewer units are held than its own limit, so nothing depends on a stored limit. The queue is
--- first in, first out: a waiter with a low limit does not let later waiters pass.
+-- A request is granted while fewer units are held than its own limit, so nothing depends on a stored limit. The queue
+-- is first in, first out: a waiter with a low limit does not let later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
@@ -33,8 +33,8 @@ local function is_late(record)
 end
 local function spent_key(token) return string.sub(STATE, 1, -6) .. 'spent:' .. token end
 
--- Return the lock as an object. Scripts call this before their first write: it raises an error for keys of a wrong type.
--- The second result is the error reply if #fence is not a fencing token.
+-- Return the lock as an object. Scripts call this before their first write, since it raises an error for keys of a wrong
+-- type. The second result is the error reply if #fence is not a fencing token.
 local function open_lock(last_fence)
   local CLAIM_MS, EXPIRIES, GRANTS, LIVE_MS, MAX_MS = 3000, 16, 64, 3000, 86400000
   local clock = call('TIME')

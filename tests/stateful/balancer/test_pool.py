@@ -165,15 +165,15 @@ class PoolMachine(RuleBasedStateMachine):
         if done is not None:
             self.instances[name].flags = {"removed"}
             self.forget_removed()
-            assert (done.empty_ms > 0) is not bool(self.registered() or self.leases or self.waiting)
+            assert done.is_empty is not bool(self.registered() or self.leases or self.waiting)
 
     @rule(chance=st.integers(0, 19))
     def delete_pool(self, chance: int) -> None:
         if chance:
             return
-        assert self.fake.run(commands.delete(self.pool)) is not None
+        assert self.fake.run(commands.delete(self.pool)) is True
         assert self.fake.client.keys() == [self.pool.keys.state]
-        assert self.fake.run(commands.delete(self.pool)) is None
+        assert self.fake.run(commands.delete(self.pool)) is False
         for known in (self.instances, self.leases, self.waiting, self.tombstones, self.peaks, self.positions):
             known.clear()
         self.granted.clear()
