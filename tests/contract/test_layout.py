@@ -90,6 +90,7 @@ PROVEN_BY = {
     "export/reading.py": f"{INTEGRATION}/export/test_prometheus.py",
     "locks/async_client.py": f"{INTEGRATION}/locks/test_locks.py",
     "locks/client.py": f"{INTEGRATION}/locks/test_locks.py",
+    "locks/commands.py": "tests/stateful/locks/test_semaphore.py",
     "locks/flows.py": f"{INTEGRATION}/locks/test_locks.py",
     "locks/keeper.py": f"{INTEGRATION}/locks/test_locks.py",
     "metrics/accumulator.py": "tests/unit/metrics/test_buffer.py",

@@ -33,8 +33,8 @@ local function is_late(record)
 end
 local function spent_key(token) return string.sub(STATE, 1, -6) .. 'spent:' .. token end
 
--- Return the lock as an object. Scripts call this before their first write, since it raises an error for keys of a wrong
--- type. The second result is the error reply if #fence is not a fencing token.
+-- Return the lock as an object. Scripts call this before their first write, since it raises an error for keys of a
+-- wrong type. The second result is the error reply if #fence is not a fencing token.
 local function open_lock(last_fence)
   local CLAIM_MS, EXPIRIES, GRANTS, LIVE_MS, MAX_MS = 3000, 16, 64, 3000, 86400000
   local clock = call('TIME')

@@ -246,8 +246,7 @@ def test_cancelled_waiter_leaves_the_queue(
 ) -> None:
     async def wait_and_cancel() -> None:
         waiting = asyncio.create_task(perf.lock("x").aio.acquire())
-        while not await asyncio.to_thread(raw.zcard, where.queue):
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(wait_until, lambda: raw.zcard(where.queue), "the waiter is queued")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
