@@ -443,6 +443,7 @@ class PoolMachine(RuleBasedStateMachine):
         for token in [token for token in self.waiting if records.kind_of(state[token]) != "waiting"]:
             record = records.fields(state[token])
             name, fence = record["instance"], record["fence"]
+            assert "resting" not in records.flags(state[name])
             self.leases[token] = name
             del self.waiting[token]
             self.granted.add(token)
