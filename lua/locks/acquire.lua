@@ -49,23 +49,23 @@ end
 ticket = ticket or TICKET
 if granted and not whole_number(granted) then return corrupt(STATE, 'a fencing token that is no number') end
 if ticket ~= '-' and not whole_number(ticket) then return corrupt(STATE, 'a ticket that is no number') end
+local queued, last = call('ZSCORE', QUEUE, TOKEN), call('ZRANGE', QUEUE, -1, -1, 'WITHSCORES')[2]
+if (queued and not whole_number(queued)) or not whole_number(last, 0) then
+  return corrupt(QUEUE, 'a ticket that is no number')
+end
 
 call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- not fetched in time: it queues again
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end
-local queued = call('ZSCORE', QUEUE, TOKEN)
 if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
   if queued then
-    ticket = format('%d', queued)
-  else
-    if ticket == '-' then
-      -- Each waiter gets a later ticket than the one before it, even if the server's clock was set back.
-      local last = tonumber(call('ZRANGE', QUEUE, -1, -1, 'WITHSCORES')[2] or 0)
-      ticket = format('%d', math.max(lock.now_us, last + 1))
-    end
-    call('ZADD', QUEUE, ticket, TOKEN)
+    ticket = queued
+  elseif ticket == '-' then
+    -- Each waiter gets a later ticket than the one before it, even if the server's clock was set back.
+    ticket = format('%d', math.max(lock.now_us, (last or 0) + 1))
   end
+  call('ZADD', QUEUE, 'NX', ticket, TOKEN)
   local record = 'waiting ticket=' .. ticket .. ' limit=' .. format('%d', LIMIT)
     .. ' live_ms=' .. format('%d', lock.now_ms + LIVE_MS)
   call('HSET', STATE, TOKEN, record .. (late and ' late=1' or ''))

@@ -18,6 +18,7 @@ local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
 local TOKEN = ARGV[1]
 --@include lock
 
+local MAX_MS = 86400000
 local facts = call('HMGET', STATE, TOKEN, '#fence')
 local lock, refused = open_lock(facts[2])
 if refused then return refused end
@@ -25,5 +26,5 @@ local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
 local is_held = match(facts[1] or '', HELD_RECORD) and expiry_ms > lock.now_ms
 return {
   call('ZCOUNT', HELD, '(' .. format('%d', lock.now_ms), '+inf'), call('ZCARD', QUEUE),
-  is_held and expiry_ms - lock.now_ms or 0,
+  is_held and math.min(expiry_ms - lock.now_ms, MAX_MS) or 0,
 }

@@ -38,7 +38,7 @@ def extend(call: Call, runner: asyncio.Runner, lease: Any, ttl: float) -> None:
 
 
 def left_s(raw: Raw, pool: keys.PoolKeys, lease: Any) -> float:
-    return (raw.zscore(pool.due, lease.token) - server_ms(raw)) / 1000
+    return (float(raw.zscore(pool.due, lease.token)) - server_ms(raw)) / 1000
 
 
 @pytest.mark.parametrize("ttl", [600.0, 10.0])

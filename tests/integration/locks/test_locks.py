@@ -135,7 +135,12 @@ def test_waiters_are_served_in_order(perf: AgentPerf, raw: Raw, where: keys.Lock
 def test_released_lock_wakes_its_waiter(perf: AgentPerf, raw: Raw, where: keys.LockKeys) -> None:
     lock, times = perf.lock("x"), list[float]()
     with lock:
-        waiter = threading.Thread(target=lambda: (perf.lock("x").acquire(), times.append(time.monotonic())))
+
+        def wait() -> None:
+            with perf.lock("x"):
+                times.append(time.monotonic())
+
+        waiter = threading.Thread(target=wait)
         waiter.start()
         wait_until(lambda: raw.zcard(where.queue), "the waiter is queued")
         time.sleep(0.1)  # the waiter sleeps until its next poll, up to a second later
@@ -370,24 +375,29 @@ def test_wrong_context_manager_names_the_right_one(perf: AgentPerf, runner: asyn
         pass
 
 
+ANY_LOCK: Any = Lock
+ANY_SEMAPHORE: Any = Semaphore
+"""Without types: the next test passes wrong ones."""
+
+
 @pytest.mark.parametrize(
     ("argument", "make"),
     [
-        ("name", lambda backend: Lock("", backend=backend)),
-        ("name", lambda backend: Lock(None, backend=backend)),
-        ("timeout", lambda backend: Lock("x", timeout=0, backend=backend)),
-        ("ttl", lambda backend: Lock("x", ttl=86_401, backend=backend)),
-        ("blocking", lambda backend: Lock("x", blocking=1, backend=backend)),
-        ("blocking_timeout", lambda backend: Lock("x", blocking_timeout=-1, backend=backend)),
-        ("thread_local", lambda backend: Lock("x", thread_local=None, backend=backend)),
-        ("raise_on_release_error", lambda backend: Lock("x", raise_on_release_error="no", backend=backend)),
-        ("limit", lambda backend: Semaphore("x", 0, backend=backend)),
-        ("limit", lambda backend: Semaphore("x", 1.5, backend=backend)),
-        ("blocking", lambda backend: Lock("x", backend=backend).acquire(blocking="yes")),
-        ("blocking_timeout", lambda backend: Lock("x", backend=backend).acquire(blocking_timeout="1")),
-        ("additional_time", lambda backend: Lock("x", timeout=5, backend=backend).extend(0)),
-        ("replace_ttl", lambda backend: Lock("x", timeout=5, backend=backend).extend(5, replace_ttl=1)),
-        ("backend", lambda backend: Lock("x", backend="redis://")),
+        ("name", lambda backend: ANY_LOCK("", backend=backend)),
+        ("name", lambda backend: ANY_LOCK(None, backend=backend)),
+        ("timeout", lambda backend: ANY_LOCK("x", timeout=0, backend=backend)),
+        ("ttl", lambda backend: ANY_LOCK("x", ttl=86_401, backend=backend)),
+        ("blocking", lambda backend: ANY_LOCK("x", blocking=1, backend=backend)),
+        ("blocking_timeout", lambda backend: ANY_LOCK("x", blocking_timeout=-1, backend=backend)),
+        ("thread_local", lambda backend: ANY_LOCK("x", thread_local=None, backend=backend)),
+        ("raise_on_release_error", lambda backend: ANY_LOCK("x", raise_on_release_error="no", backend=backend)),
+        ("limit", lambda backend: ANY_SEMAPHORE("x", 0, backend=backend)),
+        ("limit", lambda backend: ANY_SEMAPHORE("x", 1.5, backend=backend)),
+        ("blocking", lambda backend: ANY_LOCK("x", backend=backend).acquire(blocking="yes")),
+        ("blocking_timeout", lambda backend: ANY_LOCK("x", backend=backend).acquire(blocking_timeout="1")),
+        ("additional_time", lambda backend: ANY_LOCK("x", timeout=5, backend=backend).extend(0)),
+        ("replace_ttl", lambda backend: ANY_LOCK("x", timeout=5, backend=backend).extend(5, replace_ttl=1)),
+        ("backend", lambda backend: ANY_LOCK("x", backend="redis://")),
     ],
 )
 def test_invalid_argument_is_named(backend: Backend, argument: str, make: Callable[[Backend], object]) -> None:
