@@ -135,4 +135,5 @@ if how == 'ring' then
 end
 pool.dispatch()
 pool.reschedule()
+if first == 1 then pool.update_expiry() end
 return {added, strategy, born, before, first}

@@ -141,7 +141,7 @@ call('HDEL', STATE, TOKEN)
 r.ewma_us, r.ewma_at_ms = tonumber(ewma_us), tonumber(ewma_at_ms)
 pool.end_lease(r, tonumber(fence_held))
 if OUTCOME ~= 'n' and OUTCOME ~= 'f' then pool.record_outcome(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
-if OUTCOME == 'l' then pool.rest(r, tonumber(REST_MS), 'rate_limited') end
+if OUTCOME == 'l' and REST_MS ~= '0' then pool.rest(r, tonumber(REST_MS), 'rate_limited') end
 if TOKENS ~= '0' then pool.settle(r, tonumber(TOKENS)) end
 pool.store(r)
 if bury_ms > 0 then pool.tombstone(TOKEN, 'released', bury_ms) end

@@ -54,4 +54,6 @@ if r then
 end
 pool.add_event('removed', ID)
 pool.reschedule()
-return {DONE, pool.is_empty() and 1 or 0}
+local load = tonumber(call('HGET', STATE, '#load') or 0)
+local is_empty = call('ZCARD', IDS) == 0 and call('ZCARD', WAITQ) == 0 and load <= 0
+return {DONE, is_empty and 1 or 0}

@@ -79,10 +79,7 @@ if off.ejected or off.half_open then
   if r.extra then r.extra.checks = 0 end
   call('ZREM', DUE, 'E:' .. ID, 'V:' .. ID)
 end
-if off.resting and r.flags.resting then
-  call('ZREM', DUE, 'C:' .. ID)
-  pool.end_rest(r)
-end
+if off.resting then pool.rest(r, 0) end
 if WEIGHT ~= '-' then r.weight = WEIGHT end
 if LABELS ~= '-' then pool.relabel(r, LABELS == '' and '-' or LABELS) end
 for flag in pairs(on) do pool.set(r, flag, true) end

@@ -147,15 +147,6 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- Return when the instance comes back, ms; 0 if that is not known.
-  local function back_ms(r)
-    local flags, until_ms = r.flags, math.ceil(rate_limited_until_us(r) / 1000)
-    if flags.resting then until_ms = math.max(until_ms, self.extra(r).rest_until_ms) end
-    if self.panic then return (flags.resting or flags.rate_limited) and until_ms or 0 end
-    if flags.down or (flags.half_open and not flags.resting) then return 0 end
-    return math.max(until_ms, flags.ejected and self.extra(r).ejected_until_ms or 0)
-  end
-
   -- When panic begins or ends, the limits of unhealthy instances change. So this function stores the record of every
   -- instance that is in `away` again. A call stores one batch; a timer in `due` continues with the next batch. ZSCAN
   -- returns every instance that is in `away` during the whole scan. A script that adds or removes an instance during
@@ -186,7 +177,9 @@ local function health(self, facts)
     return true
   end
 
+  self.usable = usable
   local function write_counts()
+    self.usable = usable
     call('HSET', STATE, '#usable', format('%d', usable), '#unhealthy', format('%d', unhealthy),
       '#warming', format('%d', warming))
   end
@@ -214,7 +207,16 @@ local function health(self, facts)
       changed = self.update_panic()
     end
     if is_away(is) then
-      call('ZADD', AWAY, format('%.0f', back_ms(r)), r.id)
+      local back_ms = math.ceil(rate_limited_until_us(r) / 1000)
+      if is.resting then back_ms = math.max(back_ms, self.extra(r).rest_until_ms) end
+      if self.panic then
+        if not is.resting and not is.rate_limited then back_ms = 0 end
+      elseif is.down or (is.half_open and not is.resting) then
+        back_ms = 0
+      elseif is.ejected then
+        back_ms = math.max(back_ms, self.extra(r).ejected_until_ms)
+      end
+      call('ZADD', AWAY, format('%.0f', math.max(0, back_ms)), r.id)
     elseif any(was, UNHEALTHY) or was.rate_limited or was.resting then
       call('ZREM', AWAY, r.id)
     end
@@ -364,33 +366,31 @@ local function health(self, facts)
     end
   end
 
-  -- Let an instance rest for some time from now; a rest that ends later stays. why: rate_limited, an outcome; or
-  -- cooled_down, by a call of cool_down.
+  -- Change the rest of an instance, after the end of its rest was corrected if the server's clock was set back since.
+  --   for_ms  the length of a rest from now; a rest that ends later stays. 0: end the rest. nil: only correct the end
+  --   why     rate_limited, an outcome; or cooled_down, by a call of cool_down
+  -- Returns whether the end has changed.
   function self.rest(r, for_ms, why)
-    if r.flags.removed or for_ms <= 0 then return end
+    if not r.flags.resting and (r.flags.removed or not for_ms or for_ms <= 0) then return false end
     local extra = self.extra(r)
-    self.correct_rest(r)
-    extra.rest_until_ms, extra.rest_set_ms = math.max(extra.rest_until_ms, now_ms + for_ms), now_ms
-    if not r.flags.resting then
-      self.add_event('resting', r.id, 'for_ms', format('%.0f', for_ms), 'why', why)
+    local until_ms = extra.rest_until_ms
+    if for_ms == 0 then
+      extra.rest_until_ms, extra.rest_set_ms = 0, 0
+      self.set(r, 'resting', false)
+      call('ZREM', DUE, 'C:' .. r.id)
+      return true
     end
-    self.set(r, 'resting', true)
-    call('ZADD', DUE, format('%.0f', extra.rest_until_ms), 'C:' .. r.id)
-  end
-
-  -- End the rest of an instance. The caller deletes the timer.
-  function self.end_rest(r)
-    self.set(r, 'resting', false)
-    self.extra(r).rest_until_ms, r.extra.rest_set_ms = 0, 0
-  end
-
-  -- If the server's clock was set back after the rest was set, shift the end of the rest by the same amount. Returns
-  -- whether it was shifted.
-  function self.correct_rest(r)
-    local ahead_ms = r.flags.resting and self.extra(r).rest_set_ms - now_ms or 0
-    if ahead_ms <= 0 then return false end
-    local extra = r.extra
-    extra.rest_set_ms, extra.rest_until_ms = now_ms, math.max(now_ms, extra.rest_until_ms - ahead_ms)
+    if extra.rest_set_ms > now_ms then until_ms = math.max(now_ms, until_ms - (extra.rest_set_ms - now_ms)) end
+    if for_ms then
+      until_ms = math.max(until_ms, now_ms + for_ms)
+      if not r.flags.resting then
+        self.add_event('resting', r.id, 'for_ms', format('%.0f', for_ms), 'why', why)
+        self.set(r, 'resting', true)
+      end
+    end
+    if until_ms == extra.rest_until_ms then return false end
+    extra.rest_until_ms, extra.rest_set_ms = until_ms, now_ms
+    call('ZADD', DUE, format('%.0f', until_ms), 'C:' .. r.id)
     return true
   end
 
@@ -417,9 +417,9 @@ local function health(self, facts)
   end
 
   -- If all usable instances are unhealthy, resting or rate-limited, return the milliseconds until the first of them
-  -- comes back. Return nil in all other cases, or if that time is not known. The time is not known in panic either,
-  -- unless all instances rest or are rate-limited: in panic, unhealthy instances have leases, and the end of a lease may
-  -- free capacity. `count` and `store_away` give such instances the score 0.
+  -- comes back. Return nil in all other cases, or if that time is not known. In panic, it is known only if all
+  -- instances rest or are rate-limited. Otherwise unhealthy instances have leases, and the end of a lease may free
+  -- capacity; `count` gives these instances the score 0.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
@@ -437,10 +437,7 @@ local function health(self, facts)
       call('ZADD', DUE, format('%.0f', max_ms), 'E:' .. r.id)
       is_changed = true
     end
-    if self.correct_rest(r) then
-      call('ZADD', DUE, format('%.0f', r.extra.rest_until_ms), 'C:' .. r.id)
-      is_changed = true
-    end
+    if self.rest(r) then is_changed = true end
     local step_at_ms = r.flags.warming and call('ZSCORE', DUE, 'V:' .. r.id)
     if step_at_ms and tonumber(step_at_ms) > now_ms + settings.slow_start_ms then
       self.changed = true
@@ -485,7 +482,7 @@ local function health(self, facts)
       extra.probe_since_us, extra.leases_before = after_last_grant_us(r), r.load
       self.add_event('half_open', id)
     elseif kind == 'C' and r.flags.resting then
-      self.end_rest(r)
+      self.rest(r, 0)
       self.add_event('rested', id)
     elseif kind == 'V' and r.flags.warming then
       local extra = self.extra(r)

@@ -94,15 +94,13 @@ local function maintenance(now_us)
   local now_ms = floor(now_us / 1000)
   local function number(text) return whole_number(text) or 0 end
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm',
-    '#next', '#picks', '#load', '#cap', '#clock', '#expires', '#configured')
+    '#next', '#picks', '#load', '#cap', '#clock')
   local _, strategy, score, _, waiter = opened(known[1])
   if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
   local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
     or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap'
     or read_clock(known[12], now_ms) == nil and '#clock' or nil
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy, invalid = invalid, changed = false}
-  local TAG = string.sub(READY, 1, -6)
-  local IDS_OF = TAG .. 'ids'
   call('ZCARD', READY)
   call('ZCARD', DUE)
   call('ZCARD', WAITQ)
@@ -397,38 +395,34 @@ local function maintenance(now_us)
     return true
   end
 
-  -- A pool without instances, leases and waiters must leave nothing behind. So let the keys of a pool without instances
-  -- expire, and let them stay when there is an instance again. Other processes check within EMPTY_MS that the pool's
-  -- creation time is still known: this tells a removed instance from data that the server lost. Settings that were
-  -- configured without an instance are kept for a day, since the instances may come later. A lease on a removed instance
-  -- is renewed without this function, so its pool gets a week. A waiter calls this function with each poll.
-  local function expire_without_instances()
-    local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, 691200000
+  -- Let the keys of the pool expire if it has no instance, and let them stay if it has one again. For a minute, other
+  -- processes still find the time of the pool's creation. This tells them that its instances were removed, and that the
+  -- server has not lost them. Settings that were configured are kept for a day, since the instances may come later. A
+  -- lease on a removed instance is renewed without this function, so its pool gets a week. A waiter calls this function
+  -- with each poll.
+  function self.update_expiry()
+    local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, '691200000'
+    local TAG = string.sub(READY, 1, -6)
+    local facts = call('HMGET', STATE, '#expires', '#configured', '#load')
     local keep_ms
-    if size_of(IDS_OF) == 0 then
-      local load = whole_sum(call('HGET', STATE, '#load') or '0') or 0
-      keep_ms = load > 0 and LEASED_MS or known[14] and CONFIGURED_MS or EMPTY_MS
+    if size_of(TAG .. 'ids') == 0 then
+      keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
     end
     local text = keep_ms and format('%d', keep_ms) or false
-    if text == (known[13] or false) and (not text or call('ZCARD', WAITQ) == 0) then return end
+    if text == facts[1] and (not text or call('ZCARD', WAITQ) == 0) then return end
     self.changed = true
+    local keys = {STATE, DUE, WAITQ, TAG .. 'events'}
     if text then
       call('HSET', STATE, '#expires', text)
       local last_ms = tonumber(call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2] or 0)  -- tombstones may be kept longer
       keep_ms = format('%d', math.max(keep_ms, math.min(last_ms - now_ms, LEASED_MS)))
-      for _, key in ipairs({STATE, DUE, WAITQ, TAG .. 'events', TAG .. 'history'}) do call('PEXPIRE', key, keep_ms) end
+      for _, key in ipairs(keys) do call('PEXPIRE', key, keep_ms) end
+      call('PEXPIRE', TAG .. 'history', keep_ms)
     else
       call('HDEL', STATE, '#expires')
-      for _, key in ipairs({STATE, DUE, WAITQ, TAG .. 'events'}) do call('PERSIST', key) end
-      call('PEXPIRE', TAG .. 'history', format('%d', HISTORY_MS))
+      for _, key in ipairs(keys) do call('PERSIST', key) end
+      call('PEXPIRE', TAG .. 'history', HISTORY_MS)
     end
-    known[13] = text
-  end
-
-  -- Whether the pool has neither instances, leases nor waiters, so that its keys expire soon.
-  function self.is_empty()
-    return size_of(IDS_OF) == 0 and call('ZCARD', WAITQ) == 0
-      and (whole_sum(call('HGET', STATE, '#load') or '0') or 0) <= 0
   end
 
   -- Store in #next the time of the next maintenance. Store the present time in #clock if the time in #clock is old. But
@@ -441,7 +435,7 @@ local function maintenance(now_us)
     end
     self.changed = self.changed or next_ms ~= known[8]
     call('HSET', STATE, '#next', next_ms)
-    expire_without_instances()
+    if self.usable == 0 then self.update_expiry() end  -- a usable instance is an instance; `register` calls it too
     local is_set_back, is_old = read_clock(known[12], now_ms)
     if is_old and not is_set_back then
       self.changed = true

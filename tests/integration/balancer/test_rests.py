@@ -135,6 +135,10 @@ def test_retry_after_zero_lets_nothing_rest(lb: LoadBalancer, call: Call) -> Non
     register(lb, "a")
     call(lb, "release", call(lb, "acquire", "planner"), outcome="rate_limited", retry_after=0)
     assert state_of(lb, "a") is InstanceState.UP
+    held = call(lb, "acquire", "planner")
+    call(lb, "cool_down", "planner", "a", LASTING)
+    call(lb, "release", held, outcome="rate_limited", retry_after=0)
+    assert state_of(lb, "a") is InstanceState.RESTING
 
 
 def test_lease_block_reports_the_rate_limit(lb: LoadBalancer, call: Call) -> None:

@@ -329,14 +329,16 @@ class PoolMachine(RuleBasedStateMachine):
             outcome=outcome,
             response_time=seconds,
             tombstone_ms=DAY_MS if tombstone else 0,
-            rest_ms=DAY_MS,
+            rest_ms=0 if tombstone else DAY_MS,
         )
+        until_ms = self.rest_until_ms(self.leases[token])
         streak = self.streak(self.leases[token])
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
         self.refresh()
         if outcome is Outcome.RATE_LIMITED and self.leases[token] in self.registered():
-            assert "resting" in self.instances[self.leases[token]].health
+            assert tombstone or "resting" in self.instances[self.leases[token]].health
+            assert self.rest_until_ms(self.leases[token]) >= until_ms
             assert self.streak(self.leases[token]) == streak  # no further consequence
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
