@@ -20,10 +20,10 @@ class Facts:
 
     @property
     def fence(self) -> int | None:
-        """The fencing token of the unit that was acquired last; it rises with every lease. None when nothing is acquired.
+        """The fencing token of the unit that was acquired last; None when nothing is acquired.
 
-        A holder may be paused beyond the end of its lease. A resource is safe from such holders if it remembers the
-        highest fencing token and refuses lower ones.
+        It rises with every lease. A holder may be paused beyond the end of its lease. A resource is safe from such
+        holders if it remembers the highest fencing token and refuses lower ones.
         """
         held = self._locking.newest
         return None if held is None else held.fence
