@@ -94,6 +94,23 @@ def test_semaphore_admits_its_limit(perf: AgentPerf, call: Call, raw: Raw, names
     assert left(raw, namespace) == {}
 
 
+def test_higher_limit_passes_no_waiter(perf: AgentPerf, call: Call, raw: Raw, namespace: str) -> None:
+    def wait() -> None:
+        with perf.semaphore("x", 1):
+            pass
+
+    wide = perf.semaphore("x", 4)
+    with perf.semaphore("x", 1):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        queue = keys.lock(namespace, "semaphore", "x").queue
+        wait_until(lambda: raw.zcard(queue), "the waiter is queued")
+        assert call(wide, "acquire", blocking=False) is False
+    waiter.join(60)
+    assert call(wide, "acquire", blocking=False) is True
+    call(wide, "release")
+
+
 def test_tasks_share_a_semaphore(perf: AgentPerf, runner: asyncio.Runner, raw: Raw, namespace: str) -> None:
     semaphore, running, peak = perf.semaphore("x", 3), 0, 0
 
