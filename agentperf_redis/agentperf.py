@@ -22,10 +22,19 @@ if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.cache.model import CacheStats, Policy, WithoutServer
     from agentperf_redis.cache.tiered import TieredCache
     from agentperf_redis.codec.codec import Codec
+    from agentperf_redis.locks.client import Lock, Semaphore
     from agentperf_redis.metrics.client import MetricsCollector
 
 
-_SERVICES = ("alerts.client", "balancer.client", "cache.lru", "cache.tiered", "metrics.client", "metrics.tracking")
+_SERVICES = (
+    "alerts.client",
+    "balancer.client",
+    "cache.lru",
+    "cache.tiered",
+    "locks.client",
+    "metrics.client",
+    "metrics.tracking",
+)
 
 
 def _load_services() -> None:
@@ -62,6 +71,16 @@ class TieredOptions(CacheOptions, total=False):
     hot_ttl: float | None
     warm_ttl: float | None
     cold_ttl: float | None
+
+
+class LockOptions(TypedDict, total=False):
+    """Options that `Lock` and `Semaphore` share."""
+
+    timeout: float | None
+    blocking: bool
+    blocking_timeout: float | None
+    ttl: float
+    raise_on_release_error: bool
 
 
 class AgentPerf:
@@ -146,6 +165,36 @@ class AgentPerf:
             return self.backend.share(("lb", chosen), made)
         made()  # validates the arguments before they become a key: an invalid argument may be unhashable
         return self.backend.share(("lb", chosen, settings, on_unavailable), made)
+
+    def lock(self, name: str, *, thread_local: bool = True, **options: Unpack[LockOptions]) -> Lock:
+        """Return a lock: `with perf.lock("invoices"):`, `async with perf.lock("invoices").aio:`.
+
+        Args:
+            name: the name of the lock, which all processes share.
+            thread_local: see `Lock`.
+            options: as for `Lock`.
+
+        Returns:
+            A new object on each call.
+        """
+        from agentperf_redis.locks.client import Lock
+
+        return Lock(name, thread_local=thread_local, backend=self.backend, **options)
+
+    def semaphore(self, name: str, limit: int, **options: Unpack[LockOptions]) -> Semaphore:
+        """Return a semaphore: `with perf.semaphore("gpus", 4):`, `async with perf.semaphore("gpus", 4).aio:`.
+
+        Args:
+            name: the name of the semaphore, which all processes share.
+            limit: max units held at once.
+            options: as for `Semaphore`.
+
+        Returns:
+            A new object on each call.
+        """
+        from agentperf_redis.locks.client import Semaphore
+
+        return Semaphore(name, limit, backend=self.backend, **options)
 
     def cache(self, name: str | None = None, **options: Unpack[LRUOptions]) -> LRUCache:
         """Return the LRU cache with this name: one object for each name.

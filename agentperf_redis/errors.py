@@ -224,6 +224,27 @@ class LeaseLost(AgentPerfError):
         return f"lease {self.token} of {self.pool} is lost: {self.reason}"
 
 
+class LockError(AgentPerfError):
+    """A lock or semaphore is not in the state that the call needs: it was not acquired in time, or it is not held.
+
+    Attributes:
+        name: the name of the lock or semaphore.
+        reason: description of the cause.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name!r}: {self.reason}"
+
+
+class LockNotOwned(LockError):
+    """A lock or semaphore was lost before its holder released it: the lease expired, or the server lost its data."""
+
+
 class NoCapacity(AgentPerfError):
     """No instance could be leased within the given time.
 

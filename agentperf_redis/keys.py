@@ -12,15 +12,22 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
     agentperf:{lb:planner}:due                ZSET  timer -> ms: @<token> lease, W@<token> waiter, X@<token> tombstone,
-                                              H:<id> heartbeat, E:<id> ejection, R:<id> rate limit, V:<id> warm-up
+                                              H:<id> heartbeat, E:<id> ejection, R:<id> rate limit, V:<id> warm-up,
+                                              C:<id> rest
     agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus priority; also the channel of grants
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  like ready, for the instances with that label
-    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy or rate-limited instances
+    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy, resting, rate-limited ones
     agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
+
+    agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX, as all of these
+    agentperf:{lock:invoices}:state           HASH  @<token> -> held|grant|waiting, #fence
+    agentperf:{lock:invoices}:queue           ZSET  @<token> -> arrival, us; also the channel of grants
+    agentperf:{lock:invoices}:spent:@<token>  STRING  why a late copy of that request is refused
+    agentperf:{semaphore:gpus}:...            the same, for a semaphore
 
     agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
@@ -194,6 +201,28 @@ def pool(namespace: str, agent_type: str) -> PoolKeys:
     """Return the keys of the pool of an agent type."""
     tag = f"{namespace}:{{lb:{encoded(agent_type)}}}"
     return PoolKeys(tag, *(f"{tag}:{part}" for part in _POOL_PARTS))
+
+
+@dataclass(frozen=True, slots=True)
+class LockKeys:
+    """Keys of one lock or semaphore, ``agentperf:{lock:invoices}:...``."""
+
+    tag: str
+    """``agentperf:{lock:invoices}``."""
+    state: str
+    held: str
+    queue: str
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The keys in the order of the scripts."""
+        return (self.state, self.held, self.queue)
+
+
+def lock(namespace: str, service: str, name: str) -> LockKeys:
+    """Return the keys of a lock or semaphore; service is "lock" or "semaphore"."""
+    tag = f"{namespace}:{{{service}:{encoded(name)}}}"
+    return LockKeys(tag, *(f"{tag}:{part}" for part in ("state", "held", "queue")))
 
 
 @dataclass(frozen=True, slots=True)

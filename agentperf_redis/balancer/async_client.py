@@ -66,6 +66,10 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.remove_instance`."""
         return await self._backend.arun(self._operations.remove(agent_type, instance_id))
 
+    async def delete_pool(self, agent_type: str) -> bool:
+        """See `LoadBalancer.delete_pool`."""
+        return await self._backend.arun(self._operations.delete_pool(agent_type))
+
     async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_healthy`."""
         return await self._backend.arun(self._operations.mark(agent_type, instance_id, off=BETTER))
@@ -81,6 +85,10 @@ class AsyncLoadBalancer:
     async def undrain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.undrain`."""
         return await self._backend.arun(self._operations.mark(agent_type, instance_id, off="draining"))
+
+    async def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> bool:
+        """See `LoadBalancer.cool_down`."""
+        return await self._backend.arun(self._operations.cool_down(agent_type, instance_id, seconds))
 
     async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """See `LoadBalancer.heartbeat`."""
@@ -117,9 +125,10 @@ class AsyncLoadBalancer:
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
         tokens: int | None = None,
+        retry_after: float | None = None,
     ) -> bool:
         """See `LoadBalancer.release`."""
-        return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens))
+        return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens, retry_after))
 
     def lease(
         self,

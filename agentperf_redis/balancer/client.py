@@ -168,10 +168,29 @@ class LoadBalancer:
         """
         return self._backend.run(self._operations.remove(agent_type, instance_id))
 
+    def delete_pool(self, agent_type: str) -> bool:
+        """Delete a pool at once: its instances, leases, queue, settings, events and history.
+
+        The processes that registered the instances do not register them again, if they reach the server within a
+        minute. Holders of leases get LeaseLost at their next renewal. Waiters stay in the queue, until their `wait` is
+        over, for instances that are registered later.
+
+        A pool need not be deleted: a minute after its last instance was removed and its last lease and waiter ended, it
+        has no key left. If `configure` has set its settings, the settings are kept for a day.
+
+        Args:
+            agent_type: the pool.
+
+        Returns:
+            Whether the pool existed.
+        """
+        return self._backend.run(self._operations.delete_pool(agent_type))
+
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take work again.
 
-        This undoes `mark_unhealthy`, and clears an ejection, failed checks, a missed heartbeat and a slow start.
+        This undoes `mark_unhealthy`, and ends an ejection, a rest and a slow start. It also clears failed checks and a
+        missed heartbeat.
 
         Returns:
             Whether the instance is registered.
@@ -189,6 +208,24 @@ class LoadBalancer:
     def undrain(self, agent_type: str, instance_id: str) -> bool:
         """Undo `drain`. Returns whether the instance is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, off="draining"))
+
+    def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> bool:
+        """Let an instance rest: from now on, no process leases it, until these seconds are over.
+
+        `release(outcome="rate_limited", retry_after=...)` does the same. Existing leases stay valid. Several rests last
+        until the latest of their ends. A rest is no fault of the instance, so it counts for neither ejection nor panic,
+        and a resting instance gets no active checks. If all instances rest, `NoCapacity.retry_after` is the time until
+        the first of them is back.
+
+        Args:
+            agent_type: the pool of the instance.
+            instance_id: the name of the instance.
+            seconds: length of the rest, 0.001 to 86,400.
+
+        Returns:
+            Whether the instance is registered.
+        """
+        return self._backend.run(self._operations.cool_down(agent_type, instance_id, seconds))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """Report that instances are alive. An instance that missed its heartbeat takes work again.
@@ -272,14 +309,18 @@ class LoadBalancer:
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
         tokens: int | None = None,
+        retry_after: float | None = None,
     ) -> bool:
         """Release a lease and report the outcome of the work.
 
         Args:
             instance: the return value of `acquire`, which may be None; or the lease.
-            outcome: "ok", "error", "timeout", "rejected", or "neutral" when the result says nothing about the instance.
+            outcome: "ok", "error", "timeout", "rejected", "rate_limited", or "neutral" when the result says nothing
+                about the instance. After "rate_limited", the instance rests, as after `cool_down`.
             response_time: seconds that the work took, if measured.
             tokens: number of tokens that the work used; None for the number passed to `acquire`.
+            retry_after: with the outcome "rate_limited": seconds that the instance rests, 0 to 86,400, usually from its
+                answer. None for five seconds.
 
         Returns:
             True when this call freed the unit; False when the lease is None, or had already been released or expired.
@@ -287,7 +328,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
         """
-        return self._backend.run(self._operations.release(instance, outcome, response_time, tokens))
+        return self._backend.run(self._operations.release(instance, outcome, response_time, tokens, retry_after))
 
     def lease(
         self,
@@ -306,7 +347,8 @@ class LoadBalancer:
         """Hold a lease for a `with` block, measure the response time and report the outcome.
 
         If an exception leaves the block, its type decides the outcome: "timeout" for a TimeoutError, "neutral" for a
-        cancellation or KeyboardInterrupt, "error" for other exceptions. Set `lease.outcome` to report another outcome.
+        cancellation or KeyboardInterrupt, "error" for other exceptions. Set `lease.outcome` to report another outcome,
+        and for "rate_limited" also `lease.retry_after`.
 
         Args:
             agent_type: the pool.

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from agentperf_redis import arguments
 from agentperf_redis.background import ModuleLock
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
+from agentperf_redis.balancer.model import MAX_TTL_S, MIN_TTL_S, AgentInstance, Facts, Outcome, checked_rest, snapshot
 from agentperf_redis.errors import LeaseLost
 
 
@@ -29,6 +29,12 @@ class KeeperProtocol(Protocol):
 
     def held_as(self, token: str) -> Lease | None:
         """Return the lease with this token if this process holds it."""
+
+    def extend(self, lease: Lease, ttl: float) -> None:
+        """Give a lease another TTL."""
+
+    async def aextend(self, lease: Lease, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
 
 
 keepers: weakref.WeakSet[KeeperProtocol] = weakref.WeakSet()
@@ -68,6 +74,8 @@ class Lease:
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
         tokens_used: number of tokens that the work used; None if the work used as many as `tokens` says. Set this
             attribute before the release.
+        retry_after: with the outcome "rate_limited": seconds for which the instance gets no work. Set this attribute
+            before the release.
     """
 
     __slots__ = (
@@ -78,6 +86,7 @@ class Lease:
         "_on_lost",
         "_outcome",
         "_pid",
+        "_retry_after",
         "_state",
         "agent_type",
         "fence",
@@ -119,6 +128,7 @@ class Lease:
         self.tokens = tokens
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
+        self._retry_after: float | None = None
         self.started = time.monotonic()
         # These times count from `sent_at`, when the request was sent. So this process regards the lease as ended no
         # later than the server does.
@@ -168,6 +178,15 @@ class Lease:
         self._outcome = None if value is None else arguments.choice("outcome", value, Outcome)
 
     @property
+    def retry_after(self) -> float | None:
+        """Seconds for which the instance gets no work after the outcome "rate_limited"; None for the default."""
+        return self._retry_after
+
+    @retry_after.setter
+    def retry_after(self, value: float | None) -> None:
+        self._retry_after = None if value is None else checked_rest("retry_after", value, minimum=0.0)
+
+    @property
     def instance_id(self) -> str:
         """Name of the instance."""
         return self._facts[0]
@@ -209,6 +228,33 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
+    def extend(self, ttl: float) -> None:
+        """Give the lease another TTL, which begins now. Later renewals keep this TTL.
+
+        A longer TTL helps before a long call of C code, which keeps the background thread from renewing the lease.
+
+        Args:
+            ttl: seconds, 0.05 to 86,400, after which the lease expires unless it is renewed. It may be shorter than the
+                time that was left.
+
+        Raises:
+            LeaseLost: when this process does not hold the lease, or no longer.
+        """
+        self._keeper.extend(self, self._checked_ttl(ttl))
+
+    async def aextend(self, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
+        await self._keeper.aextend(self, self._checked_ttl(ttl))
+
+    def _checked_ttl(self, ttl: float) -> float:
+        seconds = arguments.seconds("ttl", ttl, minimum=MIN_TTL_S, maximum=MAX_TTL_S)
+        if self._loss is not None:
+            raise self._loss
+        if not self.held:
+            reason = "another process holds it" if self._state is _State.COPY or not self.is_own else "it was released"
+            raise LeaseLost(self.agent_type, self.token, reason)
+        return seconds
+
     def kept_by(self, keeper: KeeperProtocol) -> bool:
         """Whether this keeper renews the lease. Also True for an unpickled copy, although no keeper renews it."""
         return self._keeper is keeper or self._keeper is _NO_KEEPER
@@ -247,6 +293,12 @@ class _NoKeeper:
 
     def held_as(self, token: str) -> Lease | None:  # noqa: ARG002  it holds nothing
         return None
+
+    def extend(self, lease: Lease, ttl: float) -> None:
+        """Never called, since the copy is not held."""
+
+    async def aextend(self, lease: Lease, ttl: float) -> None:
+        """Never called, since the copy is not held."""
 
 
 _NO_KEEPER = _NoKeeper()

@@ -27,7 +27,7 @@ from agentperf_redis.balancer.lease import Lease, keepers
 from agentperf_redis.balancer.model import AttachedLease
 from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
-from agentperf_redis.command import Batch, Command, WakeUp
+from agentperf_redis.command import Batch, Command, Flow, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.history import Sampler
 from agentperf_redis.presence import presence_of
@@ -47,6 +47,8 @@ When a round begins, two thirds of the TTL are left.
 _MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
+_EXTEND_S = 2.0
+"""How long `extend` waits for the background thread beyond the deadline of a request, s."""
 
 
 def _notify(on_lost: Callable[[LeaseLost], object], loss: LeaseLost) -> None:
@@ -145,19 +147,39 @@ class LeaseKeeper:
         self.jobs.put(partial(self._forget, pool, token, instance_id))
         return True
 
-    def undo(self, pool: Pool, token: str, ttl: float) -> WakeUp:
+    def undo(self, release: Command[bool], ttl: float) -> WakeUp:
         """Release the lease that a request of unknown outcome may have left. Retries while the server is unreachable.
 
         Returns:
             A wake-up that is sent after the first attempt.
         """
         tried = WakeUp()
-        self.retry_in_background(commands.release(pool, token, tombstone_ms=self.tombstone_ms(ttl)), ttl, tried)
+        self.retry_in_background(release, ttl, tried)
         return tried
 
     def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
         """Run a command on the background thread, and retry it until the server answers or these seconds are over."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
+
+    def extend(self, lease: Lease, ttl: float) -> None:
+        """Give a lease another TTL."""
+        self._backend.run(self._extending(lease, ttl))
+
+    async def aextend(self, lease: Lease, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
+        await self._backend.arun(self._extending(lease, ttl))
+
+    def _extending(self, lease: Lease, ttl: float) -> Flow[None]:
+        # The background thread sends the request, between its renewals. Sent by another thread, the request could
+        # overtake a renewal with the old TTL, which would then shorten the lease again.
+        done = WakeUp()
+        failures: list[AgentPerfError] = []
+        self.jobs.put(partial(self._extend, lease, ttl, failures, done))
+        if not (yield from Wait(done, self._backend.deadline + _EXTEND_S)):
+            raise BackendUnavailable(self._backend.address.masked, "unknown", "the background thread is busy")
+        if failures:
+            raise failures[0]
+        lease.check()
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Report that a lease is lost. Called once per lease."""
@@ -193,6 +215,21 @@ class LeaseKeeper:
             pool.agent_type,
         )
         self.retry_in_background(commands.release(pool, token, instance_id), TOMBSTONE_S)
+
+    def _extend(self, lease: Lease, ttl: float, failures: list[AgentPerfError], done: WakeUp) -> None:
+        try:
+            if lease.held:
+                sent_at = time.monotonic()
+                command = commands.extend(lease.pool, lease.token, math.ceil(ttl * 1000))
+                if self._backend.run(command, self._attempt_timeout_s()):
+                    lease.ttl, lease.valid_until, lease.renew_at = ttl, sent_at + ttl, sent_at + ttl / 3
+                    self.jobs.at(lease.renew_at, self._renew_due)
+                else:
+                    lease.lose("another caller released it, or it expired before it was extended")
+        except AgentPerfError as error:
+            failures.append(error)
+        finally:
+            done.send()
 
     def _attempt(self, command: Command[Any], until: float, tried: WakeUp | None) -> None:
         try:

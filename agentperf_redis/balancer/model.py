@@ -16,6 +16,10 @@ MAX_WEIGHT = 1e6
 """Max weight of an instance. Under WEIGHTED, its score is at most weight * 10^9, which must stay below 2^53."""
 MAX_LABELS = 16
 """Max labels of an instance. There is one index per label, and every pick of the instance must update all of them."""
+MIN_TTL_S, MAX_TTL_S = 0.05, 86_400.0
+"""Min and max TTL of a lease, s. MAX_TTL_MS in maintenance.lua is the same maximum."""
+MAX_REST_S = 86_400.0
+"""Max rest of an instance after a rate limit, s. Providers count requests per day at most."""
 
 _CHANGED_THROUGH = {
     "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
@@ -64,7 +68,11 @@ class Outcome(Enum):
     ERROR = "error"
     TIMEOUT = "timeout"
     REJECTED = "rejected"
-    """The instance refused the work, for example because of its own rate limit."""
+    """The instance refused the work."""
+    RATE_LIMITED = "rate_limited"
+    """The instance refused the work because of its own rate limit (HTTP status 429). The instance rests: it gets no
+    work until the time it named is over. This has no further consequence: the outcome counts once as failed, but not
+    as a bad outcome in a row, ejects nothing, and changes neither an adaptive limit nor the response time."""
     NEUTRAL = "neutral"
     """The result says nothing about the instance: the work was cancelled, or the caller was at fault."""
 
@@ -88,6 +96,8 @@ class InstanceState(Enum):
     """It fails its active checks."""
     EJECTED = "ejected"
     """Its outcomes were bad; it takes no work for a limited time."""
+    RESTING = "resting"
+    """It refused work because of its own rate limit, or was cooled down: it takes no work for a limited time."""
     HALF_OPEN = "half_open"
     """An ejection has ended: the instance takes one lease at a time, until the work on one of them succeeds."""
     RATE_LIMITED = "rate_limited"
@@ -105,6 +115,7 @@ class AttachedLease(Protocol):
     ttl: float
     tokens: int
     tokens_used: int | None
+    retry_after: float | None
 
     @property
     def instance(self) -> AgentInstance:
@@ -135,6 +146,12 @@ class AttachedLease(Protocol):
 
     def check(self) -> None:
         """Raise LeaseLost if this process knows that the lease is lost."""
+
+    def extend(self, ttl: float) -> None:
+        """Give the lease another TTL, which begins now."""
+
+    async def aextend(self, ttl: float) -> None:
+        """Like `extend`, without blocking the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +239,11 @@ def checked_labels(argument: str, value: object) -> frozenset[str]:
     return labels
 
 
+def checked_rest(argument: str, value: object, *, minimum: float = 0.001) -> float:
+    """Check the length of a rest of an instance, s."""
+    return arguments.seconds(argument, value, minimum=minimum, maximum=MAX_REST_S)
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
     """The status of an instance, and its counters, which began when the instance was registered.
@@ -230,13 +252,14 @@ class InstanceStatus:
         instance: snapshot of the instance.
         peak_load: highest load so far, as recorded by the scripts that grant leases.
         served: number of leases released with the outcome ok.
-        failed: number of leases released with a bad outcome.
+        failed: number of leases released with a bad outcome, or with the outcome rate_limited.
         failed_in_a_row: number of bad outcomes, slow ones included, since the last good one.
         fence: the last fencing token of the instance.
         state: whether the instance takes work, and if not, why.
         limit: max leases at present: below max_capacity while the instance is limited, and 0 while it takes no work.
         ejections: number of ejections in a row.
         ejected_for: seconds until the ejection ends, 0.0 when the instance is not ejected.
+        resting_for: seconds until the rest ends, 0.0 when the instance does not rest.
         requests_per_minute: max requests per minute; math.inf for no limit.
         tokens_per_minute: max tokens per minute; math.inf for no limit.
     """
@@ -251,6 +274,7 @@ class InstanceStatus:
     limit: int = 0
     ejections: int = 0
     ejected_for: float = 0.0
+    resting_for: float = field(default=0.0, kw_only=True)
     requests_per_minute: float = math.inf
     tokens_per_minute: float = math.inf
 
@@ -334,6 +358,11 @@ class EventKind(Enum):
     """The instance was ejected because of its outcomes."""
     HALF_OPEN = "half_open"
     """The ejection is over; the instance gets one lease at a time."""
+    RESTING = "resting"
+    """The instance refused work because of its own rate limit, or was cooled down. A rest that is prolonged adds no
+    event."""
+    RESTED = "rested"
+    """The rest is over."""
     RECOVERED = "recovered"
     """A probe after an ejection succeeded."""
     WARM = "warm"

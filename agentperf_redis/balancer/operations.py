@@ -21,7 +21,9 @@ from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
+    MAX_TTL_S,
     MAX_WEIGHT,
+    MIN_TTL_S,
     AgentInstance,
     AttachedLease,
     LoadBalancingStrategy,
@@ -31,6 +33,7 @@ from agentperf_redis.balancer.model import (
     PoolStatus,
     Repaired,
     checked_labels,
+    checked_rest,
 )
 from agentperf_redis.balancer.registrations import Registered, Registrations
 from agentperf_redis.balancer.server_clock import ServerClock, clock_of
@@ -44,14 +47,12 @@ T = TypeVar("T")
 
 OnLost = Callable[[LeaseLost], None]
 
-_MIN_TTL_S = 0.05
-_MAX_TTL_S = 86_400.0
 MAX_PRIORITY = 1_000_000
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
 _DEFAULT_ARGUMENTS = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
-BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
+BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming,resting"
 """The flags that `mark_healthy` clears."""
 MAX_EVENTS = 1000
 _MIN_RATE, _MAX_RATE = 0.001, 1e9
@@ -117,7 +118,7 @@ class Operations:
             self.choice(require, affinity),
             arguments.seconds("wait", wait, minimum=0.0, endless=True),
             arguments.count("priority", priority, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
-            arguments.seconds("ttl", ttl, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S),
+            arguments.seconds("ttl", ttl, minimum=MIN_TTL_S, maximum=MAX_TTL_S),
             arguments.seconds("max_hold", max_hold, endless=True),
             on_lost,
             arguments.count("tokens", tokens, minimum=0),
@@ -180,11 +181,11 @@ class Operations:
             raise InvalidArgument("check", check, "a function that takes an AgentInstance")
         if arguments.is_generator_function(check):
             raise InvalidArgument("check", check, "a function or coroutine function, not a generator function")
-        seconds = arguments.seconds("interval", interval, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S)
+        seconds = arguments.seconds("interval", interval, minimum=MIN_TTL_S, maximum=MAX_TTL_S)
         if timeout is None:
             limit = min(_CHECK_TIMEOUT_S, seconds)
         else:
-            limit = arguments.seconds("timeout", timeout, minimum=_MIN_TTL_S / 10, maximum=seconds)
+            limit = arguments.seconds("timeout", timeout, minimum=MIN_TTL_S / 10, maximum=seconds)
         return Checking(self.backend, self.clock, self.pool(agent_type), check, seconds, limit)
 
     def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
@@ -202,12 +203,21 @@ class Operations:
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
         name = arguments.name("instance_id", instance_id)
-        return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
+        return instances.remove(self.backend, self.clock, self.registrations, self.pool(agent_type), name)
+
+    def delete_pool(self, agent_type: str) -> Flow[bool]:
+        """See `LoadBalancer.delete_pool`."""
+        return instances.delete(self.backend, self.clock, self.registrations, self.pool(agent_type))
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
         """Set the flags in `on` and clear those in `off`. Both are comma-separated names of flags; see pool.lua."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
+
+    def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> Flow[bool]:
+        """See `LoadBalancer.cool_down`."""
+        name = arguments.name("instance_id", instance_id)
+        return instances.cool_down(self.clock, self.pool(agent_type), name, checked_rest("seconds", seconds))
 
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
@@ -239,6 +249,7 @@ class Operations:
         outcome: Outcome | str,
         response_time: float | None,
         tokens: int | None,
+        retry_after: float | None,
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
@@ -250,6 +261,11 @@ class Operations:
             raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
+        if retry_after is not None:
+            if checked is not Outcome.RATE_LIMITED:
+                allowed = "None, unless outcome is 'rate_limited'; or call cool_down"
+                raise InvalidArgument("retry_after", retry_after, allowed)
+            lease.retry_after = retry_after
         if tokens is not None:
             lease.tokens_used = arguments.count("tokens", tokens, minimum=0)
         return self._or_none(leases.release(self.keeper, lease, checked, took), False)
@@ -327,4 +343,4 @@ def _rate(argument: str, value: float) -> float:
 
 
 def _milliseconds(argument: str, value: float) -> int:
-    return math.ceil(arguments.seconds(argument, value, minimum=_MIN_TTL_S) * 1000)
+    return math.ceil(arguments.seconds(argument, value, minimum=MIN_TTL_S) * 1000)

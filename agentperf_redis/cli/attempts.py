@@ -130,7 +130,8 @@ def script_calls(key: str, channel: str) -> list[tuple[str, ...]]:
         ("LLEN", key),
         ("LPOP", key),
         ("MGET", key),
-        ("PEXPIRE", key, _SCRATCH_MS),
+        ("PERSIST", key),
+        ("PEXPIRE", key, _SCRATCH_MS),  # after PERSIST: the scratch key always expires
         ("PTTL", key),
         ("RENAME", key, key),
         ("RPUSH", key, "value"),

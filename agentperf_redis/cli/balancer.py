@@ -393,9 +393,11 @@ def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
     """
     arguments.name("POOL", pool)
     with target.connect() as perf:
-        if pool not in perf.backend.run(perf.backend.entered("lb")):
+        lb = perf.balancer()
+        # The events of a pool without instances are kept for a minute, although the pool is no longer listed.
+        if pool not in perf.backend.run(perf.backend.entered("lb")) and not lb.events(pool, limit=1):
             raise NotFound(f"pool {quoted(pool)}")
-        yield perf.balancer()
+        yield lb
 
 
 def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
@@ -487,6 +489,7 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
         "limit": status.limit,
         "ejections": status.ejections,
         "ejected_s": status.ejected_for,
+        "resting_s": status.resting_for,
         "requests_per_minute": _finite(status.requests_per_minute),
         "tokens_per_minute": _finite(status.tokens_per_minute),
     }

@@ -296,6 +296,8 @@ KINDS = (
             Meaning("#arrived", "arrival of the last waiter", at_us),
             Meaning("#claimed", "time when active checks were last claimed", at_ms),
             Meaning("#next", "time of the next maintenance; 0 while callers wait", at_ms_or_unknown),
+            Meaning("#expires", "time after which the keys of the pool expire, since it has no instance", length_ms),
+            Meaning("#configured", "1 if the settings were configured"),
             Meaning("#clock", "the server's time at the last maintenance, ms"),
             Meaning("@.+", "a request for a lease: a lease, a grant, a waiter, or a tombstone of an ended one"),
             Meaning(r"\+(.+)", "ejections, checks and limits of the instance {0}"),
@@ -328,6 +330,7 @@ KINDS = (
             Meaning("H:(.+)", "the heartbeat of the instance {0} is due", at_ms),
             Meaning("E:(.+)", "the ejection of the instance {0} ends", at_ms),
             Meaning("R:(.+)", "a rate limit of the instance {0} recovers", at_ms),
+            Meaning("C:(.+)", "the rest of the instance {0} ends", at_ms),
             Meaning("V:(.+)", "the next step of the warm-up of the instance {0}", at_ms),
             Meaning("P:.+", "the next batch of instances after a panic began or ended", at_ms),
         ),
@@ -357,7 +360,7 @@ KINDS = (
         "lb",
         "away",
         "zset",
-        "instances of the pool {0} that are unhealthy or rate-limited, by the end of that",
+        "instances of the pool {0} that are unhealthy, resting or rate-limited, by the end of that",
         (Meaning("(.+)", "the instance {0} comes back", at_ms_or_unknown),),
     ),
     Kind(
@@ -370,6 +373,37 @@ KINDS = (
     Kind("lb", "history", "hash", "the pool {0} over time (`agentperf series --pool`)", _HISTORY),
     Kind("cache|tiered", "history", "hash", "the cache {0} over time (`agentperf series --cache`)", _HISTORY),
     Kind("lb", "events", "stream", "the last events of the pool {0}, about a thousand (`agentperf lb events`)"),
+    # Locks and semaphores
+    Kind(
+        "lock|semaphore",
+        "state",
+        "hash",
+        "holders and waiters of the lock or semaphore {0}; it expires with the last of them",
+        (
+            Meaning("@.+", "a request: held, granted to a waiter that has not fetched it, or waiting"),
+            Meaning("#fence", "the last fencing token", at_us),
+        ),
+    ),
+    Kind(
+        "lock|semaphore",
+        "held",
+        "zset",
+        "leases and grants of the lock or semaphore {0}",
+        (Meaning("@.+", "a lease or a grant expires", at_ms),),
+    ),
+    Kind(
+        "lock|semaphore",
+        "queue",
+        "zset",
+        "callers that wait for the lock or semaphore {0}, in their order",
+        (Meaning("@.+", "arrival", at_us),),
+    ),
+    Kind(
+        "lock|semaphore",
+        "spent:(@.+)",
+        "string",
+        "why a late copy of the request {1} for the lock or semaphore {0} is refused; it expires",
+    ),
     # Caches
     Kind(
         "cache|tiered",

@@ -441,7 +441,9 @@ async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
 
     wake_up.call_when_sent(sent)
     try:
-        await asyncio.wait_for(future, seconds)
+        # Not `asyncio.wait_for`: in Python 3.11, it returns the result and drops the cancellation if both come at once.
+        async with asyncio.timeout(seconds):
+            await future
     except TimeoutError:
         return False
     finally:

@@ -18,7 +18,7 @@ class Reason:
         state: its state.
         since: when the state began, in s since 1970 by the server's clock; None if unknown. The pool stores only about
             its last thousand events, and no event begins a rate limit.
-        ends_in: seconds until an ejection ends; None for other states.
+        ends_in: seconds until an ejection or a rest ends; None for other states.
         text: the reason in words.
     """
 
@@ -39,6 +39,7 @@ _CAUSES = {
     InstanceState.HEARTBEAT_MISSED: (EventKind.HEARTBEAT_MISSED, "its heartbeat did not arrive in time"),
     InstanceState.DOWN: (EventKind.DOWN, "it fails its active checks"),
     InstanceState.EJECTED: (EventKind.EJECTED, "ejected for its outcomes"),
+    InstanceState.RESTING: (EventKind.RESTING, "resting: rate-limited by its service, or cooled down"),
     InstanceState.HALF_OPEN: (EventKind.HALF_OPEN, "its ejection is over; one lease at a time until one succeeds"),
     InstanceState.RATE_LIMITED: (None, "its requests or tokens per minute are used up for now"),
 }
@@ -65,13 +66,14 @@ def _reason(pool: PoolStatus, status: InstanceStatus, latest: dict[tuple[str | N
     name = status.instance.id
     kind, text = _CAUSES[status.state]
     event = None if kind is None else latest.get((name, kind))
-    if event is not None and event.kind is EventKind.EJECTED:
+    if event is not None and event.kind in (EventKind.EJECTED, EventKind.RESTING):
         text += "".join(f", {field}={value}" for field, value in event.details.items())
+    ends = {InstanceState.EJECTED: status.ejected_for, InstanceState.RESTING: status.resting_for}
     return Reason(
         pool.agent_type,
         name,
         status.state,
         None if event is None else event.at,
-        status.ejected_for if status.state is InstanceState.EJECTED else None,
+        ends.get(status.state),
         text,
     )

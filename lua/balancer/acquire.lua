@@ -1,7 +1,7 @@
 -- acquire: pick an instance and lease one unit of its capacity, at most once per token.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
@@ -18,11 +18,11 @@
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted now, or granted before to the same token
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy or
---     rate-limited, the time until the first one comes back, if known; registered, waiting: number of instances and of
---     waiters; disabled: number of instances that drain, missed their heartbeat or are marked unhealthy; unhealthy:
---     number of instances that are ejected, half-open or failing checks; rate_limited: number of the other instances
---     whose rate limits are used up
+--     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy,
+--     resting or rate-limited, the time until the first one comes back, if known; registered, waiting: number of
+--     instances and of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
+--     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: number of
+--     the other instances that rest or whose rate limits are used up
 --   {-1, why}                            the token is spent; why: the tombstone's reason, or the word waiting or grant
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua

@@ -8,7 +8,8 @@
 --   count       int   max checks to claim
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
---     interval_ms; id, record: the instances to check
+--     interval_ms; id, record: the instances to check. A resting instance is not checked: the check would use up the
+--     rate limit for which the instance rests, and its failure would count as a second fault
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  claims other due checks: if a reply is lost, the instances in it miss one check
 -- ERRORS  none
@@ -54,7 +55,8 @@ for i = 1, #due, 2 do
   if next_ms <= now_ms then next_ms = now_ms + INTERVAL_MS end
   if call('ZSCORE', IDS, due[i]) then
     call('ZADD', CHECKS, format('%.0f', next_ms), due[i])
-    ids[#ids + 1] = due[i]
+    local rest_until_ms = whole_number(field(call('HGET', STATE, '+' .. due[i]) or '', 'rest_until_ms'), 0)
+    if not rest_until_ms or rest_until_ms <= now_ms then ids[#ids + 1] = due[i] end
   else
     call('ZREM', CHECKS, due[i])
   end

@@ -1,7 +1,7 @@
 -- configure: replace the settings of a pool, and apply the new settings to one page of its instances.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
@@ -41,7 +41,7 @@ local pool = maintenance(now_us)
 if pool.invalid and pool.invalid ~= '#settings' then return corrupt(pool.invalid) end
 local corrupt_id = pool.first_corrupt(page)
 if corrupt_id then return corrupt(corrupt_id) end
-call('HSET', STATE, '#settings', SETTINGS)
+call('HSET', STATE, '#settings', SETTINGS, '#configured', '1')
 if strategy then call('HSET', STATE, '#pool', pool.pool_fact(strategy, SETTINGS)) end
 pool = maintenance(now_us)
 for _, id in ipairs(page) do

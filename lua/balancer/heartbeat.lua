@@ -1,7 +1,7 @@
 -- heartbeat: record that instances are alive. An instance that was disabled for a missed heartbeat takes work again.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV

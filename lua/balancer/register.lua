@@ -1,7 +1,7 @@
 -- register: add an instance, or change a registered one. A change keeps the load, health and measurements.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
@@ -22,9 +22,10 @@
 --   chosen      int   1 when settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before}   added; born: creation time of the pool, us; if an earlier reply had another time, the
---     server has lost the pool since; before: the replaced settings, empty when none were replaced
---   {0, strategy, born, before}   changed
+--   {1, strategy, born, before, first}   added; born: creation time of the pool, us; if an earlier reply had another
+--     time, the server has lost the pool since; before: the replaced settings, empty when none were replaced; first: 1
+--     if the pool had no instance before, else 0
+--   {0, strategy, born, before, 0}       changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}    the request came after until_ms; nothing was changed
@@ -74,7 +75,8 @@ check_types(LABELS)
 local refused, strategy = opened(known[1])
 if refused then return refused end
 if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
-if call('ZCARD', IDS) > 0 then
+local first = call('ZCARD', IDS) == 0 and 1 or 0
+if first == 0 then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
   -- No instance is registered. So the pool is new, or it is empty and may change its strategy.
@@ -133,4 +135,5 @@ if how == 'ring' then
 end
 pool.dispatch()
 pool.reschedule()
-return {added, strategy, born, before}
+if first == 1 then pool.update_expiry() end
+return {added, strategy, born, before, first}

@@ -1,17 +1,19 @@
 -- release: end a lease, and record how the work went.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
 --   token       text  @ and the lease's token
 --   id          text  the instance, or - when the reply of acquire was lost
---   outcome     text  o ok, e error, t timeout, j rejected by the instance, n neutral, f freed by an operator
+--   outcome     text  o ok, e error, t timeout, j rejected by the instance, l rate-limited by the instance, n neutral,
+--                     f freed by an operator
 --   response_us int   response time of the work, us; -1 when not measured
 --   bury_ms     int   TTL of a tombstone that refuses a late copy of the acquire, ms; 0 when no copy can arrive
 --   again       int   1 when another copy of this release may have been executed before, else 0
 --   tokens      int   tokens used minus tokens counted by acquire; negative if fewer were used
+--   rest_ms     int   time for which the instance gets no work after the outcome l, ms
 -- RETURNS
 --   1   this call, or an earlier copy of it, ended the lease
 --   0   the token is unknown
@@ -22,7 +24,7 @@
 -- COST    O(log N + log L), and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
-local RESPONSE_US, BURY_MS, AGAIN, TOKENS = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local RESPONSE_US, BURY_MS, AGAIN, TOKENS, REST_MS = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include strategies
 --@include records
 --@include releases
@@ -139,6 +141,7 @@ call('HDEL', STATE, TOKEN)
 r.ewma_us, r.ewma_at_ms = tonumber(ewma_us), tonumber(ewma_at_ms)
 pool.end_lease(r, tonumber(fence_held))
 if OUTCOME ~= 'n' and OUTCOME ~= 'f' then pool.record_outcome(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
+if OUTCOME == 'l' and REST_MS ~= '0' then pool.rest(r, tonumber(REST_MS), 'rate_limited') end
 if TOKENS ~= '0' then pool.settle(r, tonumber(TOKENS)) end
 pool.store(r)
 if bury_ms > 0 then pool.tombstone(TOKEN, 'released', bury_ms) end

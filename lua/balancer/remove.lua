@@ -1,8 +1,7 @@
 -- remove: remove an instance. It gets no new leases, and its record is deleted when its last lease ends.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away, events and checks are
---               derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
@@ -11,11 +10,11 @@
 --   id          text  the instance
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   1   removed
---   0   no such instance
+--   {1, empty}   removed; empty: 1 if the pool now has neither instances, leases nor waiters, else 0
+--   {0}   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  returns 0 and changes nothing; a copy that arrives after until_ms is refused, since it could undo a later
+-- REPEAT  returns {0} and changes nothing; a copy that arrives after until_ms is refused, since it could undo a later
 --         change
 -- ERRORS  none
 -- COST    O(log N + log ring); N instances
@@ -40,14 +39,14 @@ call('ZCARD', RING)
 call('ZCARD', CHECKS)
 local refused = opened(fact)
 if refused then return refused end
-if not call('ZSCORE', IDS, ID) then return NOTHING end
+if not call('ZSCORE', IDS, ID) then return {NOTHING} end
 local pool = maintenance(now_us)
 if pool.invalid then return corrupt(pool.invalid) end
 local r, is_corrupt = pool.read(ID)
 if is_corrupt then return corrupt(ID) end
 call('ZREM', IDS, ID)
 call('ZREM', CHECKS, ID)
-call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID)
+call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID, 'C:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
   r.flags = {removed = true}
@@ -55,4 +54,6 @@ if r then
 end
 pool.add_event('removed', ID)
 pool.reschedule()
-return DONE
+local load = tonumber(call('HGET', STATE, '#load') or 0)
+local is_empty = call('ZCARD', IDS) == 0 and call('ZCARD', WAITQ) == 0 and load <= 0
+return {DONE, is_empty and 1 or 0}

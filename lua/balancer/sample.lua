@@ -7,7 +7,7 @@
 --   none
 -- RETURNS
 --   {1, wait_ms}  sampled now; the next slice begins in wait_ms
---   {0, wait_ms}  sampled before in this slice; or there is no such pool, and wait_ms is 0
+--   {0, wait_ms}  sampled before in this slice; or there is no such pool, or it has no instance, and wait_ms is 0
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  finds that the slice was sampled before
 -- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
@@ -19,8 +19,8 @@
 --@include history
 local STATE, WAITQ, HISTORY = KEYS[1], KEYS[2], KEYS[3]
 
-local facts = call('HMGET', STATE, '#pool', '#load', '#unhealthy')
-if not facts[1] then return {NOTHING, 0} end
+local facts = call('HMGET', STATE, '#pool', '#load', '#unhealthy', '#expires')
+if not facts[1] or facts[4] then return {NOTHING, 0} end
 local refused = opened(facts[1])
 if refused then return refused end
 local load, unhealthy = whole_number(facts[2], 0), whole_number(facts[3], 0)

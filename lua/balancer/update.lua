@@ -1,7 +1,7 @@
 -- update: change the registered fields of an instance, and its flags.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -79,6 +79,7 @@ if off.ejected or off.half_open then
   if r.extra then r.extra.checks = 0 end
   call('ZREM', DUE, 'E:' .. ID, 'V:' .. ID)
 end
+if off.resting then pool.rest(r, 0) end
 if WEIGHT ~= '-' then r.weight = WEIGHT end
 if LABELS ~= '-' then pool.relabel(r, LABELS == '' and '-' or LABELS) end
 for flag in pairs(on) do pool.set(r, flag, true) end

@@ -2,7 +2,7 @@
 -- lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -15,8 +15,9 @@
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted and fetched now, or fetched before by the same token
---   {0, ahead, poll_ms, ticket}         queued; ahead: number of waiters before this one; poll_ms: time until a timer
---     may free capacity, at most 1000
+--   {0, ahead, poll_ms, ticket, back_ms}   queued; ahead: number of waiters before this one; poll_ms: time until a
+--     timer may free capacity, at most 1000; back_ms: if all instances are unhealthy, resting or rate-limited, the time
+--     until the first of them comes back, if known, else 0
 --   {-1, why}                           the token is spent; why: the tombstone's reason
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
@@ -100,7 +101,10 @@ else
 end
 pool.reschedule()
 ticket = match(known, WAITING)
-if ticket then return {NOTHING, call('ZRANK', WAITQ, TOKEN), retry_after_ms(pool.now_ms), ticket} end
+if ticket then
+  local ahead, poll_ms = call('ZRANK', WAITQ, TOKEN), retry_after_ms(pool.now_ms)
+  return {NOTHING, ahead, poll_ms, ticket, pool.back_after_ms() or 0}
+end
 if not id then return {SPENT, match(known, TOMBSTONE)} end
 if expiry_ms <= pool.now_ms then return {SPENT, 'expired'} end
 return {DONE, id, expiry_ms, tonumber(fence), call('HGET', STATE, id) or ''}

@@ -152,9 +152,23 @@ def use_balancer(perf: AgentPerf, strategy: str) -> None:
     assert lb.heartbeat(strategy, "i0") == []
     assert lb.select_instance(strategy) is not None
     lb.repair(strategy)
+    assert lb.cool_down(strategy, "i0", 0.01)
     assert lb.remove_instance(strategy, "i1")
+    lb.register_instance(AgentInstance("only", "short-lived"))
+    lb.remove_instance("short-lived", "only")
+    lb.register_instance(AgentInstance("only", "short-lived"))
+    assert lb.delete_pool("short-lived")
     (status,) = lb.status(strategy)
     assert status.current_load == 0
+
+
+def use_locks(perf: AgentPerf, other: AgentPerf) -> None:
+    with perf.lock("one", timeout=60) as lock:
+        assert lock.extend(60)
+        assert lock.owned()
+        assert other.lock("one").acquire(blocking_timeout=0.05) is False
+    with perf.semaphore("four", 4):
+        assert not other.semaphore("four", 4).locked()
 
 
 def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
@@ -164,6 +178,7 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
         use_alerts(perf)
         for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
             use_balancer(perf, strategy)
+        use_locks(perf, other)
         # Over the message bus, a write through one AgentPerf invalidates the local copy of the other.
         reader, writer = perf.cache("copies", local_size=10), other.cache("copies")
         writer.put("a", 1)

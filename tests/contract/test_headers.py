@@ -27,7 +27,7 @@ def test_every_script_matches_its_header(name: str) -> None:
 
 LAID_OUT = [
     str(file.relative_to(LUA))
-    for folder in ("alerts", "cache", "metrics", "namespace", "includes")
+    for folder in ("alerts", "cache", "locks", "metrics", "namespace", "includes")
     for file in sorted((LUA / folder).rglob("*.lua"))
 ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import LoadBalancer, LRUCache, MetricsCollector, TieredCache
+from agentperf_redis import LoadBalancer, Lock, LRUCache, MetricsCollector, Semaphore, TieredCache
 from agentperf_redis.alerts.client import Alerts
 
 CLIENTS: dict[str, type] = {
@@ -20,6 +20,8 @@ CLIENTS: dict[str, type] = {
     "LRUCache": LRUCache,
     "TieredCache": TieredCache,
     "MetricsCollector": MetricsCollector,
+    "Lock": Lock,
+    "Semaphore": Semaphore,
 }
 
 WITHOUT_IO = {
@@ -39,6 +41,8 @@ WITHOUT_IO = {
         "start_time",
         "track",
     },
+    "Lock": {"aio"},
+    "Semaphore": {"aio", "limit"},
 }
 """Public names that need no server. The asyncio API has no counterparts of them."""
 
@@ -48,6 +52,8 @@ READ_BY: dict[str, dict[str, str]] = {
     "LRUCache": {"access_order": "keys", "cache": "entry", "hits": "stats", "misses": "stats"},
     "TieredCache": {"hits": "stats", "misses": "stats"},
     "MetricsCollector": {"metrics": "snapshots"},
+    "Lock": {},
+    "Semaphore": {},
 }
 """Properties of the in-memory version that read from the server, and the asyncio method that replaces each."""
 
@@ -72,7 +78,12 @@ def public(cls: type) -> dict[str, Any]:
     return {name: value for name, value in inspect.getmembers_static(cls) if not name.startswith("_")}
 
 
-PAIRS = [(name, method) for name, client in CLIENTS.items() for method in public(aio_class(client))]
+PAIRS = [
+    (name, method)
+    for name, client in CLIENTS.items()
+    for method, value in public(aio_class(client)).items()
+    if not isinstance(value, property)
+]
 
 
 def body(function: Any) -> list[str]:

@@ -67,8 +67,18 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert balancer.leases(agent).leases
         assert balancer.repair(agent).wrong == 0
         assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
+        leased.lease.extend(60)
         assert balancer.release(leased)
+        assert balancer.cool_down(agent, "p1", 1)
         assert balancer.remove_instance(agent, "p2")
+    perf.balancer().register_instance(AgentInstance("p1", "deleted", labels=frozenset({"gpu"})))
+    assert perf.balancer().delete_pool("deleted")
+
+    for lock in (perf.lock("one", timeout=60), perf.semaphore("four", 4, timeout=60)):
+        with lock:
+            assert lock.owned()
+            assert lock.extend(60)
+            assert perf.lock("one").acquire(blocking_timeout=0.01) is (lock.name == "four")
 
     docs = perf.tiered_cache("docs", hot_size=1, warm_size=1, cold_size=1)
     lru = perf.cache("lru", max_size=2, default_ttl=60)

@@ -29,6 +29,7 @@ from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.access_buffer import AccessReport
 from agentperf_redis.command import Command
+from agentperf_redis.locks import commands as locking
 from agentperf_redis.metrics import commands as metered
 from agentperf_redis.metrics import workers
 from agentperf_redis.metrics.accumulator import FAILED, OK, Part
@@ -107,8 +108,10 @@ def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingS
             checks=-1,
         ),
     )
+    resting = records.changed(stored.raw.hget(state, "+p1"), rest_until_ms=now_ms + HELD_MS, rest_set_ms=now_ms)
+    stored.raw.hset(state, "+p1", resting)
     stored.raw.hset(state, "#calm", now_ms - HELD_MS)
-    timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS}
+    timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS, "C:p1": HELD_MS}
     stored.raw.zadd(pool.keys.due, {name: now_ms + left_ms for name, left_ms in timers.items()})
     stored.raw.zadd(pool.keys.ready, {"p0": 1.0, "p1": 2.0})
     for label in BOTH:
@@ -157,6 +160,10 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "status": lambda: lb.status(pool, 0, 100),
         "leases": lambda: lb.leases_page(pool, 0, 100),
         "repair": lambda: lb.repair(pool, 0, 100),
+        "cool down": lambda: lb.cool_down(pool, "p1", 1000, "cooled_down"),
+        "delete": lambda: lb.delete(pool),
+        "extend": lambda: lb.extend(pool, "@held:0", 1000),
+        "release limited": lambda: lb.release(pool, "@held:1", outcome=Outcome.RATE_LIMITED, rest_ms=1000),
         "configure": lambda: lb.configure(pool, SETTINGS, 0, 100),
         "claim checks": lambda: lb.claim_checks(pool, 1000, 100),
         "report checks": lambda: lb.report_checks(pool, int(time.time() * 1000), [("p0", False), ("p2", True)]),
@@ -202,6 +209,57 @@ def test_damaged_pool_of_other_strategy_is_unchanged(
     operations = {name: operations[name] for name in ("acquire", "select", "release", "release neutral")}
     damages = stored.damages(is_one_of(("state", "ready", "ring")))
     assert shortened(faults(stored, backend.run, damages, operations)) == []
+
+
+# Locks
+
+
+def fill_semaphore(run: Callable[[Any], Any], place: locking.Place, stored: Namespace) -> None:
+    """Make a semaphore in which each kind of record occurs."""
+    for number in range(2):
+        run(locking.acquire(place, f"@held:{number}", ttl=HELD_MS / 1000, limit=2))
+    for number in range(2):
+        run(locking.acquire(place, f"@wait:{number}", ttl=HELD_MS / 1000, limit=2, live_ms=3000))
+    fence = int(time.time() * 1e6)
+    stored.raw.hset(place.keys.state, "@granted", f"grant fence={fence} ticket={fence - 5}")
+    stored.raw.zadd(place.keys.held, {"@granted": fence / 1000 + HELD_MS})
+    run(locking.release(place, "@spent", tombstone_ms=HELD_MS))
+
+
+def semaphore_operations(place: locking.Place) -> Operations:
+    numbers = itertools.count()
+
+    def acquire(token: str, live_ms: int = 0, limit: int = 2) -> Command[Any]:
+        return locking.acquire(place, token, ttl=30.0, limit=limit, live_ms=live_ms)
+
+    found: Operations = {
+        "acquire": lambda: acquire(f"@new:{next(numbers)}"),
+        "acquire more": lambda: acquire(f"@new:{next(numbers)}", limit=9),
+        "acquire again": lambda: acquire("@held:0"),
+        "acquire spent": lambda: acquire("@spent"),
+        "wait": lambda: acquire(f"@new:{next(numbers)}", 3000),
+        "wait again": lambda: acquire("@wait:1", 3000),
+        "fetch": lambda: acquire("@granted", 3000),
+        "release": lambda: locking.release(place, "@held:0"),
+        "cancel": lambda: locking.release(place, "@wait:0", tombstone_ms=1000),
+        "extend": lambda: locking.extend(place, "@held:1", 60.0),
+        "add time": lambda: locking.extend(place, "@held:1", 60.0, added=True),
+        "look": lambda: locking.look(place, "@held:0"),
+    }
+    return found
+
+
+@pytest.mark.parametrize("overdue", [False, True], ids=["usual", "overdue"])
+def test_damaged_lock_is_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], overdue: bool
+) -> None:
+    backend = connect(own_server.url)
+    place = locking.Place.of(backend.namespace, "semaphore", "gpus")
+    fill_semaphore(backend.run, place, stored)
+    if overdue:
+        stored.raw.zadd(place.keys.held, {"@held:1": 1.0})
+    found = faults(stored, backend.run, stored.damages(is_one_of(())), semaphore_operations(place))
+    assert shortened(found) == []
 
 
 # The cache

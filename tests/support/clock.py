@@ -15,6 +15,8 @@ _TIMES = {"fence": 10**6, "ticket": 10**6, "ewma_at_ms": 1000, "ejected_until_ms
     "limit_cut_us": 10**6,
     "checked_ms": 1000,
     "metered_us": 10**6,
+    "rest_until_ms": 1000,
+    "rest_set_ms": 1000,
     "rpm_arrival_us": 10**6,
     "tpm_arrival_us": 10**6,
 }

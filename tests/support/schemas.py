@@ -109,6 +109,7 @@ INSTANCE = fields(
     limit=COUNT,
     ejections=COUNT,
     ejected_s=POSITIVE,
+    resting_s=POSITIVE,
     requests_per_minute=maybe(POSITIVE),
     tokens_per_minute=maybe(POSITIVE),
 )

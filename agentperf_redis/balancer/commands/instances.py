@@ -18,6 +18,8 @@ from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 from agentperf_redis.script import Script
 
+COOL_DOWN = Script("balancer/cool_down")
+DELETE = Script("balancer/delete")
 HEARTBEAT = Script("balancer/heartbeat")
 REGISTER = Script("balancer/register")
 REMOVE = Script("balancer/remove")
@@ -60,11 +62,13 @@ class RegisterReply:
         strategy: the strategy of the pool.
         born: creation time of the pool, us.
         replaced: the replaced settings of the pool, packed; "" when none were replaced.
+        is_first: whether the pool had no instance before.
     """
 
     strategy: LoadBalancingStrategy
     born: int
     replaced: str
+    is_first: bool = False
 
 
 def register(
@@ -99,8 +103,8 @@ def register(
 
     def decode(reply: Reply) -> RegisterReply | TooLate:
         match opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as used, int() as born, bytes() as before]):
-                return RegisterReply(strategy_of(pool, used), born, text_of(pool, before))
+            case ((Status.DONE | Status.NOTHING), [bytes() as used, int() as born, bytes() as before, int() as first]):
+                return RegisterReply(strategy_of(pool, used), born, text_of(pool, before), first == 1)
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
@@ -171,8 +175,16 @@ def update(
     return Command(UPDATE, pool.keys.core, args, decode)
 
 
-def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
-    """Remove an instance. Returns whether the instance was registered."""
+def cool_down(pool: Pool, instance_id: str, rest_ms: int, why: str, until_ms: int = 0) -> Command[bool | TooLate]:
+    """Let an instance rest. Returns whether the instance is registered.
+
+    Args:
+        pool: the pool of the instance.
+        instance_id: the instance.
+        rest_ms: length of the rest, ms.
+        why: the reason that the event names, "rate_limited" or "cooled_down".
+        until_ms: server time after which the request is refused, ms; 0: never.
+    """
 
     def decode(reply: Reply) -> bool | TooLate:
         match opened(pool, reply):
@@ -183,7 +195,62 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
             case status, values:
                 raise refusal(pool, status, values)
 
+    args: NamedArgs = {"id": encoded(instance_id), "rest_ms": rest_ms, "why": why, "until_ms": until_ms}
+    return Command(COOL_DOWN, pool.keys.core, args, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An instance was removed.
+
+    Attributes:
+        is_empty: whether the pool now has neither instances, leases nor waiters.
+    """
+
+    is_empty: bool
+
+
+def count_registered(pool: Pool) -> Command[int]:
+    """Count the instances of a pool."""
+
+    def decode(reply: Reply) -> int:
+        if not isinstance(reply, int):
+            raise CorruptState(pool.keys.ids, f"an unexpected reply {shown(reply)}")
+        return reply
+
+    return Command("ZCARD", (pool.keys.ids,), (), decode)
+
+
+def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[Removed | TooLate | None]:
+    """Remove an instance. Returns None if the instance was not registered."""
+
+    def decode(reply: Reply) -> Removed | TooLate | None:
+        match opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as empty]:
+                return Removed(empty == 1)
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
     return Command(REMOVE, pool.keys.all, {"id": encoded(instance_id), "until_ms": until_ms}, decode)
+
+
+def delete(pool: Pool, until_ms: int = 0) -> Command[bool | TooLate]:
+    """Delete a pool. Returns whether the pool existed."""
+
+    def decode(reply: Reply) -> bool | TooLate:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(DELETE, pool.keys.all, {"until_ms": until_ms}, decode)
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:

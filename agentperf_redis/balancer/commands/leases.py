@@ -16,6 +16,7 @@ from agentperf_redis.keys import encoded
 from agentperf_redis.script import Script
 
 ACQUIRE = Script("balancer/acquire")
+EXTEND = Script("balancer/extend")
 RELEASE = Script("balancer/release")
 RENEW = Script("balancer/renew")
 SELECT = Script("balancer/select")
@@ -26,6 +27,7 @@ _OUTCOME_LETTERS = {
     Outcome.ERROR: "e",
     Outcome.TIMEOUT: "t",
     Outcome.REJECTED: "j",
+    Outcome.RATE_LIMITED: "l",
     Outcome.NEUTRAL: "n",
 }
 
@@ -81,12 +83,12 @@ class Refused:
 
     Attributes:
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
-            instances are unhealthy or rate-limited: seconds until the first of them comes back, if known.
+            instances are unhealthy, resting or rate-limited: seconds until the first of them comes back, if known.
         registered: number of instances of the pool.
         waiting: number of callers in the queue.
         out_of_rotation: number of instances that are draining, have missed their heartbeat or are marked unhealthy.
         unhealthy: number of instances that are ejected, half-open or failing checks.
-        rate_limited: number of instances whose rate limits are used up.
+        rate_limited: number of instances that rest or whose rate limits are used up.
     """
 
     retry_after: float
@@ -103,7 +105,7 @@ class Refused:
         full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
         counts = {
             "full": full,
-            "rate-limited": self.rate_limited,
+            "resting or rate-limited": self.rate_limited,
             "unhealthy (ejected or failing checks)": self.unhealthy,
             "out of rotation (draining, marked unhealthy or heartbeat missed)": self.out_of_rotation,
         }
@@ -128,11 +130,14 @@ class Queued:
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
         position: the waiter's ticket. A waiter that sends its ticket keeps its position. This is true even if the
             server has removed the waiter because its polls came too late.
+        back_after: if all instances are unhealthy, resting or rate-limited: seconds until the first of them comes back,
+            if known; else 0.0.
     """
 
     ahead: int
     retry_after: float
     position: str
+    back_after: float = 0.0
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
@@ -177,8 +182,8 @@ def wait(
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position]:
-                return Queued(ahead, retry_ms / 1000, text_of(pool, position))
+            case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position, int() as back_ms]:
+                return Queued(ahead, retry_ms / 1000, text_of(pool, position), back_ms / 1000)
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -220,6 +225,7 @@ def release(
     response_time: float | None = None,
     tombstone_ms: int = 0,
     tokens: int = 0,
+    rest_ms: int = 0,
     by_hand: bool = False,
 ) -> Command[bool]:
     """Release a lease.
@@ -232,11 +238,15 @@ def release(
         response_time: seconds that the work took, if measured.
         tombstone_ms: ms during which the server refuses a late copy of the acquire request; 0 when no copy can arrive.
         tokens: tokens used minus tokens counted at the grant; negative if fewer were used.
+        rest_ms: time for which the instance gets no work after the outcome RATE_LIMITED, ms.
         by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 
     Returns:
         Whether this call freed the unit.
     """
+    # A refusal is fast, but says nothing about the response time of the instance.
+    if outcome is Outcome.RATE_LIMITED:
+        response_time = None
     response_us = -1 if response_time is None else round(response_time * 1e6)
     args: NamedArgs = {
         "token": token,
@@ -246,6 +256,7 @@ def release(
         "bury_ms": tombstone_ms,
         "again": 0,
         "tokens": tokens,
+        "rest_ms": rest_ms,
     }
 
     def decode(reply: Reply) -> bool:
@@ -258,6 +269,19 @@ def release(
                 raise refusal(pool, status, values)
 
     return Command(RELEASE, pool.keys.core, args, decode, resend_args=_AGAIN)
+
+
+def extend(pool: Pool, token: str, ttl_ms: int) -> Command[bool]:
+    """Give a lease another TTL, which begins now. Returns False if the lease is lost."""
+
+    def decode(reply: Reply) -> bool:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(EXTEND, (pool.keys.state, pool.keys.due), {"token": token, "ttl_ms": ttl_ms}, decode)
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:

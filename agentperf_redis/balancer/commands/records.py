@@ -118,6 +118,7 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
         if instance.max_capacity > MAX_COUNT or instance.weight > MAX_WEIGHT:
             raise ValueError(record)
         ejections, until_ms = whole_number(more.get("ejections")), whole_number(more.get("ejected_until_ms"))
+        rest_until_ms = whole_number(more.get("rest_until_ms"))
         requests, tokens = (float(more.get(rate, 0)) or math.inf for rate in ("rpm", "tpm"))
     except (AttributeError, TypeError, ValueError):
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)} {shown(extra)}") from None
@@ -132,6 +133,7 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
         limit=limit,
         ejections=ejections,
         ejected_for=max(0.0, (until_ms - now_ms) / 1000) if b"ejected" in flags else 0.0,
+        resting_for=max(0.0, (rest_until_ms - now_ms) / 1000) if b"resting" in flags else 0.0,
         requests_per_minute=requests,
         tokens_per_minute=tokens,
     )

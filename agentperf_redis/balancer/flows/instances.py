@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -46,6 +47,8 @@ def register(
     pool = Pool.of(backend.namespace, agent_type)
     reply = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
     registrations.remember(replace(wanted, born=reply.born))
+    if reply.is_first:  # the pool may have been removed from the list of resources when it was empty
+        yield from backend.enter("lb", agent_type, again=True)
     if reply.replaced and wanted.settings is not None:
         yield from registrations.deploy(pool, wanted.settings)
         _log_change(pool, reply.replaced, wanted.settings)
@@ -70,10 +73,36 @@ def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
     _log.warning("the settings of pool %r were changed: %s", pool.agent_type, ", ".join(changed))
 
 
-def remove(clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str) -> Flow[bool]:
+def remove(
+    backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str
+) -> Flow[bool]:
     """Remove an instance, and forget this process's registration of it."""
     registrations.forget(pool.agent_type, instance_id)
-    return (yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id)))
+    done = yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id))
+    if done is not None and done.is_empty:
+        yield from _unlist(backend, pool)
+    return done is not None
+
+
+def delete(backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[bool]:
+    """Delete a pool, and forget this process's registrations in it."""
+    for agent_type, instance_id in list(registrations.registered):
+        if agent_type == pool.agent_type:
+            registrations.forget(agent_type, instance_id)
+    existed = yield from clock.before_deadline(pool, partial(commands.delete, pool))
+    yield from _unlist(backend, pool)
+    return existed
+
+
+def _unlist(backend: Backend, pool: Pool) -> Flow[None]:
+    """Remove a pool without instances from the list of resources.
+
+    Another process may register an instance meanwhile. It lists the pool again after the registration, which may be
+    before this removal. In this case, the instance is found here.
+    """
+    yield from backend.leave("lb", pool.agent_type)
+    if (yield from commands.count_registered(pool)):
+        yield from backend.enter("lb", pool.agent_type, again=True)
 
 
 def update(
@@ -135,6 +164,16 @@ def mark(
     return True
 
 
+def cool_down(clock: ServerClock, pool: Pool, instance_id: str, seconds: float) -> Flow[bool]:
+    """Let an instance rest. Returns whether the instance is registered."""
+    rest_ms = math.ceil(seconds * 1000)
+    return (
+        yield from clock.before_deadline(
+            pool, lambda until_ms: commands.cool_down(pool, instance_id, rest_ms, "cooled_down", until_ms)
+        )
+    )
+
+
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
     """Report that instances are alive. Returns the instances that are not registered."""
     unknown: list[str] = []
@@ -146,7 +185,8 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) 
 def status(
     backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
 ) -> Flow[list[PoolStatus]]:
-    """Read the named pools, or all pools that were ever used. Pools without instances are left out."""
+    """Read the named pools, or all pools that are in use. Pools without instances are left out."""
+    used: list[str] = []
     if agent_types is None:
         used = yield from backend.entered("lb")
         agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
@@ -157,6 +197,8 @@ def status(
         page = seen
         if (page is None or not page.instances) and (yield from registrations.restore(pool)):
             page = yield from commands.status(pool, 0, STATUS_PAGE)
+        if page is None and pool.agent_type in used:  # its keys have expired, since it was empty
+            yield from _unlist(backend, pool)
         if page is None or not page.instances:
             continue
         instances = list(page.instances)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.balancer import commands
@@ -17,7 +18,7 @@ from agentperf_redis.balancer.flows.queue import NEW_POSITION, QueueEntry, Queue
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import AgentInstance, Outcome
-from agentperf_redis.command import Flow, Wait
+from agentperf_redis.command import Command, Flow, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
+DEFAULT_REST_S = 5.0
+"""Rest of an instance that refused work because of its rate limit without saying for how long, s; as in litellm."""
 _CANCELLED_WAIT_S = 0.25
 """How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100
@@ -98,14 +101,15 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
     """Lease one unit of an instance of this pool, or return the refusal. Does not try the fallback pools."""
     keeper.used(pool)
     until = time.monotonic() + request.wait
-    ttl_ms = math.ceil(request.ttl * 1000)
+    ttl_ms, tombstone_ms = math.ceil(request.ttl * 1000), keeper.tombstone_ms(request.ttl)
     refused: Refused | None = None
     position = NEW_POSITION
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
         if refused is None:
             acquiring = _request_lease(keeper, pool, token, ttl_ms, request)
-            answer, sent_at = yield from _or_undo(keeper, pool, token, request.ttl, acquiring)
+            undoing = partial(commands.release, pool, token, tombstone_ms=tombstone_ms)
+            answer, sent_at = yield from or_undo(keeper, undoing, request.ttl, acquiring)
             if isinstance(answer, Granted):
                 return (yield from _make_lease(keeper, pool, token, request, answer, sent_at))
             if isinstance(answer, Spent):
@@ -120,11 +124,12 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
             request.priority,
             request.choice.require,
             position,
-            keeper.tombstone_ms(request.ttl),
+            tombstone_ms,
             request.tokens,
         )
         waiting = wait_in_queue(queues, entry, until)
-        queued = yield from _or_undo(keeper, pool, token, request.ttl, waiting, in_queue=True)
+        undoing = partial(commands.release, pool, token, tombstone_ms=tombstone_ms)
+        queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
         if queued.granted is not None:
             return (yield from _make_lease(keeper, pool, token, request, queued.granted, queued.sent_at))
         if not queued.spent:
@@ -182,12 +187,25 @@ def _make_lease(
     return lease
 
 
-def _or_undo(
-    keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, acquiring: Flow[T], *, in_queue: bool = False
+def or_undo(
+    keeper: LeaseKeeper,
+    undoing: Callable[[], Command[bool]],
+    ttl: float,
+    acquiring: Flow[T],
+    *,
+    in_queue: bool = False,
 ) -> Flow[T]:
     """Run the flow that acquires a lease with a token.
 
     If `acquiring` is interrupted at any point, the token is released, so that no lease or queue entry is left behind.
+
+    Args:
+        keeper: the lease keeper, which retries the release.
+        undoing: returns the command that releases the token.
+        ttl: TTL of the lease, s.
+        acquiring: the flow.
+        in_queue: whether the request may be in the queue, so that it must be released even if the last call had no
+            effect.
     """
     interrupted = True
     try:
@@ -199,23 +217,23 @@ def _or_undo(
         # If the script failed midway, or its reply could not be decoded, it may still have granted a lease.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
         if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
-            keeper.undo(pool, token, ttl)
+            keeper.undo(undoing(), ttl)
         raise
     except GeneratorExit:  # the event loop is shutting down, so this flow can do no more I/O
         interrupted = False
-        keeper.undo(pool, token, ttl)
+        keeper.undo(undoing(), ttl)
         raise
     except asyncio.CancelledError:
         # The caller may be out of time, and the server unreachable. So wait only briefly, not for a whole deadline.
         interrupted = False
-        yield from Wait(keeper.undo(pool, token, ttl), _CANCELLED_WAIT_S)
+        yield from Wait(keeper.undo(undoing(), ttl), _CANCELLED_WAIT_S)
         raise
     finally:
         if interrupted:
             try:
-                yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(ttl))
+                yield from undoing()
             except AgentPerfError:
-                keeper.undo(pool, token, ttl)
+                keeper.undo(undoing(), ttl)
 
 
 def acquire_instance(
@@ -250,7 +268,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
     except AgentPerfError:
         page = None
     if page is None or page.next_rank:
-        return f"all instances with {labels}, if any, are full, rate-limited, unhealthy or out of rotation", False
+        return f"all instances with {labels}, if any, are full, resting, unhealthy or out of rotation", False
     fitting = [each for each in page.instances if require <= each.instance.labels]
     if not fitting:
         return f"no instance of {pool.agent_type!r} has {labels}", True
@@ -262,12 +280,23 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
 
 def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
     """Release a lease. Returns whether this call freed the unit."""
+    rest_ms = 0
+    if outcome is Outcome.RATE_LIMITED:
+        rest_ms = math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
     if not lease.end():
+        if lease.lost is not None and rest_ms:  # the instance refused the work, although the lease had ended before
+            yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, outcome.value)
         return False
     keeper.drop(lease)
     more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
     command = commands.release(
-        lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time, tokens=more
+        lease.pool,
+        lease.token,
+        lease.instance_id,
+        outcome=outcome,
+        response_time=response_time,
+        tokens=more,
+        rest_ms=rest_ms,
     )
     answered = False
     try:

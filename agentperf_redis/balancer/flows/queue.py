@@ -121,7 +121,8 @@ class QueueResult:
         spent: whether the token's lease ended before the reply arrived. If so, retry with another token.
         ahead: number of waiters before this one at the most recent request.
         position: the most recent position of the waiter.
-        retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
+        retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
+            instances are unhealthy, resting or rate-limited: seconds until the first of them comes back, if known.
     """
 
     granted: Granted | None
@@ -158,7 +159,8 @@ def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[Queue
             left = until - time.monotonic()
             if left <= 0:
                 yield from commands.release(entry.pool, entry.token, tombstone_ms=entry.tombstone_ms)
-                return QueueResult(None, sent_at, False, answer.ahead, held, answer.retry_after)
+                retry_after = answer.back_after or answer.retry_after
+                return QueueResult(None, sent_at, False, answer.ahead, held, retry_after)
             yield from Wait(wake_up, min(left, max(_MIN_WAIT_S, answer.retry_after)))
     finally:
         queues.leave(entry.token)

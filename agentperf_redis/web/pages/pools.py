@@ -23,6 +23,7 @@ STATES: Final = {
     InstanceState.WARMING: "warn",
     InstanceState.HALF_OPEN: "warn",
     InstanceState.RATE_LIMITED: "warn",
+    InstanceState.RESTING: "warn",
 }
 """How a state looks. Those that are missing are bad."""
 
@@ -33,6 +34,7 @@ _GOOD_EVENTS: Final = {
     EventKind.RECOVERED,
     EventKind.WARM,
     EventKind.CALM,
+    EventKind.RESTED,
 }
 _BAD_EVENTS: Final = {
     EventKind.UNHEALTHY,
@@ -109,8 +111,10 @@ def _details(event: PoolEvent) -> str:
 
 
 def _reason(row: InstanceRow) -> str:
-    """Return why an instance is not up. Of an ejection, the page says how long it lasts in its own units."""
+    """Return why an instance is not up. The page says in its own units how long a rest or an ejection still lasts."""
     status = row.status
+    if status.state is InstanceState.RESTING:
+        return f"rate-limited by its service, or cooled down, for {duration(status.resting_for)} more"
     if status.state is not InstanceState.EJECTED:
         return row.reason
     more = f", after {plural(status.ejections, 'ejection')} in a row" if status.ejections > 1 else ""

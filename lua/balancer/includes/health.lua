@@ -9,6 +9,8 @@
 --   trip, and raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
+--   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.
+--   A resting instance gets no lease, even in panic. A rest is never shortened, except by `mark_healthy`.
 
 -- Decode the text of #settings. Returns the pool's settings, and whether the library wrote the text. In a pool without
 -- settings, no instance is ejected or limited. Every number has at most 12 digits. A single match checks and splits the
@@ -94,7 +96,7 @@ local function health(self, facts)
   end
 
   local function is_away(flags)
-    return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited) and true or false
+    return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited or flags.resting) and true or false
   end
 
   -- Return the extra record of an instance; create it if there is none.
@@ -107,7 +109,7 @@ local function health(self, facts)
   -- panic.
   function self.limit(r)
     local flags, extra = r.flags, r.extra
-    if any(flags, DISABLED) or flags.rate_limited then return 0 end
+    if any(flags, DISABLED) or flags.rate_limited or flags.resting then return 0 end
     if (flags.ejected or flags.down) and not self.panic then return 0 end
     local limit = r.cap
     if not extra then return limit end
@@ -175,7 +177,9 @@ local function health(self, facts)
     return true
   end
 
+  self.usable = usable
   local function write_counts()
+    self.usable = usable
     call('HSET', STATE, '#usable', format('%d', usable), '#unhealthy', format('%d', unhealthy),
       '#warming', format('%d', warming))
   end
@@ -203,13 +207,17 @@ local function health(self, facts)
       changed = self.update_panic()
     end
     if is_away(is) then
-      local back_ms = 0
-      if not is.down and not is.half_open then
-        local ejected_until_ms = is.ejected and self.extra(r).ejected_until_ms or 0
-        back_ms = math.max(ejected_until_ms, math.ceil(rate_limited_until_us(r) / 1000))
+      local back_ms = math.ceil(rate_limited_until_us(r) / 1000)
+      if is.resting then back_ms = math.max(back_ms, self.extra(r).rest_until_ms) end
+      if self.panic then
+        if not is.resting and not is.rate_limited then back_ms = 0 end
+      elseif is.down or (is.half_open and not is.resting) then
+        back_ms = 0
+      elseif is.ejected then
+        back_ms = math.max(back_ms, self.extra(r).ejected_until_ms)
       end
-      call('ZADD', AWAY, format('%.0f', back_ms), r.id)
-    elseif any(was, UNHEALTHY) or was.rate_limited then
+      call('ZADD', AWAY, format('%.0f', math.max(0, back_ms)), r.id)
+    elseif any(was, UNHEALTHY) or was.rate_limited or was.resting then
       call('ZREM', AWAY, r.id)
     end
     r.old_flags = is_text
@@ -281,9 +289,15 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the outcome of a lease.
-  --   kind   o: ok, s: ok but slow; e, t, j as in release.lua
+  --   kind   o: ok, s: ok but slow; e, t, j, l as in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
+    -- The rest is the only consequence of a rate limit. The answer shows that the instance is alive, so the answer
+    -- neither begins nor ends a series of bad outcomes, ejects nothing and lowers no adaptive limit.
+    if kind == 'l' then
+      r.failed = r.failed + 1
+      return
+    end
     local of, good = settings, kind == 'o'
     local overload = kind ~= 'o' and kind ~= 'e'
     if good or kind == 's' then r.served = r.served + 1 else r.failed = r.failed + 1 end
@@ -352,6 +366,34 @@ local function health(self, facts)
     end
   end
 
+  -- Change the rest of an instance, after the end of its rest was corrected if the server's clock was set back since.
+  --   for_ms  the length of a rest from now; a rest that ends later stays. 0: end the rest. nil: only correct the end
+  --   why     rate_limited, an outcome; or cooled_down, by a call of cool_down
+  -- Returns whether the end has changed.
+  function self.rest(r, for_ms, why)
+    if not r.flags.resting and (r.flags.removed or not for_ms or for_ms <= 0) then return false end
+    local extra = self.extra(r)
+    local until_ms = extra.rest_until_ms
+    if for_ms == 0 then
+      extra.rest_until_ms, extra.rest_set_ms = 0, 0
+      self.set(r, 'resting', false)
+      call('ZREM', DUE, 'C:' .. r.id)
+      return true
+    end
+    if extra.rest_set_ms > now_ms then until_ms = math.max(now_ms, until_ms - (extra.rest_set_ms - now_ms)) end
+    if for_ms then
+      until_ms = math.max(until_ms, now_ms + for_ms)
+      if not r.flags.resting then
+        self.add_event('resting', r.id, 'for_ms', format('%.0f', for_ms), 'why', why)
+        self.set(r, 'resting', true)
+      end
+    end
+    if until_ms == extra.rest_until_ms then return false end
+    extra.rest_until_ms, extra.rest_set_ms = until_ms, now_ms
+    call('ZADD', DUE, format('%.0f', until_ms), 'C:' .. r.id)
+    return true
+  end
+
   -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while any part of the
   -- limit is left. It may use more tokens than are left; in this case, the next requests wait longer.
   function self.count_request(r, tokens)
@@ -374,11 +416,12 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back.
-  -- Return nil in all other cases, or if that time is not known. Also return nil in panic: during panic, unhealthy
-  -- instances have leases, and the end of a lease may free capacity.
+  -- If all usable instances are unhealthy, resting or rate-limited, return the milliseconds until the first of them
+  -- comes back. Return nil in all other cases, or if that time is not known. In panic, it is known only if all
+  -- instances rest or are rate-limited. Otherwise unhealthy instances have leases, and the end of a lease may free
+  -- capacity; `count` gives these instances the score 0.
   function self.back_after_ms()
-    if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
+    if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
@@ -394,6 +437,7 @@ local function health(self, facts)
       call('ZADD', DUE, format('%.0f', max_ms), 'E:' .. r.id)
       is_changed = true
     end
+    if self.rest(r) then is_changed = true end
     local step_at_ms = r.flags.warming and call('ZSCORE', DUE, 'V:' .. r.id)
     if step_at_ms and tonumber(step_at_ms) > now_ms + settings.slow_start_ms then
       self.changed = true
@@ -408,6 +452,9 @@ local function health(self, facts)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
     if r.flags.ejected and lost('E:') then
       call('ZADD', DUE, format('%.0f', self.extra(r).ejected_until_ms), 'E:' .. r.id)
+    end
+    if r.flags.resting and lost('C:') then
+      call('ZADD', DUE, format('%.0f', self.extra(r).rest_until_ms), 'C:' .. r.id)
     end
     if r.flags.warming and lost('V:') then schedule_step(r) end
     self.limit_rate(r)
@@ -434,6 +481,9 @@ local function health(self, facts)
       self.set(r, 'half_open', true)
       extra.probe_since_us, extra.leases_before = after_last_grant_us(r), r.load
       self.add_event('half_open', id)
+    elseif kind == 'C' and r.flags.resting then
+      self.rest(r, 0)
+      self.add_event('rested', id)
     elseif kind == 'V' and r.flags.warming then
       local extra = self.extra(r)
       extra.warm_tenths = extra.warm_tenths + 1

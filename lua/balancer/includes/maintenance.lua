@@ -22,7 +22,7 @@ local function retry_after_ms(now_ms)
 end
 
 -- Return how far in the future a timer in `due` can be, ms; nil if the timer has no bound. Tombstones and heartbeats
--- have no bound, since callers choose their times. Timers of rate limits and warm-ups are corrected with their
+-- have no bound, since callers choose their times. Timers of rate limits, rests and warm-ups are corrected with their
 -- instances.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
@@ -85,7 +85,7 @@ local function maintenance(now_us)
     'ejections', '%d', 'ejected_until_ms', '%.0f', 'probe_since_us', '%.0f', 'leases_before', '%d',
     'adaptive_limit_milli', '%.15g', 'limit_cut_us', '%.0f', 'warm_tenths', '%d', 'checks', '%d', 'checked_ms', '%.0f',
     'rpm', '%s', 'tpm', '%s', 'rpm_arrival_us', '%.0f', 'tpm_arrival_us', '%.0f', 'metered_us', '%.0f',
-    'heartbeat_ms', '%.0f',
+    'heartbeat_ms', '%.0f', 'rest_until_ms', '%.0f', 'rest_set_ms', '%.0f',
   }
   if not now_us then
     local clock = call('TIME')
@@ -271,7 +271,7 @@ local function maintenance(now_us)
   -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats stay.
   function self.correct_timer(name, at_ms)
     local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
-    if kind == 'E' or kind == 'R' or kind == 'V' then
+    if kind == 'E' or kind == 'R' or kind == 'V' or kind == 'C' then
       local r = self.read(string.sub(name, 3))
       if r and self.correct_times(r) then self.store(r) end
     end
@@ -395,6 +395,36 @@ local function maintenance(now_us)
     return true
   end
 
+  -- Let the keys of the pool expire if it has no instance, and let them stay if it has one again. For a minute, other
+  -- processes still find the time of the pool's creation. This tells them that its instances were removed, and that the
+  -- server has not lost them. Settings that were configured are kept for a day, since the instances may come later. A
+  -- lease on a removed instance is renewed without this function, so its pool gets a week. A waiter calls this function
+  -- with each poll.
+  function self.update_expiry()
+    local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, '691200000'
+    local TAG = string.sub(READY, 1, -6)
+    local facts = call('HMGET', STATE, '#expires', '#configured', '#load')
+    local keep_ms
+    if size_of(TAG .. 'ids') == 0 then
+      keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
+    end
+    local text = keep_ms and format('%d', keep_ms) or false
+    if text == facts[1] and (not text or call('ZCARD', WAITQ) == 0) then return end
+    self.changed = true
+    local keys = {STATE, DUE, WAITQ, TAG .. 'events'}
+    if text then
+      call('HSET', STATE, '#expires', text)
+      local last_ms = tonumber(call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2] or 0)  -- tombstones may be kept longer
+      keep_ms = format('%d', math.max(keep_ms, math.min(last_ms - now_ms, LEASED_MS)))
+      for _, key in ipairs(keys) do call('PEXPIRE', key, keep_ms) end
+      call('PEXPIRE', TAG .. 'history', keep_ms)
+    else
+      call('HDEL', STATE, '#expires')
+      for _, key in ipairs(keys) do call('PERSIST', key) end
+      call('PEXPIRE', TAG .. 'history', HISTORY_MS)
+    end
+  end
+
   -- Store in #next the time of the next maintenance. Store the present time in #clock if the time in #clock is old. But
   -- if that time shows that the clock was set back, keep it, since only `expire` corrects the timers.
   function self.reschedule()
@@ -405,6 +435,7 @@ local function maintenance(now_us)
     end
     self.changed = self.changed or next_ms ~= known[8]
     call('HSET', STATE, '#next', next_ms)
+    if self.usable == 0 then self.update_expiry() end  -- a usable instance is an instance; `register` calls it too
     local is_set_back, is_old = read_clock(known[12], now_ms)
     if is_old and not is_set_back then
       self.changed = true

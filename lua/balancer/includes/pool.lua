@@ -3,7 +3,8 @@
 -- scripts also write due or waitq. A script that includes one of these files must name its keys STATE, READY, DUE and
 -- WAITQ. The functions use these names directly: parameters for the keys would cost time on every acquire and release.
 --
--- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
+-- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool
+-- without instances, leases and waiters leaves no key: a minute later, all of its keys have expired.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -22,7 +23,7 @@
 --         disabled:      heartbeat_missed, unhealthy (marked by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
---                        (its rate limits are used up)
+--                        (its rate limits are used up), resting (it refused work, or a caller lets it rest)
 --       cap            max concurrent leases, as registered
 --     +<id>      an extra record, which only some instances have. A field that is 0 is left out; a record without
 --                fields is "-".
@@ -40,6 +41,7 @@
 --       rpm_arrival_us, tpm_arrival_us   theoretical arrival times (GCRA) of the two rate limits
 --       metered_us           when the arrival times were last changed
 --       heartbeat_ms         time without a heartbeat after which the instance is disabled, as registered
+--       rest_until_ms        while the instance rests: the end of the rest;    rest_set_ms: when this end was set
 --     @<token>   the state of a request for a lease; one of
 --       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
@@ -55,6 +57,8 @@
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
+--     #expires   while the pool has no instance: the time after which its keys expire, ms
+--     #configured   1 if `configure` has set the settings
 --     #clock     the server's time, ms, at most 30 s old when the pool was last maintained; followed by a cursor of due
 --                while timers are corrected because the clock was set back
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
@@ -62,12 +66,12 @@
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
---                                V:<id>: the next step of a warm-up
+--                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
 --                                P:<cursor>: store the next batch of away after panic began or ended
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
---                                that are unhealthy or rate-limited
+--                                that are unhealthy, resting or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
 --
 -- When a later minor version adds fields to the record of an instance, the scripts keep these fields. records.lua,

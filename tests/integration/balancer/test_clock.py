@@ -101,6 +101,20 @@ def test_waiters_keep_their_order(backend: Backend, raw: Raw, pool: Pool) -> Non
     assert int(second.position) > int(first.position)
 
 
+@pytest.mark.parametrize("call", ["acquire", "status", "repair"])
+def test_rest_keeps_its_length(backend: Backend, raw: Raw, pool: Pool, call: str) -> None:
+    register(backend, pool)
+    backend.run(commands.cool_down(pool, "p0", 20_000, "cooled_down"))
+    set_back_pool(raw, pool.keys, HOUR)
+    backend.run(CALLS[call](pool))
+    assert raw.zscore(pool.keys.due, "C:p0") <= server_ms(raw) + 20_000
+    page = backend.run(commands.status(pool, 0, 10))
+    assert page is not None
+    assert 0 < page.instances[0].resting_for <= 20
+    backend.run(commands.cool_down(pool, "p0", 30_000, "cooled_down"))
+    assert raw.zscore(pool.keys.due, "C:p0") <= server_ms(raw) + 30_000
+
+
 def test_ejection_lasts_at_most_its_maximum(backend: Backend, raw: Raw, pool: Pool) -> None:
     settings = PoolSettings(eject_after=1, base_ejection_time=20.0, max_ejection_time=40.0)
     register(backend, pool, settings=settings)

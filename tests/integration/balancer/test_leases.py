@@ -694,10 +694,10 @@ def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: Loa
     assert call(balancer, "release", held["p3"]) is True  # p3 is no longer full, but its rate limit is used up
     assert (
         why()
-        == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"
+        == "of 4 instances, 2 full, 1 resting or rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"
     )
     call(balancer, "mark_unhealthy", "planner", "p2")
-    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 rate-limited, 2 out of rotation")
+    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 resting or rate-limited, 2 out of rotation")
 
 
 def test_lease_ended_by_operator_is_an_event(call: Call, balancer: LoadBalancer) -> None:

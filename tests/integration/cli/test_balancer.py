@@ -213,6 +213,22 @@ def test_status_gives_reason_and_start_of_each_absence(lb: Run, perf: AgentPerf,
     assert has_line(shown(lb("status")), failed.id, "unknown", "ejected for its outcomes")
 
 
+def test_status_shows_rests_with_end_and_cause(lb: Run, perf: AgentPerf) -> None:
+    balancer = perf.balancer()
+    limited = balancer.acquire("planner")
+    assert limited is not None
+    balancer.release(limited, outcome="rate_limited", retry_after=5000)
+    cooled = {"p0": "p1", "p1": "p0"}[limited.id]
+    balancer.cool_down("planner", cooled, 7000)
+    (pool,) = document(lb("status", "planner", "--json"), "lb status")["pools"]
+    found = {each["instance"]: each for each in pool["instances"]}
+    for name, seconds, why in ((limited.id, 5000, "rate_limited"), (cooled, 7000, "cooled_down")):
+        assert found[name]["state"] == "resting"
+        assert seconds - 60 < found[name]["resting_s"] <= seconds
+        assert found[name]["out_reason"].endswith(f"for_ms={seconds}000, why={why}")
+    assert has_line(shown(lb("status")), limited.id, "resting: rate-limited by its service")
+
+
 def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)

@@ -15,7 +15,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Shielded, Together
+from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Shielded, Together, Wait, WakeUp
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendFull,
@@ -264,6 +264,23 @@ def test_cancelled_flow_still_runs_its_cleanup(
 
     runner.run(main())
     wait_until(lambda: raw.get(f"{namespace}:counter") == "0", "the flow's end")
+
+
+def test_wake_up_at_the_same_time_drops_no_cancellation(backend: Backend, runner: asyncio.Runner) -> None:
+    async def wake_and_cancel() -> None:
+        wake_up = WakeUp()
+
+        def wait() -> Flow[bool]:
+            return (yield from Wait(wake_up, 60.0))
+
+        waiting = asyncio.create_task(backend.arun(wait()))
+        await asyncio.sleep(0.01)
+        wake_up.send()
+        asyncio.get_running_loop().call_soon(waiting.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    runner.run(wake_and_cancel())
 
 
 def test_cancellation_at_any_step_never_mixes_replies(backend: Backend, runner: asyncio.Runner, namespace: str) -> None:

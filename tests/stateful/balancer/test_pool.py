@@ -60,13 +60,14 @@ JUMPY = PoolSettings(
 """With these settings, the first bad outcome ejects. Ejections and warm-ups last a day, longer than any test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
-HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
-TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
+BLOCKED = {"rate_limited", "resting"}
+HEALTH = UNHEALTHY | BLOCKED | {"adaptive", "warming", "metered"}
+TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:", "resting": "C:"}
 
 
 def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
     """Return the maximum number of leases of an instance, as pool.lua defines `limit`."""
-    if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
+    if flags & (DISABLED | BLOCKED) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
     if "adaptive" in flags:
@@ -159,10 +160,26 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(IDS))
     def remove(self, name: str) -> None:
-        assert self.fake.run(commands.remove(self.pool, name)) is (name in self.registered())
-        if name in self.registered():
+        done = self.fake.run(commands.remove(self.pool, name))
+        assert (done is not None) is (name in self.registered())
+        if done is not None:
             self.instances[name].flags = {"removed"}
             self.forget_removed()
+            assert done.is_empty is not bool(self.registered() or self.leases or self.waiting)
+
+    @rule(chance=st.integers(0, 19))
+    def delete_pool(self, chance: int) -> None:
+        if chance:
+            return
+        assert self.fake.run(commands.delete(self.pool)) is True
+        assert self.fake.client.keys() == [self.pool.keys.state]
+        assert self.fake.run(commands.delete(self.pool)) is False
+        for known in (self.instances, self.leases, self.waiting, self.tombstones, self.peaks, self.positions):
+            known.clear()
+        self.granted.clear()
+        self.queued_before.clear()
+        self.register("a", 2, 1.0, frozenset(), True, None)
+        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})
 
     @rule(name=st.sampled_from(IDS), on=st.sampled_from(BY_HAND), off=st.sampled_from(BY_HAND))
     def mark(self, name: str, on: str, off: str) -> None:
@@ -210,6 +227,32 @@ class PoolMachine(RuleBasedStateMachine):
         if flag == "ejected":
             assert "half_open" in self.instances[name].health
 
+    @rule(name=st.sampled_from(IDS), rest_ms=st.sampled_from([1, DAY_MS]))
+    def cool_down(self, name: str, rest_ms: int) -> None:
+        until_ms = self.rest_until_ms(name)
+        assert self.fake.run(commands.cool_down(self.pool, name, rest_ms, "cooled_down")) is (name in self.registered())
+        assert self.rest_until_ms(name) >= until_ms  # a rest is never shortened
+        if name in self.registered():
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # only `rest_ends` ends a rest
+            self.refresh()
+            assert "resting" in self.instances[name].health
+
+    def rest_until_ms(self, name: str) -> float:
+        return records.number(self.fake.client.hget(self.pool.keys.state, "+" + name), "rest_until_ms")
+
+    @rule(name=st.sampled_from(IDS), by_hand=st.booleans())
+    def rest_ends(self, name: str, by_hand: bool) -> None:
+        if name not in self.registered() or "resting" not in self.instances[name].health:
+            return
+        if by_hand:
+            self.fake.run(commands.update(self.pool, name, off="resting"))
+        else:
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 1})
+            self.fake.client.hset(self.pool.keys.state, "#next", 1)
+            self.fake.run(commands.status(self.pool, 0, 100))
+        self.refresh()
+        assert "resting" not in self.instances[name].health
+
     @rule(require=st.frozensets(st.sampled_from(LABELS)), affinity=st.sampled_from([None, "x", "y"]))
     def acquire(self, require: frozenset[str], affinity: str | None) -> None:
         self.tokens += 1
@@ -226,6 +269,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert isinstance(answer, Granted)
         name = answer.facts[0]
         assert name in fitting
+        assert "resting" not in self.instances[name].health
         assert answer.fence > self.fences.get(name, 0)
         self.fences[name] = answer.fence
         self.leases[token] = name
@@ -279,12 +323,25 @@ class PoolMachine(RuleBasedStateMachine):
         }
         ejected_before = {n for n, each in self.instances.items() if "ejected" in each.health}
         command = commands.release(
-            self.pool, token, name, outcome=outcome, response_time=seconds, tombstone_ms=DAY_MS if tombstone else 0
+            self.pool,
+            token,
+            name,
+            outcome=outcome,
+            response_time=seconds,
+            tombstone_ms=DAY_MS if tombstone else 0,
+            rest_ms=0 if tombstone else DAY_MS,
         )
+        until_ms = self.rest_until_ms(self.leases[token])
+        streak = self.streak(self.leases[token])
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
         self.refresh()
+        if outcome is Outcome.RATE_LIMITED and self.leases[token] in self.registered():
+            assert tombstone or "resting" in self.instances[self.leases[token]].health
+            assert self.rest_until_ms(self.leases[token]) >= until_ms
+            assert self.streak(self.leases[token]) == streak  # no further consequence
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
+            assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
             # The last healthy instance is never ejected. A half-open instance may be ejected again.
             assert len(fit_before - {ejected}) >= 1
@@ -295,6 +352,9 @@ class PoolMachine(RuleBasedStateMachine):
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
+
+    def streak(self, name: str) -> float:
+        return records.number(self.fake.client.hget(self.pool.keys.state, name), "streak")
 
     def poll_queue(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
         self.queued_before.add(token)
@@ -385,6 +445,7 @@ class PoolMachine(RuleBasedStateMachine):
         for token in [token for token in self.waiting if records.kind_of(state[token]) != "waiting"]:
             record = records.fields(state[token])
             name, fence = record["instance"], record["fence"]
+            assert "resting" not in records.flags(state[name])
             self.leases[token] = name
             del self.waiting[token]
             self.granted.add(token)
@@ -424,6 +485,10 @@ class PoolMachine(RuleBasedStateMachine):
                 flags = records.flags(state[name])
                 known.health = flags & HEALTH
                 known.limit = limit_of(known.capacity, flags, state.get("+" + name), "#panic" in state)
+
+    @invariant()
+    def keys_expire_without_instances(self) -> None:
+        assert (self.fake.client.pttl(self.pool.keys.state) > 0) is not bool(self.registered())
 
     @invariant()
     def state_is_the_models(self) -> None:
@@ -491,7 +556,7 @@ class PoolMachine(RuleBasedStateMachine):
         )
         away = self.fake.client.zrange(self.pool.keys.tag + ":away", 0, -1)
         unhealthy_or_rate_limited = [
-            n for n, each in self.instances.items() if each.health & (UNHEALTHY | {"rate_limited"}) and not each.flags
+            n for n, each in self.instances.items() if each.health & (UNHEALTHY | BLOCKED) and not each.flags
         ]
         assert sorted(away) == sorted(unhealthy_or_rate_limited)
         if self.waiting:

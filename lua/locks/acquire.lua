@@ -1,0 +1,84 @@
+-- acquire: hold one unit of a lock or semaphore, at most once per token; or join its queue, stay in it, fetch a grant.
+-- KEYS
+--   state    HASH  <tag>:state
+--   held     ZSET  <tag>:held
+--   queue    ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
+-- ARGV
+--   token    text  @ and the client's token
+--   ttl_ms   int   TTL of the lease, ms
+--   limit    int   maximum of units held at once for this request to be granted; 1 for a lock
+--   late     int   1 when another copy of this request may still arrive, else 0
+--   live_ms  int   0: do not queue; else the time without a call after which the waiter loses its position, ms
+--   ticket   text  the waiter's ticket from an earlier reply, or - for a new ticket
+-- RETURNS
+--   {1, fence, left_ms}             held now, or held before by the same token; left_ms: time until the lease expires
+--   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease
+--                                   may expire, at most 1000; ticket: - without a position in the queue
+--   {-1, why}                       the token is spent: expired, released or cancelled
+-- REPEAT  returns the same lease or the same ticket; is refused after cancellation or expiry, and after a release that
+--         left a tombstone (see late)
+-- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
+-- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
+--@include corrupt
+--@include whole_number
+local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
+local TOKEN, TTL_MS, LIMIT = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local LATE, LIVE_MS, TICKET = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6]
+--@include lock
+
+local facts = call('HMGET', STATE, TOKEN, '#fence')
+local why = call('GET', spent_key(TOKEN))
+local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
+local lock, refused = open_lock(facts[2])
+if refused then return refused end
+if why then return {-1, why} end
+local fence = match(facts[1] or '', HELD_RECORD)
+local late = LATE or is_late(facts[1] or '')
+if fence then
+  fence = whole_number(fence)
+  if not fence then return corrupt(STATE, 'a fencing token that is no number') end
+  if expiry_ms <= lock.now_ms then return {-1, 'expired'} end
+  if late and not is_late(facts[1]) then call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true)) end
+  return {1, fence, math.min(expiry_ms - lock.now_ms, tonumber(TTL_MS))}
+end
+local ticket, granted = match(facts[1] or '', WAITING), match(facts[1] or '', GRANTED)
+if facts[1] and not ticket and not granted then
+  return corrupt(STATE, 'a record of a request that this library did not write')
+end
+ticket = ticket or TICKET
+if granted and not whole_number(granted) then return corrupt(STATE, 'a fencing token that is no number') end
+if ticket ~= '-' and not whole_number(ticket) then return corrupt(STATE, 'a ticket that is no number') end
+local queued, last = call('ZSCORE', QUEUE, TOKEN), call('ZRANGE', QUEUE, -1, -1, 'WITHSCORES')[2]
+if (queued and not whole_number(queued)) or not whole_number(last, 0) then
+  return corrupt(QUEUE, 'a ticket that is no number')
+end
+
+call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- not fetched in time: it queues again
+lock.expire()
+if call('ZCARD', HELD) >= LIMIT then lock.correct() end
+if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
+  if queued then
+    ticket = queued
+  elseif ticket == '-' then
+    -- Each waiter gets a later ticket than the one before it, even if the server's clock was set back.
+    ticket = format('%d', math.max(lock.now_us, (last or 0) + 1))
+  end
+  call('ZADD', QUEUE, 'NX', ticket, TOKEN)
+  local record = 'waiting ticket=' .. ticket .. ' limit=' .. format('%d', LIMIT)
+    .. ' live_ms=' .. format('%d', lock.now_ms + LIVE_MS)
+  call('HSET', STATE, TOKEN, record .. (late and ' late=1' or ''))
+end
+lock.dispatch()
+granted = match(call('HGET', STATE, TOKEN) or '', GRANTED)
+if granted then  -- the grant is fetched
+  call('HSET', STATE, TOKEN, write_held(granted, TTL_MS, late))
+  call('ZADD', HELD, format('%d', lock.now_ms + TTL_MS), TOKEN)
+elseif LIVE_MS == 0 and call('ZCARD', QUEUE) == 0 and call('ZCARD', HELD) < LIMIT then
+  granted = lock.take(TOKEN, TTL_MS, function(text) return write_held(text, TTL_MS, late) end)
+end
+lock.keep()
+if granted then return {1, tonumber(granted), tonumber(TTL_MS)} end
+local ahead = LIVE_MS > 0 and call('ZRANK', QUEUE, TOKEN) or call('ZCARD', QUEUE)
+return {0, ahead, lock.retry_ms(), LIVE_MS > 0 and ticket or '-'}

@@ -1,0 +1,37 @@
+-- extend: renew a lease on a lock or semaphore, or add time to it.
+-- KEYS
+--   state   HASH  <tag>:state
+--   held    ZSET  <tag>:held
+--   queue   ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}.
+-- ARGV
+--   token   text  @ and the client's token
+--   ttl_ms  int   time from now, or more time, ms
+--   added   int   1 when the time is added to the time that is left, else 0
+-- RETURNS
+--   {1, left_ms}   extended; left_ms: time until the lease expires
+--   {0}            the lease is lost: expired, released or never granted
+-- REPEAT  with added, adds the time again; else harmless
+-- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
+-- COST    O(log L); L leases
+--@include corrupt
+--@include whole_number
+local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
+local TOKEN, TTL_MS, ADDED = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+--@include lock
+
+local MAX_MS = 86400000
+local facts = call('HMGET', STATE, TOKEN, '#fence')
+local lock, refused = open_lock(facts[2])
+if refused then return refused end
+local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
+local fence, _, late = match(facts[1] or '', HELD_RECORD)
+if not fence or expiry_ms <= lock.now_ms then return {0} end
+if not whole_number(fence) then return corrupt(STATE, 'a fencing token that is no number') end
+local left_ms = math.min(MAX_MS, ADDED and expiry_ms - lock.now_ms + TTL_MS or TTL_MS)
+local text = format('%d', left_ms)
+call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('HSET', STATE, TOKEN, write_held(fence, text, late ~= ''))
+call('ZADD', HELD, format('%d', lock.now_ms + left_ms), TOKEN)
+lock.keep()
+return {1, left_ms}

@@ -1,0 +1,125 @@
+-- A lock, or a semaphore: at most a number of units held at once. The contents of its keys, and the functions that the
+-- scripts share. Needs corrupt.lua and whole_number.lua. A script that includes this file must name its keys STATE,
+-- HELD and QUEUE.
+--
+-- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. All of them
+-- expire with the last lease, grant or waiter, and are deleted when there is none.
+--   <tag>:state  HASH
+--     @<token>   the state of a request; one of
+--       held fence= ttl_ms= [late=1]              late: another copy of a request for the token may still arrive
+--       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
+--       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter counts as gone, unless it polls again
+--     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
+--   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
+--   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us; also the channel of grants
+--   <tag>:spent:@<token>  STRING  why a late copy of the request is refused; expires
+-- A request is granted while fewer units are held than its own limit, so nothing depends on a stored limit. The queue
+-- is first in, first out: a waiter with a low limit does not let later waiters pass.
+local call, match, format, floor = redis.call, string.match, string.format, math.floor
+
+local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
+local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
+local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'
+
+local function write_held(fence, ttl_ms, late)
+  return 'held fence=' .. fence .. ' ttl_ms=' .. ttl_ms .. (late and ' late=1' or '')
+end
+-- Whether another copy of a request for the token may still arrive.
+local function is_late(record)
+  local _, _, late = match(record, HELD_RECORD)
+  if not late then _, _, late = match(record, GRANTED) end
+  if not late then _, _, _, late = match(record, WAITING) end
+  return late == 'l'
+end
+local function spent_key(token) return string.sub(STATE, 1, -6) .. 'spent:' .. token end
+
+-- Return the lock as an object. Scripts call this before their first write, since it raises an error for keys of a
+-- wrong type. The second result is the error reply if #fence is not a fencing token.
+local function open_lock(last_fence)
+  local CLAIM_MS, EXPIRIES, GRANTS, LIVE_MS, MAX_MS = 3000, 16, 64, 3000, 86400000
+  local clock = call('TIME')
+  local now_us = clock[1] * 1000000 + clock[2]
+  local now_ms = floor(now_us / 1000)
+  local last = whole_number(last_fence, 0)
+  if not last then return nil, corrupt(STATE, 'a value that this library did not write in the field #fence') end
+  call('ZCARD', HELD)
+  call('ZCARD', QUEUE)
+  local self = {now_us = now_us, now_ms = now_ms}
+
+  -- Hold a unit for a token. Returns the fencing token.
+  function self.take(token, for_ms, record)
+    last = math.max(now_us, last + 1)
+    local fence = format('%d', last)
+    call('ZADD', HELD, format('%d', now_ms + for_ms), token)
+    call('HSET', STATE, token, record(fence), '#fence', fence)
+    return last
+  end
+
+  -- Delete leases and grants that have expired.
+  function self.expire()
+    local names = call('ZRANGEBYSCORE', HELD, '-inf', format('%d', now_ms), 'LIMIT', 0, EXPIRIES)
+    for _, token in ipairs(names) do self.drop(token) end
+  end
+
+  function self.drop(token)
+    call('ZREM', HELD, token)
+    call('ZREM', QUEUE, token)
+    call('HDEL', STATE, token)
+  end
+
+  -- If the server's clock was set back, the first leases may expire later than they can by their TTL. Correct them, so
+  -- that the lease of a dead process does not outlive its TTL by as much.
+  function self.correct()
+    local STEP_MS = 1000
+    local first = call('ZRANGE', HELD, 0, EXPIRIES - 1, 'WITHSCORES')
+    for i = 1, #first, 2 do
+      local record = call('HGET', STATE, first[i]) or ''
+      local _, ttl_ms = match(record, HELD_RECORD)
+      ttl_ms = ttl_ms and whole_number(ttl_ms) or CLAIM_MS
+      if first[i + 1] - now_ms <= ttl_ms + STEP_MS then return end
+      call('ZADD', HELD, format('%d', now_ms + ttl_ms), first[i])
+    end
+  end
+
+  -- Grant free units to waiters in the order of the queue, and remove waiters that have stopped polling.
+  function self.dispatch()
+    for _ = 1, GRANTS do
+      local token = call('ZRANGE', QUEUE, 0, 0)[1]
+      if not token then return end
+      local record = call('HGET', STATE, token) or ''
+      local ticket, limit, live_ms = match(record, WAITING)
+      live_ms, limit = live_ms and whole_number(live_ms), limit and whole_number(limit)
+      if not limit or not live_ms or live_ms <= now_ms then
+        call('ZREM', QUEUE, token)
+        if ticket then call('HDEL', STATE, token) end
+      elseif call('ZCARD', HELD) >= limit then
+        return
+      else
+        call('ZREM', QUEUE, token)
+        local late = is_late(record) and ' late=1' or ''
+        self.take(token, CLAIM_MS, function(fence) return 'grant fence=' .. fence .. ' ticket=' .. ticket .. late end)
+        call('SPUBLISH', QUEUE, token)
+      end
+    end
+  end
+
+  -- Return the time until a unit may become free without a release, ms.
+  function self.retry_ms()
+    local first = call('ZRANGE', HELD, 0, 0, 'WITHSCORES')[2]
+    return first and math.max(0, math.min(1000, first - now_ms)) or 1000
+  end
+
+  -- Let the keys expire with the last lease, grant or waiter.
+  function self.keep()
+    local last_ms = tonumber(call('ZRANGE', HELD, -1, -1, 'WITHSCORES')[2] or 0) - now_ms
+    if call('ZCARD', QUEUE) > 0 then last_ms = math.max(last_ms, LIVE_MS) end
+    if last_ms <= 0 then
+      call('UNLINK', STATE, HELD, QUEUE)
+      return
+    end
+    local keep_ms = format('%d', math.min(last_ms, MAX_MS))
+    for _, key in ipairs({STATE, HELD, QUEUE}) do call('PEXPIRE', key, keep_ms) end
+  end
+
+  return self
+end

@@ -1,0 +1,38 @@
+-- release: end a lease on a lock or semaphore, or leave its queue.
+-- KEYS
+--   state    HASH  <tag>:state
+--   held     ZSET  <tag>:held
+--   queue    ZSET  <tag>:queue
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
+-- ARGV
+--   token    text  @ and the client's token
+--   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire, ms; 0 when no copy can arrive
+--   again    int   1 when another copy of this release may have been executed before, else 0
+-- RETURNS
+--   1   this call, or an earlier copy of it, ended the lease
+--   0   the token holds nothing: it expired, waits, or is unknown
+-- REPEAT  frees nothing twice
+-- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
+-- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
+--@include corrupt
+--@include whole_number
+local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
+local TOKEN, BURY_MS, AGAIN = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+--@include lock
+
+local LATE_MS = 55000
+local facts = call('HMGET', STATE, TOKEN, '#fence')
+local lock, refused = open_lock(facts[2])
+if refused then return refused end
+local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
+local is_held = expiry_ms > lock.now_ms
+if is_late(facts[1] or '') then BURY_MS = math.max(BURY_MS, LATE_MS) end
+if not facts[1] and expiry_ms == 0 and BURY_MS == 0 then return AGAIN and 1 or 0 end
+lock.drop(TOKEN)
+if BURY_MS > 0 then
+  call('SET', spent_key(TOKEN), is_held and 'released' or 'cancelled', 'PX', format('%d', BURY_MS))
+end
+lock.expire()
+lock.dispatch()
+lock.keep()
+return (is_held or (AGAIN and not facts[1])) and 1 or 0

@@ -1,0 +1,102 @@
+"""redis-py's own tests of its locks pass with the locks of this library, unchanged.
+
+The tests are taken from the source distribution of the installed version of redis-py, which pip downloads. The file
+`tests/support/redis_py_locks.py` is their conftest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.support.places import ROOT
+from tests.support.redis_py_locks import URL
+from tests.support.servers import Server
+
+LEFT_OUT = {
+    "test_lock_token": "it chooses the token of a request; here each request has a token of its own, since a repeated "
+    "request with the same token gets the same lease",
+    "test_lock_token_thread_local_false": "as test_lock_token",
+    "test_blocking_timeout": "it counts the pauses between polls with a fake clock in redis-py's module; this lock is "
+    "woken, and does not poll",
+    "test_context_manager_blocking_timeout": "as test_blocking_timeout",
+    "test_high_sleep_small_blocking_timeout": "as test_blocking_timeout",
+    "test_lock_class_argument": "it tests the method `lock` of redis-py's client",
+}
+"""Tests of redis-py's internals."""
+PASSED = {"blocking": 26, "asyncio": 25}
+"""Minimum number of passed tests: so many are in version 8.1.0."""
+
+pytestmark = [pytest.mark.thorough, pytest.mark.standalone]
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packages blocking_suite and asyncio_suite, and with pytest-asyncio."""
+    folder = tmp_path_factory.mktemp("redis-py")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    source = ["--no-deps", "--no-binary", "redis", "--no-build-isolation", "--dest", str(folder)]
+    subprocess.run([*pip, "download", *source, f"redis=={version('redis')}"], check=True, timeout=300)
+    plugins = ["--no-deps", "--target", str(folder / "plugins"), "pytest-asyncio"]
+    subprocess.run([*pip, "install", *plugins], check=True, timeout=300)
+    (archive,) = folder.glob("redis-*.tar.gz")
+    with tarfile.open(archive) as files:
+        for package, name in (("blocking", "tests/test_lock.py"), ("asyncio", "tests/test_asyncio/test_lock.py")):
+            found = files.extractfile(f"{archive.name.removesuffix('.tar.gz')}/{name}")
+            assert found is not None
+            suite = folder / f"{package}_suite"
+            suite.mkdir()
+            (suite / "__init__.py").touch()
+            (suite / "conftest.py").write_text("from tests.support.redis_py_locks import *\n")
+            (suite / "test_lock.py").write_bytes(found.read())
+    return folder
+
+
+@pytest.mark.parametrize("package", PASSED)
+def test_redis_pys_tests_of_locks_pass(server: Server, suites: Path, package: str) -> None:
+    suite = suites / f"{package}_suite"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull]
+    options = [
+        "-p",
+        "pytest_asyncio",
+        "-o",
+        "asyncio_mode=auto",
+        "-W",
+        "ignore::RuntimeWarning",
+        "--rootdir",
+        str(suites),
+        str(suite),
+    ]
+    omitted = [f"--deselect={suite.name}/test_lock.py::{owner}::{name}" for owner, name in _left_out(suite)]
+    environment = {
+        **os.environ,
+        URL: server.url,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(suites / "plugins"), str(suites))),
+    }
+    done = subprocess.run(
+        [*command, *options, *omitted],
+        check=False,
+        cwd=suites,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|deselected)", done.stdout)}
+    assert counts["passed"] >= PASSED[package]
+    assert counts["deselected"] == len(omitted)
+
+
+def _left_out(suite: Path) -> list[tuple[str, str]]:
+    """Return the tests of a suite that are left out, each as its class and its name."""
+    text = (suite / "test_lock.py").read_text()
+    names = [name for name in LEFT_OUT if f"def {name}(" in text]
+    return [("TestLockClassSelection" if name == "test_lock_class_argument" else "TestLock", name) for name in names]
