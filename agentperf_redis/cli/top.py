@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,13 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.cli.console import Exit, Target, err, out, print_json_line
 from agentperf_redis.cli.extras import needs_extra
 from agentperf_redis.cli.options import on_server
+from agentperf_redis.cli.times import parsed_window
 from agentperf_redis.errors import BackendUnavailable
-from agentperf_redis.top import lines
-from agentperf_redis.views.overview import NO_CHANGES, Overview, overview
 from agentperf_redis.views.timeline import DEFAULT_WINDOW
-from agentperf_redis.windows import asked_time
+from agentperf_redis.windows import length_text, window_seconds
+
+if TYPE_CHECKING:  # at run time, other commands do not wait for this import
+    from agentperf_redis.views.overview import Overview
 
 
 @on_server
@@ -37,15 +39,22 @@ def top(
 
     Without a terminal, with --count or with --json, print a line for each reading instead.
     """
-    asked_time(window, None)
+    shown = _with_unit(window)
     with target.connect() as perf:
         if target.as_json or count is not None or not _is_terminal():
-            return _print(target, perf, window, every, count)
+            return _print(target, perf, shown, every, count)
         with needs_extra("top"):
             from agentperf_redis.top.app import TopApp
-        app = TopApp(perf, window, every)
+        app = TopApp(perf, shown, every)
         app.run()
         return Exit(app.return_code or 0)
+
+
+def _with_unit(window: str) -> str:
+    """Check a window, and return it with a unit: ``5m`` for ``300``."""
+    parsed = parsed_window(window)
+    length_s = window_seconds(window if parsed is None else parsed)
+    return window if isinstance(parsed, str) else length_text(round(length_s * 1000))
 
 
 def _is_terminal() -> bool:
@@ -54,6 +63,8 @@ def _is_terminal() -> bool:
 
 
 def _print(target: Target, perf: AgentPerf, window: str, every: float, count: int | None) -> Exit:
+    from agentperf_redis.views.overview import NO_CHANGES, overview
+
     printed, fault = 0, ""
     while count is None or printed < count:
         began = time.monotonic()
@@ -75,6 +86,8 @@ def _print(target: Target, perf: AgentPerf, window: str, every: float, count: in
 
 
 def _show(target: Target, found: Overview, printed: int) -> None:
+    from agentperf_redis.top import lines
+
     if target.as_json:
         print_json_line("top", lines.plain(found))
         return

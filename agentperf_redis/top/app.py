@@ -17,7 +17,7 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.alerts import flows
 from agentperf_redis.alerts.model import AlertState
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.top import cells
 from agentperf_redis.top.screens import ListingScreen, ReadNow, Viewed
 from agentperf_redis.views.alerts import service_of
@@ -49,6 +49,7 @@ class TopApp(App[None]):
         Binding("t", "theme", "Light/dark", show=False),
         Binding("question_mark", "keys", "Keys", key_display="?"),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
     def __init__(self, perf: AgentPerf, window: str, every: float = EVERY_S) -> None:
@@ -83,10 +84,13 @@ class TopApp(App[None]):
         if not isinstance(screen, Viewed) or not screen.is_ready:
             return
         asked = screen.asked(), self.window, self.paused_at
-        parts = Parts(
-            view=screen.reading(self._perf, self.window, self.paused_at),
-            alerts=_firing(self._perf),
-        )
+        try:
+            view = screen.reading(self._perf, self.window, self.paused_at)
+        except InvalidArgument as error:  # for example, the filter contains a control character
+            self._faults = (Fault("view", str(error)),)
+            self._show_state()
+            return
+        parts = Parts(view=view, alerts=_firing(self._perf))
         away: BackendUnavailable | None = None
         try:
             await self._perf.backend.arun(parts.read())
@@ -100,11 +104,11 @@ class TopApp(App[None]):
         else:
             self._away, self._read_at = None, time.time()
             self._firing = parts.get("alerts", 0)
-            view: Any = parts.get("view", None)
-            self._faults = parts.faults + (getattr(view, "faults", ()) or ())
+            found: Any = parts.get("view", None)
+            self._faults = parts.faults + (getattr(found, "faults", ()) or ())
             is_read = not any(fault.part == "view" for fault in parts.faults)
             if is_read and screen.is_current and asked == (screen.asked(), self.window, self.paused_at):
-                screen.show(view)
+                screen.show(found)
         self._show_state()
 
     def _show_state(self) -> None:

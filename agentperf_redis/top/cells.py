@@ -68,10 +68,21 @@ def bar(value: float, width: int = 10) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 15) -> str:
-    """Return the last values as a line of bars. The largest value has a full bar; a step without a value is a gap."""
-    shown = values[-width:]
-    top = max((value for value in shown if value is not None), default=0.0)
+    """Return values over time as a line of bars, at most `width` long: neighbours are averaged where there are more.
+
+    The largest bar is full. A step without a value is a gap.
+    """
+    size = max(1, -(-len(values) // width))
+    first = len(values) % size  # the latest group is complete
+    groups = [values[max(0, at - size) : at] for at in range(first or size, len(values) + 1, size)]
+    means = [_mean(group) for group in groups]
+    top = max((mean for mean in means if mean is not None), default=0.0)
     return "".join(
-        " " if value is None else _EIGHTHS[1 + round(value / top * 7)] if value > 0 else _EIGHTHS[1] if top else " "
-        for value in shown
+        " " if mean is None else _EIGHTHS[1 + round(mean / top * 7)] if mean > 0 else _EIGHTHS[1] if top else " "
+        for mean in means
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

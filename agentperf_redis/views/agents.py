@@ -134,7 +134,7 @@ class AgentsView:
     """The agents of a namespace.
 
     Attributes:
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         interval: the covered time range.
         total: all agents as if they were one, also those that the filter leaves out.
@@ -164,8 +164,8 @@ class AgentView:
 
     Attributes:
         name: the agent.
-        known: whether the agent has any records.
-        window: the window that was asked for.
+        known: whether the agent has any records, or runs.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         metrics: its metrics in the window.
         seen: when it last recorded anything, s since 1970.
@@ -344,9 +344,10 @@ def _agent(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) ->
     seen: Mapping[str, float] = parts.get("last_seen", {})
     comparison: Comparison | None = parts.get("comparison", None)
     metrics = comparison.second if comparison is not None else empty
+    executions: tuple[RunningExecution, ...] = parts.get("running", ())
     return AgentView(
         name=name,
-        known=name in seen or metrics.task_count > 0,
+        known=name in seen or metrics.task_count > 0 or bool(executions),
         window=window,
         as_of=seconds_of(as_of),
         metrics=metrics,
@@ -359,7 +360,7 @@ def _agent(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) ->
         streams=parts.get("streams", StreamMetrics(0, empty, empty)),
         slowest=parts.get("slowest", ()),
         recent=parts.get("recent", ()),
-        running=parts.get("running", ()),
+        running=executions,
         faults=parts.faults,
     )
 

@@ -20,7 +20,14 @@ from agentperf_redis.command import Flow
 from agentperf_redis.views.agents import seconds_of
 from agentperf_redis.views.reading import Fault, Parts
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.views.timeline import (
+    CHART_STEPS,
+    DEFAULT_WINDOW,
+    MAX_HISTORIES,
+    SPARKLINE_STEPS,
+    check_window,
+    steps_read,
+)
 from agentperf_redis.windows import Timestamp
 
 MAX_SCANNED = 20_000
@@ -55,7 +62,8 @@ class CacheRow:
 
     Attributes:
         stats: its statistics since its first use, as `AgentPerf.caches` returns them.
-        steps: the window step by step, oldest first, without figures where no process used the cache.
+        steps: the window step by step, oldest first, without figures where no process used the cache. A
+            view of many caches has those of the first `MAX_HISTORIES` rows.
     """
 
     stats: CacheStats
@@ -113,7 +121,7 @@ class CachesView:
     """The caches of a namespace.
 
     Attributes:
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now. The statistics are always those of now.
         rows: the caches, sorted, filtered and cut.
         matching: number of caches that match the filter.
@@ -155,7 +163,7 @@ class CacheView:
     Attributes:
         name: the cache.
         kind: "lru" or "tiered".
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now.
         row: its statistics of now, and its steps in the window.
         tiers: its tiers.
@@ -227,7 +235,7 @@ def _caches(
     charts = Parts(
         **{
             f"history_of_{row.kind}_cache_{row.name}": _steps(perf, row.kind, row.name, window, as_of, SPARKLINE_STEPS)
-            for row in found.rows
+            for row in found.rows[:MAX_HISTORIES]
         }
     )
     if found.rows:

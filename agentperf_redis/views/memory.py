@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentperf_redis import keys
@@ -20,7 +21,9 @@ from agentperf_redis.views.reading import Fault, Parts, flusher_of
 from agentperf_redis.views.scanning import Scan, primaries
 
 SAMPLE_KEYS = 200
-"""Number of keys of each kind whose memory is measured. The others are estimated by their mean."""
+"""Number of keys of each kind and part whose memory is measured. The others are estimated by the mean of these."""
+MAX_KINDS = 50
+"""Maximum number of kinds that are shown one by one: each cache and each pool is a kind."""
 _RATE_WINDOW = "1h"
 
 
@@ -31,7 +34,7 @@ class KindMemory:
     Attributes:
         kind: the kind, such as "metrics, slices of a minute" or "cache answers".
         keys: number of keys found.
-        bytes: their memory: measured for up to `SAMPLE_KEYS` keys, and estimated from these for the others.
+        bytes: their memory. If there are more than `SAMPLE_KEYS` similar keys, it is estimated from a sample of them.
         share: bytes divided by those of all kinds.
     """
 
@@ -48,8 +51,8 @@ class MemoryView:
     Attributes:
         used: bytes that the whole server uses; None if the user may not run INFO (``+info``).
         limit: the server's ``maxmemory``, bytes; None without a limit, or if unknown.
-        kinds: memory by kind of key, the largest first; empty if the user may not run SCAN and MEMORY USAGE
-            (``+scan +memory|usage``).
+        kinds: memory by kind of key, the largest first, and "others" last; empty if the user may not run SCAN and
+            MEMORY USAGE (``+scan +memory|usage``).
         complete: whether all keys were found; otherwise `kinds` covers only the part that was searched.
         caches: statistics of all caches, the largest first: their bytes are counted exactly, without overhead.
         forecast: memory that metrics will take once all slices are filled, within a factor of 1.5.
@@ -132,28 +135,38 @@ def _facts(reply: Reply) -> dict[str, int]:
 
 def _kinds(perf: AgentPerf, faults: list[Fault]) -> tuple[tuple[KindMemory, ...], bool]:
     scan = Scan(perf.backend, f"{perf.backend.namespace}:*")
-    by_kind: dict[str, _Kind] = {}
+    groups: dict[tuple[str, str], _Group] = {}
     try:
         for server, page in scan.pages():
-            wanted: list[tuple[_Kind, str]] = []
+            wanted: list[tuple[_Group, str]] = []
             for key in page:
-                kind = by_kind.setdefault(kind_of(key), _Kind())
-                if kind.found():
-                    wanted.append((kind, key))
-            for (kind, _), measured in zip(wanted, _measured(server, [key for _, key in wanted]), strict=True):
-                kind.measured(measured)
+                group = groups.setdefault(group_of(key), _Group())
+                if group.found():
+                    wanted.append((group, key))
+            for (group, _), measured in zip(wanted, _measured(server, [key for _, key in wanted]), strict=True):
+                group.measured(measured)
     except AgentPerfError as error:
         faults.append(Fault("memory by kind", str(error)))
         return (), False
-    total = sum(kind.bytes for kind in by_kind.values())
-    rows = [
-        KindMemory(name, kind.keys, kind.bytes, kind.bytes / total if total else 0.0) for name, kind in by_kind.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind))), scan.complete
+    kinds: dict[str, tuple[int, int]] = {}
+    for (kind, _), group in groups.items():
+        count, size = kinds.get(kind, (0, 0))
+        kinds[kind] = (count + group.keys, size + group.bytes)
+    return _rows(kinds), scan.complete
 
 
-class _Kind:
-    """The keys of one kind: a sample of them is measured."""
+def _rows(found: Mapping[str, tuple[int, int]]) -> tuple[KindMemory, ...]:
+    """Return the kinds with the most memory, given by number of keys and bytes, and the rest as one."""
+    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    shown, rest = dict(ordered[:MAX_KINDS]), ordered[MAX_KINDS:]
+    if rest:
+        shown["others"] = (sum(count for _, (count, _) in rest), sum(size for _, (_, size) in rest))
+    total = sum(size for _, size in shown.values())
+    return tuple(KindMemory(name, count, size, size / total if total else 0.0) for name, (count, size) in shown.items())
+
+
+class _Group:
+    """Keys of one kind with the same part of the name, such as the entries of a cache: a sample of them is measured."""
 
     def __init__(self) -> None:
         self.keys = 0
@@ -200,16 +213,19 @@ _METRICS = {
 }
 
 
-def kind_of(key: str) -> str:
-    """Return the kind of a key in words: ``metrics, slices of a minute``, ``cache answers``, ``pool coder``."""
+def group_of(key: str) -> tuple[str, str]:
+    """Return the kind of a key in words, and the part of its name: ``("cache answers", "e")``.
+
+    Other kinds are ``metrics, slices of a minute`` and ``pool coder``. Keys with the same part are about equally large.
+    """
     found = _SERVICE.match(key)
     if found is None:
-        return "namespace"
+        return "namespace", ""
     service, resource, part = found[1], keys.decoded(found[2] or ""), found[3]
     if service == "metrics":
-        return _METRICS.get(part, "metrics, indexes")
+        return _METRICS.get(part, "metrics, indexes"), part
     if service == "cache":
-        return f"cache {resource}"
+        return f"cache {resource}", part
     if service == "tiered":
-        return f"tiered cache {resource}"
-    return f"pool {resource}" if service == "lb" else service
+        return f"tiered cache {resource}", part
+    return f"pool {resource}" if service == "lb" else service, part

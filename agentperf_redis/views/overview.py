@@ -82,7 +82,7 @@ class Overview:
     Attributes:
         server: address of the server, password masked.
         namespace: the namespace.
-        window: the window that was asked for.
+        window: the requested window.
         as_of: its end, s since 1970; None for now. Caches, pools, workers and alerts are always those of now.
         total: all agents as if they were one, in the window: executions, errors, percentiles, tokens, cost.
         agents: the agents with executions in the window, the one with the most executions first.

@@ -18,7 +18,14 @@ from agentperf_redis.views.problems import RECOVERING
 from agentperf_redis.views.reading import Fault, Parts
 from agentperf_redis.views.reasons import Reason, has_reasons, reasons_of
 from agentperf_redis.views.selection import Order, order_of, selected
-from agentperf_redis.views.timeline import CHART_STEPS, DEFAULT_WINDOW, SPARKLINE_STEPS, check_window, steps_read
+from agentperf_redis.views.timeline import (
+    CHART_STEPS,
+    DEFAULT_WINDOW,
+    MAX_HISTORIES,
+    SPARKLINE_STEPS,
+    check_window,
+    steps_read,
+)
 from agentperf_redis.windows import Timestamp
 
 SHOWN_EVENTS = 50
@@ -99,8 +106,9 @@ class PoolRow:
 
     Attributes:
         status: its status now, as `LoadBalancer.status` returns it.
-        steps: the window step by step, oldest first, without figures where no process used the pool.
-        events: its events, oldest first, which tell since when an instance is out; empty if they were not read.
+        steps: the window step by step, oldest first, without figures where no process used the pool. A
+            view of many pools has those of the first `MAX_HISTORIES` rows.
+        events: its events, oldest first, which show since when an instance is out; empty if they were not read.
     """
 
     status: PoolStatus
@@ -251,7 +259,10 @@ def _pools(
     every: list[PoolStatus] = parts.get("pools", [])
     found = selected(map(PoolRow, every), _name, _VALUES, order, match, limit, offset)
     charts = Parts(
-        **{f"history_of_pool_{row.name}": _steps(perf, row.name, window, as_of, SPARKLINE_STEPS) for row in found.rows}
+        **{
+            f"history_of_pool_{row.name}": _steps(perf, row.name, window, as_of, SPARKLINE_STEPS)
+            for row in found.rows[:MAX_HISTORIES]
+        }
     )
     if found.rows:
         yield from charts.read()

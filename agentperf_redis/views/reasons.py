@@ -16,9 +16,9 @@ class Reason:
         pool: the pool of the instance.
         instance: the instance.
         state: its state.
-        since: when the state began, s since 1970 by the server's clock; None if the events of the pool, about the last
-            thousand, no longer hold it.
-        ends_in: s until the state ends without further cause; None if that is not known.
+        since: when the state began, in s since 1970 by the server's clock; None if unknown. The pool stores only about
+            its last thousand events, and no event begins a rate limit.
+        ends_in: seconds until an ejection ends; None for other states.
         text: the reason in words.
     """
 

@@ -20,7 +20,10 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def seconds_cell(seconds: float) -> str:
-    """Return a duration for a column of seconds, rounded to ms, or below 10 ms to µs. Durations are exact to 1 µs."""
+    """Return a duration for a column of seconds.
+
+    A duration below 10 ms is rounded to 1 µs, because durations are exact to 1 µs. Any other is rounded to 1 ms.
+    """
     return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
 
 

@@ -21,6 +21,8 @@ CHART_STEPS = 60
 """Maximum number of steps of a chart."""
 SPARKLINE_STEPS = 30
 """Maximum number of steps of a sparkline."""
+MAX_HISTORIES = 25
+"""Maximum number of histories of caches or pools in one view. Each has up to 25 kB."""
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _STEPS_S = (

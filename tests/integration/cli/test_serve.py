@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import agentperf_redis
 from agentperf_redis import AgentPerf
 from tests.support.commandline import FAILURE, USAGE, Run
 from tests.support.places import ROOT
@@ -213,6 +214,8 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
+        # The import sets this attribute. Unless it is restored, later tests patch modules that are no longer in use.
+        patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)
         if package == "jinja2":  # starlette imports it

@@ -51,7 +51,8 @@ def test_count_ends_the_lines(agentperf: Run, perf: AgentPerf) -> None:
     assert len(lines) == 3
     assert [line.split()[3] for line in lines[1:]] == ["100.0%", "100.0%"]
     found = document(agentperf("top", "--json", "--count", "1"), "top")
-    assert (found["tasks"], found["failures"]) == (1, 1)
+    assert (found["tasks"], found["failures"], found["window"]) == (1, 1, "10m")
+    assert document(agentperf("top", "--json", "--count", "1", "--window", "300"), "top")["window"] == "5m"
 
 
 @pytest.mark.thorough

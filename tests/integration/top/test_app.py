@@ -83,8 +83,11 @@ def test_filter_keeps_matching_rows(view: Callable[..., None]) -> None:
         await shown.press("slash", "slash", *"x*")
         await shown.until(lambda: shown.app.screen.query_one("#filter", Input).value == "/x*", "the typed text")
         await shown.shows("No name matches the filter.")
+        shown.app.screen.query_one("#filter", Input).value = "a\tb"
+        await shown.shows("view could not be read", "match is")
         await shown.press("escape")
         await shown.until(lambda: shown.rows == ["planner", "critic"], "all rows")
+        assert not shown.has("could not be read")
 
     view(scenario)
 

@@ -68,5 +68,5 @@ def test_ctrl_c_and_no_colour(server: Server, namespace: str) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     with terminal([*COMMAND, "--url", server.url, "--namespace", namespace], env) as shown:
         shown.shows("No agent has recorded anything yet.")
-        shown.press("\x11")  # ctrl-q
+        shown.press("\x03")
         assert shown.ends() == 0

@@ -63,7 +63,7 @@ def test_wrong_arguments_send_nothing(perf: AgentPerf) -> None:
         overview(perf, None)  # type: ignore[arg-type]
 
 
-def test_unknown_agent_is_told_from_an_idle_one(
+def test_unknown_agent_differs_from_an_idle_one(
     perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
     past = Past(raw, namespace)
@@ -72,8 +72,18 @@ def test_unknown_agent_is_told_from_an_idle_one(
     found = runner.run(read_agent(perf, "idle", "5m"))
     assert (found.known, found.metrics.task_count) == (True, 0)
     assert found.seen == pytest.approx(past.now - 3000, abs=60)
-    assert not runner.run(read_agent(perf, "nobody", "5m")).known
+    assert not runner.run(read_agent(perf, "unknown", "5m")).known
     assert runner.run(read_overview(perf, "5m")).idle == 1
+
+
+def test_agent_that_only_runs_is_known(
+    perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
+    with perf.metrics.track("hung"):
+        perf.metrics.workers()  # sends a heartbeat first
+        found = runner.run(read_agent(perf, "hung", "5m"))
+    assert (found.known, found.metrics.task_count, len(found.running)) == (True, 0, 1)
 
 
 def test_changes_name_what_got_worse(perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
@@ -153,7 +163,7 @@ def test_entries_of_a_large_cache_are_read_in_part(
     assert runner.run(read_cache(perf, "answers", entries=False)).entries is None  # type: ignore[union-attr]
 
 
-def test_memory_is_shown_by_kind(perf: AgentPerf, runner: asyncio.Runner) -> None:
+def test_memory_is_shown_by_kind(perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     held = fill(perf)
     cache = perf.cache("big", max_size=5000)
     cache.put_many({f"key {number}": "x" * 500 for number in range(3 * SAMPLE_KEYS)})
@@ -161,7 +171,8 @@ def test_memory_is_shown_by_kind(perf: AgentPerf, runner: asyncio.Runner) -> Non
     found = runner.run(read_memory(perf))
     kinds = {kind.kind: kind for kind in found.kinds}
     assert next(iter(kinds)) == "cache big"
-    assert 3 * SAMPLE_KEYS * 500 < kinds["cache big"].bytes < 3 * SAMPLE_KEYS * 1000
+    exact = sum(raw.memory_usage(key) for key in raw.scan_iter(f"{namespace}:{{cache:big}}:*"))
+    assert kinds["cache big"].bytes == pytest.approx(exact, rel=0.1)
     assert kinds["cache big"].keys > 3 * SAMPLE_KEYS
     assert sum(kind.share for kind in found.kinds) == pytest.approx(1)
     assert {"metrics, slices of a minute", "pool coder", "alerts", "tiered cache docs"} <= set(kinds)
@@ -185,6 +196,7 @@ def test_memory_of_a_large_namespace_is_read_in_part(
     assert found.kinds
 
 
+@pytest.mark.standalone  # on a Cluster, each node has its own users
 def test_user_without_scan_sees_the_rest(
     perf: AgentPerf, server: Server, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:

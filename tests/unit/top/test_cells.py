@@ -19,16 +19,19 @@ from agentperf_redis.top import cells
         ([0, 1, 2], "▁▅█"),
         ([None, 8, 1], " █▂"),
         ([None, None], "  "),
-        (range(40), "▅▆▆▆▆▆▇▇▇▇▇▇███"),
+        ([1, 1, 3, 3], "▃█"),
+        ([9, 1, 1, 3, 3], "█▂▃"),
     ],
 )
 def test_sparkline_is_relative_to_the_largest_value(values: list[float | None], expected: str) -> None:
-    assert cells.sparkline(list(values)) == expected
+    assert cells.sparkline(list(values), 3) == expected
 
 
 @given(st.lists(st.none() | st.floats(0, 1e9), max_size=50))
-def test_sparkline_has_one_character_a_step(values: list[float | None]) -> None:
-    assert len(cells.sparkline(values)) == min(len(values), 15)
+def test_sparkline_shows_all_steps_in_its_width(values: list[float | None]) -> None:
+    line = cells.sparkline(values)
+    assert len(line) <= 15
+    assert len(line) == len(values) or len(line) > 7
 
 
 @pytest.mark.parametrize(

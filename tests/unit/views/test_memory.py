@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentperf_redis import keys
-from agentperf_redis.views.memory import kind_of
+from agentperf_redis.views.memory import MAX_KINDS, KindMemory, _rows, group_of
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,21 @@ from agentperf_redis.views.memory import kind_of
     ],
 )
 def test_keys_are_sorted_by_kind(key: str, expected: str) -> None:
-    assert kind_of(key) == expected
+    assert group_of(key)[0] == expected
+
+
+def test_entries_and_indexes_of_a_cache_are_measured_apart() -> None:
+    where = keys.cache("n", "cache", "answers")
+    assert group_of(where.entry("a")) == group_of(where.entry("b:1")) == ("cache answers", "e")
+    assert group_of(where.size) == ("cache answers", "size")
+
+
+def test_small_kinds_are_added_up() -> None:
+    found = {f"cache {number:03d}": (1, 10) for number in range(MAX_KINDS + 3)}
+    found["pool coder"] = (5, 470)
+    rows = _rows(found)
+    assert len(rows) == MAX_KINDS + 1
+    assert rows[0] == KindMemory("pool coder", 5, 470, 0.47)
+    assert rows[-1] == KindMemory("others", 4, 40, 0.04)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    assert _rows({}) == ()
