@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +34,7 @@ def serve(
             "so rather use the variable or --token-file.",
             envvar=_TOKEN_VARIABLE,
             show_default=False,
-            metavar="TEXT",
+            metavar="TOKEN",
         ),
     ] = None,
     token_file: Annotated[
@@ -54,7 +52,7 @@ def serve(
         ),
     ] = None,
     root_path: Annotated[
-        str, typer.Option("--root-path", help="Path under which a proxy shows the page.", metavar="PATH")
+        str, typer.Option("--root-path", help="Path under which a proxy shows the page.", metavar="PREFIX")
     ] = "",
     every: Annotated[
         float, typer.Option("--every", help="Pause between two readings.", min=0.5, max=3600, metavar="SECONDS")
@@ -76,7 +74,6 @@ def serve(
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise InvalidArgument("--root-path", root_path, "a path that begins with / and does not end with /")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_survives_sigterm())
         perf = stack.enter_context(target.connect(patient=True))
         made = app(perf, token=token, allow_actions=allow_actions, hosts=allow_host, refresh=every)
         try:
@@ -85,14 +82,17 @@ def serve(
             failed(f"cannot listen on {host}:{port}: {error.strerror or error}")
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}{root_path}/"
-        if target.as_json:
-            facts = {"namespace": perf.backend.namespace, "url": url, "login": token is not None}
-            print_json("serve", {**facts, "actions": allow_actions})
-        else:
-            out.print(f"Namespace {perf.backend.namespace}: {url}")
-            err.print("Ctrl-C ends it.")
-        out.file.flush()
-        server.run(made, listener, root_path, perf.aclose)
+
+        def announce() -> None:
+            if target.as_json:
+                facts = {"namespace": perf.backend.namespace, "url": url, "login": token is not None}
+                print_json("serve", {**facts, "actions": allow_actions})
+            else:
+                out.print(f"Namespace {perf.backend.namespace}: {url}")
+                err.print("Ctrl-C ends it.")
+            out.file.flush()
+
+        server.run(made, listener, root_path, announce, perf.aclose)
     return Exit.OK
 
 
@@ -104,13 +104,3 @@ def _read_token(token: str | None, file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InvalidArgument("--token-file", str(file), f"a file that can be read ({reason})") from None
-
-
-@contextlib.contextmanager
-def _survives_sigterm() -> Iterator[None]:
-    """Let uvicorn end the server at SIGTERM. It sends the signal again at the end, which would end the process."""
-    former = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

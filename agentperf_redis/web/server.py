@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -40,13 +41,20 @@ def under(root_path: str, app: ASGIApp) -> ASGIApp:
     return answer
 
 
-def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[[], Awaitable[object]]) -> None:
+def run(
+    app: ASGIApp,
+    listener: socket.socket,
+    root_path: str,
+    at_start: Callable[[], object],
+    at_end: Callable[[], Awaitable[object]],
+) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
     Args:
         app: the application.
         listener: the socket. It is closed at the end.
         root_path: the path under which a proxy shows the application, without a slash at its end.
+        at_start: is called before the first request is answered. From then on, SIGTERM ends the server.
         at_end: is awaited on the same event loop at the end.
     """
     config = uvicorn.Config(
@@ -63,10 +71,18 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str, at_end: Callable[
         timeout_graceful_shutdown=_END_S,
     )
 
+    server = uvicorn.Server(config)
+
     async def serving() -> None:
         try:
-            await uvicorn.Server(config).serve(sockets=[listener])
+            await server.serve(sockets=[listener])
         finally:
             await at_end()
 
-    asyncio.run(serving())
+    # uvicorn installs its handlers later, restores these at its end, and then sends the signal again.
+    former = signal.signal(signal.SIGTERM, server.handle_exit)
+    try:
+        at_start()
+        asyncio.run(serving())
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -137,6 +137,10 @@ def test_sigterm_ends_quickly_though_pages_are_open(
     assert (tmp_path / "stderr").read_text() == ""
 
 
+def test_sigterm_right_after_the_start_is_not_lost(start: Callable[..., Site]) -> None:
+    assert start().end(signal.SIGTERM)[0] == 0
+
+
 @pytest.mark.thorough
 def test_interrupt_ends_it_like_other_commands(start: Callable[..., Site]) -> None:
     site = start()
