@@ -169,6 +169,17 @@ def test_page_of_a_cache_shows_keys_and_tags(browser: Browser, filled: AgentPerf
     assert page.row("cold")[2:4] == ["1", "10"]
 
 
+def test_alert_leads_to_its_tiered_cache(browser: Browser, perf: AgentPerf) -> None:
+    docs = perf.tiered_cache("docs")
+    docs.put("page", "text")
+    perf.alerts.deploy(text='[[alert]]\nname = "docs grow"\ncache = "docs"\nwhen = "size > 0"\n')
+    assert perf.alerts.evaluate(as_of=time.time() + 60).events
+    page = parsed(browser.get("/alerts").text)
+    assert page.row("✕ firing")[2] == "cache docs (tiered)"
+    (link,) = (each for each in page.links if each.startswith("/cache?"))
+    assert "Tiered cache" in words(browser.get(link).text)
+
+
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/pool?name=coder").text)
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
