@@ -180,6 +180,15 @@ def test_alert_leads_to_its_tiered_cache(browser: Browser, perf: AgentPerf) -> N
     assert "Tiered cache" in words(browser.get(link).text)
 
 
+def test_overview_shows_an_alert_when_nothing_else_is_left(browser: Browser, perf: AgentPerf) -> None:
+    perf.metrics.record_execution("coder", 0.1, False, "TimeoutError")
+    perf.metrics.flush()
+    perf.alerts.deploy(text=RULES)
+    assert perf.alerts.evaluate(as_of=time.time() + 60).events
+    assert perf.metrics.forget("coder")
+    assert "Alert coder fails" in words(browser.get("/").text)
+
+
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/pool?name=coder").text)
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
