@@ -218,6 +218,14 @@ def test_overview_shows_an_alert_when_nothing_else_is_left(browser: Browser, per
     assert "Alert coder fails" in words(browser.get("/").text)
 
 
+@pytest.mark.parametrize("path", ["/agents", "/caches", "/pools", "/alerts"])
+def test_page_after_the_last_row_says_so(browser: Browser, filled: AgentPerf, path: str) -> None:
+    page = parsed(browser.get(f"{path}?page=3").text)
+    assert "This page is after the last" in page.text
+    assert path in page.links
+    assert "301 to" not in page.text
+
+
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/pool?name=coder").text)
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
