@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -108,6 +108,8 @@ class Guard:
             request.state.form = form = await _form(request)
         except ValueError:
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
+        except ClientDisconnect:  # the answer reaches no client, and an error would fill the log
+            return refusal(HTTPStatus.BAD_REQUEST, "This form is incomplete.")
         if route_path(request) in FORMS_OF_LOGIN:
             return None
         if not self._settings.allow_actions:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.web import security
@@ -283,3 +284,14 @@ def test_websocket_is_closed(make: Make) -> None:
 def test_head_has_no_body(make: Make) -> None:
     reply = make().send("HEAD", "/", {"accept": ACCEPTS_HTML})
     assert reply.status == 200
+
+
+def test_form_that_breaks_off_is_no_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise anyone could fill the log with tracebacks."""
+
+    async def broken(request: Request) -> dict[str, str]:
+        del request
+        raise ClientDisconnect
+
+    monkeypatch.setattr(security, "_form", broken)
+    assert make(token=TOKEN).post("/login", {"token": TOKEN}).status == 400
