@@ -295,3 +295,15 @@ def test_form_that_breaks_off_is_no_error(make: Make, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(security, "_form", broken)
     assert make(token=TOKEN).post("/login", {"token": TOKEN}).status == 400
+
+
+def test_cookie_says_nothing_about_the_password_of_the_server() -> None:
+    """Each visitor gets a cookie. A code that depended on the password would tell a right guess from a wrong one."""
+
+    def sessions(password: str) -> Sessions:
+        perf = AgentPerf(f"redis://:{password}@127.0.0.1:1/0", namespace="web")
+        made: Sessions = small_site(perf, allow_actions=True).state.sessions
+        perf.close()
+        return made
+
+    assert sessions("two").is_valid(sessions("one").new())
