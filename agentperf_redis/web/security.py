@@ -21,7 +21,6 @@ from agentperf_redis.web.sessions import SESSION_S, Sessions
 from agentperf_redis.web.settings import Settings
 from agentperf_redis.web.templating import path_for, root_path
 
-SESSION_COOKIE: Final = "agentperf_session"
 NOTICE_COOKIE: Final = "agentperf_notice"
 MAX_HEADER_BYTES: Final = 32 * 1024
 """Maximum size of the path, the query and all headers. A browser sends about 1 kB."""
@@ -125,7 +124,7 @@ class Guard:
 
     def _session(self, request: Request) -> str:
         """Return the valid cookie of a request, or ""."""
-        cookie = request.cookies.get(SESSION_COOKIE, "")
+        cookie = request.cookies.get(self._sessions.cookie_name, "")
         return cookie if cookie and self._sessions.is_valid(cookie) else ""
 
     def _describe(self, request: Request, cookies: list[str]) -> None:
@@ -133,7 +132,7 @@ class Guard:
         session = self._session(request)
         if not session and self._settings.allow_actions and self._settings.token is None:
             session = self._sessions.new()
-            cookies.append(cookie(request, SESSION_COOKIE, session, SESSION_S))
+            cookies.append(cookie(request, self._sessions.cookie_name, session, SESSION_S))
         state = request.state
         state.session = session
         state.actions = self._settings.allow_actions and bool(session)

@@ -126,7 +126,7 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
     old = Sessions("another-token-than-that").new()
     ended = Sessions(TOKEN, clock=lambda: 1e9).new()
     for cookie in ("", "x", TOKEN, old, ended):
-        browser.cookies = {security.SESSION_COOKIE: cookie}
+        browser.cookies = {browser.app.state.sessions.cookie_name: cookie}
         assert browser.get(path).status == 303, cookie
 
 
@@ -295,6 +295,19 @@ def test_form_that_breaks_off_is_no_error(make: Make, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(security, "_form", broken)
     assert make(token=TOKEN).post("/login", {"token": TOKEN}).status == 400
+
+
+def test_login_to_one_namespace_keeps_that_to_another(runner: asyncio.Runner) -> None:
+    """Browsers do not tell the ports of a host apart, so both pages get the cookies of both."""
+    tokens = {"a": TOKEN, "b": f"{TOKEN}-2"}
+    perfs = {name: AgentPerf("redis://127.0.0.1:1/0", namespace=name) for name in tokens}
+    browsers = {name: Browser(runner, small_site(perfs[name], token=token)) for name, token in tokens.items()}
+    browsers["b"].cookies = browsers["a"].cookies
+    for name, token in tokens.items():
+        assert browsers[name].post("/login", {"token": token}).status == 303
+    assert [browser.get("/").status for browser in browsers.values()] == [200, 200]
+    for perf in perfs.values():
+        perf.close()
 
 
 def test_cookie_says_nothing_about_the_password_of_the_server() -> None:
