@@ -71,17 +71,20 @@ def serve(
             f"other machines can reach --host {host}, so give --token-file, or a token in {_TOKEN_VARIABLE}; "
             "`openssl rand -hex 16` makes one"
         )
+    own = f"[{host}]" if ":" in host else host
+    hosts = allow_host or None
+    if is_loopback(host) and (hosts or token is None):
+        hosts = [*(hosts or ()), own]  # such as 127.0.0.2, which no browser calls localhost
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise InvalidArgument("--root-path", root_path, "a path that begins with / and does not end with /")
     with contextlib.ExitStack() as stack:
         perf = stack.enter_context(target.connect(patient=True))
-        made = app(perf, token=token, allow_actions=allow_actions, hosts=allow_host, refresh=every)
+        made = app(perf, token=token, allow_actions=allow_actions, hosts=hosts, refresh=every)
         try:
             listener = stack.enter_context(server.listening(host, port))
         except OSError as error:
             failed(f"cannot listen on {host}:{port}: {error.strerror or error}")
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}{root_path}/"
+        url = f"http://{own}:{listener.getsockname()[1]}{root_path}/"
 
         def announce() -> None:
             if target.as_json:

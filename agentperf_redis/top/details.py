@@ -21,15 +21,13 @@ from agentperf_redis.metrics.workers import RunningExecution
 from agentperf_redis.top import cells
 from agentperf_redis.top.tables import Column
 from agentperf_redis.views.agents import AgentView, agent
-from agentperf_redis.views.caches import CacheView, TierRow, cache
+from agentperf_redis.views.caches import ENTRIES_EVERY_S, CacheView, TierRow, cache
 from agentperf_redis.views.pools import InstanceRow, PoolView, pool
 from agentperf_redis.views.text import counted, duration, length_of_time, short_number, size_text
 from agentperf_redis.windows import Timestamp
 
 V = TypeVar("V")
 
-ENTRIES_EVERY_S = 30.0
-"""The top entries of a cache are read again after this time, because the read takes long for a large cache."""
 MAX_SHOWN = 200
 """Maximum number of rows of a table."""
 

@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static, TabbedContent, TabPane
 
 from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.alerts.flows.targets import cache_of_target
 from agentperf_redis.command import Flow
 from agentperf_redis.top.details import AgentDetail, CacheDetail, Chart, Detail, PoolDetail
 from agentperf_redis.top.listings import AGENTS, CACHES, LISTINGS, POOLS, Asked, Listing
@@ -197,8 +198,7 @@ class ListingScreen(Viewed):
         if self.listing is POOLS:
             return PoolDetail(row.name)
         if row.scope == "cache":
-            name = row.target.removesuffix(" (tiered)")
-            return CacheDetail(name, "lru" if name == row.target else "tiered")
+            return CacheDetail(*cache_of_target(row.target))
         return PoolDetail(row.target) if row.scope == "pool" else AgentDetail(row.target)
 
     @on(DataTable.RowSelected)

@@ -33,6 +33,8 @@ from agentperf_redis.windows import Timestamp
 MAX_SCANNED = 20_000
 """Maximum number of entries that are read to find the top ones: about a second of work for the reader."""
 TOP_ENTRIES = 10
+ENTRIES_EVERY_S = 30.0
+"""The top entries of a cache are read again after this time, because the read takes long for a large cache."""
 
 
 class CacheKind(Enum):
@@ -312,6 +314,18 @@ def _entries(perf: AgentPerf, service: str, name: str) -> Flow[EntryRankings]:
     return read_rankings(keys.cache(perf.backend.namespace, service, name), TOP_ENTRIES, MAX_SCANNED)
 
 
+def entries(perf: AgentPerf, name: str, kind: CacheKind | str) -> Flow[EntryRankings]:
+    """Read the top entries and the tags among up to `MAX_SCANNED` entries. It checks its arguments when called.
+
+    Args:
+        perf: the client.
+        name: the cache.
+        kind: its kind.
+    """
+    arguments.name("name", name)
+    return _entries(perf, _SERVICE_OF[arguments.choice("kind", kind, CacheKind).value], name)
+
+
 def tiers_of(stats: CacheStats) -> tuple[TierRow, ...]:
     """Return the tiers that have capacity."""
     tiers = zip(TIERS, stats.settings.ttls_ms, (stats.hot, stats.warm, stats.cold), strict=True)
@@ -349,3 +363,8 @@ async def read_cache(
 ) -> CacheView | None:
     """See `cache`."""
     return await perf.backend.arun(cache(perf, name, window, as_of=as_of, kind=kind, entries=entries))
+
+
+async def read_entries(perf: AgentPerf, name: str, kind: CacheKind | str) -> EntryRankings:
+    """See `entries`."""
+    return await perf.backend.arun(entries(perf, name, kind))

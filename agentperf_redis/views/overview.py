@@ -127,8 +127,8 @@ class Overview:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is stored."""
-        return not (self.agents or self.idle or self.caches or self.pools)
+        """Whether there is nothing to see: also no worker, and no firing alert about something that is gone."""
+        return not (self.agents or self.idle or self.caches or self.pools or self.workers or self.firing)
 
 
 NO_CHANGES = Changes((), (), (), Interval(0.0, 0.0), Interval(0.0, 0.0))

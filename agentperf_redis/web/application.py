@@ -59,8 +59,8 @@ def app(
 
 def build(perf: AgentPerf, settings: Settings, pages: Sequence[BaseRoute]) -> Starlette:
     """Make the application of these pages."""
-    address = perf.backend.address
-    sessions = Sessions(settings.token, f"{address.masked} {address.password} {perf.backend.namespace}")
+    # Without the password of the server: each visitor gets a cookie, and could guess a short password from its code.
+    sessions = Sessions(settings.token, f"{perf.backend.address.masked} {perf.backend.namespace}")
     made = Starlette(
         routes=[
             *pages,

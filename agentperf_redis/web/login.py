@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from agentperf_redis.web.security import SESSION_COOKIE, cookie, is_inside
+from agentperf_redis.web.security import cookie, is_inside
 from agentperf_redis.web.sessions import SESSION_S, Sessions
 from agentperf_redis.web.templating import root_path, templates
 
@@ -30,12 +30,12 @@ async def login(request: Request) -> Response:
 async def logout(request: Request) -> Response:
     """Delete the cookie of the browser."""
     answer = RedirectResponse(root_path(request) + "/login", HTTPStatus.SEE_OTHER)
-    answer.headers.append("Set-Cookie", cookie(request, SESSION_COOKIE, "", 0))
+    answer.headers.append("Set-Cookie", cookie(request, request.app.state.sessions.cookie_name, "", 0))
     return answer
 
 
 def _with_session(answer: Response, request: Request, sessions: Sessions) -> Response:
-    answer.headers.append("Set-Cookie", cookie(request, SESSION_COOKIE, sessions.new(), SESSION_S))
+    answer.headers.append("Set-Cookie", cookie(request, sessions.cookie_name, sessions.new(), SESSION_S))
     return answer
 
 

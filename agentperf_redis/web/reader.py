@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.errors import CorruptState, ScriptFailed
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, ScriptFailed
 from agentperf_redis.views import agents, alerts, caches, memory, overview, pools
 from agentperf_redis.views.agents import AgentsView, AgentView
 from agentperf_redis.views.alerts import AlertsView
@@ -18,6 +18,7 @@ from agentperf_redis.views.caches import CachesView, CacheView
 from agentperf_redis.views.memory import MemoryView
 from agentperf_redis.views.overview import Changes, Overview
 from agentperf_redis.views.pools import PoolsView, PoolView
+from agentperf_redis.views.reading import Fault
 from agentperf_redis.views.timeline import DEFAULT_WINDOW
 
 T = TypeVar("T")
@@ -140,8 +141,17 @@ class Reader:
         return await self._view(caches.read_caches, window, **options)
 
     async def cache(self, name: str, window: str | float = DEFAULT_WINDOW, **options: Any) -> CacheView | None:
-        """See `views.caches.read_cache`."""
-        return await self._view(caches.read_cache, name, window, **options)
+        """See `views.caches.read_cache`. The top entries are read less often."""
+        view = await self._view(caches.read_cache, name, window, **options, entries=False)
+        if view is None:
+            return None
+        try:
+            entries = await self._view(caches.read_entries, name, view.kind, max_age_s=caches.ENTRIES_EVERY_S)
+        except BackendUnavailable:
+            raise
+        except AgentPerfError as error:
+            return replace(view, faults=(*view.faults, Fault("entries", str(error))))
+        return replace(view, entries=entries)
 
     async def pools(self, window: str | float = DEFAULT_WINDOW, **options: Any) -> PoolsView:
         """See `views.pools.read_pools`."""

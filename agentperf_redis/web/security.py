@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +21,6 @@ from agentperf_redis.web.sessions import SESSION_S, Sessions
 from agentperf_redis.web.settings import Settings
 from agentperf_redis.web.templating import path_for, root_path
 
-SESSION_COOKIE: Final = "agentperf_session"
 NOTICE_COOKIE: Final = "agentperf_notice"
 MAX_HEADER_BYTES: Final = 32 * 1024
 """Maximum size of the path, the query and all headers. A browser sends about 1 kB."""
@@ -108,6 +107,8 @@ class Guard:
             request.state.form = form = await _form(request)
         except ValueError:
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
+        except ClientDisconnect:  # the answer reaches no client, and an error would fill the log
+            return refusal(HTTPStatus.BAD_REQUEST, "This form is incomplete.")
         if route_path(request) in FORMS_OF_LOGIN:
             return None
         if not self._settings.allow_actions:
@@ -123,7 +124,7 @@ class Guard:
 
     def _session(self, request: Request) -> str:
         """Return the valid cookie of a request, or ""."""
-        cookie = request.cookies.get(SESSION_COOKIE, "")
+        cookie = request.cookies.get(self._sessions.cookie_name, "")
         return cookie if cookie and self._sessions.is_valid(cookie) else ""
 
     def _describe(self, request: Request, cookies: list[str]) -> None:
@@ -131,7 +132,7 @@ class Guard:
         session = self._session(request)
         if not session and self._settings.allow_actions and self._settings.token is None:
             session = self._sessions.new()
-            cookies.append(cookie(request, SESSION_COOKIE, session, SESSION_S))
+            cookies.append(cookie(request, self._sessions.cookie_name, session, SESSION_S))
         state = request.state
         state.session = session
         state.actions = self._settings.allow_actions and bool(session)

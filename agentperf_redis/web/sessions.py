@@ -26,6 +26,9 @@ class Sessions:
             so that a form of one process may be sent to another one. It need not be secret: the Origin header of each
             form is checked too.
         clock: time, s since 1970.
+
+    Attributes:
+        cookie_name: the name of the cookie, another one for each seed.
     """
 
     def __init__(self, token: str | None, seed: str = "", clock: Callable[[], float] = time.time) -> None:
@@ -33,6 +36,9 @@ class Sessions:
         purpose = "agentperf seed" if token is None else "agentperf session"
         self._key = hashlib.sha256(f"{purpose}\0{seed if token is None else token}".encode()).digest()
         self._clock = clock
+        # A browser sends the cookies of all ports of a host to each of them, so pages of two namespaces on one machine
+        # would replace each other's cookie.
+        self.cookie_name = f"agentperf_session_{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
 
     def is_token(self, given: str) -> bool:
         """Whether a text is the token."""

@@ -73,6 +73,13 @@ def cache_target(kind: str, name: str) -> str:
     return name if kind == KINDS["cache"] else f"{name} ({kind})"
 
 
+def cache_of_target(target: str) -> tuple[str, str]:
+    """Return name and kind of the cache that `cache_target` names."""
+    kind = KINDS["tiered"]
+    name = target.removesuffix(f" ({kind})")
+    return name, KINDS["cache"] if name == target else kind
+
+
 def _judged_agents(
     service: AlertService, due: list[tuple[Rule, int]], names: list[str], errors: list[AgentPerfError]
 ) -> Flow[dict[str, dict[str, Judged]]]:

@@ -101,11 +101,16 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.
     """
-    return (yield from read_rankings(where, limit)).best
+    return (yield from _read(where, limit, math.inf, with_tags=False)).best
 
 
-def read_rankings(where: CacheKeys, limit: int, max_entries: float = math.inf) -> Flow[EntryRankings]:
+def read_rankings(where: CacheKeys, limit: int, max_entries: int) -> Flow[EntryRankings]:
     """Return the top entries as `read_top`, and the tags, of at most about `max_entries` entries."""
+    return (yield from _read(where, limit, max_entries, with_tags=True))
+
+
+def _read(where: CacheKeys, limit: int, max_entries: float, *, with_tags: bool) -> Flow[EntryRankings]:
+    """Rank the entries. Counting tags keeps the name of each entry that has any, so it needs a bound of the entries."""
     gen = yield from commands.invalidation_epoch(where)
     try:
         invalidation_epoch = (
@@ -132,7 +137,7 @@ def read_rankings(where: CacheKeys, limit: int, max_entries: float = math.inf) -
                 each.name: each
                 for each in heapq.nlargest(limit, candidates.values(), key=lambda each: (each.measure(by), each.name))
             }
-        for entry in ranked_entries:
+        for entry in ranked_entries if with_tags else ():
             for tag in entry.tags:
                 tags.setdefault(tag, {})[entry.name] = entry.size_bytes
         scanned += len(names)

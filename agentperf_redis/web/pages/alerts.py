@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agentperf_redis.alerts.expression import Scope, parsed, value_text
+from agentperf_redis.alerts.flows.targets import cache_of_target
 from agentperf_redis.alerts.model import AlertState
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
@@ -34,12 +35,21 @@ async def alerts(views: Any, asked: Asked) -> Page:
         "page": asked.page,
         "state_class": {state: STATES.get(state, "") for state in AlertState},
         "scopes": SCOPES,
+        "named": named,
         "measured": measured,
         "evaluated": max((rule.judged_at for rule in view.rules if rule.judged_at is not None), default=None),
         "scope_of": {rule.name: rule.scope for rule in view.rules},
         "when_of": {rule.name: rule.when for rule in view.rules},
     }
     return Page("alerts.html", "Alerts", values, windowed=False)
+
+
+def named(target: str, scope: str) -> dict[str, str]:
+    """Return the parameters of the address of a target's page."""
+    if scope != Scope.CACHE.value:
+        return {"name": target}
+    name, kind = cache_of_target(target)
+    return {"name": name, "kind": kind}
 
 
 def measured(value: float | None, when: str, scope: str) -> str:

@@ -13,6 +13,7 @@ from agentperf_redis import AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.commands import SCHEMA
+from agentperf_redis.cache.flows import ranking
 from agentperf_redis.cache.operator import ExistingCache, Opaque, find, find_all
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
@@ -222,3 +223,16 @@ def test_last_use_is_that_of_a_stored_entry(doomed: tuple[LRUCache, ExistingCach
     assert stored < read
     cache.clear()
     assert operator.run(existing.last_used()) is None
+
+
+def test_ranking_of_all_entries_keeps_no_tags(
+    cache: LRUCache, operator: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory must not grow with the number of entries, which has no bound here."""
+    built: list[object] = []
+    monkeypatch.setattr(ranking, "TagUse", lambda *facts: built.append(facts))
+    found = operator.run(find(operator, "cache", "answers"))
+    assert found is not None
+    best = operator.run(found.top(5))[ranking.EntryRanking.SIZE]
+    assert {entry.name: sorted(entry.tags) for entry in best} == {"a": ["odd"], "b": []}
+    assert built == []

@@ -203,6 +203,21 @@ def test_wrong_usage_exits_2(agentperf: Run, words: tuple[str, ...], message: st
     assert message in done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no address 127.0.0.2 by default")
+@pytest.mark.parametrize("words", [(), ("--allow-host", "ops.example.com")])
+def test_its_own_address_is_an_allowed_name(
+    agentperf: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    made = []
+    monkeypatch.setattr("agentperf_redis.web.server.run", lambda app, *_: made.append(app))
+    done = agentperf("serve", "--host", "127.0.0.2", "--port", "0", "--json", *words)
+    assert done.returncode == 0
+    settings = made[0].state.settings
+    assert settings.allows_host(urlsplit(json.loads(done.stdout)["url"]).netloc)
+    assert settings.allows_host("ops.example.com") == bool(words)
+    assert not settings.allows_host("other.example.com")
+
+
 def test_port_in_use_exits_1(agentperf: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -8,10 +8,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.cache.commands import inspection
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.views.timeline import WINDOWS
@@ -167,6 +169,61 @@ def test_page_of_a_cache_shows_keys_and_tags(browser: Browser, filled: AgentPerf
     page = parsed(browser.get("/cache?name=answers&kind=lru").text)
     assert page.row("faq") == ["faq", "1", "4.9 KiB"]
     assert page.row("cold")[2:4] == ["1", "10"]
+
+
+def test_entries_of_a_cache_are_read_less_often(
+    browser: Browser, filled: AgentPerf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = [], inspection.sizes_page
+
+    def counted(*args: Any) -> Any:
+        reads.append(args)
+        return read(*args)
+
+    monkeypatch.setattr(inspection, "sizes_page", counted)
+    browser.get("/cache?name=answers")
+    filled.cache("answers", max_size=10).put("other", 1)
+    time.sleep(0.1)  # two intervals
+    page = parsed(browser.get("/cache?name=answers&window=1h").text)
+    assert page.row("cold")[2] == "2"
+    assert page.row("faq")[1] == "1"
+    assert len(reads) == 1
+
+
+def test_damaged_entries_do_not_hide_the_cache(browser: Browser, filled: AgentPerf, raw: Raw, namespace: str) -> None:
+    raw.set(f"{namespace}:{{cache:answers}}:epochs", "x")
+    reply = browser.get("/cache?name=answers")
+    assert reply.status == 200
+    assert "The entries could not be read" in words(reply.text)
+    assert "Hit rate over time" in words(reply.text)
+
+
+def test_alert_leads_to_its_tiered_cache(browser: Browser, perf: AgentPerf) -> None:
+    docs = perf.tiered_cache("docs")
+    docs.put("page", "text")
+    perf.alerts.deploy(text='[[alert]]\nname = "docs grow"\ncache = "docs"\nwhen = "size > 0"\n')
+    assert perf.alerts.evaluate(as_of=time.time() + 60).events
+    page = parsed(browser.get("/alerts").text)
+    assert page.row("✕ firing")[2] == "cache docs (tiered)"
+    (link,) = (each for each in page.links if each.startswith("/cache?"))
+    assert "Tiered cache" in words(browser.get(link).text)
+
+
+def test_overview_shows_an_alert_when_nothing_else_is_left(browser: Browser, perf: AgentPerf) -> None:
+    perf.metrics.record_execution("coder", 0.1, False, "TimeoutError")
+    perf.metrics.flush()
+    perf.alerts.deploy(text=RULES)
+    assert perf.alerts.evaluate(as_of=time.time() + 60).events
+    assert perf.metrics.forget("coder")
+    assert "Alert coder fails" in words(browser.get("/").text)
+
+
+@pytest.mark.parametrize("path", ["/agents", "/caches", "/pools", "/alerts"])
+def test_page_after_the_last_row_says_so(browser: Browser, filled: AgentPerf, path: str) -> None:
+    page = parsed(browser.get(f"{path}?page=3").text)
+    assert "This page is after the last" in page.text
+    assert path in page.links
+    assert "301 to" not in page.text
 
 
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.web import security
@@ -125,7 +126,7 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
     old = Sessions("another-token-than-that").new()
     ended = Sessions(TOKEN, clock=lambda: 1e9).new()
     for cookie in ("", "x", TOKEN, old, ended):
-        browser.cookies = {security.SESSION_COOKIE: cookie}
+        browser.cookies = {browser.app.state.sessions.cookie_name: cookie}
         assert browser.get(path).status == 303, cookie
 
 
@@ -283,3 +284,39 @@ def test_websocket_is_closed(make: Make) -> None:
 def test_head_has_no_body(make: Make) -> None:
     reply = make().send("HEAD", "/", {"accept": ACCEPTS_HTML})
     assert reply.status == 200
+
+
+def test_form_that_breaks_off_is_no_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise anyone could fill the log with tracebacks."""
+
+    async def broken(request: Request) -> dict[str, str]:
+        del request
+        raise ClientDisconnect
+
+    monkeypatch.setattr(security, "_form", broken)
+    assert make(token=TOKEN).post("/login", {"token": TOKEN}).status == 400
+
+
+def test_login_to_one_namespace_keeps_that_to_another(runner: asyncio.Runner) -> None:
+    """Browsers do not tell the ports of a host apart, so both pages get the cookies of both."""
+    tokens = {"a": TOKEN, "b": f"{TOKEN}-2"}
+    perfs = {name: AgentPerf("redis://127.0.0.1:1/0", namespace=name) for name in tokens}
+    browsers = {name: Browser(runner, small_site(perfs[name], token=token)) for name, token in tokens.items()}
+    browsers["b"].cookies = browsers["a"].cookies
+    for name, token in tokens.items():
+        assert browsers[name].post("/login", {"token": token}).status == 303
+    assert [browser.get("/").status for browser in browsers.values()] == [200, 200]
+    for perf in perfs.values():
+        perf.close()
+
+
+def test_cookie_says_nothing_about_the_password_of_the_server() -> None:
+    """Each visitor gets a cookie. A code that depended on the password would tell a right guess from a wrong one."""
+
+    def sessions(password: str) -> Sessions:
+        perf = AgentPerf(f"redis://:{password}@127.0.0.1:1/0", namespace="web")
+        made: Sessions = small_site(perf, allow_actions=True).state.sessions
+        perf.close()
+        return made
+
+    assert sessions("two").is_valid(sessions("one").new())
