@@ -97,7 +97,7 @@ if MODE ~= '' then
     if not whole_number(version) or #result > 17 then return corrupt(REPLY, 'no reply of a request') end
     return {tonumber(status), whole_number(version), tonumber(result)}
   end
-  if I.resent >= I.now_ms and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
+  if (SEEN ~= '' or I.resent >= I.now_ms) and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if not I.next then call('ZCARD', EXP) end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, entry_format
@@ -322,6 +323,16 @@ def test_overdue_request_with_a_mode_does_nothing(fake: Fake, mode: str) -> None
     assert store(fake, mode, "r", until_ms=1).outcome is PutResult.LATE
     assert store(fake, mode, "r", until_ms=1, again=True).outcome is PutResult.IN_DOUBT
     assert value_of(fake) == before
+
+
+def test_repeated_request_with_a_mode_checks_resent_before_it_writes(fake: Fake) -> None:
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), 100, (0, 0, 0)))
+    store(fake, commands.Mode.ALWAYS, "a", 3)
+    before = fake.client.dump(KEYS.entry("k"))
+    fake.client.set(KEYS.resent, "no sorted set")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        store(fake, commands.Mode.REPLACE, "r", "x" * 200, again=True)
+    assert (fake.client.dump(KEYS.entry("k")), fake.client.hlen(KEYS.size)) == (before, 1)
 
 
 def test_put_at_version_never_overwrites_another_version(fake: Fake) -> None:
