@@ -284,6 +284,25 @@ def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
     assert (value_of(fake), fake.client.pttl(KEYS.entry("k"))) == ("newer", -1)
 
 
+@pytest.mark.parametrize(
+    ("mode", "request_id"),
+    [("add", "r"), ("replace", "r"), ("if:0", "r"), ("incr:5", "r"), ("incr:5", "r~3")],  # incr keeps the entry's mark
+)
+def test_copy_of_a_request_finds_its_entry_without_its_reply(fake: Fake, mode: str, request_id: str) -> None:
+    """A full server with a policy volatile-* evicts keys with a TTL, and so the reply for other copies."""
+    deployed(fake, UNLIMITED)
+    before, _ = MODES.get(mode, (None, None))
+    if before is not None:
+        store(fake, commands.Mode.ALWAYS, "a", before)
+    first = store(fake, mode, request_id, 5)
+    after = fake.client.dump(KEYS.entry("k"))
+    assert fake.client.delete(KEYS.reply_prefix + request_id) == 1
+
+    assert [store(fake, mode, request_id, 5, again=again) for again in (True, False)] == [first, first]
+
+    assert fake.client.dump(KEYS.entry("k")) == after
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_late_copy_of_a_refused_request_does_nothing(fake: Fake, mode: str) -> None:
     deployed(fake, UNLIMITED)
