@@ -192,6 +192,8 @@ class Cache(ABC):
             The new value.
 
         Raises:
+            InvalidArgument: an argument is invalid; nothing was sent. Or the number does not fit into the cache's
+                `max_bytes`; the old value is removed, as by a `put` of such a value.
             NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53. Nothing was changed.
             BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
                 addition may have been made.

@@ -120,7 +120,9 @@ class LRUCache(DecoratingCache):
     @max_size.setter
     def max_size(self, value: int) -> None:
         if not self._max_size:
-            raise InvalidArgument("max_size", value, "0, since this object was made with max_size=0 and is off")
+            if arguments.count("max_size", value, minimum=0):
+                raise InvalidArgument("max_size", value, "0, since this object was made with max_size=0 and is off")
+            return
         self._max_size = arguments.count("max_size", value)
         self._shared_state.change("max_size", str(self._max_size))
 

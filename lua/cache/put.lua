@@ -61,7 +61,8 @@
 --         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
 --         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
---         a repeated delivery leaves a refusal there: without one, no other copy is under way.
+--         a repeated delivery leaves a refusal there: without one, no other copy is under way. A full server with a
+--         policy volatile-* may evict that reply. A copy that finds its id in the entry still reports success.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt
@@ -97,7 +98,7 @@ if MODE ~= '' then
     if not whole_number(version) or #result > 17 then return corrupt(REPLY, 'no reply of a request') end
     return {tonumber(status), whole_number(version), tonumber(result)}
   end
-  if I.resent >= I.now_ms and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
+  if (SEEN ~= '' or I.resent >= I.now_ms) and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if not I.next then call('ZCARD', EXP) end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')
@@ -105,6 +106,11 @@ if MODE ~= '' then
   local _, expiry, payload_at, request, _, fresh, tags, key_at =
     string.match(present and found[2] or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
   local value_at = present and key_at + tonumber(string.match(request, '~(%d+)$') or 0)
+  if present and string.match(request, '^[^~]+') == string.match(ID, '^[^~]+') then
+    -- Another copy was executed, and the server has evicted its reply.
+    local held = verb == 'incr' and decode_integer(string.sub(found[2], value_at, value_at + 10))
+    return {held and 2 or 1, whole_number(present), held or 0}
+  end
   if verb == 'add' then failed = present and -7 or 0
   elseif verb == 'if' then failed = (present or '0') ~= operand and -7 or 0
   elseif verb ~= 'incr' then failed = present and 0 or -7

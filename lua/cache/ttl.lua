@@ -9,7 +9,7 @@
 --   {1, left_ms}  milliseconds until the value expires; -1 for never
 --   {0}           no value
 -- REPEAT  a second delivery reads again
--- ERRORS  a key of the wrong type is refused
+-- ERRORS  tags of a wrong type are refused; an entry of a wrong type is no value
 -- COST    O(1), and O(log T) for each tag of an entry that is older than the last invalidation of a tag
 --@include whole_number
 --@include live

@@ -80,7 +80,7 @@ class Eraser:
                 shared.changed(name)
             match reply.outcome:
                 case PutResult.NO_SETTINGS:
-                    shared.deployed = False
+                    shared.deployed, again = False, True  # an earlier copy may be under way
                 case PutResult.LATE:
                     shared.set_clock(reply.version, sent_at)
                     again = True

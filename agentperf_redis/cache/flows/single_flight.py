@@ -245,8 +245,6 @@ class SingleFlight:
                 except BaseException as error:
                     flights.end(flight, _outcome_of(error))
                     raise
-                if isinstance(answer, ComputeLease) and answer.flight is None:
-                    flights.end(flight, Uncacheable())
                 return answer
             while not (yield from Wait(flight.ended, _LOOK_EVERY_S)):
                 flights.end_if_stuck(flight)

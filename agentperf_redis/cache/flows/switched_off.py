@@ -123,7 +123,7 @@ class NoFlight(SingleFlight):
         look: bool = True,  # noqa: ARG002
         blocking: bool = False,  # noqa: ARG002
     ) -> Flow[ComputeLease]:
-        """Return a lease that the server does not know, and for which nobody waits."""
+        """Return a lease that the server does not know, and for which no caller waits."""
         yield from _NOTHING_SENT
         return ComputeLease(self.shared, stored_name(key), key, "", self.lease_ms, None)
 

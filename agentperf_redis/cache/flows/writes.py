@@ -204,6 +204,7 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shared.deployed = False
+                again = again or mode != Mode.ALWAYS  # an earlier copy may be under way: a refusal must bind it
             elif reply.outcome is PutResult.LATE:
                 shared.set_clock(reply.version, sent_at)
                 again = True  # an earlier copy of the request may have been executed

@@ -115,10 +115,10 @@ class SharedState:
         """
         with self._lock:
             if len(self._users) and off != self._off:
-                argument = next(filter(None, ARGUMENTS[self.service][1:]))
+                at, argument = next(each for each in enumerate(ARGUMENTS[self.service]) if all(each))  # the first size
                 allowed = f"0, since cache {self.name!r} is off in this process" if self._off else "1 or more"
                 is_on = f", since cache {self.name!r} is on in this process; name='...' makes a cache of its own"
-                size = 0 if off else max(settings.capacities)
+                size = 0 if off else int(settings.fields[at])
                 raise InvalidArgument(argument, size, allowed if self._off else allowed + is_on)
             self._off = off
             if not len(self._users):

@@ -79,6 +79,21 @@ def test_late_copy_changes_nothing(call: Call, cache: Any, proxy: Proxy, operati
     assert (entry.value, entry.version) == (100, version)
 
 
+@pytest.mark.parametrize(("method", "args", "refusal"), [("replace", ("k", 5), False), ("pop", ("k",), None)])
+def test_late_copy_after_a_data_loss_changes_nothing(
+    call: Call, cache: Any, proxy: Proxy, raw: Raw, namespace: str, method: str, args: tuple[Any, ...], refusal: Any
+) -> None:
+    """The second copy finds no settings, and the request is then refused. The first copy arrives after a new put."""
+    held = proxy.hold(only=POP if method == "pop" else PUT)
+    raw.delete(*raw.scan_iter(match=f"{namespace}:*:c}}:*"))
+    assert call(cache, method, *args) is refusal
+    call(cache, "put", "k", 100)
+
+    held.deliver()
+
+    assert call(cache, "get", "k") == 100
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_cancelled_operation_is_not_executed_later(
     cache: Any, proxy: Proxy, runner: asyncio.Runner, operation: str

@@ -12,7 +12,7 @@ import pytest
 from agentperf_redis import NoInteger
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from agentperf_redis.errors import BackendFull, BackendUnavailable
+from agentperf_redis.errors import BackendFull, BackendUnavailable, InvalidArgument
 from tests.support.cache_scan import faults
 from tests.support.caches import copied
 from tests.support.calls import Call
@@ -80,6 +80,15 @@ def test_incr_counts_and_keeps_ttl_and_tags(call: Call, cache: Any, raw: Raw, na
         call(cache, "incr", "k")
     assert refused.value.key == "k"
     assert call(cache, "get", "k") == "text"
+    sound(cache, raw, namespace)
+
+
+def test_incr_refuses_a_number_that_does_not_fit(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(name="c", backend=backend, max_bytes=25)
+    assert call(cache, "incr", "k", 127) == 127
+    with pytest.raises(InvalidArgument, match="max_bytes"):
+        call(cache, "incr", "k", 2**50)
+    assert call(cache, "get", "k") is None
     sound(cache, raw, namespace)
 
 
@@ -228,10 +237,11 @@ def test_full_server_refuses_and_changes_nothing(
         assert faults(raw, namespace, "cache", "c") == []
 
 
-def test_misses_end_with_the_outage(call: Call, proxy: Proxy, connect: Callable[..., Backend]) -> None:
+def test_misses_end_with_the_outage(call: Call, server: Server, proxy: Proxy, connect: Callable[..., Backend]) -> None:
+    steady = LRUCache(name="c", backend=connect(server.url))  # its puts may take longer than the short deadline
+    call(steady, "put_many", {"kept": 1, "deleted": 1})
     cache = LRUCache(name="c", backend=connect(proxy.url, deadline=0.3), on_unavailable="miss")
-    call(cache, "put", "kept", 1)
-    call(cache, "put", "deleted", 1)
+    wait_until(lambda: call(cache, "get", "kept") == 1, "the server to be found")
     proxy.close_port()
     assert call(cache, "get", "kept") is None
     assert call(cache, "put", "new", 1) is False
@@ -240,7 +250,7 @@ def test_misses_end_with_the_outage(call: Call, proxy: Proxy, connect: Callable[
         call(cache, "incr", "n")
     proxy.open_port()
     wait_until(lambda: call(cache, "get", "kept") == 1, "the server to be found again")
-    assert call(cache, "get", "deleted") is None, "the deletion was sent before the next read"
+    assert call(steady, "get", "deleted") is None, "the deletion was sent before the next read"
 
 
 def test_object_that_is_off_leaves_the_cache_of_others(

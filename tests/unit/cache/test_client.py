@@ -89,6 +89,11 @@ def test_size_of_an_object_that_is_off_cannot_change(dead_backend: Backend) -> N
     for cache, size in ((LRUCache(0, name="off", backend=dead_backend), 5), (LRUCache(5, backend=dead_backend), 0)):
         with pytest.raises(InvalidArgument, match="max_size"):
             cache.max_size = size
+    off = LRUCache(0, name="off", backend=dead_backend)
+    off.max_size = 0
+    with pytest.raises(InvalidArgument, match="whole number"):
+        off.max_size = False
+    assert off.max_size == 0
 
 
 def test_unknown_tier_error_lists_the_known_tiers(dead_backend: Backend) -> None:

@@ -69,13 +69,15 @@ def test_every_call_computes_even_unstorable_values(
 
 def test_one_process_has_no_cache_both_on_and_off(dead_backend: Backend) -> None:
     kept = [LRUCache(0, name="a", backend=dead_backend), TieredCache(name="b", backend=dead_backend)]
-    for make, argument in (
-        (lambda: LRUCache(5, name="a", backend=dead_backend), "max_size"),
-        (lambda: TieredCache(0, 0, 0, name="b", backend=dead_backend), "hot_size"),
+    kept.append(TieredCache(0, 0, 0, name="c", backend=dead_backend))
+    for make, argument, value in (
+        (lambda: LRUCache(5, name="a", backend=dead_backend), "max_size", 5),
+        (lambda: TieredCache(0, 0, 0, name="b", backend=dead_backend), "hot_size", 0),
+        (lambda: TieredCache(5, 6, 7, name="c", backend=dead_backend), "hot_size", 5),
     ):
         with pytest.raises(InvalidArgument, match="in this process") as refused:
             make()
-        assert refused.value.argument == argument
+        assert (refused.value.argument, refused.value.value) == (argument, value)
     LRUCache(0, name="a", backend=dead_backend)
     kept.clear()
     assert LRUCache(5, name="a", backend=dead_backend).max_size == 5
