@@ -150,11 +150,13 @@ def test_lease_block_reports_the_rate_limit(lb: LoadBalancer, call: Call) -> Non
         lease.retry_after = -1
 
 
-def test_lost_lease_still_reports_the_rate_limit(lb: LoadBalancer, call: Call) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["known to be lost", "not known to be lost"])
+def test_lost_lease_still_reports_the_rate_limit(lb: LoadBalancer, call: Call, known: bool) -> None:
     register(lb, "a", "b")
     instance = call(lb, "acquire", "planner")
     assert lb.release_token("planner", instance.lease.token)
-    instance.lease.lose("the test says so")
+    if known:
+        instance.lease.lose("the test says so")
     assert call(lb, "release", instance, outcome="rate_limited", retry_after=LASTING) is False
     assert state_of(lb, instance.id) is InstanceState.RESTING
 
