@@ -130,6 +130,62 @@ def test_tasks_share_a_semaphore(perf: AgentPerf, runner: asyncio.Runner, raw: R
     assert left(raw, namespace) == {}
 
 
+def test_late_task_does_not_release_the_lock_of_another(
+    perf: AgentPerf, runner: asyncio.Runner, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock = perf.lock("x", timeout=600)
+
+    async def overrun(entered: asyncio.Event, acquired: asyncio.Event) -> None:
+        async with lock.aio:
+            entered.set()
+            await acquired.wait()
+
+    async def both() -> None:
+        entered, acquired = asyncio.Event(), asyncio.Event()
+        late = asyncio.create_task(overrun(entered, acquired))
+        await entered.wait()
+        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # its lease has expired
+        assert await lock.aio.acquire(blocking_timeout=60)
+        fence = lock.fence
+        acquired.set()
+        with pytest.raises(LockNotOwned):
+            await late
+        assert (lock.fence, await lock.aio.owned()) == (fence, True)
+        await lock.aio.release()
+
+    runner.run(both())
+
+
+def test_threads_release_their_own_units(perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    semaphore, ready, other = perf.semaphore("x", 2), threading.Barrier(2, timeout=60), list[int | None]()
+
+    def hold() -> None:
+        with semaphore:
+            ready.wait()  # this unit is older
+            ready.wait()  # this unit and that of the other thread are held
+            other.append(semaphore.fence)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    with semaphore:
+        newer = semaphore.fence
+        ready.wait()
+        thread.join(60)
+        assert semaphore.fence == newer
+        assert semaphore.owned()
+    assert other != [newer]
+    assert left(raw, namespace) == {}
+
+
+def test_leases_left_to_their_timeout_are_forgotten(perf: AgentPerf, call: Call) -> None:
+    lock = perf.lock("x", timeout=0.05, thread_local=False)
+    for _ in range(3):
+        assert call(lock, "acquire", blocking_timeout=60)
+        time.sleep(0.06)
+    assert len(lock._locking.holder.units) == len(lock_keeper_of(perf.backend)._held) == 1
+
+
 def test_waiters_are_served_in_order(perf: AgentPerf, raw: Raw, where: keys.LockKeys, namespace: str) -> None:
     order: list[int] = []
 
