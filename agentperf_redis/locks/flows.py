@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -28,6 +29,8 @@ DEFAULT_TTL_S = 30.0
 _NEW_TOKENS = 3
 """Max tokens that one call may try. It needs another one if its lease expires before the reply arrives."""
 _MIN_WAIT_S = 0.002
+_additions = itertools.count(1)
+"""Numbers of the additions of time to leases of this process."""
 
 
 class _Local(threading.local):
@@ -260,7 +263,7 @@ class Locking:
         if not self.keeper.holds(held):
             raise held.lost or LockNotOwned(held.place.name, "another process holds it, or the client was closed")
         sent_at = time.monotonic()
-        left = yield from commands.extend(held.place, held.token, seconds, added=added)
+        left = yield from commands.extend(held.place, held.token, seconds, added=next(_additions) if added else 0)
         if left is None:
             self.keeper.lose(held, "it has expired, or another caller released it")
             raise held.lost or LockNotOwned(held.place.name, "it was released meanwhile")

@@ -39,7 +39,9 @@ if fence then
   fence = whole_number(fence)
   if not fence then return corrupt(STATE, 'a fencing token that is no number') end
   if expiry_ms <= lock.now_ms then return {-1, 'expired'} end
-  if late and not is_late(facts[1]) then call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true)) end
+  if late and not is_late(facts[1]) then
+    call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true, match(facts[1], ADDED_LAST)))
+  end
   return {1, fence, math.min(expiry_ms - lock.now_ms, tonumber(TTL_MS))}
 end
 local ticket, granted = match(facts[1] or '', WAITING), match(facts[1] or '', GRANTED)

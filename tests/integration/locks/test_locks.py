@@ -361,6 +361,17 @@ def test_lost_replies_change_nothing_twice(
     assert all(":spent:" in key and 0 < ttl <= MINUTE_MS for key, ttl in left(raw, namespace).items())
 
 
+def test_lost_reply_adds_time_once(connect: Callable[..., Backend], call: Call, proxy: Proxy) -> None:
+    lock = Lock("x", timeout=1000, backend=connect(proxy.url))
+    call(lock, "acquire")
+    for seconds in (1000, 2000):
+        met = proxy.reset_after_reply(only=commands.EXTEND)
+        call(lock, "extend", 1000)
+        assert met.caught.is_set()
+        assert seconds - 60 < lock.remaining - 1000 <= seconds
+    call(lock, "release")
+
+
 def test_late_copy_of_a_request_is_refused(
     connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
 ) -> None:
