@@ -18,6 +18,7 @@
 -- is first in, first out: a waiter with a low limit does not let later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
+local LATE_MS = 55000  -- how long a token is refused while another copy of its request may still arrive
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
 local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
 local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'

@@ -385,6 +385,41 @@ def test_late_copy_of_a_request_is_refused(
     assert raw.zcard(where.held) == 0
 
 
+def test_late_copy_of_a_refused_request_takes_nothing(
+    perf: AgentPerf, connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock, other = Lock("x", backend=connect(proxy.url)), perf.lock("x")
+    call(lock, "acquire")
+    call(lock, "release")
+    other.acquire()
+    held = proxy.hold(only=commands.ACQUIRE)
+    assert call(lock, "acquire", blocking=False) is False  # the retry is refused while the first copy is still delayed
+    other.release()
+    assert held.deliver() == b"*2\r\n:-1\r\n$7\r\nrefused\r\n"
+    assert raw.zcard(where.held) == 0
+
+
+def test_refused_request_that_was_sent_twice_can_wait(
+    perf: AgentPerf, connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock, other = Lock("x", backend=connect(proxy.url)), perf.lock("x", thread_local=False)
+    call(lock, "acquire")
+    call(lock, "release")
+    other.acquire()
+
+    def release() -> None:
+        wait_until(lambda: raw.zcard(where.queue), "the waiter is queued")
+        other.release()
+
+    releaser = threading.Thread(target=release)
+    releaser.start()
+    met = proxy.reset_after_reply(only=commands.ACQUIRE)
+    assert call(lock, "acquire", blocking_timeout=60)
+    assert met.caught.is_set()
+    releaser.join(60)
+    call(lock, "release")
+
+
 def test_lock_is_small(backend: Backend, raw: Raw, namespace: str) -> None:
     backend.process = f"{'a-rather-long-deployment-name-' * 3}6d4cf56db6-x7k2p:12345:0123abcd"
     lock = Lock("a-lock-with-a-name-of-40-characters-or-so", backend=backend)
