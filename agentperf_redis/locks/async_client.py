@@ -20,7 +20,7 @@ class Facts:
 
     @property
     def fence(self) -> int | None:
-        """The fencing token of the unit that was acquired last; None when nothing is acquired.
+        """The fencing token of the unit that `release` would release; None when nothing is acquired.
 
         It rises with every lease. A holder may be paused beyond the end of its lease. A resource is safe from such
         holders if it remembers the highest fencing token and refuses lower ones.

@@ -29,7 +29,9 @@ class _Lockable(Facts):
         return self._locking.backend.run(self._locking.acquire(blocking, blocking_timeout))
 
     def release(self) -> None:
-        """Release the lock, or the unit that was acquired last.
+        """Release the lock, or the unit that the calling task or thread acquired last.
+
+        If it has acquired none, the unit is released that was acquired last by any of those that share this object.
 
         Raises:
             LockNotOwned: when the lease was lost before.

@@ -142,14 +142,15 @@ def release(place: Place, token: str, *, tombstone_ms: int = 0) -> Command[bool]
     return Command(RELEASE, place.keys.all, args, decode, resend_args=_AGAIN)
 
 
-def extend(place: Place, token: str, seconds: float, *, added: bool = False) -> Command[float | None]:
+def extend(place: Place, token: str, seconds: float, *, added: int = 0) -> Command[float | None]:
     """Renew a lease, or add time to it. Returns the seconds until it expires, or None if it is lost.
 
     Args:
         place: the lock or semaphore.
         token: the token of the lease.
         seconds: time from now, or more time.
-        added: whether the time is added to the time that is left.
+        added: 0 if the time counts from now; else the number of this addition, which is unique for the lease. The time
+            is added to the time that is left, and a second copy of the request adds nothing.
     """
 
     def decode(reply: Reply) -> float | None:
@@ -161,7 +162,7 @@ def extend(place: Place, token: str, seconds: float, *, added: bool = False) -> 
             case _:
                 raise _unexpected(place, reply)
 
-    return Command(EXTEND, place.keys.all, {"token": token, "ttl_ms": _ms(seconds), "added": int(added)}, decode)
+    return Command(EXTEND, place.keys.all, {"token": token, "ttl_ms": _ms(seconds), "added": added}, decode)
 
 
 def look(place: Place, token: str = NO_TICKET) -> Command[Seen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -19,7 +20,7 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.errors import BackendUnavailable, LockError, LockNotOwned
 from agentperf_redis.locks import commands
 from agentperf_redis.locks.commands import Place, Spent, Taken
-from agentperf_redis.locks.keeper import Held, LockKeeper, lock_keeper_of
+from agentperf_redis.locks.keeper import Held, LockKeeper, caller, lock_keeper_of
 from agentperf_redis.transport.exchange import CLOSED
 
 _log = logging.getLogger("agentperf_redis")
@@ -28,6 +29,8 @@ DEFAULT_TTL_S = 30.0
 _NEW_TOKENS = 3
 """Max tokens that one call may try. It needs another one if its lease expires before the reply arrives."""
 _MIN_WAIT_S = 0.002
+_additions = itertools.count(1)
+"""Numbers of the additions of time to leases of this process."""
 
 
 class _Local(threading.local):
@@ -74,9 +77,13 @@ class Locking:
 
     @property
     def newest(self) -> Held | None:
-        """The unit that was acquired last and is not released; None if there is none."""
-        units = self.holder.units
-        return units[-1] if units else None
+        """The unit that the calling task or thread acquired last; if it has none, the last one of all; or None.
+
+        Tasks and threads may share this object. If the lease of one of them has expired, another one may hold the lock
+        meanwhile, and the first one must not release it.
+        """
+        units, me = list(self.holder.units), caller()
+        return next((held for held in reversed(units) if held.owner() is me), units[-1] if units else None)
 
     @property
     def remaining(self) -> float:
@@ -97,6 +104,9 @@ class Locking:
         """Acquire a unit for a `with` block, or raise LockError."""
         if not (yield from self.acquire(None, None)):
             raise LockError(self.place.name, "it was not free in time")
+        held = self.newest
+        if held is not None:
+            held.in_block = True
 
     def _acquire(self, wait: float) -> Flow[bool]:
         until = time.monotonic() + wait
@@ -171,6 +181,10 @@ class Locking:
         if not self.keeper.hold(held):
             yield from commands.release(self.place, token)
             raise BackendUnavailable(self.backend.address.masked, "not_applied", CLOSED)
+        for each in list(self.holder.units):
+            if each.is_abandoned:  # a caller may let leases end at their timeout, and never release them
+                self.keeper.end(each)
+                self._remove(each)
         self.holder.units.append(held)
 
     def release(self) -> Flow[None]:
@@ -181,10 +195,17 @@ class Locking:
         return self._release(held)
 
     def _pop(self) -> Held | None:
+        while (held := self.newest) is not None:
+            if self._remove(held):
+                return held
+        return None
+
+    def _remove(self, held: Held) -> bool:
         try:
-            return self.holder.units.pop()
-        except IndexError:
-            return None
+            self.holder.units.remove(held)
+        except ValueError:  # another thread has removed it
+            return False
+        return True
 
     def _release(self, held: Held) -> Flow[None]:
         if not self.keeper.end(held):
@@ -242,7 +263,7 @@ class Locking:
         if not self.keeper.holds(held):
             raise held.lost or LockNotOwned(held.place.name, "another process holds it, or the client was closed")
         sent_at = time.monotonic()
-        left = yield from commands.extend(held.place, held.token, seconds, added=added)
+        left = yield from commands.extend(held.place, held.token, seconds, added=next(_additions) if added else 0)
         if left is None:
             self.keeper.lose(held, "it has expired, or another caller released it")
             raise held.lost or LockNotOwned(held.place.name, "it was released meanwhile")

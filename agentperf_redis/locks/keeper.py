@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
+import threading
 import time
 import weakref
 from functools import partial
+from typing import Any
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import register_for_fork
@@ -30,6 +33,15 @@ TOMBSTONE_S = 50.0
 """How long the server refuses the token of a request that was given up, s. A minute later, no key is left."""
 
 
+def caller() -> asyncio.Task[Any] | threading.Thread:
+    """Return the asyncio task that is running, or the thread if there is none."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.current_thread() if task is None else task
+
+
 class Held:
     """One unit of a lock or semaphore that this process holds. It is held as long as the keeper knows its token.
 
@@ -43,9 +55,23 @@ class Held:
             process regards the lease as ended no later than the server does.
         renew_at: when the lease is renewed next.
         lost: why the lease is lost, or None.
+        owner: the asyncio task or thread that acquired the unit.
+        in_block: whether a `with` block will release the unit.
     """
 
-    __slots__ = ("__weakref__", "fence", "lost", "place", "renew_at", "renewed", "token", "ttl", "valid_until")
+    __slots__ = (
+        "__weakref__",
+        "fence",
+        "in_block",
+        "lost",
+        "owner",
+        "place",
+        "renew_at",
+        "renewed",
+        "token",
+        "ttl",
+        "valid_until",
+    )
 
     def __init__(
         self, place: Place, token: str, fence: int, *, ttl: float, sent_at: float, left: float, renewed: bool
@@ -56,10 +82,22 @@ class Held:
         self.ttl = ttl
         self.renewed = renewed
         self.lost: LockNotOwned | None = None
+        self.owner = weakref.ref(caller())
+        self.in_block = False
         self.valid(sent_at, left)
 
     def __repr__(self) -> str:
         return f"Held({self.place.name!r}, token={self.token!r})"
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the lease has ended at its timeout, and its owner has ended too or is the caller."""
+        if self.renewed or self.in_block or time.monotonic() < self.valid_until:
+            return False
+        owner = self.owner()
+        if owner is None or owner is caller():
+            return True
+        return not owner.is_alive() if isinstance(owner, threading.Thread) else owner.done()
 
     def valid(self, sent_at: float, left: float) -> None:
         """Record the answer to a request: so many seconds were left."""

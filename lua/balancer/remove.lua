@@ -49,6 +49,7 @@ call('ZREM', CHECKS, ID)
 call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID, 'C:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
+  pool.rest(r, 0)  -- a lease may keep the record until the instance is registered again
   r.flags = {removed = true}
   pool.store(r)
 end

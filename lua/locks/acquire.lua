@@ -15,9 +15,9 @@
 --   {1, fence, left_ms}             held now, or held before by the same token; left_ms: time until the lease expires
 --   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease
 --                                   may expire, at most 1000; ticket: - without a position in the queue
---   {-1, why}                       the token is spent: expired, released or cancelled
--- REPEAT  returns the same lease or the same ticket; is refused after cancellation or expiry, and after a release that
---         left a tombstone (see late)
+--   {-1, why}                       the token is spent: expired, released, cancelled or refused
+-- REPEAT  returns the same lease or the same ticket; is refused after cancellation or expiry, after a release that left
+--         a tombstone, and after a second copy that did not queue found no free unit (see late)
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
 --@include corrupt
@@ -39,7 +39,9 @@ if fence then
   fence = whole_number(fence)
   if not fence then return corrupt(STATE, 'a fencing token that is no number') end
   if expiry_ms <= lock.now_ms then return {-1, 'expired'} end
-  if late and not is_late(facts[1]) then call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true)) end
+  if late and not is_late(facts[1]) then
+    call('HSET', STATE, TOKEN, write_held(format('%d', fence), TTL_MS, true, match(facts[1], ADDED_LAST)))
+  end
   return {1, fence, math.min(expiry_ms - lock.now_ms, tonumber(TTL_MS))}
 end
 local ticket, granted = match(facts[1] or '', WAITING), match(facts[1] or '', GRANTED)
@@ -80,5 +82,8 @@ elseif LIVE_MS == 0 and call('ZCARD', QUEUE) == 0 and call('ZCARD', HELD) < LIMI
 end
 lock.keep()
 if granted then return {1, tonumber(granted), tonumber(TTL_MS)} end
+if LATE and LIVE_MS == 0 then  -- the caller goes on, so a late first copy must not take a unit
+  call('SET', spent_key(TOKEN), 'refused', 'PX', format('%d', LATE_MS))
+end
 local ahead = LIVE_MS > 0 and call('ZRANK', QUEUE, TOKEN) or call('ZCARD', QUEUE)
 return {0, ahead, lock.retry_ms(), LIVE_MS > 0 and ticket or '-'}

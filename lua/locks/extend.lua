@@ -7,17 +7,18 @@
 -- ARGV
 --   token   text  @ and the client's token
 --   ttl_ms  int   time from now, or more time, ms
---   added   int   1 when the time is added to the time that is left, else 0
+--   added   int   0: the time counts from now; else the time is added to the time that is left. The client chooses
+--                 another number for each addition to a lease
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
 --   {0}            the lease is lost: expired, released or never granted
--- REPEAT  with added, adds the time again; else harmless
+-- REPEAT  harmless: a copy of the last addition adds nothing
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L); L leases
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
-local TOKEN, TTL_MS, ADDED = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local TOKEN, TTL_MS, ADDED = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 --@include lock
 
 local MAX_MS = 86400000
@@ -28,10 +29,15 @@ local expiry_ms = tonumber(call('ZSCORE', HELD, TOKEN) or 0)
 local fence, _, late = match(facts[1] or '', HELD_RECORD)
 if not fence or expiry_ms <= lock.now_ms then return {0} end
 if not whole_number(fence) then return corrupt(STATE, 'a fencing token that is no number') end
-local left_ms = math.min(MAX_MS, ADDED and expiry_ms - lock.now_ms + TTL_MS or TTL_MS)
+local left_ms, last = TTL_MS, match(facts[1], ADDED_LAST)
+if ADDED ~= '0' then
+  left_ms = expiry_ms - lock.now_ms
+  if ADDED ~= last then left_ms, last = left_ms + TTL_MS, ADDED end
+end
+left_ms = math.min(MAX_MS, left_ms)
 local text = format('%d', left_ms)
 call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
-call('HSET', STATE, TOKEN, write_held(fence, text, late ~= ''))
+call('HSET', STATE, TOKEN, write_held(fence, text, late ~= '', last))
 call('ZADD', HELD, format('%d', lock.now_ms + left_ms), TOKEN)
 lock.keep()
 return {1, left_ms}

@@ -20,7 +20,6 @@ local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
 local TOKEN, BURY_MS, AGAIN = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 --@include lock
 
-local LATE_MS = 55000
 local facts = call('HMGET', STATE, TOKEN, '#fence')
 local lock, refused = open_lock(facts[2])
 if refused then return refused end

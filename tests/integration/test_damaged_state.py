@@ -243,7 +243,7 @@ def semaphore_operations(place: locking.Place) -> Operations:
         "release": lambda: locking.release(place, "@held:0"),
         "cancel": lambda: locking.release(place, "@wait:0", tombstone_ms=1000),
         "extend": lambda: locking.extend(place, "@held:1", 60.0),
-        "add time": lambda: locking.extend(place, "@held:1", 60.0, added=True),
+        "add time": lambda: locking.extend(place, "@held:1", 60.0, added=1 + next(numbers)),
         "look": lambda: locking.look(place, "@held:0"),
     }
     return found

@@ -284,8 +284,8 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
     if outcome is Outcome.RATE_LIMITED:
         rest_ms = math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
     if not lease.end():
-        if lease.lost is not None and rest_ms:  # the instance refused the work, although the lease had ended before
-            yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, outcome.value)
+        if lease.lost is not None:
+            yield from _rest_anyway(lease, rest_ms)
         return False
     keeper.drop(lease)
     more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
@@ -302,10 +302,18 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
     try:
         freed = yield from command
         answered = True
-        return freed
     finally:
         if not answered:  # the caller will not retry, so the keeper retries; releasing twice is harmless
             keeper.retry_in_background(command, lease.ttl)
+    if not freed:
+        yield from _rest_anyway(lease, rest_ms)
+    return freed
+
+
+def _rest_anyway(lease: Lease, rest_ms: int) -> Flow[None]:
+    """Let an instance rest that refused work, although the lease of this work had ended before its release."""
+    if rest_ms:
+        yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, Outcome.RATE_LIMITED.value)
 
 
 def release_nothing() -> Flow[bool]:

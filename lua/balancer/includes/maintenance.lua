@@ -409,7 +409,8 @@ local function maintenance(now_us)
       keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
     end
     local text = keep_ms and format('%d', keep_ms) or false
-    if text == facts[1] and (not text or call('ZCARD', WAITQ) == 0) then return end
+    -- A tombstone may have created `due` again after its last timer was removed, and then without an expiry.
+    if text == facts[1] and (not text or (call('ZCARD', WAITQ) == 0 and call('PTTL', DUE) ~= -1)) then return end
     self.changed = true
     local keys = {STATE, DUE, WAITQ, TAG .. 'events'}
     if text then

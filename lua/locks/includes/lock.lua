@@ -6,7 +6,8 @@
 -- expire with the last lease, grant or waiter, and are deleted when there is none.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
---       held fence= ttl_ms= [late=1]              late: another copy of a request for the token may still arrive
+--       held fence= ttl_ms= [late=1] [added=]     late: another copy of a request for the token may still arrive;
+--                                                 added: the number of the last addition of time, see extend.lua
 --       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
 --       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter counts as gone, unless it polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
@@ -17,12 +18,16 @@
 -- is first in, first out: a waiter with a low limit does not let later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
+local LATE_MS = 55000  -- how long a token is refused while another copy of its request may still arrive
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
 local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
 local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'
 
-local function write_held(fence, ttl_ms, late)
+local ADDED_LAST = ' added=(%d+)$'
+
+local function write_held(fence, ttl_ms, late, added)
   return 'held fence=' .. fence .. ' ttl_ms=' .. ttl_ms .. (late and ' late=1' or '')
+    .. (added and ' added=' .. added or '')
 end
 -- Whether another copy of a request for the token may still arrive.
 local function is_late(record)

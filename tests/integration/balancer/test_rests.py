@@ -114,6 +114,21 @@ def test_a_later_end_wins_and_an_earlier_one_changes_nothing(lb: LoadBalancer, c
     assert kinds(lb, "a").count(EventKind.RESTING) == 1
 
 
+def test_rest_before_a_removal_does_not_prolong_a_later_one(lb: LoadBalancer, call: Call) -> None:
+    register(lb, "a")
+    held = call(lb, "acquire", "planner")
+    call(lb, "cool_down", "planner", "a", 900.0)
+    call(lb, "remove_instance", "planner", "a")
+    register(lb, "a")  # the lease has kept the record
+    assert state_of(lb, "a") is InstanceState.UP
+    found = lb._backend.run(commands.claim_checks(Pool.of(lb._backend.namespace, "planner"), 1000, 10))
+    assert [each.id for each in found.instances] == ["a"]
+    call(lb, "cool_down", "planner", "a", 300.0)
+    ((status,),) = (pool.instances for pool in lb.status("planner"))
+    assert 0 < status.resting_for <= 300
+    call(lb, "release", held)
+
+
 def test_waiter_gets_the_instance_when_its_rest_ends(lb: LoadBalancer, call: Call) -> None:
     register(lb, "a")
     call(lb, "cool_down", "planner", "a", 0.3)
@@ -150,11 +165,13 @@ def test_lease_block_reports_the_rate_limit(lb: LoadBalancer, call: Call) -> Non
         lease.retry_after = -1
 
 
-def test_lost_lease_still_reports_the_rate_limit(lb: LoadBalancer, call: Call) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["known to be lost", "not known to be lost"])
+def test_lost_lease_still_reports_the_rate_limit(lb: LoadBalancer, call: Call, known: bool) -> None:
     register(lb, "a", "b")
     instance = call(lb, "acquire", "planner")
     assert lb.release_token("planner", instance.lease.token)
-    instance.lease.lose("the test says so")
+    if known:
+        instance.lease.lose("the test says so")
     assert call(lb, "release", instance, outcome="rate_limited", retry_after=LASTING) is False
     assert state_of(lb, instance.id) is InstanceState.RESTING
 

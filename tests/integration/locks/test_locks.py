@@ -14,7 +14,7 @@ import pytest
 
 from agentperf_redis import AgentPerf, InvalidArgument, Lock, LockError, LockNotOwned, Semaphore, keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.locks import commands
+from agentperf_redis.locks import commands, flows
 from agentperf_redis.locks.commands import Place
 from agentperf_redis.locks.keeper import lock_keeper_of
 from tests.support.calls import Call
@@ -130,6 +130,62 @@ def test_tasks_share_a_semaphore(perf: AgentPerf, runner: asyncio.Runner, raw: R
     assert left(raw, namespace) == {}
 
 
+def test_late_task_does_not_release_the_lock_of_another(
+    perf: AgentPerf, runner: asyncio.Runner, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock = perf.lock("x", timeout=600)
+
+    async def overrun(entered: asyncio.Event, acquired: asyncio.Event) -> None:
+        async with lock.aio:
+            entered.set()
+            await acquired.wait()
+
+    async def both() -> None:
+        entered, acquired = asyncio.Event(), asyncio.Event()
+        late = asyncio.create_task(overrun(entered, acquired))
+        await entered.wait()
+        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # its lease has expired
+        assert await lock.aio.acquire(blocking_timeout=60)
+        fence = lock.fence
+        acquired.set()
+        with pytest.raises(LockNotOwned):
+            await late
+        assert (lock.fence, await lock.aio.owned()) == (fence, True)
+        await lock.aio.release()
+
+    runner.run(both())
+
+
+def test_threads_release_their_own_units(perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    semaphore, ready, other = perf.semaphore("x", 2), threading.Barrier(2, timeout=60), list[int | None]()
+
+    def hold() -> None:
+        with semaphore:
+            ready.wait()  # this unit is older
+            ready.wait()  # this unit and that of the other thread are held
+            other.append(semaphore.fence)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    with semaphore:
+        newer = semaphore.fence
+        ready.wait()
+        thread.join(60)
+        assert semaphore.fence == newer
+        assert semaphore.owned()
+    assert other != [newer]
+    assert left(raw, namespace) == {}
+
+
+def test_leases_left_to_their_timeout_are_forgotten(perf: AgentPerf, call: Call) -> None:
+    lock = perf.lock("x", timeout=0.05, thread_local=False)
+    for _ in range(3):
+        assert call(lock, "acquire", blocking_timeout=60)
+        time.sleep(0.06)
+    assert len(lock._locking.holder.units) == len(lock_keeper_of(perf.backend)._held) == 1
+
+
 def test_waiters_are_served_in_order(perf: AgentPerf, raw: Raw, where: keys.LockKeys, namespace: str) -> None:
     order: list[int] = []
 
@@ -149,21 +205,24 @@ def test_waiters_are_served_in_order(perf: AgentPerf, raw: Raw, where: keys.Lock
     assert left(raw, namespace) == {}
 
 
-def test_released_lock_wakes_its_waiter(perf: AgentPerf, raw: Raw, where: keys.LockKeys) -> None:
-    lock, times = perf.lock("x"), list[float]()
-    with lock:
+def test_released_lock_wakes_its_waiter(
+    perf: AgentPerf, raw: Raw, where: keys.LockKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "_MIN_WAIT_S", 600.0)  # the next poll comes too late for this test
+    monkeypatch.setattr(flows, "LIVE_MS", 600_000)
+    woken = threading.Event()
 
-        def wait() -> None:
-            with perf.lock("x"):
-                times.append(time.monotonic())
+    def wait() -> None:
+        with perf.lock("x"):
+            woken.set()
 
-        waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=wait, daemon=True)
+    with perf.lock("x"):
         waiter.start()
         wait_until(lambda: raw.zcard(where.queue), "the waiter is queued")
-        time.sleep(0.1)  # the waiter sleeps until its next poll, up to a second later
-        released = time.monotonic()
+        time.sleep(0.1)  # let the waiter subscribe to its wake-up
+    assert woken.wait(60)
     waiter.join(60)
-    assert times[0] - released < 30
 
 
 def test_held_lock_is_renewed(perf: AgentPerf, call: Call, runner: asyncio.Runner) -> None:
@@ -302,6 +361,17 @@ def test_lost_replies_change_nothing_twice(
     assert all(":spent:" in key and 0 < ttl <= MINUTE_MS for key, ttl in left(raw, namespace).items())
 
 
+def test_lost_reply_adds_time_once(connect: Callable[..., Backend], call: Call, proxy: Proxy) -> None:
+    lock = Lock("x", timeout=1000, backend=connect(proxy.url))
+    call(lock, "acquire")
+    for seconds in (1000, 2000):
+        met = proxy.reset_after_reply(only=commands.EXTEND)
+        call(lock, "extend", 1000)
+        assert met.caught.is_set()
+        assert seconds - 60 < lock.remaining - 1000 <= seconds
+    call(lock, "release")
+
+
 def test_late_copy_of_a_request_is_refused(
     connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
 ) -> None:
@@ -313,6 +383,41 @@ def test_late_copy_of_a_request_is_refused(
     call(lock, "release")
     assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
     assert raw.zcard(where.held) == 0
+
+
+def test_late_copy_of_a_refused_request_takes_nothing(
+    perf: AgentPerf, connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock, other = Lock("x", backend=connect(proxy.url)), perf.lock("x")
+    call(lock, "acquire")
+    call(lock, "release")
+    other.acquire()
+    held = proxy.hold(only=commands.ACQUIRE)
+    assert call(lock, "acquire", blocking=False) is False  # the retry is refused while the first copy is still delayed
+    other.release()
+    assert held.deliver() == b"*2\r\n:-1\r\n$7\r\nrefused\r\n"
+    assert raw.zcard(where.held) == 0
+
+
+def test_refused_request_that_was_sent_twice_can_wait(
+    perf: AgentPerf, connect: Callable[..., Backend], call: Call, proxy: Proxy, raw: Raw, where: keys.LockKeys
+) -> None:
+    lock, other = Lock("x", backend=connect(proxy.url)), perf.lock("x", thread_local=False)
+    call(lock, "acquire")
+    call(lock, "release")
+    other.acquire()
+
+    def release() -> None:
+        wait_until(lambda: raw.zcard(where.queue), "the waiter is queued")
+        other.release()
+
+    releaser = threading.Thread(target=release)
+    releaser.start()
+    met = proxy.reset_after_reply(only=commands.ACQUIRE)
+    assert call(lock, "acquire", blocking_timeout=60)
+    assert met.caught.is_set()
+    releaser.join(60)
+    call(lock, "release")
 
 
 def test_lock_is_small(backend: Backend, raw: Raw, namespace: str) -> None:

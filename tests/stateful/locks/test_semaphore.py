@@ -142,7 +142,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), seconds=st.sampled_from([100.0, DAY_S]), added=st.booleans())
     def extend(self, data: st.DataObject, seconds: float, added: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.held)))
-        left = self.fake.run(commands.extend(self.place, token, seconds, added=added))
+        left = self.fake.run(commands.extend(self.place, token, seconds, added=int(added)))
         assert left is not None
         assert 0 < left <= DAY_S
         self.fake.run(commands.extend(self.place, token, DAY_S))
