@@ -106,6 +106,7 @@ def test_refresh_in_loops_of_single_requests_comes_to_its_end(backend: Backend, 
     assert seen == sorted(seen)
 
 
+@pytest.mark.thorough
 def test_failing_refresh_of_single_requests_serves_the_old_value(
     backend: Backend, request_in_own_loop: Request
 ) -> None:

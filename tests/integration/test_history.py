@@ -61,6 +61,7 @@ def test_sampled_pool_has_rows(perf: AgentPerf, backend: Backend, call: Call, na
         assert (row.load, row.waiters, row.unhealthy) == (2.0, 0, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("promptly")
 def test_process_samples_what_it_uses(perf: AgentPerf) -> None:
     cache, tiered, lb = perf.cache("docs"), perf.tiered_cache("docs"), perf.balancer()

@@ -217,6 +217,7 @@ def test_alerts_are_the_same_everywhere(
     assert list(view.events) == list(perf.alerts.log())[::-1]
 
 
+@pytest.mark.thorough
 def test_terminal_view_shows_these_numbers(moment: Moment, perf: AgentPerf, runner: asyncio.Runner) -> None:
     async def body() -> None:
         async with screen(perf, WIDE, window=WINDOW) as shown:

@@ -431,6 +431,7 @@ def run(*arguments: str | Path, folder: Path, stdin: str = "", warned: bool = Fa
     return [*done.stdout.splitlines(), *done.stderr.splitlines()]
 
 
+@pytest.mark.thorough
 def test_script_has_one_name_in_any_folder_and_process(tmp_path: Path) -> None:
     lines = []
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -453,6 +454,7 @@ def test_two_scripts_of_one_name_never_collide(tmp_path: Path) -> None:
     assert len(names) == 6
 
 
+@pytest.mark.thorough
 def test_modules_are_named_alike_in_any_folder(tmp_path: Path) -> None:
     expected = ["pkg.job.users pkg.job.tiers pkg.job.make"]
     for name, command in (("site-packages", ("-m", "pkg.job")), ("here", ("-c", "import pkg.job; pkg.job.show()"))):

@@ -50,6 +50,7 @@ CALLS: dict[str, Callable[[Pool], Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("call", CALLS)
 def test_unit_of_a_dead_holder_is_free_after_its_ttl(backend: Backend, raw: Raw, pool: Pool, call: str) -> None:
     register(backend, pool)

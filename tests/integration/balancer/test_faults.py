@@ -268,6 +268,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_copy_of_an_instance_carries_its_lease(
     call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, copied: Callable[[Any], Any]
@@ -618,6 +619,7 @@ def test_forked_child_leaves_its_parents_leases_alone(
     assert balancer.release(instance) is True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", ["block", "release", "error"])
 def test_child_forked_within_a_block_keeps_parents_lease(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, ending: str

@@ -156,6 +156,7 @@ def age(raw: Raw, namespace: str) -> None:
     raw.zadd(ids, dict.fromkeys(raw.zrange(ids, 0, -1), LONG_AGO_US))
 
 
+@pytest.mark.thorough
 def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     """The test, not the clock, makes each step due. So each step has the same number of calls."""
     balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)

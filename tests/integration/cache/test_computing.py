@@ -753,6 +753,7 @@ def test_decorated_coroutine_function_stays_a_coroutine_function(backend: Backen
         assert inspect.unwrap(cached(LRUCache(name="default", backend=backend))(function)) is function
 
 
+@pytest.mark.thorough
 def test_functions_of_two_scripts_share_no_results(server: Server, namespace: str, tmp_path: Path) -> None:
     for name in ("bills", "offers"):
         (tmp_path / f"{name}.py").write_text(

@@ -683,6 +683,7 @@ def test_first_calls_name_every_operation() -> None:
     assert {name for name in public if not name.startswith("_")} == set(FIRST_CALLS) | {"scan"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", FIRST_CALLS)
 @pytest.mark.parametrize("options", [{}, {"local_size": 5}, {"strict": True}], ids=["plain", "local", "strict"])
 def test_lowered_limit_holds_from_the_first_call(

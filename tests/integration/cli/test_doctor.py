@@ -35,6 +35,7 @@ def test_doctor_reports_an_evicting_policy_as_bad(
     assert "CONFIG SET maxmemory-policy noeviction" in line
 
 
+@pytest.mark.thorough
 def test_doctor_examines_every_primary_of_a_cluster(
     agentperf: Run, start_server: Callable[..., Server], namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

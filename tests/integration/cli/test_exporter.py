@@ -79,6 +79,7 @@ def start(server: Server, namespace: str, tmp_path: Path) -> Iterator[Callable[.
         program.communicate()
 
 
+@pytest.mark.thorough
 def test_restart_moves_no_counter_backwards(perf: AgentPerf, start: Callable[..., Exporter]) -> None:
     for number in range(50):
         perf.metrics.record_execution(f"agent-{number % 3}", 0.1 * number, number % 5 != 0, "TimeoutError")

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -117,6 +118,7 @@ def open_live(site: Site, page: str = "/") -> tuple[http.client.HTTPConnection, 
     return connection, reply
 
 
+@pytest.mark.thorough
 def test_sigterm_ends_quickly_though_pages_are_open(
     perf: AgentPerf, start: Callable[..., Site], tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def test_sigterm_ends_quickly_though_pages_are_open(
     assert (tmp_path / "stderr").read_text() == ""
 
 
+@pytest.mark.thorough
 def test_sigterm_right_after_the_start_is_not_lost(start: Callable[..., Site]) -> None:
     assert start().end(signal.SIGTERM)[0] == 0
 
@@ -149,6 +152,7 @@ def test_interrupt_ends_it_like_other_commands(start: Callable[..., Site]) -> No
     opened[0].close()
 
 
+@pytest.mark.thorough
 def test_program_refuses_what_is_not_for_it(start: Callable[..., Site], tmp_path: Path) -> None:
     site = start("--allow-actions", AGENTPERF_TOKEN=TOKEN)
     assert (site.document["login"], site.document["actions"]) == (True, True)
@@ -209,7 +213,12 @@ def test_its_own_address_is_an_allowed_name(
     agentperf: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     made = []
-    monkeypatch.setattr("agentperf_redis.web.server.run", lambda app, *_: made.append(app))
+
+    def run(app: Any, _listener: object, _root_path: str, announce: Callable[[], None], *_: object) -> None:
+        made.append(app)
+        announce()
+
+    monkeypatch.setattr("agentperf_redis.web.server.run", run)
     done = agentperf("serve", "--host", "127.0.0.2", "--port", "0", "--json", *words)
     assert done.returncode == 0
     settings = made[0].state.settings

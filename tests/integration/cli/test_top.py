@@ -16,6 +16,7 @@ from tests.support.commandline import FAILURE, OK, USAGE, Run, Watching, documen
 from tests.support.servers import Server
 
 
+@pytest.mark.thorough
 def test_lines_are_printed_until_interrupted(
     program_line: Callable[..., AbstractContextManager[Watching]], server: Server, perf: AgentPerf
 ) -> None:

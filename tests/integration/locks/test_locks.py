@@ -295,6 +295,7 @@ def hold(url: str, namespace: str) -> Iterator[Any]:
         yield lock.fence
 
 
+@pytest.mark.thorough
 def test_lock_of_a_killed_process_becomes_free(
     server: Server, perf: AgentPerf, call: Call, workers: Workers, namespace: str, raw: Raw, where: keys.LockKeys
 ) -> None:

@@ -260,6 +260,7 @@ def test_child_that_ends_without_close_leaves_at_once(programs: Programs, counte
     assert counted() == 1, programs.log()
 
 
+@pytest.mark.thorough
 def test_failing_heartbeat_disturbs_no_flush(
     perf: AgentPerf, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,6 +28,7 @@ kept.cache("c").get("k")
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("clients", "ending", "warns"), [(30, "close", False), (1, "-", False), (30, "-", True)])
 def test_client_per_request_warns_only_if_it_stays_open(
     server: Server, namespace: str, clients: int, ending: str, warns: bool

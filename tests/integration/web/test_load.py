@@ -43,6 +43,7 @@ def resident_kb() -> int:
     return int(line.split()[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("actions", [False, True])
 def test_twenty_pages_cost_what_one_costs(
     own_server: Server, namespace: str, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, actions: bool

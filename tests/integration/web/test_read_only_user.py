@@ -92,6 +92,7 @@ def stored(raw: Raw, namespace: str) -> dict[str, object]:
     return {key: read[raw.type(key)](key) for key in sorted(keys)}
 
 
+@pytest.mark.thorough
 def test_reading_user_sees_every_page_and_writes_nothing(
     filled: None, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
 ) -> None:

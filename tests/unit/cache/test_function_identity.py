@@ -268,6 +268,7 @@ def names_from(*words: str, text: str | None = None, seed: str = "0") -> list[st
     return done.stdout.split()
 
 
+@pytest.mark.thorough
 def test_scripts_are_distinguished_by_content_not_folder(tmp_path: Path) -> None:
     for folder, model in (("a", "small"), ("b", "small"), ("c", "large")):
         (tmp_path / folder).mkdir()

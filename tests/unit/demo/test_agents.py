@@ -241,6 +241,7 @@ def test_tree_inside_a_package_keeps_full_module_names(tmp_path: Path) -> None:
     assert tree.search[0] == str(tmp_path)
 
 
+@pytest.mark.thorough
 def test_default_tree_samples_the_standard_library_evenly() -> None:
     everything = find_tree(None, None)
     assert {"ast.py", "json/decoder.py", "asyncio/locks.py"} <= set(everything.files)

@@ -382,6 +382,7 @@ def test_dead_node_does_not_delay_other_nodes(
     lost.wait_confirmed()
 
 
+@pytest.mark.thorough
 def test_subscription_follows_a_moved_slot(
     start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str
 ) -> None:

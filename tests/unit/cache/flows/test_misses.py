@@ -42,6 +42,7 @@ def nowhere() -> Iterator[Backend]:
     backend.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [LRUCache, TieredCache])
 def test_operations_are_misses_during_an_outage(nowhere: Backend, kind: Any) -> None:
     cache = kind(name="c", backend=nowhere, on_unavailable="miss")
@@ -61,6 +62,7 @@ def test_operations_without_a_true_answer_raise(nowhere: Backend, method: str, a
         next(cache.scan())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["compute", "raise"])
 def test_other_policies_raise_during_an_outage(nowhere: Backend, policy: str) -> None:
     cache = LRUCache(name="c", backend=nowhere, on_unavailable=policy)
