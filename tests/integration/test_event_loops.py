@@ -82,6 +82,7 @@ class Stubborn(Endless):
             await asyncio.sleep(NEVER_S)
 
 
+@pytest.mark.thorough
 def test_refresh_in_loops_of_single_requests_comes_to_its_end(backend: Backend, request_in_own_loop: Request) -> None:
     cache = LRUCache(backend=backend, lease=NEVER_S)
     calls = 0
@@ -408,6 +409,7 @@ def test_connections_close_with_their_loop(backend: Backend, raw: Raw) -> None:
     wait_until(lambda: connections() <= before, "the connections to close")
 
 
+@pytest.mark.thorough
 def test_closed_clients_leave_nothing_in_a_loop_that_lives_on(
     server: Server, namespace: str, connect: Callable[..., Backend]
 ) -> None:

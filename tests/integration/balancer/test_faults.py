@@ -561,6 +561,7 @@ def test_unrenewable_lease_is_lost_before_its_reuse(
     proxy.open_port()
 
 
+@pytest.mark.thorough
 def test_full_server_accepts_releases_and_renewals(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:

@@ -278,6 +278,7 @@ def test_coroutine_check_error_names_the_async_method(backend: Backend) -> None:
         LoadBalancer(backend=backend).run_checks("planner", check)
 
 
+@pytest.mark.thorough
 def test_raising_check_is_logged_again_after_recovery(
     call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -580,6 +580,7 @@ def test_error_names_a_pool_without_registrations(call: Call, balancer: LoadBala
         pass
 
 
+@pytest.mark.thorough
 def test_lease_lost_inside_a_block_is_raised(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
     register(call, balancer, 1)
     losses: list[LeaseLost] = []

@@ -126,6 +126,7 @@ def test_closing_waits_once_for_a_lost_server(connect: Callable[..., Backend], s
         server.resume()
 
 
+@pytest.mark.thorough
 def test_cancelled_claim_leaves_no_lease(
     through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:

@@ -80,6 +80,7 @@ def test_each_place_is_one_cache_of_all_processes(
         assert sorted(stats.name for stats in perf.caches()) == sorted(NAMES)
 
 
+@pytest.mark.thorough
 def test_place_run_many_times_adds_no_names(execute: Execute, raw: Raw, namespace: str) -> None:
     program = (
         "import shop\nfor number in range(60):\n    shop.per_call().put('k', number); shop.Agent().answers.put('k', 0)"

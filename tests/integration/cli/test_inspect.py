@@ -126,6 +126,7 @@ def test_missing_key_exits_4(agentperf: Run, make: Callable[[], str]) -> None:
     assert ("it would hold timers of the pool coder" in done.stderr) == ("prd" in make())
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("cluster")
 def test_keys_of_a_cluster_are_found(agentperf: Run, perf: AgentPerf, namespace: str) -> None:
     perf.balancer().register_instance(AgentInstance("p0", "coder"))

@@ -61,6 +61,7 @@ def test_agents_show_when_they_were_last_seen(agentperf: Run, used: AgentPerf) -
     assert has_line(shown(agentperf("agents", "--window", "1h")), "per s")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "slow"])
 def test_past_windows_end_at_the_given_time(agentperf: Run, used: AgentPerf, command: str) -> None:
     words = (command, *COMMANDS[command], "--window", "1h", "--as-of")

@@ -93,6 +93,7 @@ def test_worker_finds_itself(perf: AgentPerf, call: Call) -> None:
     assert call(perf.metrics, "workers")[0].leases_held == 0
 
 
+@pytest.mark.thorough
 def test_hung_call_of_a_living_process_grows_older(
     perf: AgentPerf, workers: Workers, server: Server, namespace: str
 ) -> None:

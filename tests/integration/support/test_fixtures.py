@@ -108,6 +108,7 @@ def test_leak(tmp_path):
 """
 
 
+@pytest.mark.thorough
 def test_session_fails_and_names_leftover_processes(tmp_path: Path) -> None:
     (tmp_path / "test_leak.py").write_text(_LEAK)
     words = [

@@ -255,6 +255,7 @@ def test_refused_channel_does_not_block_other_channels(
         assert refused.gaps == []
 
 
+@pytest.mark.thorough
 def test_server_at_maxclients_is_not_flooded(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
