@@ -25,6 +25,7 @@ from tests.support import leftovers
 from tests.support.calls import Call
 from tests.support.fake import Fake
 from tests.support.headers import misfit
+from tests.support.places import ROOT
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
@@ -91,9 +92,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # These tests use a proxy, or change one server process. A node of a Cluster sends its own address to
         # clients, so their requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
+    if only is None and _is_about_output(metafunc.definition.path):
+        # Commands and pages show what the services return. The services are tested on every kind of server. For
+        # output, a Cluster is the kind that differs.
+        chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
     if not (option("--thorough") or option("--everything")):
         chosen = chosen[:1]
     metafunc.parametrize("server_kind", chosen)
+
+
+def _is_about_output(path: Path) -> bool:
+    """Return whether a file tests what people see: commands, the terminal view or the web page."""
+    parts = path.relative_to(ROOT / "tests").parts
+    return (
+        parts[:1] == ("integration",) and parts[1] in ("cli", "top", "views", "web") and parts[-1] != "test_doctor.py"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
