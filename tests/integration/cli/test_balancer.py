@@ -240,6 +240,7 @@ def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, name
     assert (again["instances"], again["wrong"], again["orphans"]) == (2, 0, 0)
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(
     ("words", "missing"),
     [

@@ -257,6 +257,7 @@ def test_kind_selects_between_caches_of_one_name(cache: Run, perf: AgentPerf) ->
     assert document(cache("get", "both", "a", "--kind", "tiered", "--json"), "cache get")["value"] == 2
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
