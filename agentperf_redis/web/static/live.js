@@ -93,6 +93,7 @@
     const content = next.getElementById("main") || next.body;
     const active = document.activeElement;
     const refocus = main.contains(active) && !active.closest("form[data-keep]") ? findAgain(active) : null;
+    const ticked = [...main.querySelectorAll("input:checked")].map(findAgain);
     const open = [...main.querySelectorAll("details[open][id]")].map((each) => each.id);
     const scrolled = [...main.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
     swap(content);
@@ -103,6 +104,10 @@
     main.querySelectorAll(".scroll").forEach((each, number) => {
       if (scrolled[number]) [each.scrollLeft, each.scrollTop] = scrolled[number];
     });
+    for (const find of ticked) {
+      const box = find();
+      if (box) box.checked = true;
+    }
     const again = refocus && refocus();
     if (again) again.focus({ preventScroll: true });
     show();
