@@ -18,6 +18,7 @@ from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.views.timeline import WINDOWS
 from agentperf_redis.web import app
+from agentperf_redis.web.pages.pools import pool
 from tests.support.filled import Past
 from tests.support.markup import parsed
 from tests.support.proxy import Proxy
@@ -231,6 +232,24 @@ def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, fil
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
     assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))  # its lease
     assert any(row[1] == "✕ unhealthy" for row in page.rows if len(row) > 1)
+
+
+def test_instances_of_a_large_pool_are_shown_page_by_page(
+    browser: Browser, filled: AgentPerf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pool.__globals__, "MAX_INSTANCES", 2)
+    for number in (3, 4, 5):
+        filled.balancer().register_instance(AgentInstance(f"coder-{number}", "coder"))
+
+    def shown(page: int) -> list[str]:
+        rows = parsed(browser.get(f"/pool?name=coder&page={page}").text).rows
+        return [row[0] for row in rows if len(row) == 8 and row[0] != "Instance"]
+
+    assert [shown(page) for page in range(3)] == [["coder-2", "coder-1"], ["coder-3", "coder-4"], ["coder-5"]]
+    first = browser.get("/pool?name=coder")
+    assert "1 to 2 of 5 instances" in words(first.text)
+    assert "/pool?name=coder&page=1" in parsed(first.text).links
+    assert "after the last instance" in words(browser.get("/pool?name=coder&page=3").text)
 
 
 def test_firing_alerts_come_first(browser: Browser, filled: AgentPerf) -> None:
