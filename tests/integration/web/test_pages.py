@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.views.timeline import WINDOWS
 from agentperf_redis.web import app
+from agentperf_redis.web.pages import rendering
 from agentperf_redis.web.pages.pools import pool
 from tests.support.filled import Past
 from tests.support.markup import parsed
@@ -138,6 +140,19 @@ def test_table_of_agents_has_a_row_for_each(browser: Browser, filled: AgentPerf)
     name, _, tasks, _, failed, p50, *_ = page.row("coder")
     assert (name, tasks, failed, p50) == ("coder", "20", "25.0%", "1.50 s")
     assert page.row("planner")[5] == "2.00 ms"
+
+
+def test_last_seen_uses_the_clock_of_the_server(
+    browser: Browser, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of this machine is two days fast."""
+    perf.metrics.record_llm("coder", model="m-1", tokens_in=12)  # recorded, but not executed
+    perf.metrics.flush()
+    monkeypatch.setattr(rendering, "time", SimpleNamespace(time=lambda: time.time() + 2 * 86_400))
+    assert " d ago" not in words(browser.get("/agents").text)
+    page = words(browser.get("/agent?name=coder").text)
+    assert "The last one ended" in page
+    assert " d ago" not in page
 
 
 def test_sorted_column_is_marked(browser: Browser, filled: AgentPerf) -> None:
