@@ -225,6 +225,18 @@ def test_alert_leads_to_its_tiered_cache(browser: Browser, perf: AgentPerf) -> N
     assert "Tiered cache" in words(browser.get(link).text)
 
 
+def test_problem_leads_to_the_cache_of_its_kind(browser: Browser, perf: AgentPerf) -> None:
+    perf.cache("docs").put("page", "text")
+    docs = perf.tiered_cache("docs")
+    for number in range(1000):
+        docs.get(str(number))
+    docs.flush()
+    page = parsed(browser.get("/").text)
+    assert "only 0.0% of 1000 reads found a value" in page.text
+    (link,) = {each for each in page.links if each.startswith("/cache?") and "kind=lru" not in each}
+    assert "Tiered cache" in words(browser.get(link).text)
+
+
 def test_overview_shows_an_alert_when_nothing_else_is_left(browser: Browser, perf: AgentPerf) -> None:
     perf.metrics.record_execution("coder", 0.1, False, "TimeoutError")
     perf.metrics.flush()
