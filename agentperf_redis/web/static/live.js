@@ -126,9 +126,22 @@
       // The browser tries again unless the server has refused; then this script does.
       if (source && source.readyState === EventSource.CLOSED) {
         disconnect();
-        setTimeout(connect, 5000);
+        afterRefusal();
       }
     });
+  }
+
+  // An EventSource does not say why it was refused. If the login has ended, its address answers 401, also without a
+  // page. Then loading this page again leads to the login, and from there back to it.
+  async function afterRefusal() {
+    try {
+      const reply = await fetch(address.split("?")[0]);
+      if (reply.status === 401) {
+        location.reload();
+        return;
+      }
+    } catch {}
+    setTimeout(connect, 5000);
   }
 
   function disconnect() {

@@ -130,6 +130,14 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
         assert browser.get(path).status == 303, cookie
 
 
+def test_address_of_the_events_tells_whether_the_login_has_ended(make: Make) -> None:
+    """The script of a live page asks it when its connection is refused."""
+    browser = make(token=TOKEN)
+    assert browser.get("/live", accept="*/*").status == 401
+    browser.post("/login", {"token": TOKEN})
+    assert browser.get("/live", accept="*/*").status == 404
+
+
 def test_login_sets_a_cookie_that_no_script_gets(make: Make) -> None:
     browser = make(token=TOKEN)
     asked = browser.get("/?window=1h&match=a%20b")
