@@ -20,6 +20,7 @@ from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.top import cells
 from agentperf_redis.top.screens import ListingScreen, ReadNow, Viewed
+from agentperf_redis.views.agents import AgentsView, AgentView
 from agentperf_redis.views.alerts import service_of
 from agentperf_redis.views.reading import Fault, Parts
 from agentperf_redis.views.text import counted, printable
@@ -61,6 +62,7 @@ class TopApp(App[None]):
         self.paused_at: float | None = None
         self._wake = asyncio.Event()
         self._read_at: float | None = None
+        self._ahead_s = 0.0
         self._away: tuple[float, str] | None = None
         self._faults: tuple[Fault, ...] = ()
         self._firing = 0
@@ -105,6 +107,9 @@ class TopApp(App[None]):
             self._away, self._read_at = None, time.time()
             self._firing = parts.get("alerts", 0)
             found: Any = parts.get("view", None)
+            end = _end_of(found)
+            if end and asked[2] is None:
+                self._ahead_s = end - self._read_at
             self._faults = parts.faults + (getattr(found, "faults", ()) or ())
             is_read = not any(fault.part == "view" for fault in parts.faults)
             if is_read and screen.is_current and asked == (screen.asked(), self.window, self.paused_at):
@@ -150,8 +155,12 @@ class TopApp(App[None]):
         self._wake.set()
 
     def action_pause(self) -> None:
-        """Pause, or continue. While paused, other windows and orders show the agents as of the same time."""
-        self.paused_at = time.time() if self.paused_at is None else None
+        """Pause, or continue. While paused, other windows and orders show the agents as of the same time.
+
+        That is the time of the last reading by the clock of the server, by which all records are filed.
+        """
+        now = self._ahead_s + (time.time() if self._read_at is None else self._read_at)
+        self.paused_at = now if self.paused_at is None else None
         self._show_state()
         self._wake.set()
 
@@ -165,6 +174,13 @@ class TopApp(App[None]):
             self.action_hide_help_panel()
         else:
             self.action_show_help_panel()
+
+
+def _end_of(view: Any) -> float:
+    """Return the time up to which a view of agents reaches, by the server's clock; 0 for other views."""
+    if isinstance(view, AgentView):
+        return view.metrics.interval.end
+    return view.interval.end if isinstance(view, AgentsView) else 0.0
 
 
 def _firing(perf: AgentPerf) -> Flow[int]:

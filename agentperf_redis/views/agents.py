@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -130,6 +130,38 @@ class AgentRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AllAgents:
+    """All agents of a namespace in a window, from which each order, filter and page of them is made.
+
+    Attributes:
+        window: the requested window.
+        as_of: its end, s since 1970; None for now.
+        total: all agents as if they were one.
+        rows: the agents, without sparklines.
+        faults: parts that could not be read.
+    """
+
+    window: str | float
+    as_of: float | None
+    total: PerformanceMetrics
+    rows: tuple[AgentRow, ...]
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sparklines:
+    """The executions of agents step by step.
+
+    Attributes:
+        lines: by agent, the executions of each step, oldest first.
+        faults: the reason, if they could not be read.
+    """
+
+    lines: Mapping[str, tuple[int, ...]]
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentsView:
     """The agents of a namespace.
 
@@ -248,29 +280,35 @@ def agents(
     Raises:
         InvalidArgument: for an invalid argument.
     """
+    wanted = arguments.flag("sparklines", sparklines)
     check_window(window, as_of)
-    order = order_of(sort, descending, AgentSort, upward=(AgentSort.NAME,))
-    selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
-    return _agents(
-        perf, window, as_of, order, match, limit, offset, sparklines=arguments.flag("sparklines", sparklines)
-    )
+    rows = {"sort": sort, "descending": descending, "match": match, "limit": limit, "offset": offset}
+    check_rows(**rows)
+    return _agents(perf, window, as_of, rows, sparklines=wanted)
+
+
+def _agents(
+    perf: AgentPerf, window: str | float, as_of: Timestamp, rows: Mapping[str, Any], *, sparklines: bool
+) -> Flow[AgentsView]:
+    found = yield from _all_agents(perf, window, as_of)
+    view = listed(found, **rows)
+    if not (sparklines and view.rows):
+        return view
+    lines = yield from _sparklines_of(perf, [row.name for row in view.rows], window, as_of)
+    return with_sparklines(view, lines)
 
 
 def _name(row: AgentRow) -> str:
     return row.name
 
 
-def _agents(
-    perf: AgentPerf,
-    window: str | float,
-    as_of: Timestamp,
-    order: Order[AgentSort],
-    match: str,
-    limit: int,
-    offset: int,
-    *,
-    sparklines: bool,
-) -> Flow[AgentsView]:
+def all_agents(perf: AgentPerf, window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None) -> Flow[AllAgents]:
+    """Read all agents, without sparklines. It checks its arguments when called."""
+    check_window(window, as_of)
+    return _all_agents(perf, window, as_of)
+
+
+def _all_agents(perf: AgentPerf, window: str | float, as_of: Timestamp) -> Flow[AllAgents]:
     flusher = flusher_of(perf)
     parts = Parts(
         agents=flows.agents_and_total(flusher, window, as_of),
@@ -280,19 +318,59 @@ def _agents(
     nothing: tuple[dict[str, PerformanceMetrics], PerformanceMetrics] = ({}, PerformanceMetrics("*"))
     by_name, total = parts.get("agents", nothing)
     seen: Mapping[str, float] = parts.get("last_seen", {})
-    rows = [AgentRow(metrics, seen.get(name)) for name, metrics in by_name.items()]
-    found = selected(rows, _name, _VALUES, order, match, limit, offset)
-    shown = found.rows
-    faults = parts.faults
-    if sparklines and shown:
-        charts = Parts(sparklines=_sparklines(perf, [row.name for row in shown], window, as_of))
-        yield from charts.read()
-        lines: Mapping[str, tuple[int, ...]] = charts.get("sparklines", {})
-        shown = tuple(AgentRow(row.metrics, row.seen, lines.get(row.name, ())) for row in shown)
-        faults += charts.faults
+    rows = tuple(AgentRow(metrics, seen.get(name)) for name, metrics in by_name.items())
+    return AllAgents(window, seconds_of(as_of), total, rows, parts.faults)
+
+
+def listed(
+    found: AllAgents,
+    *,
+    sort: AgentSort | str = AgentSort.TASKS,
+    descending: bool | None = None,
+    match: str = "",
+    limit: int = 100,
+    offset: int = 0,
+) -> AgentsView:
+    """Sort, filter and cut agents that were read. The arguments are those of `agents`.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    order = order_of(sort, descending, AgentSort, upward=(AgentSort.NAME,))
+    chosen = selected(found.rows, _name, _VALUES, order, match, limit, offset)
     return AgentsView(
-        window, seconds_of(as_of), total.interval, total, shown, found.matching, found.total, order, match, faults
+        found.window,
+        found.as_of,
+        found.total.interval,
+        found.total,
+        chosen.rows,
+        chosen.matching,
+        chosen.total,
+        order,
+        match,
+        found.faults,
     )
+
+
+def check_rows(**rows: Any) -> None:
+    """Check the arguments of `listed` before anything is read.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    listed(AllAgents(DEFAULT_WINDOW, None, PerformanceMetrics("*"), ()), **rows)
+
+
+def with_sparklines(view: AgentsView, found: Sparklines) -> AgentsView:
+    """Return a view with the sparklines of its rows."""
+    rows = tuple(replace(row, sparkline=found.lines.get(row.name, ())) for row in view.rows)
+    return replace(view, rows=rows, faults=view.faults + found.faults)
+
+
+def _sparklines_of(perf: AgentPerf, names: list[str], window: str | float, as_of: Timestamp) -> Flow[Sparklines]:
+    charts = Parts(sparklines=_sparklines(perf, names, window, as_of))
+    yield from charts.read()
+    return Sparklines(charts.get("sparklines", {}), charts.faults)
 
 
 def _sparklines(
@@ -399,6 +477,21 @@ async def read_agents(
             sparklines=sparklines,
         )
     )
+
+
+async def read_all_agents(
+    perf: AgentPerf, window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None
+) -> AllAgents:
+    """See `all_agents`."""
+    return await perf.backend.arun(all_agents(perf, window, as_of=as_of))
+
+
+async def read_sparklines(
+    perf: AgentPerf, names: list[str], window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None
+) -> Sparklines:
+    """Read the executions of some agents step by step."""
+    check_window(window, as_of)
+    return await perf.backend.arun(_sparklines_of(perf, names, window, as_of))
 
 
 async def read_agent(

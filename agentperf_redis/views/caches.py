@@ -236,13 +236,13 @@ def _caches(
     found = selected(map(CacheRow, every), _name, _VALUES, order, match, limit, offset)
     charts = Parts(
         **{
-            f"history_of_{row.kind}_cache_{row.name}": _steps(perf, row.kind, row.name, window, as_of, SPARKLINE_STEPS)
+            f"history of {row.kind} cache {row.name}": _steps(perf, row.kind, row.name, window, as_of, SPARKLINE_STEPS)
             for row in found.rows[:MAX_HISTORIES]
         }
     )
     if found.rows:
         yield from charts.read()
-    rows = tuple(CacheRow(row.stats, charts.get(f"history_of_{row.kind}_cache_{row.name}", ())) for row in found.rows)
+    rows = tuple(CacheRow(row.stats, charts.get(f"history of {row.kind} cache {row.name}", ())) for row in found.rows)
     return CachesView(
         window, seconds_of(as_of), rows, found.matching, found.total, order, match, parts.faults + charts.faults
     )

@@ -260,13 +260,13 @@ def _pools(
     found = selected(map(PoolRow, every), _name, _VALUES, order, match, limit, offset)
     charts = Parts(
         **{
-            f"history_of_pool_{row.name}": _steps(perf, row.name, window, as_of, SPARKLINE_STEPS)
+            f"history of pool {row.name}": _steps(perf, row.name, window, as_of, SPARKLINE_STEPS)
             for row in found.rows[:MAX_HISTORIES]
         }
     )
     if found.rows:
         yield from charts.read()
-    rows = tuple(PoolRow(row.status, charts.get(f"history_of_pool_{row.name}", ())) for row in found.rows)
+    rows = tuple(PoolRow(row.status, charts.get(f"history of pool {row.name}", ())) for row in found.rows)
     return PoolsView(
         window, seconds_of(as_of), rows, found.matching, found.total, order, match, parts.faults + charts.faults
     )

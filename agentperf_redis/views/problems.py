@@ -33,6 +33,7 @@ class Problem:
         text: the problem in words.
         target: of an alert, the agent, cache or pool; else empty.
         scope: of an alert, the kind of `target`: "agent", "cache" or "pool"; else empty.
+        kind: of a cache, "lru" or "tiered", since one of each kind may have the same name; else empty.
     """
 
     level: str
@@ -41,6 +42,7 @@ class Problem:
     text: str
     target: str = ""
     scope: str = ""
+    kind: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -108,11 +110,11 @@ def _of_cache(cache: CacheStats) -> list[Problem]:
     found = []
     if cache.corrupt:
         text = f"{counted(cache.corrupt, 'read')} found a damaged entry"
-        found.append(Problem("note", "cache", cache.name, text))
+        found.append(Problem("note", "cache", cache.name, text, kind=cache.kind))
     reads = cache.hits + cache.misses
     if reads >= _MIN_READS and cache.hit_rate < LOW_HIT_RATE:
         text = f"only {cache.hit_rate:.1%} of {reads} reads found a value"
-        found.append(Problem("note", "cache", cache.name, text))
+        found.append(Problem("note", "cache", cache.name, text, kind=cache.kind))
     return found
 
 

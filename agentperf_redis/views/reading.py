@@ -63,7 +63,9 @@ class Parts:
         except BackendUnavailable:
             raise
         except AgentPerfError as error:
-            self._faults.append(Fault(name.replace("_", " "), str(error)))
+            # A name that is no keyword ends with that of a cache or a pool, which stays as it is.
+            part = name.replace("_", " ") if name.isidentifier() else name
+            self._faults.append(Fault(part, str(error)))
 
 
 def flusher_of(perf: AgentPerf) -> Flusher:

@@ -6,7 +6,7 @@ and query of the page to return to. The fields are texts:
 - ``silence``, ``unsilence``: ``rule``; ``silence`` also takes ``for``, such as ``2h``.
 - ``drain``, ``undrain``, ``mark-healthy``, ``mark-unhealthy``: ``pool`` and ``instance``.
 - ``delete-key``, ``invalidate-tag``, ``clear-cache``: ``cache`` and ``service``, which is ``cache`` or ``tiered``; the
-  first two also take ``key`` or ``tag``.
+  first two also take ``key`` or ``tag``. They also need ``confirmed``, which is ``yes``: the box that the user ticks.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ ACTIONS: Final[Mapping[str, tuple[Callable[[AgentPerf, Fields], Awaitable[str]],
     "undrain": (_undrain, _OF_INSTANCE),
     "mark-healthy": (_mark_healthy, _OF_INSTANCE),
     "mark-unhealthy": (_mark_unhealthy, _OF_INSTANCE),
-    "delete-key": (_delete_key, ("cache", "service", "key")),
-    "invalidate-tag": (_invalidate_tag, ("cache", "service", "tag")),
-    "clear-cache": (_clear_cache, ("cache", "service")),
+    "delete-key": (_delete_key, ("cache", "service", "key", "confirmed")),
+    "invalidate-tag": (_invalidate_tag, ("cache", "service", "tag", "confirmed")),
+    "clear-cache": (_clear_cache, ("cache", "service", "confirmed")),
 }
 """Name of an action -> what does it, and the fields that its form must have."""
 
@@ -128,6 +128,8 @@ async def action(request: Request) -> Response:
     missing = [field for field in fields if field not in form]
     if missing:
         return refusal(HTTPStatus.BAD_REQUEST, f"The form has no field {', '.join(missing)}.")
+    if form.get("confirmed", "yes") != "yes":
+        return refusal(HTTPStatus.BAD_REQUEST, "This action is not confirmed. Tick the box of the form.")
     try:
         notice = await does(request.app.state.perf, form)
         _log.info("web page: %s %s", name, {field: form[field] for field in fields})

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, ScriptFailed
 from agentperf_redis.views import agents, alerts, caches, memory, overview, pools
-from agentperf_redis.views.agents import AgentsView, AgentView
+from agentperf_redis.views.agents import AgentsView, AgentView, Sparklines
 from agentperf_redis.views.alerts import AlertsView
 from agentperf_redis.views.caches import CachesView, CacheView
 from agentperf_redis.views.memory import MemoryView
@@ -107,6 +107,10 @@ def _seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
+async def _no_sparklines() -> dict[str, asyncio.Task[Sparklines]]:
+    return {}
+
+
 class Reader:
     """What `agentperf_redis.views` reads, shared by all pages. Each method is the view of the same name.
 
@@ -129,8 +133,28 @@ class Reader:
         return await self.shared.get(key, lambda: overview.read_overview(self.perf, window, known_changes=changes))
 
     async def agents(self, window: str | float = DEFAULT_WINDOW, **options: Any) -> AgentsView:
-        """See `views.agents.read_agents`."""
-        return await self._view(agents.read_agents, window, **options)
+        """See `views.agents.read_agents`. All orders, filters and pages of a window share one read of all agents."""
+        agents.check_rows(**options)
+        view = agents.listed(await self._view(agents.read_all_agents, window), **options)
+        if not view.rows:
+            return view
+        return agents.with_sparklines(view, await self._sparklines([row.name for row in view.rows], window))
+
+    async def _sparklines(self, names: list[str], window: str | float) -> Sparklines:
+        """Return the sparklines of some agents. Those of an agent are read once in an interval for all pages."""
+        reads: dict[str, asyncio.Task[Sparklines]] = await self.shared.get(
+            (agents.read_sparklines, window), _no_sparklines
+        )
+        missing = [name for name in names if name not in reads]
+        if missing:
+            task = asyncio.ensure_future(agents.read_sparklines(self.perf, missing, window))
+            task.add_done_callback(_seen)
+            reads.update(dict.fromkeys(missing, task))
+        tasks = dict.fromkeys(reads[name] for name in names)
+        await asyncio.wait(tasks)  # a page that is closed does not cancel what other pages wait for
+        found = [task.result() for task in tasks]
+        lines = {name: line for each in found for name, line in each.lines.items()}
+        return Sparklines(lines, tuple(dict.fromkeys(fault for each in found for fault in each.faults)))
 
     async def agent(self, name: str, window: str | float = DEFAULT_WINDOW, **options: Any) -> AgentView:
         """See `views.agents.read_agent`."""

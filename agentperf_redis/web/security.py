@@ -220,10 +220,15 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def cookie(request: Request, name: str, value: str, max_age: int) -> str:
-    """Return the text of a Set-Cookie header. Only this application, and no script, gets the cookie back."""
+    """Return the text of a Set-Cookie header. Only this application, and no script, gets the cookie back.
+
+    With SameSite=Strict, a browser that follows a link from a chat or a mail would not send the cookie: it would have
+    to log in again, or, without a token, get a new session, which ends the forms in its other tabs. With Lax, forms of
+    other sites do not carry the cookie either, and the Origin and the CSRF token of each form are checked anyway.
+    """
     secure = "; Secure" if request.url.scheme == "https" else ""
     path = quote(root_path(request), safe="/~") or "/"
-    return f"{name}={value}; Max-Age={max_age}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+    return f"{name}={value}; Max-Age={max_age}; Path={path}; HttpOnly; SameSite=Lax{secure}"
 
 
 def _with_headers(send: Send, headers: dict[str, str], cookies: list[str]) -> Send:

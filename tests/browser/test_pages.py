@@ -161,6 +161,51 @@ def test_token_opens_the_wanted_page_until_log_out(
         assert asyncio.run(check(origin)) == []
 
 
+def test_live_page_leads_to_the_login_that_has_ended(
+    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
+) -> None:
+    token = "correct-horse-battery"
+
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            await visit.open("/login?next=/agents?window=1h")
+            await visit.page.get_by_label("Token").fill(token)
+            await visit.page.keyboard.press("Enter")
+            await visit.page.wait_for_url("**/agents?window=1h")
+            await visit.page.get_by_role("button", name="Pause").click()
+            await visit.page.context.clear_cookies()
+            await visit.page.get_by_role("button", name="Resume").click()
+            await visit.page.wait_for_url("**/login?next=%2Fagents%3Fwindow%3D1h")
+
+    with dashboard(server.url, namespace, tmp_path / "log", "--token", token) as origin:
+        asyncio.run(check(origin))
+
+
+def test_ticked_box_outlives_a_refresh(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
+    cache = perf.cache("answers", max_size=10)
+    cache.put("a", 1)
+
+    async def check(origin: str) -> None:
+        async with chromium.browsing(origin) as visit:
+            await visit.open(named("cache", name="answers"))
+            box = visit.page.get_by_label("Remove all entries")
+            clear = visit.page.get_by_role("button", name="Clear the whole cache")
+            await clear.click()
+            assert await visit.page.locator(".notice").count() == 0, "the box is not ticked"
+            await box.check()
+            await clear.focus()
+            entries = visit.page.locator(".tile", has_text="Entries").locator(".value")
+            await asyncio.to_thread(cache.put, "b", 2)
+            await _becomes(entries, "2")
+            assert await box.is_checked()
+            await clear.click()
+            await visit.page.wait_for_load_state("load")
+            assert "Cleared cache answers" in await visit.page.locator(".notice").inner_text()
+
+    with dashboard(server.url, namespace, tmp_path / "log", "--every", "0.5", "--allow-actions") as origin:
+        asyncio.run(check(origin))
+
+
 def test_odd_names_lead_to_their_pages(perf: AgentPerf, origin: str) -> None:
     for name in (ODD, "..", "a//b", "?", "#"):
         perf.metrics.record_execution(name, 0.1, success=False, error_type=ODD)

@@ -17,6 +17,9 @@ from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page, not_found
 from agentperf_redis.web.pages.text import duration, number, plural, visible
 
+MAX_INSTANCES: Final = 200
+"""Maximum number of instances on one page: each refresh sends them all again, about 400 bytes an instance."""
+
 STATES: Final = {
     InstanceState.UP: "good",
     InstanceState.DRAINING: "",
@@ -76,6 +79,10 @@ async def pool(views: Any, asked: Asked) -> Page:
     if view is None:
         return not_found("pool", name)
     steps = view.row.steps
+    # The order of registration within each part is kept.
+    instances = sorted(view.row.instances, key=lambda each: each.takes_work)
+    first = asked.page * MAX_INSTANCES
+    shown = instances[first : first + MAX_INSTANCES]
     values = {
         "view": view,
         "load": load_chart(steps),
@@ -85,7 +92,12 @@ async def pool(views: Any, asked: Asked) -> Page:
             for step in reversed(steps)
         ],
         "sampled": any(step.load is not None for step in steps),
-        "meters": {each.name: _load_meter(each.load, each.capacity) for each in view.row.instances},
+        "meters": {each.name: _load_meter(each.load, each.capacity) for each in shown},
+        "instances": shown,
+        "known": len(instances),
+        "out": sum(not each.takes_work for each in instances),
+        "first": first,
+        "page": asked.page,
         "state_class": {state: STATES.get(state, "bad") for state in InstanceState},
         "state_text": state_text,
         "event_class": _event_class,

@@ -93,6 +93,7 @@
     const content = next.getElementById("main") || next.body;
     const active = document.activeElement;
     const refocus = main.contains(active) && !active.closest("form[data-keep]") ? findAgain(active) : null;
+    const ticked = [...main.querySelectorAll("input:checked")].map(findAgain);
     const open = [...main.querySelectorAll("details[open][id]")].map((each) => each.id);
     const scrolled = [...main.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
     swap(content);
@@ -103,6 +104,10 @@
     main.querySelectorAll(".scroll").forEach((each, number) => {
       if (scrolled[number]) [each.scrollLeft, each.scrollTop] = scrolled[number];
     });
+    for (const find of ticked) {
+      const box = find();
+      if (box) box.checked = true;
+    }
     const again = refocus && refocus();
     if (again) again.focus({ preventScroll: true });
     show();
@@ -121,9 +126,22 @@
       // The browser tries again unless the server has refused; then this script does.
       if (source && source.readyState === EventSource.CLOSED) {
         disconnect();
-        setTimeout(connect, 5000);
+        afterRefusal();
       }
     });
+  }
+
+  // An EventSource does not say why it was refused. If the login has ended, its address answers 401, also without a
+  // page. Then loading this page again leads to the login, and from there back to it.
+  async function afterRefusal() {
+    try {
+      const reply = await fetch(address.split("?")[0]);
+      if (reply.status === 401) {
+        location.reload();
+        return;
+      }
+    } catch {}
+    setTimeout(connect, 5000);
   }
 
   function disconnect() {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 from textual.widgets import DataTable, Input, TabbedContent
 
 from agentperf_redis import AgentPerf
+from agentperf_redis.top import app
 from agentperf_redis.top.screens import DetailScreen, ListingScreen
 from tests.support.screens import NARROW, WIDE, Screen, fill, screen
 from tests.support.servers import Raw, Server
@@ -185,6 +188,24 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
         await shown.press("p")
         await shown.shows("planner", "42")
         assert not shown.has("PAUSED")
+
+    view(scenario)
+
+
+def test_pause_uses_the_clock_of_the_server(view: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of this machine is a day slow."""
+    now = time.time()
+    monkeypatch.setattr(app, "time", SimpleNamespace(time=lambda: now - 86_400, monotonic=time.monotonic))
+
+    async def scenario(shown: Screen) -> None:
+        await shown.shows("planner", "41")
+        await shown.press("p")
+        await shown.shows("PAUSED at")
+        assert shown.app.paused_at is not None
+        assert shown.app.paused_at > now - 3600
+        await shown.press("w")
+        await shown.shows("last 1h")
+        await shown.shows("planner", "41")
 
     view(scenario)
 

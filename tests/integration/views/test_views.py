@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentPerf
+from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics.accumulator import FAILED, OK
 from agentperf_redis.views import scanning
@@ -141,6 +141,17 @@ def test_damaged_part_hides_no_other(perf: AgentPerf, raw: Raw, namespace: str, 
     assert [fault.part for fault in runner.run(read_pools(perf)).faults] == ["pools"]
     assert runner.run(read_pool(perf, "coder")) is not None
     perf.balancer().release(held)
+
+
+def test_fault_keeps_the_name_of_a_pool_or_cache(
+    perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner
+) -> None:
+    perf.balancer().register_instance(AgentInstance("a", "my_pool"))
+    perf.cache("my_cache").put("a", 1)
+    for name in ("lb:my_pool", "cache:my_cache"):
+        raw.set(f"{namespace}:{{{name}}}:history", "x")
+    assert [fault.part for fault in runner.run(read_pools(perf)).faults] == ["history of pool my_pool"]
+    assert [fault.part for fault in runner.run(read_caches(perf)).faults] == ["history of lru cache my_cache"]
 
 
 def test_entries_of_a_large_cache_are_read_in_part(

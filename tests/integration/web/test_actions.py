@@ -79,7 +79,7 @@ def test_rule_is_silenced(perf: AgentPerf, act: Act) -> None:
 
 
 def test_cache_is_cleared_piece_by_piece(perf: AgentPerf, act: Act) -> None:
-    cache, of = perf.cache("answers"), {"cache": "answers", "service": "cache"}
+    cache, of = perf.cache("answers"), {"cache": "answers", "service": "cache", "confirmed": "yes"}
     for key in ("a", "b", "<script>alert(1)</script>", "k" * 300):
         cache.put(key, key, tags=["new"] if key == "b" else [])
     assert act("delete-key", key="a", **of) == "Removed a from cache answers."
@@ -90,9 +90,29 @@ def test_cache_is_cleared_piece_by_piece(perf: AgentPerf, act: Act) -> None:
     assert [cache.get(key, fresh=True) for key in ("a", "b", "k" * 300)] == [None] * 3
     assert act("clear-cache", **of).startswith("Cleared cache answers, which held ")
     assert cache.get("why?", fresh=True) is None
-    assert act("clear-cache", cache="answers", service="tiered").endswith("Not found: cache answers.")
-    assert act("clear-cache", cache="answers", service="lb").startswith("Failed: service is 'lb'")
-    assert act("clear-cache", cache="\n", service="cache").startswith("Failed: cache is ")
+    assert act("clear-cache", cache="answers", service="tiered", confirmed="yes").endswith("Not found: cache answers.")
+    assert act("clear-cache", cache="answers", service="lb", confirmed="yes").startswith("Failed: service is 'lb'")
+    assert act("clear-cache", cache="\n", service="cache", confirmed="yes").startswith("Failed: cache is ")
+
+
+def test_deletions_need_a_ticked_box(browser: Browser, perf: AgentPerf) -> None:
+    cache = perf.cache("answers")
+    cache.put("a", 1, tags=["new"])
+    assert cache.get("a", fresh=True) == 1
+    cache.flush()  # what is read often, and the tags, are shown
+    page = browser.get("/cache?name=answers").text
+    csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', page)
+    assert csrf is not None
+    of = {"csrf": csrf[1], "cache": "answers", "service": "cache"}
+    for name, fields in (("delete-key", {"key": "a"}), ("invalidate-tag", {"tag": "new"}), ("clear-cache", {})):
+        forms = [form for form in re.findall(r"<form.*?</form>", page, re.DOTALL) if f"/actions/{name}" in form]
+        assert forms, name
+        assert all(re.search(r'type="checkbox" name="confirmed" value="yes" required', form) for form in forms)
+        for box in ({}, {"confirmed": ""}, {"confirmed": "no"}):
+            assert browser.post(f"/actions/{name}", of | fields | box).status == 400
+    assert cache.get("a", fresh=True) == 1
+    page = browser.get("/pools").text + browser.get("/alerts").text
+    assert 'name="confirmed"' not in page, "what can be undone at once needs none"
 
 
 def test_incomplete_forms_are_refused(browser: Browser, act: Act) -> None:

@@ -7,12 +7,13 @@ import gc
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pytest
 
 from agentperf_redis import AgentPerf
-from agentperf_redis.views import overview
+from agentperf_redis.views import agents, overview
 from agentperf_redis.web import app
 from tests.support.every_command import fill, release
 from tests.support.servers import Raw, Server
@@ -43,33 +44,49 @@ def resident_kb() -> int:
     return int(line.split()[1])
 
 
+def filtered(number: int) -> str:
+    """Return the address of one of many pages that show the agents with a filter, in an order, from a page on."""
+    order = ("name", "tasks", "p95", "last_seen")[number % 4]
+    return f"/agents?sort={order}&match={'plan*'[: 1 + number % 5]}&page={number // 10}&n={number}"
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("actions", [False, True])
+@pytest.mark.parametrize(("actions", "of_agents"), [(False, False), (True, False), (False, True)])
 def test_twenty_pages_cost_what_one_costs(
-    own_server: Server, namespace: str, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, actions: bool
+    own_server: Server,
+    namespace: str,
+    runner: asyncio.Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    actions: bool,
+    of_agents: bool,
 ) -> None:
-    """With actions, each browser gets a page of its own, with its own CSRF token. The reads are shared nevertheless."""
+    """With actions, each browser gets a page of its own, with its own CSRF token. The reads are shared nevertheless.
+
+    So are those of pages of agents that differ in filter, order and page number.
+    """
     perf, interval, reads = AgentPerf(own_server.url, namespace=namespace), 0.1, [0]
     token = fill(perf)
     assert token
-    read = overview.read_overview
+    view: Any = agents if of_agents else overview
+    read_name = "read_all_agents" if of_agents else "read_overview"
+    read = getattr(view, read_name)
 
     async def counted(*args: object, **options: object) -> object:
         reads[0] += 1
-        return await read(*args, **options)  # type: ignore[arg-type]
+        return await read(*args, **options)
 
-    monkeypatch.setattr(overview, "read_overview", counted)
+    monkeypatch.setattr(view, read_name, counted)
     site = app(perf, allow_actions=actions, refresh=interval)
 
     async def cost(pages: int, refreshes: int = 8) -> tuple[float, float]:
         """Return the commands for each read, and the reads for each interval."""
         async with AsyncExitStack() as stack:
-            for _ in range(pages):
-                browser = Browser(runner, site)
-                reply = await browser.sending("GET", "/", {"accept": "text/html"})
+            for number in range(pages):
+                browser, page = Browser(runner, site), filtered(number) if of_agents else "/"
+                reply = await browser.sending("GET", page, {"accept": "text/html"})
                 assert (reply.status, bool(browser.cookies)) == (200, actions)
-                await stack.enter_async_context(OpenPage(browser))
-            while len(site.state.live) < (pages if actions else 1):
+                await stack.enter_async_context(OpenPage(browser, page))
+            while len(site.state.live) < (pages if actions or of_agents else 1):
                 await asyncio.sleep(0.01)
             with own_server.client() as raw:
                 assert connections(raw) < 15, "pages have no connections of their own"
@@ -91,6 +108,37 @@ def test_twenty_pages_cost_what_one_costs(
     assert (site.state.live.pages, len(site.state.live)) == (0, 0)
     release(perf)
     runner.run(perf.aclose())
+
+
+def test_different_filters_share_the_reads_of_agents(
+    perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(f"plan-{number}" for number in range(150))
+    for number, name in enumerate(names):
+        perf.metrics.record_execution(name, 0.001 * number, number % 7 != 0, "TimeoutError")
+    assert perf.metrics.flush()
+    windows: list[object] = []
+    drawn: list[str] = []
+    read_all_agents, read_sparklines = agents.read_all_agents, agents.read_sparklines
+
+    async def counted(perf: AgentPerf, window: Any) -> Any:
+        windows.append(window)
+        return await read_all_agents(perf, window)
+
+    async def noted(perf: AgentPerf, names: list[str], window: Any) -> Any:
+        drawn.extend(names)
+        return await read_sparklines(perf, names, window)
+
+    monkeypatch.setattr(agents, "read_all_agents", counted)
+    monkeypatch.setattr(agents, "read_sparklines", noted)
+    browser = Browser(runner, app(perf, refresh=3600.0))  # nothing is read again during the test
+    pages = [browser.get(filtered(number)) for number in range(20)]
+    assert [page.status for page in pages] == [200] * 20
+    assert len({page.text for page in pages}) == 20
+    assert windows == ["10m"]
+    assert sorted(drawn) == names, "the executions of each agent are read step by step once"
+    assert browser.get("/agents?window=5m").status == 200
+    assert windows == ["10m", "5m"]
 
 
 @pytest.mark.thorough

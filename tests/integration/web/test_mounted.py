@@ -67,7 +67,7 @@ def test_login_returns_to_the_mounted_page(perf: AgentPerf, runner: asyncio.Runn
     form = {"token": TOKEN, "next": "/agents?window=1h"}
     reply = browser.post(f"{ROOT}/login", form)
     assert (reply.status, reply.headers["location"]) == (303, f"{ROOT}/agents?window=1h")
-    assert f"; Path={ROOT}; HttpOnly; SameSite=Strict" in reply.cookies[0]
+    assert f"; Path={ROOT}; HttpOnly; SameSite=Lax" in reply.cookies[0]
     assert browser.get(f"{ROOT}/agents").status == 200
     assert browser.post(f"{ROOT}/logout").headers["location"] == f"{ROOT}/login"
 

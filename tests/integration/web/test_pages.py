@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.views.timeline import WINDOWS
 from agentperf_redis.web import app
+from agentperf_redis.web.pages import rendering
+from agentperf_redis.web.pages.pools import pool
 from tests.support.filled import Past
 from tests.support.markup import parsed
 from tests.support.proxy import Proxy
@@ -139,6 +142,19 @@ def test_table_of_agents_has_a_row_for_each(browser: Browser, filled: AgentPerf)
     assert page.row("planner")[5] == "2.00 ms"
 
 
+def test_last_seen_uses_the_clock_of_the_server(
+    browser: Browser, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of this machine is two days fast."""
+    perf.metrics.record_llm("coder", model="m-1", tokens_in=12)  # recorded, but not executed
+    perf.metrics.flush()
+    monkeypatch.setattr(rendering, "time", SimpleNamespace(time=lambda: time.time() + 2 * 86_400))
+    assert " d ago" not in words(browser.get("/agents").text)
+    page = words(browser.get("/agent?name=coder").text)
+    assert "The last one ended" in page
+    assert " d ago" not in page
+
+
 def test_sorted_column_is_marked(browser: Browser, filled: AgentPerf) -> None:
     def agents(query: str) -> list[str]:
         html = browser.get(f"/agents?{query}").text
@@ -209,6 +225,18 @@ def test_alert_leads_to_its_tiered_cache(browser: Browser, perf: AgentPerf) -> N
     assert "Tiered cache" in words(browser.get(link).text)
 
 
+def test_problem_leads_to_the_cache_of_its_kind(browser: Browser, perf: AgentPerf) -> None:
+    perf.cache("docs").put("page", "text")
+    docs = perf.tiered_cache("docs")
+    for number in range(1000):
+        docs.get(str(number))
+    docs.flush()
+    page = parsed(browser.get("/").text)
+    assert "only 0.0% of 1000 reads found a value" in page.text
+    (link,) = {each for each in page.links if each.startswith("/cache?") and "kind=lru" not in each}
+    assert "Tiered cache" in words(browser.get(link).text)
+
+
 def test_overview_shows_an_alert_when_nothing_else_is_left(browser: Browser, perf: AgentPerf) -> None:
     perf.metrics.record_execution("coder", 0.1, False, "TimeoutError")
     perf.metrics.flush()
@@ -231,6 +259,24 @@ def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, fil
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
     assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))  # its lease
     assert any(row[1] == "✕ unhealthy" for row in page.rows if len(row) > 1)
+
+
+def test_instances_of_a_large_pool_are_shown_page_by_page(
+    browser: Browser, filled: AgentPerf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pool.__globals__, "MAX_INSTANCES", 2)
+    for number in (3, 4, 5):
+        filled.balancer().register_instance(AgentInstance(f"coder-{number}", "coder"))
+
+    def shown(page: int) -> list[str]:
+        rows = parsed(browser.get(f"/pool?name=coder&page={page}").text).rows
+        return [row[0] for row in rows if len(row) == 8 and row[0] != "Instance"]
+
+    assert [shown(page) for page in range(3)] == [["coder-2", "coder-1"], ["coder-3", "coder-4"], ["coder-5"]]
+    first = browser.get("/pool?name=coder")
+    assert "1 to 2 of 5 instances" in words(first.text)
+    assert "/pool?name=coder&page=1" in parsed(first.text).links
+    assert "after the last instance" in words(browser.get("/pool?name=coder&page=3").text)
 
 
 def test_firing_alerts_come_first(browser: Browser, filled: AgentPerf) -> None:

@@ -94,4 +94,5 @@ def test_useless_and_damaged_caches_are_problems(hits: int, misses: int, corrupt
     tier = TierStats(0, 10, hits, misses)
     settings = Settings(Policy.LRU, (0, 0, 10), 0, (0, 0, 0))
     stats = CacheStats("answers", "lru", settings, tier, tier, tier, hits, misses, 0, 0, 0, 0, corrupt, 0.0)
-    assert [(each.level, each.text) for each in problems([], [stats], [])] == [("note", text) for text in texts]
+    found = problems([], [stats], [])
+    assert [(each.level, each.text, each.kind) for each in found] == [("note", text, "lru") for text in texts]

@@ -46,6 +46,12 @@ def test_fault_of_a_part_is_reported() -> None:
     assert parts.faults == (Fault("last seen", str(error)), Fault("pools", str(error)))
 
 
+def test_names_of_pools_stay_as_they_are() -> None:
+    error = CorruptState("n:{lb:my_pool}:history", "something else")
+    parts = read(Parts(**{"history of pool my_pool": fails(error)}))
+    assert [fault.part for fault in parts.faults] == ["history of pool my_pool"]
+
+
 def test_outage_is_raised() -> None:
     with pytest.raises(BackendUnavailable):
         read(Parts(pools=fails(BackendUnavailable("here", "not_applied", "gone"))))

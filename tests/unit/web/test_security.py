@@ -130,7 +130,15 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
         assert browser.get(path).status == 303, cookie
 
 
-def test_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get(make: Make) -> None:
+def test_address_of_the_events_tells_whether_the_login_has_ended(make: Make) -> None:
+    """The script of a live page asks it when its connection is refused."""
+    browser = make(token=TOKEN)
+    assert browser.get("/live", accept="*/*").status == 401
+    browser.post("/login", {"token": TOKEN})
+    assert browser.get("/live", accept="*/*").status == 404
+
+
+def test_login_sets_a_cookie_that_no_script_gets(make: Make) -> None:
     browser = make(token=TOKEN)
     asked = browser.get("/?window=1h&match=a%20b")
     assert asked.headers["location"] == "/login?next=%2F%3Fwindow%3D1h%26match%3Da%2520b"
@@ -141,7 +149,7 @@ def test_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get(make: Make)
     reply = browser.post("/login", {"token": f" {TOKEN}\n", "next": "/?window=1h"})
     assert (reply.status, reply.headers["location"]) == (303, "/?window=1h")
     (cookie,) = reply.cookies
-    assert cookie.endswith(f"; Max-Age={SESSION_S}; Path=/; HttpOnly; SameSite=Strict")
+    assert cookie.endswith(f"; Max-Age={SESSION_S}; Path=/; HttpOnly; SameSite=Lax")
     assert TOKEN not in cookie
     assert browser.get("/").status == 200
     assert browser.post("/logout").headers["location"] == "/login"
