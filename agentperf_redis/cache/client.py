@@ -193,7 +193,7 @@ class Cache(ABC):
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent. Or the number does not fit into the cache's
-                `max_bytes`; the old value is removed, as by a `put` of such a value.
+                `max_bytes`; the old value stays.
             NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53. Nothing was changed.
             BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
                 addition may have been made.
