@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from agentperf_redis import keys
 from agentperf_redis.alerts.evaluation import Verdict, verdict
 from agentperf_redis.alerts.expression import Scope
-from agentperf_redis.alerts.flows import cache_target
 from agentperf_redis.alerts.model import Measured
 from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.targets import cache_target
 from agentperf_redis.alerts.values import Judged
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.model import KINDS

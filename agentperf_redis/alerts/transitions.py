@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from agentperf_redis.alerts.evaluation import Verdict, judge, reason_of
+from agentperf_redis.alerts.expression import Scope
 from agentperf_redis.alerts.model import (
     AlertEvent,
     AlertState,
@@ -16,8 +17,8 @@ from agentperf_redis.alerts.model import (
     TargetState,
 )
 from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.targets import cache_of_target
 from agentperf_redis.alerts.values import Judged
-from agentperf_redis.cache.model import KINDS
 from agentperf_redis.metrics.model import Interval
 
 _FORGET_MS = 86_400_000
@@ -51,7 +52,7 @@ def outcome_of(
         found, measured = judged.get(name, (Verdict.NO_DATA, None))
         ended = ""
         if name not in judged and before is not None:
-            if not rule.matches(name.removesuffix(f" ({KINDS['tiered']})")):
+            if not rule.matches(cache_of_target(name)[0] if rule.scope is Scope.CACHE else name):
                 ended = "the rule no longer watches it"
             elif at_ms - before.data_ms > _FORGET_MS:
                 ended = "it is gone"

@@ -159,6 +159,9 @@ class LoadBalancer:
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """Remove an instance from its pool: it gets no new leases. Its leases may still be renewed and released.
 
+        A process that registered the instance does not register it again. There is one exception: the process cannot
+        reach the server for more than a minute, and meanwhile another process removes the last instance of the pool.
+
         Args:
             agent_type: the pool of the instance.
             instance_id: the name of the instance.

@@ -180,6 +180,8 @@ class LeaseKeeper:
         if failures:
             raise failures[0]
         lease.check()
+        if not lease.held:
+            raise LeaseLost(lease.agent_type, lease.token, "it was released meanwhile")
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Report that a lease is lost. Called once per lease."""

@@ -168,7 +168,7 @@ class Cache(ABC):
             ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
 
         Returns:
-            Whether there was a value.
+            Whether there was a value. False, too, if a lost connection leaves the result unknown.
 
         Raises:
             BackendUnavailable: the server did not answer.
@@ -193,7 +193,7 @@ class Cache(ABC):
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent. Or the number does not fit into the cache's
-                `max_bytes`; the old value is removed, as by a `put` of such a value.
+                `max_bytes`; the old value stays.
             NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53. Nothing was changed.
             BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
                 addition may have been made.
@@ -204,11 +204,13 @@ class Cache(ABC):
     def pop(self, key: str, default: Any = None) -> Any:
         """Return the value of a key and remove it. Of several callers, in all processes, one gets the value.
 
-        This counts as a read. If the value is being computed now, the result will not be stored.
+        This counts as a read. If the value is being computed now, the result will not be stored. The server keeps the
+        popped value for the deadline of the call, in addition to `max_bytes`. A value that this process cannot decode
+        is removed, too.
 
         Args:
             key: any string.
-            default: returned when there is no value; a cached None is a value.
+            default: returned when there is no value, or none that can be decoded; a cached None is a value.
 
         Raises:
             BackendUnavailable: the server did not answer. Its `outcome` says whether the value may be removed.

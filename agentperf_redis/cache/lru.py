@@ -47,7 +47,9 @@ class LRUCache(DecoratingCache):
             is named after the place in the code where the object is made. For example, ``users = LRUCache()`` in the
             module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit.
+        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Popped values, and the short
+            replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``, stay on the server for the deadline
+            of their call in addition.
         policy: which entry is evicted when the cache is full.
         strict: record each read at once, with one script call per read.
         local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
@@ -62,7 +64,7 @@ class LRUCache(DecoratingCache):
             with "compute"; besides, `get`, `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`,
             `replace`, `touch` and `put_many` store nothing; `delete`, `clear` and `invalidate_tags` return, and are
             sent before the next call that reaches the server. Only `incr`, and methods that describe the whole cache,
-            still raise.
+            still raise. A write that fails leaves the older value, which is served again after the outage.
 
     If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is
@@ -179,7 +181,8 @@ class LRUCache(DecoratingCache):
         The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored, by this call: also if the first reply was lost.
+            Whether the value was stored, by this call: also if the first reply was lost. False, too, if a lost
+            connection leaves the result unknown.
         """
         return self._backend.run(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags))
 
@@ -187,7 +190,7 @@ class LRUCache(DecoratingCache):
         """Store a value if the key has one. The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored.
+            Whether the value was stored. False, too, if a lost connection leaves the result unknown.
         """
         return self._backend.run(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags))
 
@@ -195,7 +198,8 @@ class LRUCache(DecoratingCache):
         """Store several values, in one round trip for each 256 values.
 
         Returns:
-            The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored.
+            The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored. If a
+            reply was lost, it may also have keys whose values were stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags))
 

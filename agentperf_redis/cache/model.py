@@ -180,7 +180,8 @@ class StoredCount(int):
     """How many values `put_many` stored.
 
     Attributes:
-        refused: the keys whose values were not stored; see the result of `put`.
+        refused: the keys whose values were not stored; see the result of `put`. If a reply was lost, these may include
+            keys whose values were stored.
     """
 
     refused: tuple[str, ...]

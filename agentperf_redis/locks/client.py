@@ -97,6 +97,10 @@ class Lock(_Lockable):
     It is fair, and free again when its holder dies. While it is held, the server needs less than 700 bytes; afterwards
     none. With an unreliable clock or after a failover, two processes may believe to hold it: see `fence`.
 
+    If this object is garbage-collected or its thread ends before the release, a lock without a `timeout` is released at
+    once, with a warning. A lock with a `timeout` stays held until its timeout, as in redis-py. Therefore
+    `perf.lock("x", timeout=60).acquire(blocking=False)` succeeds at most once a minute.
+
     Args:
         name: the name of the lock. Locks and semaphores with the same name are independent.
         timeout: seconds after which the lock ends in any case, as in redis-py. None: a background thread renews it

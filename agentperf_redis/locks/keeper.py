@@ -141,7 +141,9 @@ class LockKeeper:
 
     def hold(self, held: Held) -> bool:
         """Keep a lease from now on. Returns False when the keeper is closed."""
-        self._held[held.token] = weakref.ref(held, partial(self._dropped, held.place, held.token))
+        # The callback cannot read the object, which is gone when it runs.
+        dropped = partial(self._dropped, held.place, held.token, held.renewed)
+        self._held[held.token] = weakref.ref(held, dropped)
         if self._closed:
             self._held.pop(held.token, None)
             return False
@@ -176,9 +178,12 @@ class LockKeeper:
     def _all(self) -> list[Held]:
         return [held for reference in list(self._held.values()) if (held := reference()) is not None]
 
-    def _dropped(self, place: Place, token: str, _: object) -> None:
-        """Release a lease whose object was garbage-collected. Takes no lock, so that the collector may call it."""
-        if self._held.pop(token, None) is not None:
+    def _dropped(self, place: Place, token: str, renewed: bool, _: object) -> None:
+        """Stop keeping a lease whose object was garbage-collected, and release it unless it ends at its timeout.
+
+        Takes no lock, so that the collector may call it.
+        """
+        if self._held.pop(token, None) is not None and renewed:
             self.leases.jobs.put(partial(self._forget, place, token))
 
     # Everything below runs on the background thread.

@@ -14,7 +14,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static, TabbedContent, TabPane
 
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.alerts.flows.targets import cache_of_target
+from agentperf_redis.alerts.targets import cache_of_target
 from agentperf_redis.command import Flow
 from agentperf_redis.top.details import AgentDetail, CacheDetail, Chart, Detail, PoolDetail
 from agentperf_redis.top.listings import AGENTS, CACHES, LISTINGS, POOLS, Asked, Listing

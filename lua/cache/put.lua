@@ -46,8 +46,9 @@
 --   {0}                    the cache has no settings; nothing done
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value is larger than the whole cache; the old value is removed
+--   {-2, 0, 0}             incr: the same; nothing stored, the old number stays
 --   {-3}                   cleared or invalidated since the claim; the lease is released, nothing else done
---   {-4, version}          no capacity after 512 evictions; the old value is removed
+--   {-4, version}          no capacity after 512 evictions; the old value is removed, but a number of incr stays
 --   {-5, version}          the request was cancelled, or an earlier repetition was executed: nothing done. Or an
 --                          earlier copy may have stored a value that was replaced since: the key is made a miss
 --   {-6, now_ms}           until_ms has passed; nothing done
@@ -119,14 +120,10 @@ if MODE ~= '' then
     number = before and before + tonumber(operand)
     if not number then failed = -8 elseif not (number > -2^53 and number < 2^53) then failed = -9 end
   else number = tonumber(operand) end
-  if failed < 0 then
-    if SEEN ~= '' then call('SET', REPLY, failed .. ' 0 0', 'PX', I.text(UNTIL_MS - I.now_ms + 1)) end
-    return {failed, 0, 0}
-  end
-  if verb == 'touch' then
+  if failed == 0 and verb == 'touch' then
     old = {version = present}
     payload = string.sub(found[2], payload_at)
-  elseif verb == 'incr' and present then  -- the entry keeps its tags, the key that it holds, the end of its freshness
+  elseif failed == 0 and verb == 'incr' and present then  -- keep the tags, the held key and the end of the freshness
     old = {version = present, expiry_ms = whole_number(expiry)}
     local fresh_ms = whole_number(fresh)
     if fresh_ms > 0 then
@@ -134,6 +131,11 @@ if MODE ~= '' then
     end
     payload = string.match(ID, '^[^~]+') .. (string.match(request, '~%d+$') or '') .. ' ' .. cost_ms .. ' '
       .. I.text(fresh_ms) .. ' ' .. tags .. ' ' .. string.sub(found[2], key_at, value_at - 1) .. encode_integer(number)
+  end
+  if failed == 0 and verb == 'incr' and I.max_bytes > 0 and #KEY + #payload > I.max_bytes then failed = -2 end
+  if failed < 0 then
+    if SEEN ~= '' then call('SET', REPLY, failed .. ' 0 0', 'PX', I.text(UNTIL_MS - I.now_ms + 1)) end
+    return {failed, 0, 0}
   end
 elseif SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
@@ -187,11 +189,12 @@ if refused < 0 then                      -- the caller wanted to replace the old
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
   I.delete_dropped(LEASE)
 else
-  local f, packed = 0, I.text(I.pack_size(0, weight))
+  local f, packed, before = 0, I.text(I.pack_size(0, weight)), nil
   local known = call('HSETNX', SIZE, KEY, packed) == 0
   local tier = TIER > 0 and TIER or nil
   if known then                          -- the entry keeps its tier unless the caller chose one
-    local hits, replaced = I.unpack_size(call('HGET', SIZE, KEY))
+    before = call('HGET', SIZE, KEY)
+    local hits, replaced = I.unpack_size(before)
     I.bytes = I.bytes - replaced
     if old then packed = I.text(I.pack_size(hits, weight)) end
     call('HSET', SIZE, KEY, packed)
@@ -247,7 +250,13 @@ else
   end
   I.balance(KEY)
   if I.max_bytes > 0 and I.bytes > I.max_bytes then
-    I.remove(KEY)
+    if number and old and known then     -- incr: the old number stays; its tier, rank and expiry are already right
+      local _, kept = I.unpack_size(before)
+      I.bytes = I.bytes - weight + kept
+      call('HSET', SIZE, KEY, before)
+    else
+      I.remove(KEY)
+    end
     refused = -4
   end
   local touched = verb == 'touch'        -- the value stays, so a computation of its successor may go on

@@ -26,7 +26,6 @@ PROVEN_BY = {
         for name in ("deployment", "evaluation", "reading", "service", "silences", "targets")
     },
     "alerts/rules.py": "tests/unit/alerts/test_rules_file.py",
-    "alerts/transitions.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",

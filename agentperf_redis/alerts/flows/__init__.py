@@ -5,12 +5,11 @@ from agentperf_redis.alerts.flows.evaluation import evaluate
 from agentperf_redis.alerts.flows.reading import log, overview
 from agentperf_redis.alerts.flows.service import AlertService
 from agentperf_redis.alerts.flows.silences import silence, unsilence
-from agentperf_redis.alerts.flows.targets import cache_target, matching
+from agentperf_redis.alerts.flows.targets import matching
 
 __all__ = [
     "AlertService",
     "Deployment",
-    "cache_target",
     "checked_rules",
     "deploy",
     "evaluate",

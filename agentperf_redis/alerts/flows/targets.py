@@ -10,9 +10,9 @@ from agentperf_redis.alerts.model import (
     TargetState,
 )
 from agentperf_redis.alerts.rules import Rule
+from agentperf_redis.alerts.targets import cache_target
 from agentperf_redis.alerts.values import Judged, judged_agent, judged_cache, judged_pool, totals_of
 from agentperf_redis.cache.flows.inspection import read_all_stats
-from agentperf_redis.cache.model import KINDS
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 from agentperf_redis.metrics import flows as metrics_flows
@@ -66,18 +66,6 @@ def judged_targets(
 
 def _name_of_pool(pool: object) -> str:
     return str(getattr(pool, "agent_type", ""))
-
-
-def cache_target(kind: str, name: str) -> str:
-    """Return the name of a cache as a target: it also tells a tiered cache from an LRU cache of the same name."""
-    return name if kind == KINDS["cache"] else f"{name} ({kind})"
-
-
-def cache_of_target(target: str) -> tuple[str, str]:
-    """Return name and kind of the cache that `cache_target` names."""
-    kind = KINDS["tiered"]
-    name = target.removesuffix(f" ({kind})")
-    return name, KINDS["cache"] if name == target else kind
 
 
 def _judged_agents(

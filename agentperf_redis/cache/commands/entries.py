@@ -225,7 +225,7 @@ def put(
                 return PutReply(PutResult(reply[0]), version)
             case [2, int(version), int(number)]:
                 return PutReply(PutResult.STORED, version, number)
-            case [-7 | -8 | -9 as status, 0, 0]:
+            case [-2 | -7 | -8 | -9 as status, 0, 0]:
                 return PutReply(PutResult(status))
         raise unexpected(keys.meta, reply)
 

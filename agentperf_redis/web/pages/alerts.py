@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agentperf_redis.alerts.expression import Scope, parsed, value_text
-from agentperf_redis.alerts.flows.targets import cache_of_target
 from agentperf_redis.alerts.model import AlertState
+from agentperf_redis.alerts.targets import cache_of_target
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.web.pages.asked import PAGE_ROWS, Asked
 from agentperf_redis.web.pages.rendering import Page

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from agentperf_redis import AgentInstance, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer
+from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.errors import InvalidArgument, LeaseLost
 from tests.support.calls import Call
 from tests.support.clock import server_ms
@@ -81,6 +84,18 @@ def test_lease_that_ended_cannot_be_extended(lb: LoadBalancer, call: Call, runne
     call(lb, "release", other)
     with pytest.raises(LeaseLost, match="it was released"):
         extend(call, runner, other.lease, 5)
+
+
+def test_lease_released_during_its_extension_is_lost(
+    lb: LoadBalancer, backend: Backend, call: Call, runner: asyncio.Runner
+) -> None:
+    lease = call(lb, "acquire", "planner").lease
+    call(lb, "release_token", "planner", lease.token)
+    assert lease.end()  # as if the release came after the first check of `extend`, which the keeper does not repeat
+    keeper = lease_keeper_of(backend)
+    extension = SimpleNamespace(extend=partial(keeper.extend, lease), aextend=partial(keeper.aextend, lease))
+    with pytest.raises(LeaseLost, match="it was released meanwhile"):
+        extend(call, runner, extension, 5)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, 86_401, "5", None, float("nan")])

@@ -437,6 +437,22 @@ def test_dropped_lock_is_released(perf: AgentPerf, raw: Raw, where: keys.LockKey
     wait_until(lambda: not raw.exists(where.state), "the lock is released")
 
 
+def test_dropped_unit_with_a_timeout_is_held_until_then(perf: AgentPerf) -> None:
+    def acquire() -> None:
+        assert perf.lock("x", timeout=60).acquire(blocking=False)
+        assert perf.semaphore("x", 1, timeout=60).acquire(blocking=False)
+
+    thread = threading.Thread(target=acquire)
+    thread.start()
+    thread.join(60)
+    gc.collect()
+    dropped = threading.Event()
+    lock_keeper_of(perf.backend).leases.jobs.put(dropped.set)  # the background thread releases units in order
+    assert dropped.wait(60)
+    assert not perf.lock("x", timeout=60).acquire(blocking=False)
+    assert not perf.semaphore("x", 1, timeout=60).acquire(blocking=False)
+
+
 def test_close_releases_locks(server: Server, namespace: str, raw: Raw, where: keys.LockKeys) -> None:
     perf = AgentPerf(server.url, namespace=namespace)
     lock = perf.lock("x")

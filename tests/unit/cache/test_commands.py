@@ -241,6 +241,38 @@ def test_incr_refuses_inexact_sums(fake: Fake, number: int, by: int) -> None:
     assert value_of(fake) == number
 
 
+@pytest.mark.parametrize("number", [100, None])
+def test_too_large_number_changes_nothing(fake: Fake, number: int | None) -> None:
+    deployed(fake, UNLIMITED)
+    if number is not None:
+        store(fake, commands.Mode.ALWAYS, "a", number)
+    weight = int(fake.client.hget(KEYS.size, "k") or 5)
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), weight, (0, 0, 0)))
+    before = (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size), fake.client.hgetall(KEYS.meta))
+    for again in (False, True):
+        reply = store(fake, commands.Mode.increment(2**40), "b", 2**40, again=again)
+        assert reply.outcome is PutResult.TOO_LARGE
+    after = (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size), fake.client.hgetall(KEYS.meta))
+    assert after == before
+
+
+@pytest.mark.parametrize("policy", [Policy.LRU, Policy.TINYLFU])
+def test_number_without_capacity_leaves_the_old_one(fake: Fake, policy: Policy) -> None:
+    deployed(fake, Settings(policy, (0, 0, 5), 100, (0, 0, 60_000)))
+    store(fake, commands.Mode.ALWAYS, "a", 100)
+    before = (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size))
+    fake.client.hincrby(KEYS.meta, "bytes", 10_000)  # as if more entries had to be evicted than one call may evict
+
+    for again in (False, True):
+        reply = store(fake, commands.Mode.increment(2**40), "b", 2**40, again=again)
+        assert reply.outcome is PutResult.NO_CAPACITY
+
+    assert (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size)) == before
+    assert fake.client.hget(KEYS.meta, "bytes") == str(10_000 + int(before[1]["k"]))
+    fake.client.hincrby(KEYS.meta, "bytes", -10_000)
+    assert store(fake, commands.Mode.increment(1), "c").number == 101
+
+
 def test_incr_keeps_tags_expiry_key_and_freshness(fake: Fake) -> None:
     deployed(fake, UNLIMITED)
     key = "long " * 50
