@@ -162,7 +162,8 @@ def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runne
             assert site.state.live.pages == len(pages)
             assert len(site.state.live) == len(paths)
         (kb_before, tasks_before, sockets_before), (kb_after, tasks_after, sockets_after) = sizes
-        assert kb_after - kb_before < 3_000, f"{kb_before} kB, later {kb_after} kB"
+        # One kept copy of each page and refresh would be 12 MB.
+        assert kb_after - kb_before < 8_000, f"{kb_before} kB, later {kb_after} kB"
         assert abs(tasks_after - tasks_before) < 10
         assert sockets_after <= sockets_before + 2
         assert (site.state.live.pages, len(site.state.live)) == (0, 0)
