@@ -137,7 +137,7 @@ Run = Callable[..., Reply]
 
 
 def _hash(run: Run, limit: int) -> list[tuple[str, str]]:
-    """Read fields page by page until there are `limit` or no more: one reply with all fields could be too large."""
+    """Read fields page by page until `limit` are found. One reply with all fields could be too large."""
     found: dict[str, str] = {}
     cursor = "0"
     while True:

@@ -86,16 +86,13 @@ class Listing:
     empty: str
 
 
+def _options(asked: Asked) -> dict[str, Any]:
+    """Return the options that the views of all tabs share."""
+    return {"as_of": asked.as_of, "descending": asked.descending, "match": asked.match, "limit": MAX_ROWS}
+
+
 def _agents(perf: AgentPerf, asked: Asked) -> Flow[AgentsView]:
-    return agents(
-        perf,
-        asked.window,
-        as_of=asked.as_of,
-        sort=AgentSort(asked.sort),
-        descending=asked.descending,
-        match=asked.match,
-        limit=MAX_ROWS,
-    )
+    return agents(perf, asked.window, sort=AgentSort(asked.sort), **_options(asked))
 
 
 def _shown_agents(view: AgentsView) -> Shown:
@@ -156,15 +153,7 @@ AGENTS = Listing(
 
 
 def _caches(perf: AgentPerf, asked: Asked) -> Flow[CachesView]:
-    return caches(
-        perf,
-        asked.window,
-        as_of=asked.as_of,
-        sort=CacheSort(asked.sort),
-        descending=asked.descending,
-        match=asked.match,
-        limit=MAX_ROWS,
-    )
+    return caches(perf, asked.window, sort=CacheSort(asked.sort), **_options(asked))
 
 
 def _shown_caches(view: CachesView) -> Shown:
@@ -199,15 +188,7 @@ CACHES = Listing(
 
 
 def _pools(perf: AgentPerf, asked: Asked) -> Flow[PoolsView]:
-    return pools(
-        perf,
-        asked.window,
-        as_of=asked.as_of,
-        sort=PoolSort(asked.sort),
-        descending=asked.descending,
-        match=asked.match,
-        limit=MAX_ROWS,
-    )
+    return pools(perf, asked.window, sort=PoolSort(asked.sort), **_options(asked))
 
 
 def _shown_pools(view: PoolsView) -> Shown:

@@ -28,7 +28,10 @@ class ReadNow(Message):
 
 
 class Viewed(Screen[None]):
-    """A screen that shows a view, which the app reads again and again."""
+    """A screen that shows a view, which the app reads again and again.
+
+    Each kind of screen defines `reading`, `asked` and `show`. The metaclass of textual's screens rules out `abc.ABC`.
+    """
 
     is_ready = False
     """Whether the widgets are there."""

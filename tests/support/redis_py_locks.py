@@ -86,7 +86,7 @@ class Client:
         return self._answer(self._perf.backend.run(iter(commands.extend(self._place(name), token, ms / 1000))))
 
     def set(self, name: str, value: str) -> Any:
-        """Let another client take the lock, whoever held it."""
+        """Take the lock from its holder, as another client."""
         place, holder = self._place(name), self._holder(name)
         if holder is not None:
             self._perf.backend.run(iter(commands.release(place, holder)))

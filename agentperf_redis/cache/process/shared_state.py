@@ -93,10 +93,10 @@ class SharedState:
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
         """Invalidations that could not be sent, in order. They are sent before the next read or write."""
         self.pending_releases: dict[tuple[str, str], float] = {}
-        """Compute leases whose end could not be reported: stored name, token; when the server has ended each by itself.
+        """Compute leases whose end could not be reported: (stored name, token) -> its expiry, by `time.monotonic`.
 
-        They are sent before the next read or write, too, so that no caller waits for the end of a TTL. A restarted
-        server that has kept its data, or a network that answers again, still holds them.
+        A server may still hold them when it answers again. They are released before the next read or write, so that no
+        caller waits for their expiry.
         """
         self._waiting: dict[str, list[WakeUp]] = {}
         self._listening = False  # the bus of a forked child has no subscription yet

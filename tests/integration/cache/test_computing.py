@@ -306,6 +306,21 @@ def test_unstorable_value_is_computed_once_for_all_tasks(
     assert values == calls * 50, "all tasks get the same object"
 
 
+class Unstorable:
+    """A function whose value cannot be stored. Its calls last until `go_on` is set."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> object:
+        value = object()
+        self.calls.append(value)
+        self.begun.set()
+        self.go_on.wait(20)
+        return value
+
+
 @pytest.mark.parametrize(
     "forget",
     [LRUCache.clear, lambda cache: cache.delete("k"), lambda cache: cache.invalidate_tags("t")],
@@ -316,25 +331,18 @@ def test_unstorable_value_from_before_an_invalidation_is_not_shared(
 ) -> None:
     """Another process invalidates the value while it is computed. A caller that came later computes again."""
     cache, other = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
-    begun, go_on = threading.Event(), threading.Event()
-    calls: list[object] = []
-
-    def work() -> object:
-        calls.append(object())
-        begun.set()
-        go_on.wait(20)
-        return calls[-1]
+    work = Unstorable()
 
     with ThreadPoolExecutor(2) as threads, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         first = threads.submit(cache.get_or_compute, "k", work, tags=["t"])
-        assert begun.wait(20)
+        assert work.begun.wait(20)
         forget(other)
         second = threads.submit(cache.get_or_compute, "k", work, tags=["t"])
         wait_until(lambda: waiting(cache, "k") == 1, "the second caller to wait")
-        go_on.set()
-        assert [first.result(20), second.result(20)] == calls
-    assert len(calls) == 2
+        work.go_on.set()
+        assert [first.result(20), second.result(20)] == work.calls
+    assert len(work.calls) == 2
 
 
 def test_each_process_computes_an_unstorable_value_once(
@@ -342,25 +350,18 @@ def test_each_process_computes_an_unstorable_value_once(
 ) -> None:
     """The callers of a second process wait for the first one, and then share one computation of their own."""
     first, second = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
-    begun, go_on = threading.Event(), threading.Event()
-    calls: list[object] = []
-
-    def work() -> object:
-        calls.append(object())
-        begun.set()
-        go_on.wait(20)
-        return calls[-1]
+    work = Unstorable()
 
     with ThreadPoolExecutor(6) as threads, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         own = threads.submit(first.get_or_compute, "k", work)
-        assert begun.wait(20)
+        assert work.begun.wait(20)
         others = [threads.submit(second.get_or_compute, "k", work) for _ in range(5)]
         wait_until(lambda: waiting(second, "k") == 4 and second._shared_state._waiting, "the others to wait")
-        go_on.set()
-        assert own.result(20) is calls[0]
-        assert {id(other.result(20)) for other in others} == {id(calls[1])}
-    assert len(calls) == 2
+        work.go_on.set()
+        assert own.result(20) is work.calls[0]
+        assert {id(other.result(20)) for other in others} == {id(work.calls[1])}
+    assert len(work.calls) == 2
 
 
 @pytest.mark.parametrize("made", [lambda: iter([1, 2]), lambda: (x for x in (1, 2))], ids=["iterator", "generator"])
