@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from agentperf_redis.cli.console import Exit, err
+from agentperf_redis.extras import MissingExtra, extra
 
 
 def failed(message: str) -> NoReturn:
@@ -18,11 +19,10 @@ def failed(message: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
+def needs_extra(name: str) -> Iterator[None]:
     """If an import in the block does not find a package, end the command and report how to install the package."""
     try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("agentperf_redis"):
-            raise
-        failed(f'this needs the package {error.name.partition(".")[0]}: pip install "agentperf-redis[{extra}]"')
+        with extra(name):
+            yield
+    except MissingExtra as error:
+        failed(str(error))
