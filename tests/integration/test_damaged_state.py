@@ -175,24 +175,39 @@ def pool_operations(pool: lb.Pool) -> Operations:
     return found
 
 
-@pytest.mark.parametrize("overdue", [False, True], ids=["usual", "overdue"])
-@pytest.mark.parametrize("parts", [("state",), ("due",), ()], ids=["state", "due", "others"])
+PARTS = pytest.mark.parametrize("parts", [("state",), ("due",), ()], ids=["state", "due", "others"])
+ON_ONE_SERVER = pytest.mark.servers("valkey")
+"""For variants of a test that runs on all servers, since each of them takes long."""
+
+
+@PARTS
 def test_damaged_pool_is_reported_and_unchanged(
-    stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...], overdue: bool
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...]
 ) -> None:
     backend = connect(own_server.url)
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
+    damages = stored.damages(is_one_of(parts, POOL_PARTS))
+    assert shortened(faults(stored, backend.run, damages, pool_operations(pool))) == []
+
+
+@ON_ONE_SERVER
+@PARTS
+def test_damaged_pool_with_an_overdue_lease_is_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...]
+) -> None:
+    """The script first ends the lease, grants the freed capacity, and then does its own work."""
+    backend = connect(own_server.url)
+    pool = lb.Pool.of(backend.namespace, "planner")
+    fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
+    stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
     operations = pool_operations(pool)
-    if overdue:  # the script first ends a lease, grants the freed capacity, and then does its own work
-        stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
-        operations = {
-            name: operations[name] for name in ("acquire", "wait again", "release failed", "register", "status")
-        }
+    operations = {name: operations[name] for name in ("acquire", "wait again", "release failed", "register", "status")}
     damages = stored.damages(is_one_of(parts, POOL_PARTS))
     assert shortened(faults(stored, backend.run, damages, operations)) == []
 
 
+@ON_ONE_SERVER
 @pytest.mark.parametrize(
     "strategy",
     [LoadBalancingStrategy.LEAST_LOADED, LoadBalancingStrategy.PEAK_EWMA, LoadBalancingStrategy.CONSISTENT_HASH],
