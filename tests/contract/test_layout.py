@@ -114,6 +114,7 @@ PROVEN_BY = {
     "transport/pubsub/bus.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/connection.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "testing.py": f"{INTEGRATION}/test_testing.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",
     "views/agents.py": f"{INTEGRATION}/views/test_views.py",
