@@ -114,6 +114,8 @@ PROVEN_BY = {
     "transport/pubsub/bus.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/connection.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "integrations/fastapi.py": "tests/borders/test_fastapi.py",
+    "integrations/starlette.py": "tests/borders/test_starlette.py",
     "testing.py": f"{INTEGRATION}/test_testing.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",

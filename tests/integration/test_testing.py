@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.plugin import FOUR_TESTS, NOTES, Project
+from tests.support.recipes import USERS_TESTS
 from tests.support.servers import wait_until
 
 
@@ -47,6 +48,12 @@ def test_each_worker_of_xdist_has_its_own_server(tmp_path: Path) -> None:
     assert "4 passed" in output
     assert len(project.servers()) == 2
     check_nothing_is_left(project.servers())
+
+
+@pytest.mark.parametrize("source", USERS_TESTS, ids=range(len(USERS_TESTS)))
+def test_tests_of_the_readme_pass(tmp_path: Path, source: str) -> None:
+    code, output = Project(tmp_path, test_program=source).run()
+    assert code == 0, output
 
 
 UNUSED = """
