@@ -6,7 +6,8 @@
     async def ask(lease: Annotated[Lease, Depends(leased(perf.balancer(), "coder", wait=2))]): ...
 
 What is recorded, when it is lost, and how requests without capacity are answered: see
-`agentperf_redis.integrations.starlette`. The templates of routers include the prefix of `include_router`.
+`agentperf_redis.integrations.starlette`. The templates of routers include the prefix of `include_router`. Files of
+`app.frontend` are requests without a route.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ with extra("starlette"):
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, HTTPConnection, Request
+    from starlette.requests import ClientDisconnect, HTTPConnection
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import BaseRoute, Match
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -104,11 +104,11 @@ def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Colle
 
 def leased(
     balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
-) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp]]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp | None]]]:
     """Return a decorator of endpoints: a request holds a lease until its response was sent, also a stream.
 
-    The endpoint finds the lease as ``request.state.lease``. It may be a function, also a blocking one, or a method of
-    an HTTPEndpoint.
+    The endpoint finds the lease as ``request.state.lease``. It may be a function, also a blocking one or that of a
+    WebSocket, or a method of an HTTPEndpoint.
 
     Args:
         balancer: grants the leases.
@@ -123,17 +123,17 @@ def leased(
     """
     check_lease(balancer, agent_type, options)
 
-    def decorator(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[ASGIApp]]:
+    def decorator(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[ASGIApp | None]]:
         asynchronous = arguments.is_coroutine_function(endpoint)
 
         @functools.wraps(endpoint)
-        async def with_lease(*args: Any) -> ASGIApp:
-            request: Request = args[-1]
+        async def with_lease(*args: Any) -> ASGIApp | None:
+            request: HTTPConnection = args[-1]
             async with contextlib.AsyncExitStack() as stack:
                 lease = await stack.enter_async_context(held(balancer, agent_type, options))
                 request.state.lease = lease
                 response = await (endpoint(*args) if asynchronous else run_in_threadpool(endpoint, *args))
-                return _until_sent(response, stack.pop_all())
+                return None if response is None else _until_sent(response, stack.pop_all())  # None: of a WebSocket
 
         return with_lease
 

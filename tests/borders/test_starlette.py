@@ -382,6 +382,22 @@ def test_websockets_are_not_tracked_and_closed_without_capacity(
     assert counts(perf) == {}
 
 
+def test_websocket_holds_a_lease_while_its_endpoint_runs(perf: AgentPerf, site: Site, runner: asyncio.Runner) -> None:
+    lb = pool(perf, 1)
+
+    @leased(lb, "coder")
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(socket.state.lease.instance.id)
+        assert await lb.aio.acquire("coder") is None
+
+    app = site(WebSocketRoute("/chat", chat)).app
+    sent = runner.run(exchange(app, "/chat", [{"type": "websocket.connect"}], kind="websocket"))
+    assert sent[-1]["text"] == "coder-1"
+    held = lb.acquire("coder")
+    assert lb.release(held)
+
+
 def test_end_of_the_lifespan_flushes(
     perf: AgentPerf, site: Site, runner: asyncio.Runner, counted: Any, raw: Any
 ) -> None:

@@ -9,7 +9,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from _pytest.assertion.rewrite import AssertionRewritingHook
 
+from agentperf_redis import testing
+from tests.support.places import ROOT
 from tests.support.plugin import FOUR_TESTS, NOTES, Project
 from tests.support.recipes import USERS_TESTS
 from tests.support.servers import wait_until
@@ -72,6 +75,19 @@ def test_unused_plugin_loads_and_starts_nothing(tmp_path: Path) -> None:
     assert code == 0, output
 
 
+def test_library_is_loaded_as_it_is(pytestconfig: pytest.Config) -> None:
+    """pytest marks a distribution with a plugin for the rewriting of its assertions, if it is not editable."""
+    finder = AssertionRewritingHook(pytestconfig)
+    finder._must_rewrite = {"agentperf_redis"}
+    place = [str(ROOT / "agentperf_redis")]
+    assert finder.find_spec("agentperf_redis.keys", place) is not None
+    plugins = pytest.PytestPluginManager()
+    plugins.rewrite_hook = finder
+    testing.pytest_addoption(pytest.Parser(_ispytest=True), plugins)
+    finder._marked_for_rewrite_cache.clear()
+    assert finder.find_spec("agentperf_redis.keys", place) is None
+
+
 ABSENT = """
     import sys
 
@@ -79,7 +95,7 @@ ABSENT = """
 """
 
 
-@pytest.mark.parametrize("settings", ["", "agentperf_autostart = true"])
+@pytest.mark.parametrize("settings", ["", pytest.param("agentperf_autostart = true", marks=pytest.mark.thorough)])
 def test_absent_server_is_named_with_its_package(tmp_path: Path, settings: str) -> None:
     project = Project(tmp_path, settings, test_team=FOUR_TESTS, absent=ABSENT)
     code, output = project.run("-p", "no:valkey", "-p", "absent", "-k", "shared")
@@ -113,7 +129,8 @@ EARLY = """
 """
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(("-n", "1"), marks=pytest.mark.thorough)], ids=["", "xdist"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_autostart_serves_programs_that_connect_at_import(tmp_path: Path, options: tuple[str, ...]) -> None:
     project = Project(tmp_path, "agentperf_autostart = true", app=APPLICATION, test_app=EARLY, conftest=NOTES)
     code, output = project.run(*options)
