@@ -76,7 +76,7 @@ class _Listed:
     source: Sequence[BaseRoute]
     count: int
     listed_at: float
-    contexts: Sequence[Any]
+    targets: Sequence[Any]
 
 
 class _Templates(Templates):
@@ -89,14 +89,16 @@ class _Templates(Templates):
         listed = self._listed.get(id(routes))
         if listed is None or listed.source is not routes or listed.count != len(routes):
             listed = self._list(routes)
-        found = super().find(listed.contexts, scope)
+        found = super().find(listed.targets, scope)
         if found is None and time.monotonic() - listed.listed_at > _LISTED_EVERY_S:
             # A router that was included earlier may have got further routes.
-            found = super().find(self._list(routes).contexts, scope)
+            found = super().find(self._list(routes).targets, scope)
         return found
 
     def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
-        listed = _Listed(routes, len(routes), time.monotonic(), tuple(iter_route_contexts(routes)))
+        # A context forwards to a route, at some cost. The method that matches belongs to this route.
+        targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
+        listed = _Listed(routes, len(routes), time.monotonic(), targets)
         if len(self._listed) >= _MAX_LISTS:
             self._listed.clear()
         self._listed[id(routes)] = listed

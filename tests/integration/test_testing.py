@@ -29,8 +29,8 @@ def running_in(folders: list[Path]) -> list[Path]:
 
 
 def check_nothing_is_left(folders: list[Path]) -> None:
-    wait_until(lambda: not any(folder.exists() for folder in folders), "the folders to be removed")
-    wait_until(lambda: not running_in(folders), "the servers to end")
+    wait_until(lambda: not any(folder.exists() for folder in folders), "the folders to be removed", timeout=60)
+    wait_until(lambda: not running_in(folders), "the servers to end", timeout=60)
 
 
 def test_users_tests_pass_and_leave_nothing(tmp_path: Path) -> None:
