@@ -501,6 +501,12 @@ def configure(
         return new
 
 
+def close_default(namespace: str) -> None:
+    """Close the process-wide default backend if it has this namespace."""
+    if _default is not None and _default.namespace == namespace:
+        _default.close()
+
+
 @atexit.register
 def close_all(url: str | None = None) -> None:
     """Close the backends of this process. With a URL, only those of this server."""

@@ -3,7 +3,7 @@
 pytest loads this module by itself wherever the library is installed. It offers two fixtures:
 
 - `agentperf`: an `AgentPerf` on the private server, in a new namespace of the test. Until the test ends, `AgentPerf()`
-  in the tested code, and in programs that the test starts, has the same server and namespace.
+  and `LRUCache()` in the tested code, and in programs that the test starts, have the same server and namespace.
 - `agentperf_url`: the URL of the server, for the session.
 
 The server is the one of the extra ``embedded``. The first test that needs it starts it (each worker of pytest-xdist
@@ -81,7 +81,7 @@ def agentperf_url(_agentperf_server: EmbeddedServer) -> str:
 def agentperf(_agentperf_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentPerf]:
     """An `AgentPerf` on the private server, in a namespace of this test. It is closed after the test."""
     from agentperf_redis.agentperf import AgentPerf
-    from agentperf_redis.backend import in_use
+    from agentperf_redis.backend import close_default, in_use
     from agentperf_redis.embedded import delete_keys
 
     namespace = f"test-{secrets.token_hex(8)}"
@@ -89,6 +89,7 @@ def agentperf(_agentperf_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(_NAMESPACE_VARIABLE, namespace)
     with AgentPerf(_agentperf_server.url, namespace=namespace) as perf:
         yield perf
+    close_default(namespace)  # so that `LRUCache()` and the like in the next test use its namespace
     if not in_use(namespace):  # the program may have made further objects that stay open
         delete_keys(_agentperf_server, f"{namespace}:*")
 

@@ -162,7 +162,8 @@ def test_request_without_capacity_is_answered_with_retry_after(perf: AgentPerf, 
 
 
 def test_invalid_arguments_are_named(perf: AgentPerf) -> None:
+    nothing: Any = None
     with pytest.raises(InvalidArgument, match=r"^app is"):
-        instrument(None, perf)
+        instrument(nothing, perf)
     with pytest.raises(InvalidArgument, match=r"^wait is"):
         leased(perf.balancer(), "coder", wait=-1)

@@ -140,6 +140,26 @@ def test_autostart_serves_programs_that_connect_at_import(tmp_path: Path, option
     assert not folder.exists()
 
 
+DEFAULTS = """
+    import pytest
+
+    from agentperf_redis import LRUCache
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_cache_is_empty(agentperf, number):
+        made = LRUCache(name="answers")
+        assert made.get("why") is None
+        made.put("why", number)
+        assert agentperf.cache("answers").get("why") == number
+"""
+
+
+@pytest.mark.thorough
+def test_objects_without_a_backend_use_the_namespace_of_the_test(tmp_path: Path) -> None:
+    code, output = Project(tmp_path, test_defaults=DEFAULTS).run()
+    assert code == 0, output
+
+
 HANGING = """
     import threading
 
