@@ -300,8 +300,9 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._status = 0
-        self._over = False
+        self._complete = False
         self._client_left = False
+        self._over = False
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         scope[_EXCHANGE] = self
@@ -315,22 +316,25 @@ class _Exchange:
 
     async def _received(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect":
+        if message["type"] == "http.disconnect" and not self._complete:
             self._client_left = True
         return message
 
     async def _sent(self, message: Message) -> None:
+        last = message["type"] in _BODY and not message.get("more_body", False)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif last:
+            self._complete = True  # from now on, a disconnect is the end of a whole response
         try:
             await self._send(message)
         except OSError:  # by the specification of ASGI, the client has left
-            self._client_left = True
+            self._client_left, self._complete = True, False
             raise
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-        elif message["type"] in _BODY and not message.get("more_body", False):
-            self._end(None, complete=True)
+        if last:
+            self._end(None)
 
-    def _end(self, error: BaseException | None, *, complete: bool = False) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if self._over:
             return
         self._over = True
@@ -338,6 +342,6 @@ class _Exchange:
             error = asyncio.CancelledError()
         elif error is None and (self._status >= _SERVER_ERROR or self.error_type is not None):
             self._span.fail(self.error_type or f"HTTP {self._status}")
-        elif error is None and not complete:
+        elif error is None and not self._complete:
             self._span.fail("incomplete response")
         self._span.__exit__(None if error is None else type(error), error, None)

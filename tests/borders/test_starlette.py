@@ -249,6 +249,26 @@ def test_departure_of_the_client_is_a_cancellation(
     assert found == {"GET /reads": 1, "GET /endless": 1} | ({} if wrapped else {"GET /watches": 1})
 
 
+def test_disconnect_while_the_last_part_is_sent_is_no_cancellation(
+    site: Site, perf: AgentPerf, runner: asyncio.Runner
+) -> None:
+    """A server may report the end of the connection before `send` returns."""
+    app, ended = site(Route("/", in_parts("a"))).app, asyncio.Event()
+
+    async def receive() -> Any:
+        await ended.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            ended.set()
+            await asyncio.sleep(0.05)
+
+    runner.run(app(scope_of("GET", "/", {}), receive, send))
+    assert perf.metrics.flush()
+    assert perf.metrics.snapshots()["GET /"].success_count == 1
+
+
 def test_failed_sending_and_cancelled_request_are_cancellations(
     site: Site, perf: AgentPerf, runner: asyncio.Runner
 ) -> None:
