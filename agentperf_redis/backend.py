@@ -501,8 +501,22 @@ def configure(
         return new
 
 
+def close_default(namespace: str) -> None:
+    """Close the process-wide default backend if it has this namespace."""
+    if _default is not None and _default.namespace == namespace:
+        _default.close()
+
+
 @atexit.register
-def _close_all() -> None:
+def close_all(url: str | None = None) -> None:
+    """Close the backends of this process. With a URL, only those of this server."""
+    address = None if url is None else parse_url(url)
     for backend in list(_backends):
-        with contextlib.suppress(Exception):
-            backend.close()
+        if address in (None, backend.address):
+            with contextlib.suppress(Exception):
+                backend.close()
+
+
+def in_use(namespace: str) -> bool:
+    """Return whether an open backend of this process uses a namespace."""
+    return any(backend.namespace == namespace and not backend.closed for backend in list(_backends))

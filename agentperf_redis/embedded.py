@@ -5,8 +5,8 @@ There are two ways to run it:
 - `ensure`: one server per user and data folder. All processes of the user on this machine share it over a Unix socket
   that only the user may open. The server outlives the process that started it, keeps its data, and ends with `stop`
   (``agentperf down``).
-- `private`: a private server in a temporary folder, for a demo or a test. The server ends with the process that started
-  it, even if that process is killed.
+- `private`: a private server in a temporary folder, for a demo or a test. Both end with the process that started the
+  server, even if that process is killed.
 
 A lock on ``<folder>/server.lock`` shows that a server of the folder runs; a pid file would not prove that. The server
 holds the lock exactly as long as it runs, however it ends. The same lock ensures that only one process starts the
@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -84,6 +85,20 @@ os.execv(command[0], command)
 
 It is a separate program, because a `preexec_fn`, which runs between fork and exec, may deadlock in a process with
 threads.
+"""
+
+_REMOVE_AT_END = """
+import os, shutil, sys, time
+sys.stdin.readline()
+for _ in range(100):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.1)
+"""
+"""Program that removes a folder after it has read a line, or at the end of its input: the end of the other process.
+
+A server that is just starting may add a file meanwhile, so the removal may need to be repeated.
 """
 
 
@@ -231,7 +246,8 @@ def stop(folder: Path) -> bool:
 def private() -> Iterator[EmbeddedServer]:
     """Run a private server in a temporary folder, without persistence.
 
-    The server ends with the ``with`` block. On Linux, it also ends if this process is killed.
+    Both end with the ``with`` block. If this process is killed, the folder is removed too, and on Linux the server
+    ends.
 
     Yields:
         The server.
@@ -242,10 +258,9 @@ def private() -> Iterator[EmbeddedServer]:
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > _SOCKET_MAX_BYTES - len("/agentperf-12345678/socket"):
         base = "/tmp"  # noqa: S108  the folder created there is new and private
-    with tempfile.TemporaryDirectory(prefix="agentperf-", dir=base, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    program = _program(Path(base))
+    with _temporary_folder(base) as folder:
         socket = folder / "socket"
-        program = _program(folder)
         with _translated_errors(folder):
             process = start_bound([program, *_options(folder, socket), "--appendonly", "no"], folder / "server.log")
         try:
@@ -258,6 +273,33 @@ def private() -> Iterator[EmbeddedServer]:
         finally:
             process.kill()
             process.wait()
+
+
+def delete_keys(server: EmbeddedServer, pattern: str) -> None:
+    """Delete the keys of a private server that match a glob."""
+    with _connection(server.socket) as client:
+        for key in client.scan_iter(pattern, count=1000):
+            client.unlink(key)
+
+
+@contextlib.contextmanager
+def _temporary_folder(base: str) -> Iterator[Path]:
+    """Make a folder that is removed after the block, or when this process is killed.
+
+    A small process waits for either. It has its own session, so Ctrl-C does not reach it.
+    """
+    folder = tempfile.mkdtemp(prefix="agentperf-", dir=base)
+    words = [sys.executable, "-I", "-S", "-c", _REMOVE_AT_END, folder]
+    remover = subprocess.Popen(  # noqa: S603  a program of this module
+        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield Path(folder)
+    finally:
+        # A line, not only the end of the input: a forked child of this process may keep the pipe open.
+        with contextlib.suppress(BrokenPipeError):
+            remover.communicate(b"\n")
+        shutil.rmtree(folder, ignore_errors=True)  # if another program has ended the remover
 
 
 def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:

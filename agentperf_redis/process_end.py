@@ -88,6 +88,17 @@ def flush_all() -> None:
             _log.exception("the last flush failed")
 
 
+async def aflush_all() -> None:
+    """Like `flush_all`, without blocking the event loop."""
+    if any(map(_is_unfinished, _registered())):
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
+        # The default executor may be full of requests that did not end in time.
+        with ThreadPoolExecutor(1, "agentperf-end") as executor:
+            await asyncio.get_running_loop().run_in_executor(executor, flush_all)
+
+
 class _Process:
     """Facts about this process. They differ in a forked child."""
 
@@ -184,13 +195,7 @@ def _attach_to_uvicorn(server: Any) -> None:
         try:
             return await shutdown(*args, **kwargs)
         finally:
-            if any(map(_is_unfinished, _registered())):
-                import asyncio
-                from concurrent.futures import ThreadPoolExecutor
-
-                # The default executor may be full of requests that did not end in time.
-                with ThreadPoolExecutor(1, "agentperf-end") as executor:
-                    await asyncio.get_running_loop().run_in_executor(executor, flush_all)
+            await aflush_all()
 
     server.Server.shutdown = flushing
 

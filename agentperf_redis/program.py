@@ -94,7 +94,8 @@ def script_file(variables: Mapping[str, Any]) -> str | None:
 
 
 def _globals_of(thing: Any) -> Mapping[str, Any]:
-    module = str(thing.__module__)
+    # A method of a built-in class, such as str.upper, has only its class.
+    module = str(thing.__module__ if hasattr(thing, "__module__") else thing.__objclass__.__module__)
     loaded = sys.modules.get(module) if module in _SCRIPTS else None
     return {"__name__": module} if loaded is None else vars(loaded)
 

@@ -21,6 +21,7 @@ import importlib.abc, sys
 from importlib.metadata import packages_distributions
 
 allowed = set(sys.stdlib_module_names) | {"agentperf_redis", "redis", "hiredis", "msgpack"}
+allowed |= {name.partition(".")[0] for name in sys.modules}  # loaded at the start of Python, by .pth files
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

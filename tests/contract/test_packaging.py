@@ -97,6 +97,7 @@ def test_wheel_contains_package_scripts_and_types(wheel: Path) -> None:
     assert inside == package | scripts
     assert "agentperf_redis/py.typed" in inside
     assert b"agentperf = agentperf_redis.cli:main" in entry_points
+    assert b"[pytest11]\nagentperf = agentperf_redis.testing" in entry_points
 
 
 @pytest.mark.thorough
@@ -116,11 +117,12 @@ def test_sdist_contains_everything_to_build_and_test(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_library_modules_import_with_core_dependencies(site: Path) -> None:
-    """Only the command line, the exporters and the two dashboards may need the packages of an extra."""
+    """Only the command line, exporters, dashboards, adapters and the plugin of pytest may need further packages."""
     code = """
 import importlib, json, pkgutil, agentperf_redis
 names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=str)]
-extras = ("agentperf_redis.cli", "agentperf_redis.export.", "agentperf_redis.top", "agentperf_redis.web")
+extras = ("cli", "export.", "integrations.", "testing", "top", "web")
+extras = tuple(f"agentperf_redis.{name}" for name in extras)
 names = [name for name in names if not name.startswith(extras)]
 for name in names:
     importlib.import_module(name)

@@ -26,10 +26,10 @@ from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cli.app import app
 from tests.support.commandline import said
 from tests.support.places import README
+from tests.support.recipes import PROGRAMS
 from tests.support.servers import Raw, Server
 
 TEXT = README.read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def test_programs_show_each_service_blocking_and_async() -> None:

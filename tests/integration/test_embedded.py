@@ -359,7 +359,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_private_server_ends_with_process_not_thread(end: signal.Signals) -> None:
+def test_private_server_and_folder_end_with_process_not_thread(end: signal.Signals) -> None:
     words = [sys.executable, "-c", _PRIVATE]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -368,4 +368,28 @@ def test_private_server_ends_with_process_not_thread(end: signal.Signals) -> Non
             assert client.ping()
         parent.send_signal(end)
     wait_until(lambda: gone(int(pid)), "the private server to end")
-    shutil.rmtree(Path(socket).parent)
+    wait_until(lambda: not Path(socket).parent.exists(), "the folder to be removed")
+
+
+_PRIVATE_AND_FORK = """
+import os, sys, time
+from agentperf_redis.embedded import private
+with private() as server:
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    print(server.folder, flush=True)
+"""
+
+
+def test_private_server_ends_while_a_forked_child_runs(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _PRIVATE_AND_FORK], stdout=subprocess.PIPE, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        folder = Path(os.fsdecode(parent.stdout.readline().strip()))
+        try:
+            assert parent.wait(60) == 0
+            assert not folder.exists()
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)

@@ -126,12 +126,12 @@ async def _exchange(app: Any, method: str, path: str, headers: dict[str, str], b
     async def send(message: Any) -> None:
         messages.append(message)
 
-    await app(_scope(method, path, headers), receive, send)
+    await app(scope_of(method, path, headers), receive, send)
     for message in messages:
         yield message
 
 
-def _scope(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
+def scope_of(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
     parts = urlsplit(path)
     return {
         "type": "http",
@@ -174,7 +174,7 @@ class OpenPage:
         cookie = "; ".join(f"{name}={value}" for name, value in self._browser.cookies.items())
         headers = {"host": self._browser.host, "accept": "text/event-stream", "cookie": cookie}
         scope = {
-            **_scope("GET", f"{self._root}/live?{self._query}", headers),
+            **scope_of("GET", f"{self._root}/live?{self._query}", headers),
             "query_string": self._query.encode(),
         }
         self._task = asyncio.create_task(self._browser.app(scope, self._receive, self._send))

@@ -33,6 +33,7 @@ def test_modules_are_identified_by_name() -> None:
     variables = {"__name__": "app.caches", "__file__": "/app/caches.py"}
     assert (module_name(variables), program_digest(variables)) == ("app.caches", b"")
     assert (module_of(Path), program_of(Path)) == (Path.__module__, b"")
+    assert (module_of(str.upper), program_of(str.upper)) == ("builtins", b"")
 
 
 @pytest.mark.parametrize("name", ["__main__", "__mp_main__", "<run_path>"])

@@ -1,0 +1,105 @@
+"""FastAPI: every request is an execution, and the capacity of a pool limits endpoints.
+
+    instrument(app, perf)  # after the other middlewares, so that all of them are measured
+
+    @app.get("/ask")
+    async def ask(lease: Annotated[Lease, Depends(leased(perf.balancer(), "coder", wait=2))]): ...
+
+What is recorded, when it is lost, and how requests without capacity are answered: see
+`agentperf_redis.integrations.starlette`. The templates of routers include the prefix of `include_router`. Files of
+`app.frontend` are requests without a route.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Unpack
+
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.extras import extra
+
+with extra("fastapi"):
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+    from fastapi.routing import iter_route_contexts
+    from starlette.routing import BaseRoute
+    from starlette.types import Scope
+
+    from agentperf_redis.integrations.starlette import LeaseOptions, Templates, add_to, check_lease, held
+
+_LISTED_EVERY_S: Final = 1.0
+"""How often requests without a route may cause the routes to be listed again, s."""
+_MAX_LISTS: Final = 256
+"""Max lists of routes kept: one per mounted application. An unusual kind of route might make a new one per request."""
+
+
+def instrument(app: FastAPI, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:
+    """Track the requests of an application, and answer `NoCapacity` with 503 and Retry-After.
+
+    See `agentperf_redis.integrations.starlette.instrument` for the arguments and errors. The answer is JSON, as that of
+    an HTTPException.
+    """
+    add_to(app, perf, _Templates(), prefix, skip, lambda text: JSONResponse({"detail": text}, 503))
+
+
+def leased(
+    balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
+) -> Callable[[], AsyncIterator[Lease]]:
+    """Return a dependency: a request, or a WebSocket, holds a lease until its response was sent, also a stream.
+
+    Args:
+        balancer: grants the leases.
+        agent_type: the pool.
+        options: as for `LoadBalancer.lease`.
+
+    Returns:
+        A function for `Depends`, whose value is the lease. It raises NoCapacity, which `instrument` answers.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    check_lease(balancer, agent_type, options)
+
+    async def lease() -> AsyncIterator[Lease]:
+        async with held(balancer, agent_type, options) as granted:
+            yield granted
+
+    return lease
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    source: Sequence[BaseRoute]
+    count: int
+    listed_at: float
+    targets: Sequence[Any]
+
+
+class _Templates(Templates):
+    """Finds the templates of routes. FastAPI's list of routes has one entry for each included router."""
+
+    def __init__(self) -> None:
+        self._listed: dict[int, _Listed] = {}
+
+    def find(self, routes: Sequence[BaseRoute], scope: Scope) -> str | None:
+        listed = self._listed.get(id(routes))
+        if listed is None or listed.source is not routes or listed.count != len(routes):
+            listed = self._list(routes)
+        found = super().find(listed.targets, scope)
+        if found is None and time.monotonic() - listed.listed_at > _LISTED_EVERY_S:
+            # A router that was included earlier may have got further routes.
+            found = super().find(self._list(routes).targets, scope)
+        return found
+
+    def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
+        # A context forwards to a route, at some cost. The method that matches belongs to this route.
+        targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
+        listed = _Listed(routes, len(routes), time.monotonic(), targets)
+        if len(self._listed) >= _MAX_LISTS:
+            self._listed.clear()
+        self._listed[id(routes)] = listed
+        return listed

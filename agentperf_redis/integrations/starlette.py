@@ -1,0 +1,347 @@
+"""Starlette: every request is an execution, and the capacity of a pool limits endpoints.
+
+    instrument(app, perf)  # after the other middlewares, so that all of them are measured
+
+    @leased(perf.balancer(), "coder", wait=2)
+    async def ask(request): ...  # request.state.lease is the lease
+
+An execution of the agent ``GET /items/{id}`` lasts until the last byte of the response was sent, also of a stream; work
+in the background after the response is not part of it. The name has the method and the template of the route, never the
+path: applications that are mounted, also of other frameworks, count under the path of their mount. Requests without a
+route are executions of the agent ``unmatched``.
+
+A request fails if an exception leaves the application, or if the status is 500 or higher (``HTTP 502``). Lower ones are
+successes: the client was at fault. It is cancelled if the server cancels it, or if the application notices that the
+client has left: by ``request.stream()``, ``is_disconnected()`` or, in a stream, when it sends. WebSockets are not
+tracked, since they last as long as their clients want: track the handling of each message.
+
+`NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure of this type. Applications that
+are mounted after `instrument` need a call of their own; no request counts twice.
+
+Nothing is lost when a server ends its requests and then the application: the end of the lifespan flushes. What else
+needs a hook is in the README's table of losses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict, Unpack
+
+from agentperf_redis import arguments, process_end
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import Outcome
+from agentperf_redis.balancer.operations import OnLost
+from agentperf_redis.errors import InvalidArgument, NoCapacity
+from agentperf_redis.extras import extra
+from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.spans import Span
+
+with extra("starlette"):
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, HTTPConnection
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import BaseRoute, Match
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.websockets import WebSocket
+
+_log = logging.getLogger("agentperf_redis")
+
+UNMATCHED: Final = "unmatched"
+"""The agent of requests that no route matches."""
+_METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+"""Other methods count as ``OTHER``, since clients can send any number of them."""
+_SERVER_ERROR: Final = 500
+_TRY_AGAIN_LATER: Final = 1013
+"""Close code of a WebSocket."""
+_BODY: Final = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
+"""Messages that carry the body. The last one has no `more_body`."""
+_EXCHANGE: Final = "agentperf_redis.exchange"
+"""Key of the scope: the `_Exchange` of the request."""
+
+
+class LeaseOptions(TypedDict, total=False):
+    """Options of `LoadBalancer.lease`."""
+
+    wait: float
+    priority: int
+    require: Collection[str]
+    affinity: str | None
+    ttl: float
+    max_hold: float
+    on_lost: OnLost | None
+    tokens: int
+    fallback: Collection[str]
+
+
+def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:
+    """Track the requests of an application, and answer `NoCapacity` with 503 and Retry-After.
+
+    Call it before the application starts, after the last `add_middleware`. It also prepares the applications that are
+    already mounted. A handler of the application for `NoCapacity` stays in use.
+
+    Args:
+        app: the application.
+        perf: records the requests.
+        prefix: begins the name of each agent, to keep the applications of a namespace apart.
+        skip: templates of routes that are not tracked, such as ``/health``.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+        RuntimeError: if the application has already started.
+    """
+    add_to(app, perf, Templates(), prefix, skip, lambda text: PlainTextResponse(text, 503))
+
+
+def leased(
+    balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
+) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp | None]]]:
+    """Return a decorator of endpoints: a request holds a lease until its response was sent, also a stream.
+
+    The endpoint finds the lease as ``request.state.lease``. It may be a function, also a blocking one or that of a
+    WebSocket, or a method of an HTTPEndpoint.
+
+    Args:
+        balancer: grants the leases.
+        agent_type: the pool.
+        options: as for `LoadBalancer.lease`.
+
+    Returns:
+        The decorator. A decorated endpoint raises NoCapacity, which `instrument` answers.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    check_lease(balancer, agent_type, options)
+
+    def decorator(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[ASGIApp | None]]:
+        asynchronous = arguments.is_coroutine_function(endpoint)
+
+        @functools.wraps(endpoint)
+        async def with_lease(*args: Any) -> ASGIApp | None:
+            request: HTTPConnection = args[-1]
+            async with contextlib.AsyncExitStack() as stack:
+                lease = await stack.enter_async_context(held(balancer, agent_type, options))
+                request.state.lease = lease
+                response = await (endpoint(*args) if asynchronous else run_in_threadpool(endpoint, *args))
+                return None if response is None else _until_sent(response, stack.pop_all())  # None: of a WebSocket
+
+        return with_lease
+
+    return decorator
+
+
+def _until_sent(response: ASGIApp, stack: contextlib.AsyncExitStack) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async with stack:
+            await response(scope, receive, send)
+
+    return answer
+
+
+def check_lease(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> None:
+    """Check the arguments of a lease, without a request to the server."""
+    if not isinstance(balancer, LoadBalancer):
+        raise InvalidArgument("balancer", balancer, "a LoadBalancer, such as perf.balancer()")
+    balancer.aio.lease(agent_type, **options)
+
+
+@contextlib.asynccontextmanager
+async def held(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> AsyncIterator[Lease]:
+    """Hold a lease during a request. The instance is not to blame for errors of the client."""
+    async with balancer.aio.lease(agent_type, **options) as lease:
+        try:
+            yield lease
+        except (ClientDisconnect, HTTPException) as error:
+            if lease.outcome is None and (isinstance(error, ClientDisconnect) or error.status_code < _SERVER_ERROR):
+                lease.outcome = Outcome.NEUTRAL
+            raise
+
+
+def add_to(
+    app: Starlette,
+    perf: AgentPerf,
+    templates: Templates,
+    prefix: str,
+    skip: Collection[str],
+    refusal: Callable[[str], Response],
+) -> None:
+    """Do the work of `instrument`: for every framework that is built on Starlette.
+
+    Args:
+        app: the application.
+        perf: records the requests.
+        templates: finds the templates of routes.
+        prefix: begins the name of each agent.
+        skip: templates of routes that are not tracked.
+        refusal: makes the response to a request without capacity from a text.
+    """
+    if not isinstance(app, Starlette):
+        raise InvalidArgument("app", app, "an application of Starlette or FastAPI")
+    if not isinstance(perf, AgentPerf):
+        raise InvalidArgument("perf", perf, "an AgentPerf")
+    if prefix != "":
+        arguments.name("prefix", prefix)
+    options = _Options(perf.metrics, templates, prefix, frozenset(arguments.names("skip", skip)))
+    app.add_middleware(_Tracking, options=options)
+    _answer_no_capacity(app, refusal)
+
+
+def _answer_no_capacity(app: Starlette, refusal: Callable[[str], Response]) -> None:
+    async def refuse(connection: HTTPConnection, error: NoCapacity) -> Response | None:
+        if isinstance(connection, WebSocket):
+            await connection.close(_TRY_AGAIN_LATER, "no capacity")
+            return None
+        exchange = connection.scope.get(_EXCHANGE)
+        if exchange is not None:
+            exchange.error_type = NoCapacity.__name__
+        response = refusal("no capacity, try again later")
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        return response
+
+    app.exception_handlers.setdefault(NoCapacity, refuse)
+    for route in app.routes:
+        mounted = getattr(route, "app", None)
+        if isinstance(mounted, Starlette):
+            _answer_no_capacity(mounted, refusal)
+
+
+class Templates:
+    """Finds the templates of routes."""
+
+    def find(self, routes: Sequence[BaseRoute], scope: Scope) -> str | None:
+        """Return the template of the route that will get a request, such as ``/items/{id}``; None if there is none."""
+        partial = None
+        for route in routes:
+            match, child_scope = route.matches(scope)
+            if match is not Match.NONE:
+                found = self._template(route, scope, child_scope)
+                if match is Match.FULL:
+                    return found
+                partial = partial or found  # the path of the route, but not its method
+        return partial
+
+    def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
+        path: str = getattr(route, "path_format", "/{path}")
+        inner = getattr(route, "routes", None)
+        if inner is None:
+            return path
+        # A Mount ends with {path}. A Host has no path.
+        rest = self.find(inner, {**scope, **child_scope}) or "/{path}"
+        return path.removesuffix("/{path}") + rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    metrics: MetricsCollector
+    templates: Templates
+    prefix: str
+    skip: frozenset[str]
+
+    def template(self, scope: Scope) -> str | None:
+        try:
+            return self.templates.find(scope["app"].routes, dict(scope))
+        except Exception:  # noqa: BLE001  a converter of a parameter failed; the router will raise the same
+            _log.debug("no template for a request", exc_info=True)
+            return None
+
+    def name(self, template: str | None, scope: Scope) -> str:
+        if template is None:
+            return self.prefix + UNMATCHED
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        return arguments.nearest_name(f"{self.prefix}{method} {template}")
+
+
+class _Tracking:
+    """The middleware."""
+
+    def __init__(self, app: ASGIApp, options: _Options) -> None:
+        self._app = app
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, functools.partial(_send_of_lifespan, send))
+            return
+        if scope["type"] == "http" and _EXCHANGE not in scope:
+            template = self._options.template(scope)
+            if template not in self._options.skip:
+                span = self._options.metrics.track(self._options.name(template, scope))
+                await _Exchange(span, receive, send).run(self._app, scope)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _send_of_lifespan(send: Send, message: Message) -> None:
+    if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+        await process_end.aflush_all()
+    await send(message)
+
+
+class _Exchange:
+    """One request and its response.
+
+    Attributes:
+        error_type: the type of a failure that the application has turned into a response.
+    """
+
+    def __init__(self, span: Span, receive: Receive, send: Send) -> None:
+        self.error_type: str | None = None
+        self._span = span
+        self._receive = receive
+        self._send = send
+        self._status = 0
+        self._complete = False
+        self._client_left = False
+        self._over = False
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        scope[_EXCHANGE] = self
+        self._span.__enter__()
+        try:
+            await app(scope, self._received, self._sent)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    async def _received(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._complete:
+            self._client_left = True
+        return message
+
+    async def _sent(self, message: Message) -> None:
+        last = message["type"] in _BODY and not message.get("more_body", False)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif last:
+            self._complete = True  # from now on, a disconnect is the end of a whole response
+        try:
+            await self._send(message)
+        except OSError:  # by the specification of ASGI, the client has left
+            self._client_left, self._complete = True, False
+            raise
+        if last:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        if isinstance(error, ClientDisconnect) or (self._client_left and (error is None or isinstance(error, OSError))):
+            error = asyncio.CancelledError()
+        elif error is None and (self._status >= _SERVER_ERROR or self.error_type is not None):
+            self._span.fail(self.error_type or f"HTTP {self._status}")
+        elif error is None and not self._complete:
+            self._span.fail("incomplete response")
+        self._span.__exit__(None if error is None else type(error), error, None)

@@ -1,0 +1,109 @@
+"""Plugin for pytest: a private server for the tests of programs that use this library.
+
+pytest loads this module by itself wherever the library is installed. It offers two fixtures:
+
+- `agentperf`: an `AgentPerf` on the private server, in a new namespace of the test. Until the test ends, `AgentPerf()`
+  and `LRUCache()` in the tested code, and in programs that the test starts, have the same server and namespace.
+- `agentperf_url`: the URL of the server, for the session.
+
+The server is the one of the extra ``embedded``. The first test that needs it starts it (each worker of pytest-xdist
+starts its own), and it ends with the session, also if pytest is killed. A session that uses neither fixture loads
+nothing of the library but this module.
+
+A program that makes its `AgentPerf()` while it is imported needs the server before the tests are collected. With
+``agentperf_autostart = true`` in the configuration of pytest, the server starts first, and AGENTPERF_REDIS_URL leads to
+it during the whole session. Objects made during an import keep their namespace, which all tests of the session share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from agentperf_redis.agentperf import AgentPerf
+    from agentperf_redis.embedded import EmbeddedServer
+
+_URL_VARIABLE: Final = "AGENTPERF_REDIS_URL"
+_NAMESPACE_VARIABLE: Final = "AGENTPERF_NAMESPACE"
+
+_early_server: pytest.StashKey[EmbeddedServer] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the setting ``agentperf_autostart``, and let pytest load the library as it is.
+
+    pytest rewrites the assertions in all modules of a distribution that contains a plugin. This library has none, but
+    its 130 modules would be compiled again, in each session where pytest may not write (0.9 s).
+    """
+    rewriting = getattr(pluginmanager, "rewrite_hook", None)
+    getattr(rewriting, "_must_rewrite", set()).discard(__package__)
+    parser.addini(
+        "agentperf_autostart",
+        "start a private server before the tests are collected, and set AGENTPERF_REDIS_URL to it",
+        type="bool",
+        default=False,
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server if ``agentperf_autostart`` is set and this process runs tests."""
+    runs_tests = hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
+    if runs_tests and config.getini("agentperf_autostart"):
+        session = contextlib.ExitStack()
+        config.add_cleanup(session.close)
+        config.stash[_early_server] = server = session.enter_context(_server(pytest.UsageError))
+        session.enter_context(pytest.MonkeyPatch.context()).setenv(_URL_VARIABLE, server.url)
+
+
+@pytest.fixture(scope="session")
+def _agentperf_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
+    if _early_server in pytestconfig.stash:
+        yield pytestconfig.stash[_early_server]
+    else:
+        with _server(functools.partial(pytest.fail.Exception, pytrace=False)) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def agentperf_url(_agentperf_server: EmbeddedServer) -> str:
+    """The URL of a private server, which ends with the session."""
+    return _agentperf_server.url
+
+
+@pytest.fixture
+def agentperf(_agentperf_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentPerf]:
+    """An `AgentPerf` on the private server, in a namespace of this test. It is closed after the test."""
+    from agentperf_redis.agentperf import AgentPerf
+    from agentperf_redis.backend import close_default, in_use
+    from agentperf_redis.embedded import delete_keys
+
+    namespace = f"test-{secrets.token_hex(8)}"
+    monkeypatch.setenv(_URL_VARIABLE, _agentperf_server.url)
+    monkeypatch.setenv(_NAMESPACE_VARIABLE, namespace)
+    with AgentPerf(_agentperf_server.url, namespace=namespace) as perf:
+        yield perf
+    close_default(namespace)  # so that `LRUCache()` and the like in the next test use its namespace
+    if not in_use(namespace):  # the program may have made further objects that stay open
+        delete_keys(_agentperf_server, f"{namespace}:*")
+
+
+@contextlib.contextmanager
+def _server(unavailable: Callable[[str], BaseException]) -> Iterator[EmbeddedServer]:
+    from agentperf_redis.backend import close_all
+    from agentperf_redis.embedded import private
+    from agentperf_redis.errors import BackendUnavailable
+
+    with contextlib.ExitStack() as session:
+        try:
+            server = session.enter_context(private())
+        except BackendUnavailable as error:
+            raise unavailable(f"the plugin agentperf_redis.testing has no server: {error.reason}") from None
+        yield server
+        close_all(server.url)  # objects that the program left open would try to reach the server at exit
