@@ -62,6 +62,7 @@ for _, late in ipairs({'0', LATE}) do  -- the first round writes nothing: it onl
     if not one then
       fresh[#fresh + 1] = name
     elseif one[1] == DONE then
+      if not read_record(one[5]) then return corrupt(one[2]) end
       reply[#reply + 1] = name
       for part = 2, 5 do reply[#reply + 1] = one[part] end
     elseif one[1] == SPENT then

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -135,6 +135,7 @@ def wait(pool: lb.Pool, token: str) -> Command[Any]:
 
 def many(pool: lb.Pool, tokens: list[str], choice: lb.Choice, whole: bool = False) -> Command[Any]:
     command = lb.acquire_many(pool, tokens, 30_000, choice, 5, whole=whole)
+    assert isinstance(command.args, Mapping)
     return replace(command, args={**command.args, "late": 1})  # so that it also writes tombstones
 
 
