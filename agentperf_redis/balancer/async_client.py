@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
@@ -129,6 +129,36 @@ class AsyncLoadBalancer:
     ) -> bool:
         """See `LoadBalancer.release`."""
         return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens, retry_after))
+
+    async def acquire_many(
+        self,
+        agent_type: str,
+        count: int,
+        *,
+        all_or_none: bool = False,
+        wait: float = NO_WAIT,
+        priority: int = 0,
+        require: Collection[str] = (),
+        affinity: str | None = None,
+        ttl: float = DEFAULT_TTL_S,
+        max_hold: float = DEFAULT_MAX_HOLD_S,
+        on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
+    ) -> list[AgentInstance]:
+        """See `LoadBalancer.acquire_many`."""
+        request = self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        return await self._backend.arun(self._operations.acquire_many(agent_type, count, request, all_or_none))
+
+    async def release_many(
+        self,
+        instances: Iterable[AgentInstance | AttachedLease],
+        *,
+        outcome: Outcome | str = Outcome.OK,
+        response_time: float | None = None,
+    ) -> list[bool]:
+        """See `LoadBalancer.release_many`."""
+        return await self._backend.arun(self._operations.release_many(instances, outcome, response_time))
 
     def lease(
         self,

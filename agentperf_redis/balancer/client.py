@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from agentperf_redis import arguments
@@ -332,6 +332,78 @@ class LoadBalancer:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
         """
         return self._backend.run(self._operations.release(instance, outcome, response_time, tokens, retry_after))
+
+    def acquire_many(
+        self,
+        agent_type: str,
+        count: int,
+        *,
+        all_or_none: bool = False,
+        wait: float = NO_WAIT,
+        priority: int = 0,
+        require: Collection[str] = (),
+        affinity: str | None = None,
+        ttl: float = DEFAULT_TTL_S,
+        max_hold: float = DEFAULT_MAX_HOLD_S,
+        on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
+    ) -> list[AgentInstance]:
+        """Lease up to `count` units of a pool in one round trip. End the leases with `release_many`, or one by one.
+
+        Each lease is picked, renewed and fenced as one from `acquire`. The server grants all of them in one step.
+
+        Args:
+            agent_type: the pool.
+            count: the number of leases, 1 to 500.
+            all_or_none: whether the call gets either `count` leases of one pool or none. Otherwise, it gets as many as
+                there are.
+            wait: max seconds in the queue when no unit is free; math.inf for no limit. As soon as the call gets its
+                first unit, it returns with this unit and those that are free then. With `all_or_none`, the call cannot
+                wait: free units would have to be kept idle until there are enough.
+            priority: see `acquire`.
+            require: labels; each instance must have all of them.
+            affinity: see `acquire`; the same for all leases.
+            ttl: see `acquire`.
+            max_hold: see `acquire`.
+            on_lost: see `acquire`; called for each lease that is lost.
+            tokens: expected tokens of the work on one lease.
+            fallback: other agent types, tried in this order for the leases that are missing. With `all_or_none`, all
+                leases are of the first pool that has enough.
+
+        Returns:
+            A snapshot for each lease, which carries the lease; empty when no capacity became free within `wait`. An
+            instance may occur several times.
+
+        Raises:
+            InvalidArgument: when the strategy of the pool differs from that of this balancer.
+        """
+        request = self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        return self._backend.run(self._operations.acquire_many(agent_type, count, request, all_or_none))
+
+    def release_many(
+        self,
+        instances: Iterable[AgentInstance | AttachedLease],
+        *,
+        outcome: Outcome | str = Outcome.OK,
+        response_time: float | None = None,
+    ) -> list[bool]:
+        """Release leases in one round trip, and report the outcome of their work.
+
+        Args:
+            instances: the return value of `acquire_many`, or instances from `acquire`, or leases.
+            outcome: see `release`. A lease whose `outcome` was set reports that outcome instead. After "rate_limited",
+                the instance rests for the `retry_after` of the lease.
+            response_time: seconds that the work on each lease took, if measured.
+
+        Returns:
+            For each lease: whether this call freed the unit, see `release`.
+
+        Raises:
+            BackendUnavailable: when a lease could not be released. All of them were tried, and the releases that failed
+                are retried in the background.
+        """
+        return self._backend.run(self._operations.release_many(instances, outcome, response_time))
 
     def lease(
         self,

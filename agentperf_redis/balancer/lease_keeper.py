@@ -147,8 +147,8 @@ class LeaseKeeper:
         self.jobs.put(partial(self._forget, pool, token, instance_id))
         return True
 
-    def undo(self, release: Command[bool], ttl: float) -> WakeUp:
-        """Release the lease that a request of unknown outcome may have left. Retries while the server is unreachable.
+    def undo(self, release: Command[bool] | Batch[bool], ttl: float) -> WakeUp:
+        """Release the leases that a request of unknown outcome may have left. Retries while the server is unreachable.
 
         Returns:
             A wake-up that is sent after the first attempt.
@@ -157,8 +157,10 @@ class LeaseKeeper:
         self.retry_in_background(release, ttl, tried)
         return tried
 
-    def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
-        """Run a command on the background thread, and retry it until the server answers or these seconds are over."""
+    def retry_in_background(
+        self, command: Command[Any] | Batch[Any], seconds: float, tried: WakeUp | None = None
+    ) -> None:
+        """Run commands on the background thread, and retry them until the server answers or these seconds are over."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
     def extend(self, lease: Lease, ttl: float) -> None:
@@ -233,7 +235,7 @@ class LeaseKeeper:
         finally:
             done.send()
 
-    def _attempt(self, command: Command[Any], until: float, tried: WakeUp | None) -> None:
+    def _attempt(self, command: Command[Any] | Batch[Any], until: float, tried: WakeUp | None) -> None:
         try:
             self._backend.run(command, self._attempt_timeout_s())
         except BackendUnavailable:

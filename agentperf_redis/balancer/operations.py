@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Literal, TypeVar
@@ -234,6 +234,17 @@ class Operations:
         """See `LoadBalancer.acquire`."""
         return self._or_none(leases.acquire_instance(self.keeper, self.queues, self.pool(agent_type), request), None)
 
+    def acquire_many(
+        self, agent_type: str, count: int, request: LeaseRequest, all_or_none: bool
+    ) -> Flow[list[AgentInstance]]:
+        """See `LoadBalancer.acquire_many`."""
+        number = arguments.count("count", count, maximum=commands.MANY)
+        if arguments.flag("all_or_none", all_or_none) and request.wait > 0:
+            raise InvalidArgument("wait", request.wait, "0 with all_or_none=True: units are not kept idle for a call")
+        pool = self.pool(agent_type)
+        some = leases.acquire_instances(self.keeper, self.queues, pool, request, number, all_or_none)
+        return self._or_none(some, [])
+
     def enter(self, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
         """Lease one unit for a `with` block, or raise NoCapacity."""
         entering = leases.enter(self.keeper, self.queues, pool, request)
@@ -254,11 +265,7 @@ class Operations:
         """See `LoadBalancer.release`."""
         if instance is None:
             return leases.release_nothing()
-        lease = instance.lease if isinstance(instance, AgentInstance) else instance
-        if not isinstance(lease, Lease):
-            raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease; or a Lease")
-        if not lease.kept_by(self.keeper):
-            raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
+        lease = self._lease_of("instance", instance)
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
         if retry_after is not None:
@@ -269,6 +276,28 @@ class Operations:
         if tokens is not None:
             lease.tokens_used = arguments.count("tokens", tokens, minimum=0)
         return self._or_none(leases.release(self.keeper, lease, checked, took), False)
+
+    def release_many(
+        self, instances: Iterable[AgentInstance | AttachedLease], outcome: Outcome | str, response_time: float | None
+    ) -> Flow[list[bool]]:
+        """See `LoadBalancer.release_many`."""
+        given: object = instances
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            raise InvalidArgument("instances", given, "the instances that acquire_many returned, or their leases")
+        held = [self._lease_of("instances", each) for each in instances]
+        usual = arguments.choice("outcome", outcome, Outcome)
+        took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
+        ended = [(lease, usual if lease.outcome is None else Outcome(lease.outcome)) for lease in held]
+        return self._or_none(leases.release_many(self.keeper, ended, took), [False] * len(ended))
+
+    def _lease_of(self, argument: str, value: object) -> Lease:
+        """Return the lease that an argument is or carries."""
+        lease = value.lease if isinstance(value, AgentInstance) else value
+        if not isinstance(lease, Lease):
+            raise InvalidArgument(argument, value, "an instance from acquire, which carries its lease; or a Lease")
+        if not lease.kept_by(self.keeper):
+            raise InvalidArgument(argument, value, "a lease from this balancer's server and namespace")
+        return lease
 
     def leases(self, agent_type: str) -> Flow[PoolLeases]:
         """See `LoadBalancer.leases`."""

@@ -46,17 +46,8 @@ local now_ms = floor(now_us / 1000)
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
 
 if facts[1] then
-  local instance, fence, late = match(facts[1], LEASE)
-  if not instance then return {SPENT, match(facts[1], TOMBSTONE) or match(facts[1], '^%S*')} end
-  fence = tonumber(fence)
-  if fence > 9e15 then return corrupt(TOKEN) end
-  local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
-  if expiry_ms <= now_ms then return {SPENT, 'expired'} end
-  local record = call('HGET', STATE, instance) or ''
-  if LATE == '1' and late == '' and match(record, GRANT) then
-    call('HSET', STATE, TOKEN, write_lease(instance, format('%d', fence), '1', TTL_MS))
-  end
-  return {DONE, instance, math.min(expiry_ms, now_ms + TTL_MS), fence, record}
+--@include repeats
+  return repeated(TOKEN, facts[1], LATE, TTL_MS, now_ms)
 end
 local refused, strategy, score, how = opened(facts[2])
 if refused then return refused end
@@ -154,15 +145,10 @@ if id then
   end
 end
 
-local retry_ms = retry_after_ms(now_ms)
-local away, registered = call('ZCARD', string.sub(READY, 1, -6) .. 'away'), call('ZCARD', IDS)
-if away > 0 then retry_ms = (pool or maintenance(now_us)).back_after_ms() or retry_ms end
-local counts = call('HMGET', STATE, '#usable', '#unhealthy')
-local usable, unhealthy = whole_number(counts[1]) or 0, whole_number(counts[2]) or 0
-local disabled, rate_limited = math.max(0, registered - usable), math.max(0, away - unhealthy)
-local waiting = call('ZCARD', WAITQ)
+--@include refusals
+local refusal = refusal_reply(pool, IDS, now_us)
 if is_old and not look then
   call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
   call('HSET', STATE, '#clock', format('%d', now_ms))
 end
-return {NOTHING, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
+return refusal

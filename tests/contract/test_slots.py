@@ -61,6 +61,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         leased = balancer.acquire(agent, require={"gpu"})
         assert leased is not None
         assert leased.lease is not None
+        assert balancer.release_many(balancer.acquire_many(agent, 2, all_or_none=True)) == [True, True]
         assert balancer.select_instance(agent) is not None
         assert balancer.status(agent)
         assert balancer.acquire(agent, wait=0.01, require={"no instance has this"}) is None

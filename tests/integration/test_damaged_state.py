@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -132,6 +133,12 @@ def wait(pool: lb.Pool, token: str) -> Command[Any]:
     return lb.wait(pool, token, ttl_ms=HELD_MS, live_ms=3000, boost_ms=0, require=none, position="-")
 
 
+def many(pool: lb.Pool, tokens: list[str], choice: lb.Choice, whole: bool = False) -> Command[Any]:
+    command = lb.acquire_many(pool, tokens, 30_000, choice, 5, whole=whole)
+    assert isinstance(command.args, Mapping)
+    return replace(command, args={**command.args, "late": 1})  # so that it also writes tombstones
+
+
 def pool_operations(pool: lb.Pool) -> Operations:
     numbers = itertools.count()
     new, held = AgentInstance("p9", pool.agent_type, labels=GPU), AgentInstance("p0", pool.agent_type, labels=BOTH)
@@ -139,6 +146,14 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "acquire": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(affinity="a"), tokens=5),
         "acquire gpu": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(require=GPU)),
         "acquire both": lambda: lb.acquire(pool, f"@new:{next(numbers)}", 30_000, lb.Choice(require=BOTH)),
+        "acquire many": lambda: many(pool, [f"@new:{next(numbers)}" for _ in range(4)], lb.Choice(affinity="a")),
+        "acquire whole gpu": lambda: many(
+            pool, [f"@new:{next(numbers)}" for _ in range(4)], lb.Choice(require=GPU), True
+        ),
+        "acquire whole both": lambda: many(
+            pool, [f"@new:{next(numbers)}" for _ in range(4)], lb.Choice(require=BOTH), True
+        ),
+        "acquire many again": lambda: many(pool, ["@held:0", "@held:1"], lb.ANY),
         "acquire again": lambda: lb.acquire(pool, "@held:0", HELD_MS, lb.ANY),
         "wait": lambda: wait(pool, f"@new:{next(numbers)}"),
         "wait again": lambda: wait(pool, "@wait:0"),
@@ -202,7 +217,8 @@ def test_damaged_pool_with_an_overdue_lease_is_unchanged(
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
     stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
     operations = pool_operations(pool)
-    operations = {name: operations[name] for name in ("acquire", "wait again", "release failed", "register", "status")}
+    names = ("acquire", "acquire many", "acquire whole gpu", "wait again", "release failed", "register", "status")
+    operations = {name: operations[name] for name in names}
     damages = stored.damages(is_one_of(parts, POOL_PARTS))
     assert shortened(faults(stored, backend.run, damages, operations)) == []
 
@@ -221,7 +237,10 @@ def test_damaged_pool_of_other_strategy_is_unchanged(
     stored.raw.zrem(pool.keys.waitq, *(f"@wait:{number}" for number in range(3)))
     stored.raw.hset(pool.keys.state, "#next", 4503599627370496)  # no maintenance is due: the fast paths run
     operations = pool_operations(pool)
-    operations = {name: operations[name] for name in ("acquire", "select", "release", "release neutral")}
+    operations = {
+        name: operations[name]
+        for name in ("acquire", "acquire many", "acquire whole both", "select", "release", "release neutral")
+    }
     damages = stored.damages(is_one_of(("state", "ready", "ring")))
     assert shortened(faults(stored, backend.run, damages, operations)) == []
 

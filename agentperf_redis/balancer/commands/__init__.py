@@ -46,6 +46,7 @@ from agentperf_redis.balancer.commands.instances import (
 )
 from agentperf_redis.balancer.commands.leases import (
     ACQUIRE,
+    ACQUIRE_MANY,
     ANY,
     EXTEND,
     RELEASE,
@@ -58,6 +59,7 @@ from agentperf_redis.balancer.commands.leases import (
     Refused,
     Spent,
     acquire,
+    acquire_many,
     extend,
     release,
     renew,
@@ -70,6 +72,7 @@ from agentperf_redis.balancer.commands.replies import SCHEMA, Status, settings_o
 
 __all__ = [
     "ACQUIRE",
+    "ACQUIRE_MANY",
     "ANY",
     "CLAIM_CHECKS",
     "CONFIGURE",
@@ -109,6 +112,7 @@ __all__ = [
     "Status",
     "TooLate",
     "acquire",
+    "acquire_many",
     "claim_checks",
     "configure",
     "cool_down",

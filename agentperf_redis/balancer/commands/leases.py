@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,10 +12,12 @@ from agentperf_redis.balancer.commands.records import facts_of, packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
 from agentperf_redis.balancer.model import AgentInstance, Facts, LoadBalancingStrategy, Outcome, snapshot
 from agentperf_redis.command import Arg, Command, NamedArgs, Reply
+from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import encoded
 from agentperf_redis.script import Script
 
 ACQUIRE = Script("balancer/acquire")
+ACQUIRE_MANY = Script("balancer/acquire_many")
 EXTEND = Script("balancer/extend")
 RELEASE = Script("balancer/release")
 RENEW = Script("balancer/renew")
@@ -49,12 +51,14 @@ class Choice:
     def args(self) -> dict[str, Arg]:
         """Return the choice as arguments for the scripts, with a new random number."""
         number = random_numbers.bits(52)
-        if self.affinity is None:
-            point = number % 2**48
-        else:
-            point = int.from_bytes(blake2b(self.affinity.encode(), digest_size=6).digest())
+        point = number % 2**48 if self.affinity is None else _point(self.affinity)
         wanted = "-" if self.strategy is None else self.strategy.value
         return {"wanted": wanted, "labels": packed_labels(self.require), "point": point, "random": number}
+
+
+def _point(affinity: str) -> int:
+    """Return the position of an affinity on the ring, 0 to 2^48 - 1."""
+    return int.from_bytes(blake2b(affinity.encode(), digest_size=6).digest())
 
 
 ANY = Choice()
@@ -147,22 +151,76 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [
-                int() as retry_ms,
-                int() as registered,
-                int() as waiting,
-                int() as out_of_rotation,
-                int() as unhealthy,
-                int() as rate_limited,
-            ]:
-                return Refused(retry_ms / 1000, registered, waiting, out_of_rotation, unhealthy, rate_limited)
-            case Status.SPENT, [bytes() as why]:
-                return Spent(text_of(pool, why))
             case status, values:
-                raise refusal(pool, status, values, choice.strategy)
+                return _not_granted(pool, status, values, choice)
 
     args = {"token": token, "ttl_ms": ttl_ms, "late": 0, **choice.args(), "tokens": tokens}
     return Command(ACQUIRE, pool.keys.all, args, decode, resend_args=_LATE)
+
+
+def acquire_many(
+    pool: Pool, tokens: Sequence[str], ttl_ms: int, choice: Choice, need: int = 0, *, whole: bool = False
+) -> Command[dict[str, Granted] | Refused | Spent]:
+    """Lease at most `MANY` units, at most one for each token.
+
+    Args:
+        pool: the pool.
+        tokens: the tokens of the leases.
+        ttl_ms: TTL of the leases, ms.
+        choice: which instances may be picked, and how.
+        need: expected tokens of the work on one lease, counted against the instance's tokens per minute.
+        whole: whether to lease all units or none; otherwise as many as are free.
+
+    Returns:
+        The leases by their tokens, at least one.
+    """
+
+    def decode(reply: Reply) -> dict[str, Granted] | Refused | Spent:
+        match opened(pool, reply):
+            case Status.DONE, [_, *_] as values if len(values) % 5 == 0:
+                found = [_granted(pool, *values[at : at + 5]) for at in range(0, len(values), 5)]
+                return dict(found)
+            case status, values:
+                return _not_granted(pool, status, values, choice)
+
+    args: NamedArgs = {
+        "ttl_ms": ttl_ms,
+        "late": 0,
+        "wanted": "-" if choice.strategy is None else choice.strategy.value,
+        "labels": packed_labels(choice.require),
+        "point": "-" if choice.affinity is None else _point(choice.affinity),
+        "randoms": " ".join(str(random_numbers.bits(52)) for _ in tokens),
+        "tokens": need,
+        "whole": int(whole),
+        "leases...": tuple(tokens),
+    }
+    return Command(ACQUIRE_MANY, pool.keys.all, args, decode, resend_args=_LATE)
+
+
+def _granted(
+    pool: Pool, token: Reply, name: Reply, expiry_ms: Reply, fence: Reply, record: Reply
+) -> tuple[str, Granted]:
+    if not isinstance(expiry_ms, int) or not isinstance(fence, int):
+        raise CorruptState(pool.keys.state, f"the lease {shown((token, expiry_ms, fence))}")
+    return text_of(pool, token), Granted(facts_of(pool, name, record), expiry_ms, fence)
+
+
+def _not_granted(pool: Pool, status: int, values: list[Reply], choice: Choice) -> Refused | Spent:
+    """Decode the reply to a request for leases that got none."""
+    match status, values:
+        case Status.NOTHING, [
+            int() as retry_ms,
+            int() as registered,
+            int() as waiting,
+            int() as out_of_rotation,
+            int() as unhealthy,
+            int() as rate_limited,
+        ]:
+            return Refused(retry_ms / 1000, registered, waiting, out_of_rotation, unhealthy, rate_limited)
+        case Status.SPENT, [bytes() as why]:
+            return Spent(text_of(pool, why))
+        case _:
+            raise refusal(pool, status, values, choice.strategy)
 
 
 def wait(

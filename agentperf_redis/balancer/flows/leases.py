@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -18,7 +18,7 @@ from agentperf_redis.balancer.flows.queue import NEW_POSITION, QueueEntry, Queue
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import AgentInstance, Outcome
-from agentperf_redis.command import Command, Flow, Wait
+from agentperf_redis.command import Batch, Command, Flow, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
 
 T = TypeVar("T")
@@ -107,7 +107,8 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
         if refused is None:
-            acquiring = _request_lease(keeper, pool, token, ttl_ms, request)
+            command = partial(commands.acquire, pool, token, ttl_ms, request.choice, request.tokens)
+            acquiring = _request(keeper, pool, command)
             undoing = partial(commands.release, pool, token, tombstone_ms=tombstone_ms)
             answer, sent_at = yield from or_undo(keeper, undoing, request.ttl, acquiring)
             if isinstance(answer, Granted):
@@ -138,10 +139,77 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the reply arrived")
 
 
-def _request_lease(
-    keeper: LeaseKeeper, pool: Pool, token: str, ttl_ms: int, request: LeaseRequest
-) -> Flow[tuple[Granted | Refused | Spent, float]]:
-    """Request a lease without waiting in the queue.
+def acquire_many(
+    keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest, count: int, whole: bool
+) -> Flow[list[Lease]]:
+    """Lease up to `count` units. If nothing is free, wait in the queue for the first unit, for `request.wait` seconds.
+
+    Args:
+        keeper: the lease keeper.
+        queues: this process's waiters.
+        pool: the pool.
+        request: what each lease is requested with. The fallback pools get the rest, or, if `whole`, all.
+        count: the number of leases, at most `commands.MANY`.
+        whole: whether to lease `count` units of one pool or none. `request.wait` is 0 then.
+    """
+    got: list[Lease] = []
+    fallback = replace(request, choice=replace(request.choice, strategy=None))
+    finished = False
+    try:
+        for each in (pool, *request.fallback):
+            if len(got) < count:
+                chosen = request if each is pool else fallback
+                got += yield from _acquire_some(keeper, each, chosen, count - len(got), whole)
+        if not got and request.wait > 0:
+            first = yield from acquire(keeper, queues, pool, request)
+            if isinstance(first, Lease):
+                got.append(first)
+                chosen = request if first.pool is pool else fallback
+                if count > 1:
+                    got += yield from _acquire_some(keeper, first.pool, chosen, count - 1, whole)
+        finished = True
+        return got
+    finally:
+        if not finished:
+            for lease in got:
+                if lease.end():
+                    keeper.drop(lease)
+                    keeper.undo(commands.release(lease.pool, lease.token, lease.instance_id), lease.ttl)
+
+
+def _acquire_some(keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count: int, whole: bool) -> Flow[list[Lease]]:
+    """Lease up to `count` units of a pool in one request; without fallback pools, and without waiting."""
+    keeper.used(pool)
+    ttl_ms, tombstone_ms = math.ceil(request.ttl * 1000), keeper.tombstone_ms(request.ttl)
+    for _ in range(_NEW_TOKENS):
+        tokens = tuple(keeper.token() for _ in range(count))
+        command = partial(commands.acquire_many, pool, tokens, ttl_ms, request.choice, request.tokens, whole=whole)
+        undoing = partial(_releases, pool, tokens, tombstone_ms)
+        answer, sent_at = yield from or_undo(keeper, undoing, request.ttl, _request(keeper, pool, command))
+        if isinstance(answer, Refused):
+            return []
+        if isinstance(answer, Spent):  # some of the leases may be left
+            keeper.undo(undoing(), request.ttl)
+            continue
+        leases = [_new_lease(keeper, pool, token, request, each, sent_at) for token, each in answer.items()]
+        if not all(keeper.hold(lease) for lease in leases):  # the keeper was closed: hold none of them
+            for lease in leases:
+                lease.end()
+                keeper.drop(lease)
+            yield from undoing().settled()
+            raise keeper.closed_error()
+        return leases
+    raise LeaseLost(pool.agent_type, tokens[0], f"{_NEW_TOKENS} requests in a row expired before the reply arrived")
+
+
+def _releases(pool: Pool, tokens: tuple[str, ...], tombstone_ms: int) -> Batch[bool]:
+    return Batch(tuple(commands.release(pool, token, tombstone_ms=tombstone_ms) for token in tokens))
+
+
+def _request(
+    keeper: LeaseKeeper, pool: Pool, command: Callable[[], Command[T | Refused | Spent]]
+) -> Flow[tuple[T | Refused | Spent, float]]:
+    """Request leases without waiting in the queue.
 
     One run of the script ends a limited number of expired leases. If the request is refused while more of them remain,
     it is retried. It is also retried once if the server has no instances of the pool, but this process can register its
@@ -154,7 +222,7 @@ def _request_lease(
     looked = False
     while True:
         sent_at = time.monotonic()
-        answer = yield from commands.acquire(pool, token, ttl_ms, request.choice, request.tokens)
+        answer = yield from command()
         if not isinstance(answer, Refused) or sent_at > until:
             return answer, sent_at
         if answer.registered == 0 and not looked:
@@ -168,7 +236,18 @@ def _request_lease(
 def _make_lease(
     keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, sent_at: float
 ) -> Flow[Lease]:
-    lease = Lease(
+    lease = _new_lease(keeper, pool, token, request, granted, sent_at)
+    if not keeper.hold(lease):
+        lease.end()
+        yield from commands.release(pool, token, lease.instance_id)
+        raise keeper.closed_error()
+    return lease
+
+
+def _new_lease(
+    keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, sent_at: float
+) -> Lease:
+    return Lease(
         keeper,
         pool,
         token,
@@ -180,28 +259,23 @@ def _make_lease(
         on_lost=request.on_lost,
         tokens=request.tokens,
     )
-    if not keeper.hold(lease):
-        lease.end()
-        yield from commands.release(pool, token, lease.instance_id)
-        raise keeper.closed_error()
-    return lease
 
 
 def or_undo(
     keeper: LeaseKeeper,
-    undoing: Callable[[], Command[bool]],
+    undoing: Callable[[], Command[bool] | Batch[bool]],
     ttl: float,
     acquiring: Flow[T],
     *,
     in_queue: bool = False,
 ) -> Flow[T]:
-    """Run the flow that acquires a lease with a token.
+    """Run the flow that acquires a lease with a token, or several leases with a token each.
 
-    If `acquiring` is interrupted at any point, the token is released, so that no lease or queue entry is left behind.
+    If `acquiring` is interrupted at any point, the tokens are released, so that no lease or queue entry is left behind.
 
     Args:
         keeper: the lease keeper, which retries the release.
-        undoing: returns the command that releases the token.
+        undoing: returns the command that releases the token, or the commands for all tokens.
         ttl: TTL of the lease, s.
         acquiring: the flow.
         in_queue: whether the request may be in the queue, so that it must be released even if the last call had no
@@ -244,6 +318,13 @@ def acquire_instance(
     return answer.instance if isinstance(answer, Lease) else None
 
 
+def acquire_instances(
+    keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest, count: int, whole: bool
+) -> Flow[list[AgentInstance]]:
+    """Lease up to `count` units. Returns the instances, each with its lease."""
+    return [lease.instance for lease in (yield from acquire_many(keeper, queues, pool, request, count, whole))]
+
+
 def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
     answer = yield from acquire(keeper, queues, pool, request)
@@ -280,24 +361,11 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
 
 def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
     """Release a lease. Returns whether this call freed the unit."""
-    rest_ms = 0
-    if outcome is Outcome.RATE_LIMITED:
-        rest_ms = math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
-    if not lease.end():
+    command = _ending(keeper, lease, outcome, response_time)
+    if command is None:
         if lease.lost is not None:
-            yield from _rest_anyway(lease, rest_ms)
+            yield from _rest_anyway(lease, outcome)
         return False
-    keeper.drop(lease)
-    more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
-    command = commands.release(
-        lease.pool,
-        lease.token,
-        lease.instance_id,
-        outcome=outcome,
-        response_time=response_time,
-        tokens=more,
-        rest_ms=rest_ms,
-    )
     answered = False
     try:
         freed = yield from command
@@ -306,12 +374,64 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
         if not answered:  # the caller will not retry, so the keeper retries; releasing twice is harmless
             keeper.retry_in_background(command, lease.ttl)
     if not freed:
-        yield from _rest_anyway(lease, rest_ms)
+        yield from _rest_anyway(lease, outcome)
     return freed
 
 
-def _rest_anyway(lease: Lease, rest_ms: int) -> Flow[None]:
+def release_many(
+    keeper: LeaseKeeper, leases: Sequence[tuple[Lease, Outcome]], response_time: float | None
+) -> Flow[list[bool]]:
+    """Release leases in one round trip. Returns for each lease whether this call freed the unit.
+
+    Raises:
+        AgentPerfError: the first error, after all leases were tried. The keeper retries the releases that failed.
+    """
+    ending = [_ending(keeper, lease, outcome, response_time) for lease, outcome in leases]
+    sent = [(number, command) for number, command in enumerate(ending) if command is not None]
+    results: list[bool | AgentPerfError | None] = [None] * len(leases)
+    try:
+        if sent:
+            answers = yield from Batch(tuple(command for _, command in sent)).settled()
+            for (number, _), answer in zip(sent, answers, strict=True):
+                results[number] = answer
+    finally:
+        for number, command in sent:
+            if not isinstance(results[number], bool):
+                keeper.retry_in_background(command, leases[number][0].ttl)
+    for (lease, outcome), result in zip(leases, results, strict=True):
+        if isinstance(result, AgentPerfError):
+            raise result
+        if not result and (result is not None or lease.lost is not None):
+            yield from _rest_anyway(lease, outcome)
+    return [result is True for result in results]
+
+
+def _ending(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Command[bool] | None:
+    """Mark a lease released, and return the command that releases it; None if this process did not hold it."""
+    if not lease.end():
+        return None
+    keeper.drop(lease)
+    return commands.release(
+        lease.pool,
+        lease.token,
+        lease.instance_id,
+        outcome=outcome,
+        response_time=response_time,
+        tokens=0 if lease.tokens_used is None else lease.tokens_used - lease.tokens,
+        rest_ms=_rest_ms(lease, outcome),
+    )
+
+
+def _rest_ms(lease: Lease, outcome: Outcome) -> int:
+    """Return for how long the instance rests after this outcome, ms."""
+    if outcome is not Outcome.RATE_LIMITED:
+        return 0
+    return math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
+
+
+def _rest_anyway(lease: Lease, outcome: Outcome) -> Flow[None]:
     """Let an instance rest that refused work, although the lease of this work had ended before its release."""
+    rest_ms = _rest_ms(lease, outcome)
     if rest_ms:
         yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, Outcome.RATE_LIMITED.value)
 

@@ -405,6 +405,24 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
+  -- Return how many units of an instance can be granted now, at most `most`, if each request uses these tokens.
+  function self.units(r, most, tokens)
+    local free = math.max(0, math.min(r.limit - r.load, most))
+    local extra = r.extra
+    if not extra or not r.flags.metered then return free end
+    local after = {}
+    for name, value in pairs(extra) do after[name] = value end
+    r.extra = after
+    local units = 0
+    while units < free and rate_limited_until_us(r) <= now_us do
+      if after.rpm ~= '0' then after.rpm_arrival_us = advanced_us(after.rpm_arrival_us, 1, after.rpm) end
+      if after.tpm ~= '0' then after.tpm_arrival_us = advanced_us(after.tpm_arrival_us, tokens, after.tpm) end
+      units = units + 1
+    end
+    r.extra = extra
+    return units
+  end
+
   -- Settle the tokens of a request. tokens: tokens used minus tokens counted at the grant; negative if the request used
   -- fewer.
   function self.settle(r, tokens)

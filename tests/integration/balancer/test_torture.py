@@ -61,6 +61,7 @@ MUTANTS = {
         ("  if load < limit then\n    if score", "  if true then\n    if score"),
         ("    if load >= limit then\n", "    if false then\n"),
         ("  if r and r.load < r.limit then\n    local fence", "  if r then\n    local fence"),
+        ("  if r and r.load < r.limit then return r, id end\n", "  if r then return r, id end\n"),
     ),
     "no tombstone": (
         ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),
@@ -164,6 +165,14 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     forgotten = []
     while True:
+        if chance.random() < 0.2:
+            several = balancer.acquire_many("planner", chance.randint(2, 4), all_or_none=chance.random() < 0.5, ttl=TTL)
+            tokens = [each.lease.token for each in several if each.lease is not None]
+            os.write(seen, "".join(f"got {token}\n" for token in tokens).encode())
+            time.sleep(chance.choice([0.0, 0.001, 0.01]))
+            freed = zip(tokens, balancer.release_many(several), strict=True)
+            os.write(seen, "".join(f"freed {token}\n" for token, is_freed in freed if is_freed).encode())
+            continue
         wait = chance.choice([0.0, 0.0, 0.05, 1.0])
         instance = balancer.acquire("planner", wait=wait, ttl=TTL, priority=chance.randrange(3))
         if instance is None:
@@ -219,7 +228,7 @@ def torture(
     end = time.monotonic() + seconds
     while time.monotonic() < end or (time.monotonic() < end + TIMEOUT and not enough()):
         if proxy is not None:
-            for script in (commands.ACQUIRE, commands.WAIT):
+            for script in (commands.ACQUIRE, commands.ACQUIRE_MANY, commands.WAIT):
                 proxy.hold(only=script, after=LATE_S)
         victim = chance.randrange(PROCESSES)
         if chance.random() < 0.3:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -277,6 +278,40 @@ class PoolMachine(RuleBasedStateMachine):
         if self.strategy is LoadBalancingStrategy.LEAST_LOADED and not require:
             before = {each: (self.load(each) - (each == name)) / self.instances[each].limit for each in fitting}
             assert before[name] == min(before.values())
+
+    @rule(
+        count=st.integers(1, 6),
+        whole=st.booleans(),
+        late=st.booleans(),
+        require=st.frozensets(st.sampled_from(LABELS)),
+    )
+    def acquire_many(self, count: int, whole: bool, late: bool, require: frozenset[str]) -> None:
+        tokens = tuple(f"@{self.tokens + number}" for number in range(1, count + 1))
+        self.tokens += count
+        free = 0
+        for name, each in self.instances.items():
+            if require <= each.labels and self.load(name) < each.limit:
+                # The rate in these tests is so low that an instance is rate-limited after one lease.
+                free += 1 if "metered" in each.health else each.limit - self.load(name)
+        command = commands.acquire_many(self.pool, tokens, DAY_MS, Choice(self.strategy, require), whole=whole)
+        if late:
+            assert isinstance(command.args, Mapping)
+            command = replace(command, args={**command.args, "late": 1})
+        answer = self.fake.run(command)
+        granted: dict[str, Granted] = answer if isinstance(answer, dict) else {}
+        assert len(granted) == (min(free, count) if free >= count or not whole else 0)
+        for token, grant in granted.items():
+            name = grant.facts[0]
+            assert grant.fence > self.fences.get(name, 0)
+            self.fences[name] = grant.fence
+            self.leases[token] = name
+            self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
+        if late:
+            self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
+            self.queued_before.update(granted)  # their release leaves a tombstone
+        if granted:
+            again = self.fake.run(command)
+            assert {token: each.facts[0] for token, each in again.items()} == {t: self.leases[t] for t in granted}
 
     @precondition(lambda self: self.fetched())
     @rule(data=st.data())

@@ -46,6 +46,7 @@ def every_command() -> dict[str, Command[Any]]:
     instance = AgentInstance("p0", "t", max_capacity=5)
     return {
         "acquire": commands.acquire(POOL, "@new", 1000, ANY),
+        "acquire_many": commands.acquire_many(POOL, ["@new", "@other"], 1000, ANY),
         "claim_checks": commands.claim_checks(POOL, 1000, 8),
         "configure": commands.configure(POOL, PoolSettings(), 0, 10),
         "cool_down": commands.cool_down(POOL, "p0", 1000, "cooled_down"),
@@ -181,7 +182,7 @@ def test_unknown_stored_strategy_is_corrupt_state(fake: Fake, name: str) -> None
     assert everything(fake) == before
 
 
-@pytest.mark.parametrize("script", ["acquire", "register", "select"])
+@pytest.mark.parametrize("script", ["acquire", "acquire_many", "register", "select"])
 @pytest.mark.parametrize("is_registered", [True, False])
 def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_registered: bool) -> None:
     if is_registered:

@@ -16,7 +16,7 @@ from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.flows import leases
 from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
-from agentperf_redis.command import Command, Wait, WakeUp
+from agentperf_redis.command import Batch, Command, Wait, WakeUp
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendUnavailable,
@@ -51,7 +51,9 @@ class SilentKeeper(LeaseKeeper):
         self.jobs = NoThread("none")
         self.background: list[Any] = []
 
-    def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
+    def retry_in_background(
+        self, command: Command[Any] | Batch[Any], seconds: float, tried: WakeUp | None = None
+    ) -> None:
         self.background.append((command, seconds))
 
 
@@ -243,3 +245,26 @@ def test_end_of_a_block_decides_its_outcome(keeper: SilentKeeper, error: BaseExc
         with pytest.raises(StopIteration):
             leaving.send(True)
         assert not lease.held
+
+
+def test_interrupted_acquire_many_releases_all_tokens(keeper: SilentKeeper) -> None:
+    flow = leases.acquire_many(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(), 3, False)
+    first: Any = flow.send(None)
+    second: Any = flow.throw(KeyboardInterrupt())
+    assert isinstance(second, Batch)
+    released: list[Any] = [each.args for each in second.commands]
+    assert [args["token"] for args in released] == list(first.args["leases..."])
+    assert all(args["bury_ms"] >= 90_000 for args in released)
+
+
+def test_interrupted_fallback_releases_the_first_leases(keeper: SilentKeeper) -> None:
+    request = leases.LeaseRequest(fallback=(commands.Pool.of("n", "other"),))
+    flow = leases.acquire_many(keeper, queues_of(keeper._backend), POOL, request, 2, False)
+    first: Any = flow.send(None)
+    token = first.args["leases..."][0]
+    second: Any = flow.send({token: GRANTED})
+    assert second.keys[0].startswith("n:{lb:other}")
+    with pytest.raises(BackendUnavailable):
+        flow.throw(UNKNOWN)
+    released: list[Any] = [command.args for command, _ in keeper.background if isinstance(command, Command)]
+    assert [args["token"] for args in released] == [token]
