@@ -488,7 +488,7 @@ def served(request: Any) -> Any:
     if not json.loads(request.content).get("stream"):
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "one two"}}
         return httpx.Response(200, json={**shared, "object": "chat.completion", "choices": [choice], "usage": usage})
-    chunks = [
+    chunks: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
         {"choices": [{"index": 0, "delta": {"content": "one "}}]},
         {"choices": [{"index": 0, "delta": {"content": "two"}, "finish_reason": "stop"}]},

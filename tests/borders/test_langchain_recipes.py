@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import README, ROOT
+from tests.support.places import ROOT
+from tests.support.recipes import RECIPES
 from tests.support.servers import Server
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
@@ -74,6 +75,5 @@ def test_recipe_runs_as_written(recipe: str, printed: str, server: Server, names
 
 
 def test_recipes_of_the_readme_are_tested() -> None:
-    programs = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    shown = [program for program in programs if re.search(r"integrations\.lang(chain|graph)", program)]
+    shown = [recipe for recipe in RECIPES if re.search(r"integrations\.lang(chain|graph)", recipe)]
     assert set(shown) <= {LANGCHAIN, LANGGRAPH}
