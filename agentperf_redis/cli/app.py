@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import alerts, balancer, cache, export, serve, top
+from agentperf_redis.cli import alerts, balancer, cache, export, pools, serve, top
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import (
     AsOf,
@@ -42,6 +42,8 @@ app = typer.Typer(
 app.add_typer(alerts.app, name="alerts")
 app.command()(alerts.check)
 app.add_typer(balancer.app, name="lb")
+balancer.app.command()(pools.rest)
+balancer.app.command("delete-pool")(pools.delete_pool)
 app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)

@@ -73,6 +73,7 @@ PROVEN_BY = {
     "cli/metrics.py": f"{INTEGRATION}/cli/test_metrics.py",
     "cli/namespaces.py": f"{INTEGRATION}/cli/test_namespaces.py",
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",
+    "cli/pools.py": f"{INTEGRATION}/cli/test_pools.py",
     "cli/series.py": f"{INTEGRATION}/cli/test_series.py",
     "cli/serve.py": f"{INTEGRATION}/cli/test_serve.py",
     "cli/status.py": f"{INTEGRATION}/cli/test_status.py",
