@@ -401,6 +401,7 @@ def in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
 
 
 def instance_in(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
+    """Return the status of an instance; None if the pool does not have it."""
     instances = (each for found in lb.status(pool) for each in found.instances)
     return next((each for each in instances if each.instance.id == name), None)
 

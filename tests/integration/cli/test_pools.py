@@ -47,18 +47,21 @@ def test_wrong_length_of_a_rest_exits_2(lb: Run, perf: AgentPerf, length: str) -
 
 def test_delete_pool_needs_confirmation_and_ends_leases(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     balancer = perf.balancer()
-    with pytest.raises(LeaseLost), balancer.lease("planner") as lease:
-        unconfirmed = lb("delete-pool", "planner")
-        assert (unconfirmed.returncode, unconfirmed.stdout) == (USAGE, "")
-        assert "Delete pool planner with 2 instances and 1 lease?" in unconfirmed.stderr
-        assert "--yes" in unconfirmed.stderr
-        assert len(balancer.instances["planner"]) == 2
+    held = balancer.acquire("planner")
+    assert held is not None
+    assert held.lease is not None
+    unconfirmed = lb("delete-pool", "planner")
+    assert (unconfirmed.returncode, unconfirmed.stdout) == (USAGE, "")
+    assert "Delete pool planner with 2 instances and 1 lease?" in unconfirmed.stderr
+    assert "--yes" in unconfirmed.stderr
+    assert len(balancer.instances["planner"]) == 2
 
-        done = lb("delete-pool", "planner", "--yes")
-        assert (done.returncode, done.stderr) == (OK, "")
-        assert done.stdout == "Deleted pool planner with 2 instances and 1 lease.\n"
-        assert all(raw.ttl(key) >= 0 for key in raw.scan_iter(f"{namespace}:{{lb:planner}}*"))
-        lease.extend(5)
+    done = lb("delete-pool", "planner", "--yes")
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert done.stdout == "Deleted pool planner with 2 instances and 1 lease.\n"
+    assert all(raw.ttl(key) >= 0 for key in raw.scan_iter(f"{namespace}:{{lb:planner}}*"))
+    with pytest.raises(LeaseLost):
+        held.lease.extend(5)
     assert "planner" not in balancer.instances
     again = lb("delete-pool", "planner", "--yes")
     assert (again.returncode, again.stdout) == (NOT_FOUND, "")
