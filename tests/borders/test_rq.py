@@ -221,15 +221,14 @@ def test_simple_worker_counts_jobs_in_its_process(perf: AgentPerf, server: Serve
 
     from agentperf_redis.integrations.rq import instrument
 
-    class Tracked(SimpleWorker): ...
-
-    assert instrument(Tracked, perf, not_failures=ZeroDivisionError) is Tracked
+    tracked: Any = type("Tracked", (SimpleWorker,), {})
+    assert instrument(tracked, perf, not_failures=ZeroDivisionError) is tracked
     with Redis(port=server.port, db=1) as connection:
         queue = Queue(namespace, connection=connection)
         queue.enqueue("operator.floordiv", 6, 3)
         queue.enqueue("operator.floordiv", 1, 0)
         queue.enqueue("operator.getitem", {}, 0)
-        Tracked([queue], connection=connection).work(burst=True, logging_level="ERROR")
+        tracked([queue], connection=connection).work(burst=True, logging_level="ERROR")
     found = perf.metrics.snapshots()
     assert found["operator.floordiv"].success_count == 2
     assert found["operator.getitem"].error_types == {"KeyError": 1}
@@ -240,9 +239,8 @@ def test_wrong_arguments_are_named(perf: AgentPerf) -> None:
 
     from agentperf_redis.integrations.rq import instrument, leased
 
-    class Tracked(SimpleWorker): ...
-
-    class Heir(Tracked): ...
+    tracked: Any = type("Tracked", (SimpleWorker,), {})
+    heir: Any = type("Heir", (tracked,), {})
 
     def wrong(words: str, call: Any) -> None:
         with pytest.raises(InvalidArgument, match=words):
@@ -250,8 +248,8 @@ def test_wrong_arguments_are_named(perf: AgentPerf) -> None:
 
     wrong("subclass of your own", lambda: instrument(SimpleWorker, perf))
     wrong("subclass of your own", lambda: instrument(int, perf))  # type: ignore[type-var,unused-ignore]
-    wrong("perf", lambda: instrument(Tracked, "perf"))  # type: ignore[arg-type]
-    wrong("not_failures", lambda: instrument(Tracked, perf, not_failures=3))  # type: ignore[arg-type]
-    instrument(Tracked, perf)
-    wrong("not instrumented yet", lambda: instrument(Heir, perf))
+    wrong("perf", lambda: instrument(tracked, "perf"))  # type: ignore[arg-type]
+    wrong("not_failures", lambda: instrument(tracked, perf, not_failures=3))  # type: ignore[arg-type]
+    instrument(tracked, perf)
+    wrong("not instrumented yet", lambda: instrument(heir, perf))
     wrong("balancer", lambda: leased(perf, "coder"))  # type: ignore[arg-type]

@@ -70,6 +70,7 @@ PROVEN_BY = {
     "cli/exporter.py": f"{INTEGRATION}/cli/test_exporter.py",
     "cli/extras.py": f"{INTEGRATION}/cli/test_exporter.py",
     "cli/inspect.py": f"{INTEGRATION}/cli/test_inspect.py",
+    "cli/models.py": f"{INTEGRATION}/cli/test_status.py",
     "cli/metrics.py": f"{INTEGRATION}/cli/test_metrics.py",
     "cli/namespaces.py": f"{INTEGRATION}/cli/test_namespaces.py",
     "cli/options.py": f"{INTEGRATION}/cli/test_app.py",

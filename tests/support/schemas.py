@@ -218,6 +218,7 @@ SCHEMAS: dict[str, Schema] = {
             fields(hits=COUNT, misses=COUNT, hit_rate=SHARE, size=COUNT, bytes=COUNT, seconds_saved=POSITIVE)
         ),
         instances=by_name(fields(steps=COUNT, capacity=COUNT, peak=COUNT)),
+        model_calls=by_name(fields(model=TEXT, calls=COUNT, **TOKENS)),
         computed=COUNT,
         distinct=COUNT,
         served=COUNT,
@@ -308,6 +309,7 @@ SCHEMAS: dict[str, Schema] = {
             active_agents=COUNT,
         ),
         agents=rows(AGENT),
+        models=by_name(fields(calls=COUNT, **TOKENS)),
         idle=rows(fields(agent=TEXT, last_seen=TIME)),
         caches=rows(fields(cache=TEXT, **CACHE_COUNTS, seconds_saved=POSITIVE)),
         pools=by_name(
