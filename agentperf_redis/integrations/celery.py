@@ -162,7 +162,9 @@ class _Tracking:
             (signals.task_retry, self._note_retry),
             (signals.task_revoked, self._note_revocation),
         ):
-            signal.connect(handler, weak=False)  # Celery logs the exceptions of handlers
+            # Celery logs the exceptions of handlers. Before 5.7, it takes a method for connected already if that method
+            # of another object is.
+            signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:
         return task.app is self._app() and not task.name.startswith(_OWN_TASKS)

@@ -10,6 +10,7 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, InvalidArgument, NoCapacity
 from tests.support.programs import LIMIT_S, Programs
+from tests.support.servers import Server
 
 pytest.importorskip("celery", reason="needs the extra celery")
 pytestmark = pytest.mark.servers("valkey")  # the kind of server does not affect these tests
@@ -372,3 +373,19 @@ def test_wrong_arguments_are_named(app: Any, perf: AgentPerf) -> None:
     wrong("balancer", lambda: leased(perf, "coder"))  # type: ignore[arg-type]
     wrong("wait", lambda: leased(perf.balancer(), "coder", wait=-1))
     wrong("function", lambda: leased(perf.balancer(), "coder")(3))  # type: ignore[type-var]
+
+
+def test_two_apps_of_a_process_are_counted_each_by_its_own(
+    app: Any, perf: AgentPerf, server: Server, namespace: str
+) -> None:
+    from celery import Celery
+
+    from agentperf_redis.integrations.celery import instrument
+
+    second = Celery("second", broker="memory://", set_as_current=False)
+    second.conf.update(task_always_eager=True)
+    with AgentPerf(server.url, namespace=f"{namespace}.2") as other:
+        instrument(second, other)
+        task(app, "first")(print).delay()
+        task(second, "second")(print).delay()
+        assert (list(perf.metrics.snapshots()), list(other.metrics.snapshots())) == (["first"], ["second"])

@@ -13,7 +13,7 @@ def test_each_agent_has_a_model() -> None:
 
 
 def test_tokens_are_a_quarter_of_the_characters() -> None:
-    # 5 characters of UTF-8 text and 4 of repr([1]) with its quotes left out; the result has 6 characters.
+    # The 5 characters of the text, which has 7 bytes, and the 3 of [1] make 2 tokens, as do the 6 of (1, 2).
     call = call_of("critic", ("größe".encode(), [1]), (1, 2), from_cache=False)
     assert call == ModelCall("demo-large", 2, 0, 2, 2 * LARGE.per_token_in + 2 * LARGE.per_token_out)
 
