@@ -382,10 +382,12 @@ def test_two_apps_of_a_process_are_counted_each_by_its_own(
 
     from agentperf_redis.integrations.celery import instrument
 
+    def work() -> None: ...
+
     second = Celery("second", broker="memory://", set_as_current=False)
     second.conf.update(task_always_eager=True)
     with AgentPerf(server.url, namespace=f"{namespace}.2") as other:
         instrument(second, other)
-        task(app, "first")(print).delay()
-        task(second, "second")(print).delay()
+        task(app, "first")(work).delay()
+        task(second, "second")(work).delay()
         assert (list(perf.metrics.snapshots()), list(other.metrics.snapshots())) == (["first"], ["second"])
