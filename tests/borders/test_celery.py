@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -239,7 +240,7 @@ def bound(self, seconds):
 
 @pytest.mark.thorough
 def test_task_without_capacity_runs_later_and_keeps_its_retries(programs: Programs, perf: AgentPerf) -> None:
-    worker = start(programs, "--concurrency=4", more=BUSY)
+    worker = start(programs, "--concurrency=4", "--loglevel=info", more=BUSY)
     programs.write(
         "client.py",
         """
@@ -255,6 +256,12 @@ def test_task_without_capacity_runs_later_and_keeps_its_retries(programs: Progra
     narrow, bound = counts(perf, "narrow"), counts(perf, "bound")
     assert (narrow[:2], bound[:2]) == ((6, {}), (4, {}))
     assert narrow[2] + bound[2] > 0
+    pauses = [
+        (float(pause), float(retry_after))
+        for pause, retry_after in re.findall(r"Retry in ([\d.]+)s: NoCapacity\(.*, ([\d.]+), False\)", programs.log())
+    ]
+    assert len(pauses) >= narrow[2] + bound[2]
+    assert all(retry_after <= pause <= 1.25 * retry_after for pause, retry_after in pauses)
 
 
 @pytest.fixture
