@@ -63,10 +63,8 @@ def call_of(agent: str, given: Iterable[object], result: object, *, from_cache: 
         from_cache: whether the output came from a cache.
     """
     model = MODELS[agent]
-    tokens_in, tokens_out = (
-        ceil(_characters(given) / CHARACTERS_PER_TOKEN),
-        ceil(len(repr(result)) / CHARACTERS_PER_TOKEN),
-    )
+    tokens_in = ceil(_characters(given) / CHARACTERS_PER_TOKEN)
+    tokens_out = ceil(len(repr(result)) / CHARACTERS_PER_TOKEN)
     cached = tokens_in if from_cache else 0
     cost = (
         (tokens_in - cached) * model.per_token_in + cached * model.per_token_cached + tokens_out * model.per_token_out

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.demo.model_calls import NOTE
+from agentperf_redis.demo.model_calls import MODELS, NOTE
 from agentperf_redis.metrics.model import ModelUsage, PerformanceMetrics
 
 
@@ -183,8 +183,10 @@ class Report:
         return lines
 
     def _uses(self) -> list[tuple[str, str, ModelUsage]]:
-        """Return agent, model and usage; empty without model calls."""
-        return [(each.agent_name, model, use) for each in self.agents if self.llm for model, use in each.models.items()]
+        """Return agent, its made-up model, and usage; empty without model calls."""
+        models = {each.agent_name: MODELS[each.agent_name].name for each in self.agents if self.llm}
+        found = [(each.agent_name, models.get(each.agent_name, ""), each.models) for each in self.agents]
+        return [(agent, model, uses[model]) for agent, model, uses in found if model in uses]
 
     def _worst_lines(self) -> list[str]:
         lines = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypedDict, Unpack
 
 from agentperf_redis.balancer.client import LoadBalancer
@@ -95,7 +95,7 @@ def on_lease(
 
 
 @contextlib.contextmanager
-def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outcome | None]) -> Any:
+def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outcome | None]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:

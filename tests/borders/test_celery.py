@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -398,3 +399,34 @@ def test_two_apps_of_a_process_are_counted_each_by_its_own(
         task(app, "first")(work).delay()
         task(second, "second")(work).delay()
         assert (list(perf.metrics.snapshots()), list(other.metrics.snapshots())) == (["first"], ["second"])
+
+
+class Received:
+    """A task that the main process of a worker has received, and that began two seconds ago in a pool process."""
+
+    def __init__(self, app: Any, name: str) -> None:
+        self.app, self.id, self.time_start = app, name, time.time() - 2
+
+
+def test_main_process_counts_a_killed_run_once(app: Any, perf: AgentPerf) -> None:
+    from celery import signals
+    from celery.exceptions import Retry, WorkerLostError
+
+    @task(app, "work")
+    def work() -> None: ...
+
+    received = [Received(app, name) for name in ("revoked", "ended", "cancelled", "lost", "failed")]
+    for each in received:
+        signals.task_received.send(sender=None, request=each)
+    revoked, ended, cancelled, lost, failed = received
+    for _ in range(2):
+        signals.task_revoked.send(sender=work, request=revoked, terminated=True, signum=15, expired=False)
+        signals.task_revoked.send(sender=work, request=ended, terminated=False, signum=None, expired=False)
+        signals.task_retry.send(sender=work, request=cancelled, einfo=None)
+        reason = Retry(exc=WorkerLostError("as the test wants"))
+        signals.task_retry.send(sender=work, request=lost, reason=reason, einfo=None)
+        signals.task_failure.send(sender=work, task_id=failed.id, exception=LookupError("counted by the pool process"))
+    found = perf.metrics.get_or_create_metrics("work")
+    assert (found.task_count, found.cancelled_count) == (3, 2)
+    assert found.error_types == {"WorkerLostError": 1}
+    assert found.min_execution_time >= 2
