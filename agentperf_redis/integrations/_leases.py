@@ -1,4 +1,7 @@
-"""A function of a task queue that runs on a leased instance. Without a free instance, the queue runs it again later."""
+"""Decorators that lease an instance: their options, and the decorator for tasks of a queue.
+
+Without a free instance, the queue runs the task again later.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypedDict, Unpack
 
+from agentperf_redis import arguments
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import Outcome
@@ -33,6 +37,13 @@ class LeaseOptions(TypedDict, total=False):
     fallback: Collection[str]
 
 
+def check_lease(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> None:
+    """Check the arguments of a lease, without a request to the server."""
+    if not isinstance(balancer, LoadBalancer):
+        raise InvalidArgument("balancer", balancer, "a LoadBalancer, such as perf.balancer()")
+    balancer.aio.lease(agent_type, **options)
+
+
 def on_lease(
     balancer: LoadBalancer,
     agent_type: str,
@@ -52,9 +63,7 @@ def on_lease(
     Raises:
         InvalidArgument: for invalid options.
     """
-    if not isinstance(balancer, LoadBalancer):
-        raise InvalidArgument("balancer", balancer, "a LoadBalancer, such as perf.balancer()")
-    balancer.lease(agent_type, **options)  # checks the options; takes no lease
+    check_lease(balancer, agent_type, options)
 
     def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
@@ -64,7 +73,7 @@ def on_lease(
         def run(lease: Lease, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return function(*args, **({**kwargs, "lease": lease} if takes_lease else kwargs))
 
-        if inspect.iscoroutinefunction(function):
+        if arguments.is_coroutine_function(function):
 
             @functools.wraps(function)
             async def leased(*args: Any, **kwargs: Any) -> Any:

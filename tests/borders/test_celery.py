@@ -12,6 +12,7 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, InvalidArgument, NoCapacity
 from tests.support.programs import LIMIT_S, Programs
+from tests.support.recipes import RECIPES
 from tests.support.servers import Server
 
 pytest.importorskip("celery", reason="needs the extra celery")
@@ -263,6 +264,10 @@ def test_task_without_capacity_runs_later_and_keeps_its_retries(programs: Progra
     ]
     assert len(pauses) >= narrow[2] + bound[2]
     assert all(retry_after <= pause <= 1.25 * retry_after for pause, retry_after in pauses)
+
+
+def test_recipe_of_the_readme_is_the_tested_one() -> None:
+    assert [block for block in RECIPES if "integrations.celery" in block] in ([], [RECIPE])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, InvalidArgument, NoCapacity
 from tests.support.programs import LIMIT_S, Programs
+from tests.support.recipes import RECIPES
 from tests.support.servers import Server, wait_until
 
 pytest.importorskip("rq", reason="needs the extra rq")
@@ -203,6 +204,10 @@ assert [job.return_value() for job in jobs] == ["only", "awaited"]
     narrow, awaiting = counts(perf, "narrow"), counts(perf, "awaiting")
     assert (narrow[:2], awaiting[:2]) == ((1, {}), (1, {}))
     assert min(narrow[2], awaiting[2]) >= 1
+
+
+def test_recipe_of_the_readme_is_the_tested_one() -> None:
+    assert [block for block in RECIPES if "integrations.rq" in block] in ([], [RECIPE])
 
 
 def test_no_capacity_is_raised_outside_a_worker(perf: AgentPerf) -> None:
