@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import alerts, balancer, cache, export, serve, top
+from agentperf_redis.cli import alerts, balancer, cache, export, pools, serve, top
 from agentperf_redis.cli.console import Exit, Target
 from agentperf_redis.cli.options import (
     AsOf,
@@ -42,6 +42,8 @@ app = typer.Typer(
 app.add_typer(alerts.app, name="alerts")
 app.command()(alerts.check)
 app.add_typer(balancer.app, name="lb")
+balancer.app.command()(pools.rest)
+balancer.app.command("delete-pool")(pools.delete_pool)
 app.add_typer(cache.app, name="cache")
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)
@@ -86,6 +88,14 @@ def demo(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64, metavar="N")] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way through.")] = True,
+    llm: Annotated[
+        bool,
+        typer.Option(
+            "--llm",
+            help="Record each step as a model call too. No model is called: tokens are counted characters of the work, "
+            "4 to a token; models and prices are made up.",
+        ),
+    ] = False,
     namespace: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +110,7 @@ def demo(
     url = outer_option(context, "url") if url is None else url
     namespace = outer_option(context, "namespace") if namespace is None else namespace
     as_json = as_json or bool(outer_option(context, "as_json"))
-    do(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
+    do(lambda: work(url, path, files, workers, namespace, kill=kill, llm=llm, as_json=as_json))
 
 
 @app.command()

@@ -45,7 +45,7 @@ from agentperf_redis.cli.options import Yes, group, on_server
 from agentperf_redis.cli.status import pools_table
 from agentperf_redis.views.reasons import Reason, has_reasons, reasons_of
 
-app = group("Show pools, their leases, queues and events; drain, remove, release and repair.")
+app = group("Show pools, their leases, queues and events; drain, rest, remove, release and repair.")
 
 _POLL_S = 0.25
 """Interval between two polls for events."""
@@ -71,7 +71,7 @@ def status(
             pools = perf.balancer().status()
             reasons = _reasons(perf.balancer(), pools)
     else:
-        with _in_pool(target, pool) as lb:
+        with in_pool(target, pool) as lb:
             pools = lb.status(pool)
             reasons = _reasons(lb, pools)
     if target.as_json:
@@ -118,7 +118,7 @@ def events(
 
     With --json, each event is one line of JSON. With --json and --once, all events are in one JSON document.
     """
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         found = lb.events(pool, limit=limit)
         if once and target.as_json:
             print_json("lb events", {"pool": pool, "events": [_plain_event(each) for each in found]})
@@ -147,7 +147,7 @@ def leases(
     pool: PoolName,
 ) -> None:
     """Show the leases of a pool with their holders and ages, and its waiters. `release` takes the tokens."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         found = lb.leases(pool)
         if target.as_json:
             plain = {
@@ -186,7 +186,7 @@ def drain(
     ] = None,
 ) -> Exit | None:
     """Stop new work on an instance; its leases run on. With --wait, exit 1 if it is not idle in time."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         limit = 0.0 if wait is None else arguments.seconds("--wait", wait, minimum=0.0, endless=True)
         if not lb.drain(pool, instance):
             return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
@@ -206,30 +206,30 @@ def drain(
 @on_server
 def undrain(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Put a drained instance back into rotation."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         done = lb.undrain(pool, instance)
-        return _changed(target, "lb undrain", (pool, instance), done, {"draining": False}, "is no longer draining")
+        return changed(target, "lb undrain", (pool, instance), done, {"draining": False}, "is no longer draining")
 
 
 @app.command("mark-unhealthy")
 @on_server
 def mark_unhealthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Stop new work on an instance until it is marked healthy; its leases run on."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         done, says = lb.mark_unhealthy(pool, instance), "takes no new work until it is marked healthy"
-        return _changed(target, "lb mark-unhealthy", (pool, instance), done, {"healthy": False}, says)
+        return changed(target, "lb mark-unhealthy", (pool, instance), done, {"healthy": False}, says)
 
 
 @app.command("mark-healthy")
 @on_server
 def mark_healthy(target: Target, pool: PoolName, instance: InstanceName) -> Exit | None:
     """Let an instance take work again. Ends an ejection, and clears failed checks, a missed heartbeat, a slow start."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         done = lb.mark_healthy(pool, instance)
-        return _changed(target, "lb mark-healthy", (pool, instance), done, {"healthy": True}, "is marked healthy")
+        return changed(target, "lb mark-healthy", (pool, instance), done, {"healthy": True}, "is marked healthy")
 
 
-def _changed(
+def changed(
     target: Target, command: str, of: tuple[str, str], done: bool, state: dict[str, bool], says: str
 ) -> Exit | None:
     """Report a change of an instance. `of` is its pool and name. `done` is False if the instance does not exist."""
@@ -277,7 +277,7 @@ def update(
         raise WrongUsage(
             "give at least one of --capacity, --weight, --label, --requests-per-minute, --tokens-per-minute"
         )
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         known = lb.update_instance(
             pool,
             instance,
@@ -287,7 +287,7 @@ def update(
             requests_per_minute=requests,
             tokens_per_minute=tokens,
         )
-        found = _instance(lb, pool, instance) if known else None
+        found = instance_in(lb, pool, instance) if known else None
         if found is None:
             return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
         if target.as_json:
@@ -315,8 +315,8 @@ def remove(
     yes: Yes = False,
 ) -> Exit | None:
     """Remove an instance from its pool. Its leases run on. A program that registers the instance again adds it back."""
-    with _in_pool(target, pool) as lb:
-        found = _instance(lb, pool, instance)
+    with in_pool(target, pool) as lb:
+        found = instance_in(lb, pool, instance)
         if found is None:
             return not_found(f"instance {quoted(instance)} in pool {quoted(pool)}")
         load = counted(found.instance.current_load, "lease")
@@ -345,7 +345,7 @@ def release(
     The token of a waiter removes the waiter from the queue. If its program still runs, the waiter joins the queue again
     at its old position.
     """
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         subject = _described(lb.leases(pool), token)
         if subject is None:
             return not_found(f"token {quoted(token)} in pool {quoted(pool)}")
@@ -367,7 +367,7 @@ def repair(
     pool: PoolName,
 ) -> None:
     """Recompute the loads of a pool from its leases after a manual change. The pool may stay in use."""
-    with _in_pool(target, pool) as lb:
+    with in_pool(target, pool) as lb:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task("instances", total=None)
@@ -385,7 +385,7 @@ def repair(
 
 
 @contextlib.contextmanager
-def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
+def in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
     """Yield a balancer for a pool that has been used before.
 
     Raises:
@@ -400,7 +400,8 @@ def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
         yield lb
 
 
-def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
+def instance_in(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
+    """Return the status of an instance; None if the pool does not have it."""
     instances = (each for found in lb.status(pool) for each in found.instances)
     return next((each for each in instances if each.instance.id == name), None)
 

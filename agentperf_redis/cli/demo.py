@@ -28,13 +28,14 @@ def demo(
     namespace: str | None,
     *,
     kill: bool,
+    llm: bool,
     as_json: bool,
 ) -> Exit:
     """Run the demo. Exit 0 only if every promise was checked and held."""
     if url is not None:
         listening.check(parse_url(url), DEFAULT_DEADLINE_S)
     options = DemoOptions(
-        url=url, path=path, files=files, workers=workers, kill=kill and workers > 1, namespace=namespace
+        url=url, path=path, files=files, workers=workers, kill=kill and workers > 1, namespace=namespace, llm=llm
     )
     if err.is_terminal:
         with LiveProgress() as progress:

@@ -26,11 +26,12 @@ from agentperf_redis.cli.console import (
     quoted,
     seconds_cell,
 )
+from agentperf_redis.cli.models import models_table, plain_model
 from agentperf_redis.cli.times import asked_end, parsed_window, window_text
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import Change, RankBy
-from agentperf_redis.metrics.model import OTHER, Execution, Interval, ModelUsage, PerformanceMetrics
+from agentperf_redis.metrics.model import OTHER, Execution, Interval, PerformanceMetrics
 
 _NOTHING = "Nothing was recorded."
 _MISSING = "–"
@@ -102,7 +103,7 @@ def show(target: Target, agent: str, window: str | None, as_of: str | None, *, a
             f"of these   {found.tokens_cached_in} tokens in read from the provider's cache, {found.tokens_cache_write} "
             f"written to it; {found.tokens_reasoning} out of reasoning"
         )
-    for table in (_errors_table([found]), _models_table(found), _executions_table("latest", [(agent, latest)])):
+    for table in (_errors_table([found]), models_table(found.models), _executions_table("latest", [(agent, latest)])):
         if table.row_count:
             out.print()
             out.print(table)
@@ -375,23 +376,6 @@ def _errors_table(found: Iterable[PerformanceMetrics]) -> Table:
     return table
 
 
-def _models_table(found: PerformanceMetrics) -> Table:
-    parts = [title for title, name in _TOKEN_PARTS if any(getattr(use, name) for use in found.models.values())]
-    table = new_table("models", ["model"], ["calls", "tokens in", "tokens out", *parts, "cost"])
-    for model, use in sorted(found.models.items(), key=lambda item: -item[1].calls):
-        counts = [str(getattr(use, name)) for title, name in _TOKEN_PARTS if title in parts]
-        table.add_row(model, str(use.calls), str(use.tokens_in), str(use.tokens_out), *counts, f"{use.cost:.6g}")
-    return table
-
-
-_TOKEN_PARTS = (
-    ("cached", "tokens_cached_in"),
-    ("cache write", "tokens_cache_write"),
-    ("reasoning", "tokens_reasoning"),
-)
-"""Optional columns: a column is shown only if one of its values is not zero."""
-
-
 def _executions_table(title: str, found: Iterable[tuple[str, Iterable[Execution]]]) -> Table:
     table = new_table(title, ["ended", "agent", "outcome"], ["s"])
     for agent, executions in found:
@@ -421,18 +405,6 @@ def _plain_interval(interval: Interval) -> dict[str, float]:
     return {"start": interval.start, "end": interval.end}
 
 
-def _plain_model(use: ModelUsage) -> dict[str, Any]:
-    return {
-        "calls": use.calls,
-        "tokens_in": use.tokens_in,
-        "tokens_out": use.tokens_out,
-        "tokens_cached_in": use.tokens_cached_in,
-        "tokens_cache_write": use.tokens_cache_write,
-        "tokens_reasoning": use.tokens_reasoning,
-        "cost": use.cost,
-    }
-
-
 def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
     return {
         "successes": found.success_count,
@@ -450,7 +422,7 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
         "cost": found.cost,
         "llm_calls": found.llm_calls,
         "tool_calls": found.tool_calls,
-        "models": {model: _plain_model(use) for model, use in found.models.items()},
+        "models": {model: plain_model(use) for model, use in found.models.items()},
         "interval": _plain_interval(found.interval),
     }
 

@@ -29,6 +29,7 @@ from agentperf_redis.cli.console import (
     print_json_line,
     printable,
 )
+from agentperf_redis.cli.models import models_of, models_table, plain_model
 from agentperf_redis.cli.times import asked_end, parsed_window, window_text
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary, system_summary
@@ -187,7 +188,8 @@ def _rendered(overview: Overview) -> Iterator[RenderableType]:
             yield Text(line, style=_COLOURS[each.level], overflow="fold")
     past = overview.as_of is not None
     agents = agents_table(overview.agents, rates=overview.window is not None, past=past)
-    for table in (agents, caches_table(overview.caches), pools_table(overview.pools)):
+    models = models_table(models_of(overview.agents))
+    for table in (agents, models, caches_table(overview.caches), pools_table(overview.pools)):
         if table.row_count:
             yield Text("")
             yield table
@@ -208,6 +210,7 @@ def _plain(overview: Overview) -> dict[str, Any]:
         "problems": [each.plain for each in overview.problems],
         "summary": _plain_summary(overview.summary),
         "agents": [plain_agent(each) for each in overview.agents],
+        "models": {model: plain_model(use) for model, use in models_of(overview.agents).items()},
         "idle": [{"agent": each.agent_name, "last_seen": plain_time(each.last_execution)} for each in overview.idle],
         "caches": [_plain_cache(each) for each in overview.caches],
         "pools": {each.agent_type: each.render() for each in overview.pools},

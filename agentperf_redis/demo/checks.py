@@ -38,6 +38,7 @@ class Evidence:
         granted: number of leases that the scripts counted as granted during the demo, for each pool.
         tried: how many of `granted` were taken only to test whether the dead worker's capacity was free again.
         recorded: number of executions recorded for each agent during the demo.
+        calls: number of model calls recorded for each agent during the demo; None if the demo records none.
     """
 
     accounts: Sequence[Account]
@@ -51,6 +52,7 @@ class Evidence:
     granted: Mapping[str, int]
     tried: Mapping[str, int]
     recorded: Mapping[str, int]
+    calls: Mapping[str, int] | None = None
 
     @property
     def computed(self) -> int:
@@ -87,6 +89,7 @@ def checks(evidence: Evidence) -> tuple[Check, ...]:
         _nothing_left(evidence),
         _leases_balance(evidence),
         _metrics_balance(evidence),
+        *((_calls_balance(evidence, evidence.calls),) if evidence.calls is not None else ()),
     )
 
 
@@ -195,6 +198,20 @@ def _metrics_balance(evidence: Evidence) -> Check:
     return Check(
         "every step is in the metrics, except what the killed worker had not sent", not wrong and bool(steps), figures
     )
+
+
+def _calls_balance(evidence: Evidence, calls: Mapping[str, int]) -> Check:
+    """Check that every recorded step has a model call. A kill may separate the two records of one step."""
+    cut = 0 if evidence.killed_at is None else 1
+    recorded = {agent: evidence.recorded.get(agent, 0) for agent in sorted(_steps(evidence))}
+    wrong = [
+        f"{agent}: {calls.get(agent, 0)} calls for {count} steps"
+        for agent, count in recorded.items()
+        if abs(calls.get(agent, 0) - count) > cut
+    ]
+    total = sum(calls.get(agent, 0) for agent in recorded)
+    figures = "; ".join(wrong) or f"{total} calls for {sum(recorded.values())} recorded steps"
+    return Check("every recorded step is also recorded as a model call", not wrong and total > 0, figures)
 
 
 def _steps(evidence: Evidence) -> Counter[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.demo.model_calls import MODELS, NOTE
+from agentperf_redis.metrics.model import ModelUsage, PerformanceMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Report:
         served: number of results that came from a cache.
         checks: every promise with its result.
         namespace: prefix of all keys.
+        llm: whether each step is also recorded as a model call.
     """
 
     root: str
@@ -78,6 +80,7 @@ class Report:
     served: int
     checks: tuple[Check, ...]
     namespace: str
+    llm: bool = False
 
     @property
     def ok(self) -> bool:
@@ -136,6 +139,7 @@ class Report:
                 for pool in self.pools
                 for status in pool.instances
             },
+            "model_calls": {agent: asdict(use) | {"model": model} for agent, model, use in self._uses()},
             "computed": self.computed,
             "distinct": self.distinct,
             "served": self.served,
@@ -156,6 +160,14 @@ class Report:
             mark = "" if each.exact else f"  (percentiles within {each.error_bound:.2%})"
             figures = "".join(f"{1000 * time:>9.2f}" for time in times)
             lines.append(f"{each.agent_name:<12}{each.task_count:>8}{each.success_rate:>8.1%}{figures}{mark}")
+        if self.llm:
+            lines += ["", f"Steps as model calls; {NOTE}"]
+            lines.append(
+                f"{'agent':<12}{'model':<12}{'calls':>8}{'tokens in':>12}{'cached':>12}{'out':>12}{'cost':>12}"
+            )
+            for agent, model, use in self._uses():
+                tokens = f"{use.tokens_in:>12}{use.tokens_cached_in:>12}{use.tokens_out:>12}"
+                lines.append(f"{agent:<12}{model:<12}{use.calls:>8}{tokens}{use.cost:>12.4f}")
         lines += ["", f"{'cache':<12}{'reads':>8}{'hits':>8}{'entries':>9}{'bytes':>12}{'seconds saved':>15}"]
         for cache in self.caches:
             reads = cache.hits + cache.misses
@@ -169,6 +181,12 @@ class Report:
                 lines.append(f"{its.id:<16}{steps:>8}{its.max_capacity:>10}{status.peak_load:>6}")
         lines += ["", *(f"{'ok ' if check.held else 'NOT'}  {check.promise}: {check.figures}" for check in self.checks)]
         return lines
+
+    def _uses(self) -> list[tuple[str, str, ModelUsage]]:
+        """Return agent, its made-up model, and usage; empty without model calls."""
+        models = {each.agent_name: MODELS[each.agent_name].name for each in self.agents if self.llm}
+        found = [(each.agent_name, models.get(each.agent_name, ""), each.models) for each in self.agents]
+        return [(agent, model, uses[model]) for agent, model, uses in found if model in uses]
 
     def _worst_lines(self) -> list[str]:
         lines = []

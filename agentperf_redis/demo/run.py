@@ -25,6 +25,7 @@ from agentperf_redis.command import Command, Reply
 from agentperf_redis.demo.checks import Evidence, checks
 from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.leftovers import let_expire
+from agentperf_redis.demo.model_calls import NOTE
 from agentperf_redis.demo.progress import Progress, Snapshot, Start, WorkerProgress, WorkerState
 from agentperf_redis.demo.redis_cli import scan_command
 from agentperf_redis.demo.report import Casualty, Report
@@ -60,6 +61,7 @@ class DemoOptions:
         namespace: prefix of all keys. None means `agentperf` on a private server. On the server at `url`, None means a
             new namespace whose keys expire after a day.
         lease_ttl: TTL of a lease without renewal, s. The capacity that a dead worker leased stays occupied this long.
+        llm: whether each step is also recorded as a model call, with tokens and cost; see `model_calls`.
         program: the arguments with which the Python interpreter is started as a worker.
     """
 
@@ -70,6 +72,7 @@ class DemoOptions:
     kill: bool = True
     namespace: str | None = None
     lease_ttl: float = 3.0
+    llm: bool = False
     program: tuple[str, ...] = ("-m", "agentperf_redis.demo.worker")
 
     def __post_init__(self) -> None:
@@ -122,6 +125,8 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
                 kill=demo.kills,
             )
         )
+        if options.llm:
+            progress.event(f"each step is also recorded as a model call; {NOTE}")
         if options.kill and not demo.kills:
             progress.event(f"no worker is killed: that needs 2 workers and {MIN_FILES_TO_KILL_IN} files")
         return demo.run()
@@ -180,6 +185,7 @@ class _Demo:
         self._tried: Counter[str] = Counter()
         self._granted_before: dict[str, int] = {}
         self._recorded_before: dict[str, int] = {}
+        self._calls_before: dict[str, int] = {}
 
     @property
     def kills(self) -> bool:
@@ -203,7 +209,9 @@ class _Demo:
     def read_earlier_counts(self) -> None:
         """Contact the server and read the counts of earlier demos."""
         self._granted_before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
-        self._recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
+        earlier = self._perf.metrics.snapshots(percentiles=False)
+        self._recorded_before = {agent: each.task_count for agent, each in earlier.items()}
+        self._calls_before = {agent: each.llm_calls for agent, each in earlier.items()}
 
     def run(self) -> Report:
         """Run the demo and check its promises."""
@@ -230,6 +238,9 @@ class _Demo:
             granted={pool.agent_type: pool.granted - self._granted_before.get(pool.agent_type, 0) for pool in pools},
             tried=self._tried,
             recorded={agent: each.task_count - self._recorded_before.get(agent, 0) for agent, each in metrics.items()},
+            calls={agent: each.llm_calls - self._calls_before.get(agent, 0) for agent, each in metrics.items()}
+            if self._options.llm
+            else None,
             killed_at=victim.stopped_at if victim is not None and victim.killed_at is not None else None,
         )
         return self._report(evidence, metrics, seconds)
@@ -264,6 +275,7 @@ class _Demo:
             journal=str(journal),
             lease_ttl=self._options.lease_ttl,
             last=self._last if self.kills and number == self._options.workers - 1 else None,
+            llm=self._options.llm,
         )
         library = str(Path(agentperf_redis.__file__).resolve().parent.parent)
         paths = [library, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -437,6 +449,7 @@ class _Demo:
             served=evidence.served,
             checks=checks(evidence),
             namespace=self._perf.backend.namespace,
+            llm=self._options.llm,
         )
 
 

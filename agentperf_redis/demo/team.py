@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from math import ceil
 from typing import NoReturn, TypeVar
@@ -17,6 +17,7 @@ from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.demo import agents
 from agentperf_redis.demo.agents import Finding, Outline, Review
 from agentperf_redis.demo.journal import Journal
+from agentperf_redis.demo.model_calls import call_of
 from agentperf_redis.demo.tree import Tree
 from agentperf_redis.errors import LeaseLost
 
@@ -69,9 +70,12 @@ class Team:
         tree: the tree to review.
         journal: the worker's journal.
         lease_ttl: TTL of a lease without renewal, s.
+        llm: whether each step is also recorded as a model call.
     """
 
-    def __init__(self, perf: AgentPerf, tree: Tree, journal: Journal, lease_ttl: float) -> None:
+    def __init__(self, perf: AgentPerf, tree: Tree, journal: Journal, lease_ttl: float, *, llm: bool = False) -> None:
+        self._llm = llm
+        self._computed = False
         self._tree = tree
         self._journal = journal
         self._lease_ttl = lease_ttl
@@ -102,14 +106,16 @@ class Team:
         Returns:
             The review.
         """
-        digest = sha256((self._tree.root / file).read_bytes()).hexdigest()
-        outline = self._step(READER, lambda: self._outline(file, digest))
+        source = (self._tree.root / file).read_bytes()
+        digest = sha256(source).hexdigest()
+        outline = self._step(READER, lambda: self._outline(file, digest), source)
         self._journal.used(f"{READER} {file}")
-        findings = self._step(CRITIC, lambda: self._findings(file, digest))
+        findings = self._step(CRITIC, lambda: self._findings(file, digest), source)
         self._journal.used(f"{CRITIC} {file}")
         modules = sorted({each.module for each in outline.imports})
-        libraries = self._step(LIBRARIAN, lambda: {module: self._names(module) for module in modules})
-        review = self._step(SUMMARISER, lambda: agents.summarise(file, outline, findings, libraries))
+        libraries = self._step(LIBRARIAN, lambda: {module: self._names(module) for module in modules}, modules)
+        given = (outline, findings, libraries)
+        review = self._step(SUMMARISER, lambda: agents.summarise(file, *given), *given)
         self._journal.reviewed(file)
         return review
 
@@ -125,8 +131,9 @@ class Team:
                     check()
                     time.sleep(_CHECK_EVERY_S)
 
-    def _step(self, agent: str, work: Callable[[], T]) -> T:
-        """Run the work of an agent on a leased instance."""
+    def _step(self, agent: str, work: Callable[[], T], *given: object) -> T:
+        """Run the work of an agent on a leased instance. `given` is the input of the work."""
+        self._computed = agent == SUMMARISER  # nothing caches the summariser's work
         try:
             with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
                 began = time.perf_counter()
@@ -138,6 +145,9 @@ class Team:
                 took = time.perf_counter() - began
                 self._journal.step(agent, lease.instance_id)
                 self._metrics.record_execution(agent, took, True)
+                if self._llm:
+                    call = call_of(agent, given, result, from_cache=not self._computed)
+                    self._metrics.record_llm(agent, **asdict(call))
         except LeaseLost:
             self._journal.lost(agent)  # the work is done and has no side effects, so the step counts
         return result
@@ -151,6 +161,7 @@ class Team:
         return names
 
     def _compute(self, key: str, work: Callable[[], T]) -> T:
+        self._computed = True
         self._journal.began(key)
         began = time.perf_counter()
         result = work()

@@ -40,6 +40,7 @@ class Task:
         lease_ttl: TTL of a lease without renewal, s.
         last: number of files after which the worker leases an instance and waits to be killed; None for a worker that
             finishes.
+        llm: whether each step is also recorded as a model call.
     """
 
     url: str
@@ -52,6 +53,7 @@ class Task:
     journal: str
     lease_ttl: float
     last: int | None = None
+    llm: bool = False
 
     def to_json(self) -> str:
         """Return the task as JSON, for stdin."""
@@ -75,7 +77,7 @@ def work(task: Task) -> None:
     journal = Journal(Path(task.journal))
     with AgentPerf(task.url, namespace=task.namespace) as perf:
         journal.hello(perf.backend.process)
-        team = Team(perf, tree, journal, task.lease_ttl)
+        team = Team(perf, tree, journal, task.lease_ttl, llm=task.llm)
         reviews = []
         for number, file in enumerate(order):
             if number == task.last:

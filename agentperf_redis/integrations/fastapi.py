@@ -21,6 +21,7 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.extras import extra
+from agentperf_redis.integrations._leases import LeaseOptions, check_lease
 
 with extra("fastapi"):
     from fastapi import FastAPI
@@ -29,7 +30,7 @@ with extra("fastapi"):
     from starlette.routing import BaseRoute
     from starlette.types import Scope
 
-    from agentperf_redis.integrations.starlette import LeaseOptions, Templates, add_to, check_lease, held
+    from agentperf_redis.integrations.starlette import Templates, add_to, held
 
 _LISTED_EVERY_S: Final = 1.0
 """How often requests without a route may cause the routes to be listed again, s."""

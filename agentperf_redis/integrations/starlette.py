@@ -31,16 +31,16 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, Unpack
 
 from agentperf_redis import arguments, process_end
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import Outcome
-from agentperf_redis.balancer.operations import OnLost
 from agentperf_redis.errors import InvalidArgument, NoCapacity
 from agentperf_redis.extras import extra
+from agentperf_redis.integrations._leases import LeaseOptions, check_lease
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.spans import Span
 
@@ -67,20 +67,6 @@ _BODY: Final = frozenset({"http.response.body", "http.response.zerocopysend", "h
 """Messages that carry the body. The last one has no `more_body`."""
 _EXCHANGE: Final = "agentperf_redis.exchange"
 """Key of the scope: the `_Exchange` of the request."""
-
-
-class LeaseOptions(TypedDict, total=False):
-    """Options of `LoadBalancer.lease`."""
-
-    wait: float
-    priority: int
-    require: Collection[str]
-    affinity: str | None
-    ttl: float
-    max_hold: float
-    on_lost: OnLost | None
-    tokens: int
-    fallback: Collection[str]
 
 
 def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:
@@ -146,13 +132,6 @@ def _until_sent(response: ASGIApp, stack: contextlib.AsyncExitStack) -> ASGIApp:
             await response(scope, receive, send)
 
     return answer
-
-
-def check_lease(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> None:
-    """Check the arguments of a lease, without a request to the server."""
-    if not isinstance(balancer, LoadBalancer):
-        raise InvalidArgument("balancer", balancer, "a LoadBalancer, such as perf.balancer()")
-    balancer.aio.lease(agent_type, **options)
 
 
 @contextlib.asynccontextmanager

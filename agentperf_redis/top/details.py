@@ -14,7 +14,7 @@ from agentperf_redis.balancer.model import LeaseStatus, PoolEvent, WaiterStatus
 from agentperf_redis.cache.flows.ranking import EntryRanking, EntryRankings, RankedEntry, TagUse
 from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.command import Flow
-from agentperf_redis.metrics.model import Execution
+from agentperf_redis.metrics.model import Execution, ModelUsage
 from agentperf_redis.metrics.series import SeriesRow
 from agentperf_redis.metrics.spans import SpanMetrics
 from agentperf_redis.metrics.workers import RunningExecution
@@ -133,8 +133,21 @@ def _error_rows(view: AgentView) -> list[_ErrorRow]:
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class _ModelRow:
+    """The agent's usage of one model in the window."""
+
+    name: str
+    use: ModelUsage
+
+
+def _model_rows(view: AgentView) -> list[_ModelRow]:
+    models = sorted(view.metrics.models.items(), key=lambda item: (-item[1].calls, item[0]))
+    return [_ModelRow(name, use) for name, use in models]
+
+
 class AgentDetail(Detail[AgentView]):
-    """One agent: percentiles over time, errors, spans, slowest, latest and running executions."""
+    """One agent: percentiles over time, errors, spans, models, slowest, latest and running executions."""
 
     kind = "agent"
     parts = (
@@ -186,6 +199,20 @@ class AgentDetail(Detail[AgentView]):
             ),
             lambda row: row.name,
             lambda view: view.spans.spans,
+        ),
+        Part[AgentView](
+            "Models",
+            (
+                Column[_ModelRow]("model", lambda row: row.name, None, 0, is_text=True),
+                Column[_ModelRow]("calls", lambda row: short_number(row.use.calls), None, 0),
+                Column[_ModelRow]("tokens in", lambda row: short_number(row.use.tokens_in), None, 0),
+                Column[_ModelRow]("cached", lambda row: short_number(row.use.tokens_cached_in), None, 2),
+                Column[_ModelRow]("tokens out", lambda row: short_number(row.use.tokens_out), None, 0),
+                Column[_ModelRow]("reasoning", lambda row: short_number(row.use.tokens_reasoning), None, 2),
+                Column[_ModelRow]("cost", lambda row: cells.money(row.use.cost), None, 0),
+            ),
+            lambda row: row.name,
+            _model_rows,
         ),
         Part[AgentView]("Slowest", _EXECUTIONS, lambda row: f"{row.ended} {row.seconds}", lambda view: view.slowest),
         Part[AgentView]("Latest", _EXECUTIONS, lambda row: f"{row.ended} {row.seconds}", lambda view: view.recent),

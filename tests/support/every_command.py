@@ -111,6 +111,8 @@ EXAMPLES: dict[str, Example] = {
     "lb update": _of_pool("p0", "--capacity", "9", shows="capacity 9"),
     "lb remove": _of_pool("p0", "--yes", shows="Removed p0 from coder"),
     "lb release": _of_pool("<token>", "--yes", shows="its capacity is free"),
+    "lb rest": _of_pool("p0", "--for", "20s", shows="takes no new work until"),
+    "lb delete-pool": _of_pool("--yes", shows="Deleted pool coder with 2 instances and 1 lease."),
     "lb repair": _of_pool(shows="nothing to repair"),
     "cache list": Example((), ("answers", "docs", "tiered", "last use"), says="No cache is in use."),
     "cache stats": _of_cache(shows="hit rate", changes=False),

@@ -104,7 +104,8 @@ INSTANCE = fields(
     failed_in_a_row=COUNT,
     fence=COUNT,
     state=one_of(
-        *("up", "draining", "unhealthy", "heartbeat_missed", "down", "ejected", "half_open", "rate_limited", "warming")
+        *("up", "draining", "unhealthy", "heartbeat_missed", "down", "ejected", "half_open"),
+        *("rate_limited", "resting", "warming"),
     ),
     limit=COUNT,
     ejections=COUNT,
@@ -217,6 +218,7 @@ SCHEMAS: dict[str, Schema] = {
             fields(hits=COUNT, misses=COUNT, hit_rate=SHARE, size=COUNT, bytes=COUNT, seconds_saved=POSITIVE)
         ),
         instances=by_name(fields(steps=COUNT, capacity=COUNT, peak=COUNT)),
+        model_calls=by_name(fields(model=TEXT, calls=COUNT, **TOKENS)),
         computed=COUNT,
         distinct=COUNT,
         served=COUNT,
@@ -307,6 +309,7 @@ SCHEMAS: dict[str, Schema] = {
             active_agents=COUNT,
         ),
         agents=rows(AGENT),
+        models=by_name(fields(calls=COUNT, **TOKENS)),
         idle=rows(fields(agent=TEXT, last_seen=TIME)),
         caches=rows(fields(cache=TEXT, **CACHE_COUNTS, seconds_saved=POSITIVE)),
         pools=by_name(
@@ -528,6 +531,8 @@ SCHEMAS: dict[str, Schema] = {
     "lb update": document("lb update", pool=TEXT, **INSTANCE["properties"]),
     "lb remove": document("lb remove", pool=TEXT, instance=TEXT, removed=FLAG),
     "lb release": document("lb release", pool=TEXT, token=TEXT, freed=FLAG),
+    "lb rest": document("lb rest", pool=TEXT, instance=TEXT, resting_s=POSITIVE),
+    "lb delete-pool": document("lb delete-pool", pool=TEXT, deleted=FLAG, instances=COUNT, leases=COUNT),
     "lb repair": document("lb repair", pool=TEXT, instances=COUNT, wrong=COUNT, orphans=COUNT),
     "cache list": document("cache list", caches=rows(more(CACHE_STATS, last_used=maybe(TIME)))),
     "cache stats": document("cache stats", **CACHE_STATS["properties"]),

@@ -106,10 +106,10 @@ def test_agent_is_opened_and_closed(view: Callable[..., None]) -> None:
         await shown.shows("TimeoutError", "10", "100.0%")
         await shown.press("tab")
         await shown.shows("think")
-        await shown.press("tab")
+        await shown.press("tab", "tab")
         await shown.shows("0.590", "ok")
-        await shown.press("shift+tab", "shift+tab", "shift+tab", "shift+tab")
-        await shown.until(lambda: active(shown) == "part-5", "the tab of running executions")
+        await shown.press(*["shift+tab"] * 5)
+        await shown.until(lambda: active(shown) == "part-6", "the tab of running executions")
         await shown.press("escape")
         await shown.until(lambda: isinstance(shown.app.screen, ListingScreen), "the listing")
         assert shown.rows == ["planner", "critic"]

@@ -54,6 +54,11 @@ def test_sound_evidence_passes_every_check() -> None:
         assert check.held, check
 
 
+def test_kill_may_separate_a_step_from_its_model_call() -> None:
+    for count in (27, 28, 29):
+        assert all(check.held for check in checks(replace(evidence(), calls={"reader": count, "other": 5})))
+
+
 def test_run_without_a_kill_omits_kill_checks() -> None:
     sound = evidence()
     alive = replace(
@@ -123,6 +128,14 @@ BROKEN: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "no grants": ("leases granted", lambda sound: replace(sound, granted={})),
     "a step not recorded": ("every step is in the metrics", lambda sound: replace(sound, recorded={"reader": 26})),
     "recorded twice": ("every step is in the metrics", lambda sound: replace(sound, recorded={"reader": 31})),
+    "a call without a step": (
+        "every recorded step is also",
+        lambda sound: replace(sound, calls={"reader": 30}),
+    ),
+    "a step without a call": (
+        "every recorded step is also",
+        lambda sound: replace(sound, calls={"reader": 26}),
+    ),
     "nothing recorded": ("every step is in the metrics", lambda sound: replace(sound, recorded={})),
 }
 

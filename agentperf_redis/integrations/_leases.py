@@ -1,0 +1,128 @@
+"""Decorators that lease an instance: their options, and the decorator for tasks of a queue.
+
+Without a free instance, the queue runs the task again later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypedDict, Unpack
+
+from agentperf_redis import arguments
+from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import Outcome
+from agentperf_redis.balancer.operations import OnLost
+from agentperf_redis.errors import InvalidArgument, NoCapacity
+from agentperf_redis.random_numbers import fraction
+
+_JITTER = 0.25
+"""Tasks that find no capacity at the same time come back over this part of the time, not all at once."""
+
+
+class LeaseOptions(TypedDict, total=False):
+    """The options of `LoadBalancer.lease`."""
+
+    wait: float
+    priority: int
+    require: Collection[str]
+    affinity: str | None
+    ttl: float
+    max_hold: float
+    on_lost: OnLost | None
+    tokens: int
+    fallback: Collection[str]
+
+
+def check_lease(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> None:
+    """Check the arguments of a lease, without a request to the server."""
+    if not isinstance(balancer, LoadBalancer):
+        raise InvalidArgument("balancer", balancer, "a LoadBalancer, such as perf.balancer()")
+    balancer.aio.lease(agent_type, **options)
+
+
+def on_lease(
+    balancer: LoadBalancer,
+    agent_type: str,
+    put_off: Callable[[NoCapacity], Any],
+    outcome_of: Callable[[BaseException], Outcome | None],
+    **options: Unpack[LeaseOptions],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for functions that run on a leased instance.
+
+    Args:
+        balancer: the balancer.
+        agent_type: the pool.
+        put_off: called instead of the function if there is no free instance. It has the queue run the task again later.
+        outcome_of: returns the outcome of the lease for an exception of the function; None: as `LoadBalancer.lease`.
+        options: as for `LoadBalancer.lease`.
+
+    Raises:
+        InvalidArgument: for invalid options.
+    """
+    check_lease(balancer, agent_type, options)
+
+    def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(function):
+            raise InvalidArgument("function", function, "a function; the decorator of the task stands above this one")
+        takes_lease, shown = _without_lease(function)
+
+        def run(lease: Lease, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return function(*args, **({**kwargs, "lease": lease} if takes_lease else kwargs))
+
+        if arguments.is_coroutine_function(function):
+
+            @functools.wraps(function)
+            async def leased(*args: Any, **kwargs: Any) -> Any:
+                async with contextlib.AsyncExitStack() as stack:
+                    try:
+                        lease = await stack.enter_async_context(balancer.aio.lease(agent_type, **options))
+                    except NoCapacity as error:
+                        return put_off(error)
+                    with _outcome_of_errors(lease, outcome_of):
+                        return await run(lease, args, kwargs)
+
+        else:
+
+            @functools.wraps(function)
+            def leased(*args: Any, **kwargs: Any) -> Any:
+                with contextlib.ExitStack() as stack:
+                    try:
+                        lease = stack.enter_context(balancer.lease(agent_type, **options))
+                    except NoCapacity as error:
+                        return put_off(error)
+                    with _outcome_of_errors(lease, outcome_of):
+                        return run(lease, args, kwargs)
+
+        leased.__signature__ = shown  # type: ignore[attr-defined]  # unknown to mypy
+        return leased
+
+    return decorator
+
+
+@contextlib.contextmanager
+def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outcome | None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if lease.outcome is None:
+            lease.outcome = outcome_of(error)
+        raise
+
+
+def _without_lease(function: Callable[..., Any]) -> tuple[bool, inspect.Signature]:
+    """Return whether a function takes its lease, and its signature without that parameter.
+
+    A queue checks the arguments of a call against the signature when the task is sent. No lease exists then.
+    """
+    signature = inspect.signature(function)
+    others = [each for name, each in signature.parameters.items() if name != "lease"]
+    return len(others) < len(signature.parameters), signature.replace(parameters=others)
+
+
+def pause_s(error: NoCapacity) -> float:
+    """Return after how many seconds a task that found no capacity runs again."""
+    return error.retry_after * (1 + _JITTER * fraction())

@@ -1,0 +1,190 @@
+"""RQ: every run of a job is an execution, and a job can lease an instance.
+
+    class Tracked(Worker):
+        pass
+
+    instrument(Tracked, perf)    # rq worker --with-scheduler --worker-class workers.Tracked
+
+    @leased(perf.balancer(), "coder")
+    def review(path, lease): ...
+
+**Recorded**: each run of a job, under the name of its function (`jobs.review`), with its duration. Spans, `record_llm`
+and tool calls within a job belong to it.
+
+| end of the run | counts as |
+|---|---|
+| result | success |
+| an exception, also one after which the job is retried | failure of its type, such as `JobTimeoutException` |
+| its process was killed (out of memory, timeout, exit) | failure: `WorkHorseKilled` |
+| the job returns `Retry`, no capacity | cancelled: neither success nor failure |
+| stopped by `send_stop_job_command` | cancelled |
+| cancelled, or expired before it ran; its worker was killed | not an execution |
+
+**Lost**: nothing when work horses (`Worker`, `SpawnWorker`) end, or `SimpleWorker` stops. A job that was killed loses
+what it recorded since its last flush.
+
+Errors of the server never reach a job: records wait in the process. Only `leased` needs the server.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from asyncio import CancelledError
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack, cast
+
+from agentperf_redis import arguments
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.model import Outcome
+from agentperf_redis.errors import InvalidArgument, NoCapacity
+from agentperf_redis.extras import extra
+from agentperf_redis.integrations._leases import LeaseOptions, on_lease, pause_s
+from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.recording import ExceptionTypes, exception_types
+
+with extra("rq"):
+    from rq import Retry, get_current_job
+    from rq.timeouts import JobTimeoutException
+    from rq.worker import BaseWorker, Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+W = TypeVar("W", bound=type[BaseWorker])
+
+_NO_LIMIT = 1_000_000_000
+_KILLED = "WorkHorseKilled"
+_UNREADABLE = "unreadable job"
+
+
+def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes = ()) -> W:
+    """Record every run of the jobs of this class's workers; see the module.
+
+    Args:
+        worker_class: a subclass of your own of a worker class of RQ. It is changed in place. A SpawnWorker imports it
+            in the process of each job, so it stands at the top of a module.
+        perf: the server and namespace.
+        not_failures: as for `MetricsCollector.track`: exceptions that count as success.
+
+    Returns:
+        The class.
+
+    Raises:
+        InvalidArgument: for an invalid argument, for a class of RQ itself, and for a class that is instrumented already
+            or inherits from one that is.
+    """
+    changed = _checked(worker_class)
+    if not isinstance(perf, AgentPerf):
+        raise InvalidArgument("perf", perf, "an AgentPerf")
+    kept = exception_types("not_failures", not_failures)
+    changed.agentperf = perf
+    _track_jobs(changed, perf.metrics, kept)
+    if issubclass(changed, Worker):
+        _count_killed_jobs(changed, perf.metrics)
+    return worker_class
+
+
+def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]) -> Callable[[F], F]:
+    """Return a decorator: the job's function runs on a leased instance. It may be a coroutine function.
+
+    If no instance is free, the job is scheduled to run after `NoCapacity.retry_after`, rounded up to a second or more.
+    That needs a scheduler, as in ``rq worker --with-scheduler``. It uses up none of the job's own retries, and has no
+    limit. Outside a worker, and in a queue with ``is_async=False``, NoCapacity is raised.
+
+    A parameter `lease` of the function gets the `Lease`; callers of the job do not pass it. The outcome of the lease is
+    as in `LoadBalancer.lease`. JobTimeoutException counts as "timeout".
+
+    Args:
+        balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the job is also scheduled
+            again if the server is unreachable.
+        agent_type: the pool.
+        options: as for `LoadBalancer.lease`. ``wait=`` occupies the worker while the job waits.
+
+    Raises:
+        InvalidArgument: for an invalid argument.
+    """
+    return cast("Callable[[F], F]", on_lease(balancer, agent_type, _put_off, _outcome_of, **options))
+
+
+def _put_off(error: NoCapacity) -> Retry:
+    """Return the result with which a job asks its worker to run it again."""
+    job = get_current_job()
+    if job is None or job.worker_name in (None, "sync"):  # RQ's name for a queue that runs its jobs in the caller
+        raise error
+    return Retry(max=_NO_LIMIT, interval=math.ceil(pause_s(error)))
+
+
+def _outcome_of(error: BaseException) -> Outcome | None:
+    return Outcome.TIMEOUT if isinstance(error, JobTimeoutException) else None
+
+
+def _checked(worker_class: Any) -> Any:
+    """Check a worker class, and return it as an object of unknown type, which may be changed."""
+    is_of_workers = isinstance(worker_class, type) and issubclass(worker_class, BaseWorker)
+    if not is_of_workers or worker_class.__module__.partition(".")[0] == "rq":
+        allowed = "a subclass of your own of a worker class of RQ, so that RQ's class stays as it is"
+        raise InvalidArgument("worker_class", worker_class, allowed)
+    if hasattr(worker_class, "agentperf"):
+        raise InvalidArgument("worker_class", worker_class, "a class that is not instrumented yet")
+    return worker_class
+
+
+def _track_jobs(worker_class: Any, metrics: MetricsCollector, not_failures: tuple[type[BaseException], ...]) -> None:
+    """Record `job.perform()`, which a worker calls in the process of the job."""
+    perform_job = worker_class.perform_job
+
+    @functools.wraps(perform_job)
+    def tracked(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
+        perform = job.perform
+
+        def performing() -> Any:
+            span = metrics.track(_agent(job), not_failures=not_failures)
+            span.__enter__()
+            try:
+                result = perform()
+            except BaseException as error:
+                span.__exit__(type(error), error, None)
+                raise
+            put_off = CancelledError() if isinstance(result, Retry) else None
+            span.__exit__(None if put_off is None else CancelledError, put_off, None)
+            return result
+
+        job.perform = performing
+        return perform_job(self, job, *args, **kwargs)
+
+    worker_class.perform_job = tracked
+
+
+def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
+    """Record jobs whose process was killed, in the process of the worker, which waits for the other one."""
+    monitor_work_horse, handle_job_failure = worker_class.monitor_work_horse, worker_class.handle_job_failure
+
+    @functools.wraps(monitor_work_horse)
+    def monitoring(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
+        self._agentperf_since = time.monotonic()
+        try:
+            return monitor_work_horse(self, job, *args, **kwargs)
+        finally:
+            self._agentperf_since = None
+
+    @functools.wraps(handle_job_failure)
+    def handling(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
+        since = getattr(self, "_agentperf_since", None)
+        if since is not None:  # a job that failed by itself is handled in its own process, where none is monitored
+            seconds = time.monotonic() - since
+            if getattr(self, "_stopped_job_id", None) == job.id:
+                metrics.record_cancellation(_agent(job), seconds)
+            else:
+                metrics.record_execution(_agent(job), seconds, False, _KILLED)
+        return handle_job_failure(self, job, *args, **kwargs)
+
+    worker_class.monitor_work_horse = monitoring
+    worker_class.handle_job_failure = handling
+
+
+def _agent(job: Any) -> str:
+    try:
+        return arguments.nearest_name(job.func_name or _UNREADABLE)
+    except Exception:  # noqa: BLE001  the data of the job cannot be read: RQ fails the job with its own error
+        return _UNREADABLE
