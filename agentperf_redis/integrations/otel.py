@@ -16,29 +16,32 @@ losses. The processor raises nothing into the program, and does no I/O except in
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.errors import AgentPerfError, InvalidArgument
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.export import otel_names
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.accumulator import OK
-from agentperf_redis.metrics.traces import Description, Ended, Kind, ModelCall, OpenSpans, Traces, failure
+from agentperf_redis.metrics.traces import (
+    SHUTDOWN_S,
+    Description,
+    Ended,
+    Failures,
+    Kind,
+    ModelCall,
+    OpenSpans,
+    Traces,
+    failure,
+    flush,
+)
 
 with extra("otel"):
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
     from opentelemetry.trace import SpanContext, StatusCode
-
-_log = logging.getLogger("agentperf_redis")
-
-_SHUTDOWN_S = 5.0
-"""Maximum duration of the flush in `shutdown`."""
 
 
 class AgentPerfSpanProcessor(SpanProcessor):
@@ -70,7 +73,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
             in_tracked=arguments.flag("in_tracked", in_tracked),
         )
         self._is_over = False
-        self._warned = False
+        self._failures = Failures()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  the span knows its parent
         """Note the start of a span."""
@@ -79,7 +82,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
         try:
             self._traces.begin(_key(span.context), _key(span.parent), span)
         except Exception:  # noqa: BLE001  the traced program must not fail
-            self._warn()
+            self._failures.log()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record what the end of a span completes."""
@@ -88,7 +91,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
         try:
             self._traces.end(_key(span.context), lambda: self._ended(span))
         except Exception:  # noqa: BLE001  as above
-            self._warn()
+            self._failures.log()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Wait until the server has counted all records.
@@ -99,38 +102,13 @@ class AgentPerfSpanProcessor(SpanProcessor):
         Returns:
             Whether all records are counted. Uncounted records are kept and sent again.
         """
-        return self._is_over or self._flush(timeout_millis / 1000)
+        return self._is_over or flush(self._metrics, timeout_millis / 1000)
 
     def shutdown(self) -> None:
         """Flush for five seconds at most, and ignore all later spans."""
         if not self._is_over:
             self._is_over = True
-            self._flush(_SHUTDOWN_S)
-
-    def _flush(self, seconds: float) -> bool:
-        flushed = False
-
-        def flush() -> None:
-            nonlocal flushed
-            try:
-                flushed = self._metrics.flush(max(0.0, seconds))
-            except AgentPerfError as error:
-                _log.warning("spans are not counted yet: %s", error)
-
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            flush()
-        else:  # OpenTelemetry has no asyncio method for this. The wait blocks the loop, as those of exporters do.
-            thread = threading.Thread(target=flush, name="agentperf-otel-flush", daemon=True)
-            thread.start()
-            thread.join(max(0.0, seconds))
-        return flushed
-
-    def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.exception("a span could not be recorded; further failures are not logged")
+            flush(self._metrics, SHUTDOWN_S)
 
     def _ended(self, span: ReadableSpan) -> Ended:
         description = self._describe(span)

@@ -284,6 +284,11 @@ class Span:
         self.path, self.seconds, self.self_seconds = path[:MAX_SPAN_DEPTH], seconds, self_seconds
         self._finish(self, outcome)
 
+    def rename(self, name: str) -> None:
+        """Change the name of an entered span; an execution keeps its agent. Later spans within it have the new path."""
+        if self.path:
+            self.path = (*self.path[:-1], arguments.name("name", name))
+
     def call_within(self, path: tuple[str, ...], function: Callable[[], None]) -> None:
         """Call a function as if the code ran in this span, and record no time.
 

@@ -6,8 +6,9 @@ A tracer reports the start and the end of each span, on any thread. The rules:
 2. Outside of agent spans, the outermost described span is an execution.
 3. Any other described span is a span within the innermost execution around it. Spans without a description, such as
    HTTP requests, are ignored: their time belongs to the described span around them.
-4. A model span within a model span is the same call, seen by a second instrumentation: the outer one counts. The usage
-   of an agent span counts only if no model span within it has counted.
+4. Two instrumentations may report the same work, as spans directly within one another. A model span in a model span is
+   the same call: the outer one counts. An agent span in an agent span of the same agent is the same execution. The
+   usage of an agent span counts only if no model span within it has counted.
 5. A span that begins in an execution tracked by the program (`track`, `track_performance`, other adapters) is left to
    the program, because the program records it. An exception is an agent span of another agent, and all within it.
 
@@ -17,9 +18,11 @@ is not recorded; it is forgotten when its tracer drops it. In a forked child, sp
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import weakref
+from asyncio import _get_running_loop
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,8 +34,12 @@ from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.spans import executions_around, outcome_of
 
+_log = logging.getLogger("agentperf_redis")
+
 MAX_KEPT = 5000
 """Maximum number of ended spans that wait for the end of an execution. Further ones are recorded without self time."""
+SHUTDOWN_S = 5.0
+"""Maximum duration of the flush when a tracer shuts down."""
 _MAX_NS = 366 * 86_400 * 10**9
 
 
@@ -111,7 +118,10 @@ class _Node:
     """The executions tracked by the program in which this span began, the innermost first."""
     error_before: int
     """Id of the exception that was handled when the span began."""
-    description: Description | None = None
+    described: Description | None = None
+    """What the tracer says."""
+    repeats: bool | None = None
+    """Whether this agent span repeats the one around it; None until it is described."""
     ended: Ended | None = None
     around_end: tuple[_Tracked, ...] = ()
     """The same at the end of this span. Another adapter may have begun to track this execution after this one."""
@@ -123,9 +133,18 @@ class _Node:
     inner_call: ModelCall | None = None
     has_calls: bool = False
 
+    @property
+    def description(self) -> Description | None:
+        """What the span is; None for a span that is ignored."""
+        return None if self.repeats else self.described
 
-class OpenSpans(dict[Hashable, _Node]):
-    """The open spans of one process and namespace, by key. Several processors share them, so each span counts once."""
+
+class OpenSpans(dict[Hashable, Any]):
+    """The open spans of one tracer, process and namespace, by key. Processors share them: each span counts once.
+
+    Attributes:
+        lock: held while ended spans are recorded.
+    """
 
     __slots__ = ("__weakref__", "lock")
 
@@ -138,6 +157,48 @@ class OpenSpans(dict[Hashable, _Node]):
         """In a forked child: the parent records the open spans that the fork copied."""
         self.clear()
         self.lock = threading.RLock()
+
+
+class Failures:
+    """Logs the first failure of a processor. A processor must not raise into the traced program."""
+
+    def __init__(self) -> None:
+        self._logged = False
+
+    def log(self) -> None:
+        """Log the current exception, unless one was logged before."""
+        if not self._logged:
+            self._logged = True
+            _log.exception("a span could not be recorded; further failures are not logged")
+
+
+def flush(metrics: MetricsCollector, seconds: float) -> bool:
+    """Flush on behalf of a tracer, which waits but expects no error.
+
+    Args:
+        metrics: the collector.
+        seconds: max seconds to wait.
+
+    Returns:
+        Whether the server has counted all records.
+    """
+    flushed = False
+    seconds = max(0.0, seconds)
+
+    def wait() -> None:
+        nonlocal flushed
+        try:
+            flushed = metrics.flush(seconds)
+        except Exception as error:  # noqa: BLE001  the records are kept and sent again
+            _log.warning("spans are not counted yet: %s", error)
+
+    if _get_running_loop() is None:
+        wait()
+    else:  # The tracer has no asyncio method for this. The wait blocks the event loop, as those of exporters do.
+        thread = threading.Thread(target=wait, name="agentperf-traces-flush", daemon=True)
+        thread.start()
+        thread.join(seconds)
+    return flushed
 
 
 class Traces:
@@ -196,7 +257,7 @@ class Traces:
             return
         del self._open[key]
         result = ended()
-        node.description = result.description
+        node.described = result.description
         if result.description is not None:
             node.around_end = executions_around()
             node.ended = result = _with_cancellation(result, node.error_before)
@@ -223,15 +284,24 @@ class Traces:
         self._settle(node)
 
     def _known(self, node: _Node) -> Description | None:
-        if node.description is None and node.ended is None:
+        if node.described is None and node.ended is None:
             source = node.source()
-            node.description = None if source is None else self._describe(source)
+            node.described = None if source is None else self._describe(source)
+        if node.described is not None and node.repeats is None:
+            node.repeats = node.described.kind is Kind.AGENT and self._repeats(node)
         return node.description
+
+    def _repeats(self, node: _Node) -> bool:
+        outer = self._described_around(node)
+        return outer is not None and self._kind(outer) is Kind.AGENT and self._agent_of(outer) == self._agent_of(node)
 
     def _settle(self, node: _Node) -> None:
         """Record an ended span, of which all spans around it are known."""
-        execution, names = self._execution_of(node)
         node.settled = True
+        if self._known(node) is None:
+            self._pass_on(node)
+            return
+        execution, names = self._execution_of(node)
         if self._kind(node) is Kind.SETUP and execution is node:
             return
         tracked = self._tracked(execution, node)
@@ -279,7 +349,7 @@ class Traces:
         return "?" if node.description is None else nearest_name(node.description.name)
 
     def _agent_of(self, execution: _Node) -> str:
-        named = None if execution.description is None else execution.description.agent
+        named = None if execution.described is None else execution.described.agent
         return nearest_name(named or self._agent)
 
     def _tracked(self, execution: _Node, node: _Node) -> _Tracked | None:
@@ -305,20 +375,26 @@ class Traces:
             return
         call = node.ended.call
         if self._kind(node) is Kind.MODEL:
-            if call is None or not call.usage:
-                call = node.inner_call or call
+            call = _better(call, node.inner_call)
             outer = self._described_around(node)
             if outer is not None and self._kind(outer) is Kind.MODEL:
-                if outer.inner_call is None or not outer.inner_call.usage:
-                    outer.inner_call = call
+                outer.inner_call = _better(outer.inner_call, call)
                 return
             if call is None or (not call.usage and node.ended.outcome != OK):
                 return  # a call that failed has no usage
-        elif call is None or not call.usage or node.has_calls:
-            return
+        else:
+            call = _better(call, node.inner_call)
+            if call is None or not call.usage or node.has_calls:
+                return
         self._mark_called(node)
         record = self._metrics.record_llm
         self._metrics.track(agent).call_within(path, lambda: record(usage=call))
+
+    def _pass_on(self, node: _Node) -> None:
+        """Give the usage of an agent span that repeats another one to that span."""
+        outer = self._described_around(node)
+        if outer is not None and node.ended is not None:
+            outer.inner_call = _better(outer.inner_call, _better(node.ended.call, node.inner_call))
 
     def _described_around(self, node: _Node) -> _Node | None:
         around = node.parent
@@ -352,6 +428,11 @@ class Traces:
         )
         for each, own in zip(members, owns, strict=True):
             self._record(each, agent, self._execution_of(each)[1], own / 1e9)
+
+
+def _better(one: ModelCall | None, other: ModelCall | None) -> ModelCall | None:
+    """Return the first call with a usage, or else the first call."""
+    return one if (one is not None and one.usage) or other is None else other
 
 
 def _duration_ns(ended: Ended) -> int:
