@@ -144,7 +144,13 @@ SPAN_TOKENS: dict[str, tuple[str, ...]] = {
 """Field of a usage, in the format of pydantic-ai (see `agentperf_redis.metrics.llm_shapes`) -> the attributes with this
 count, in order of precedence."""
 SPAN_COST = ("operation.cost", "gen_ai.usage.cost", "llm.cost.total")
-SPAN_MODEL_REQUESTED = ("gen_ai.request.model", "llm.request.model_name", "llm.model_name", "embedding.model_name")
+SPAN_MODEL_REQUESTED = (
+    "gen_ai.request.model",
+    "llm.request.model_name",
+    "llm.model_name",
+    "embedding.model_name",
+    "traceloop.association.properties.ls_model_name",  # LangChain's name, in OpenLLMetry
+)
 SPAN_MODEL = ("gen_ai.response.model", "llm.response.model_name", *SPAN_MODEL_REQUESTED)
 NO_NAMES = ("", "unknown")
 """Values that stand for a missing name: OpenLLMetry writes ``unknown``."""

@@ -9,14 +9,14 @@ Any instrumentation that names its spans as in `agentperf_redis.export.otel_name
 pydantic-ai, OpenLLMetry, OpenInference, the instrumentations of OpenTelemetry. `agentperf_redis.metrics.traces` states
 which span is an execution, and how nothing is counted twice. Prompts and replies are not read.
 
-Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops. To count these
-too, wrap the sampler: ``TracerProvider(sampler=AlwaysRecordSampler(sampler))``. Otherwise as in the README's table of
-losses. The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops, unless it is
+wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``. Otherwise as in the README's table of losses. The
+processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentperf_redis import arguments
@@ -41,7 +41,9 @@ from agentperf_redis.metrics.traces import (
 with extra("otel"):
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-    from opentelemetry.trace import SpanContext, StatusCode
+    from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+    from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
+    from opentelemetry.util.types import Attributes
 
 
 class AgentPerfSpanProcessor(SpanProcessor):
@@ -141,6 +143,39 @@ class AgentPerfSpanProcessor(SpanProcessor):
     def _fallback(self, span: ReadableSpan) -> str | None:
         """Return the agent of an execution that names none."""
         return self._given_agent or _text(span.resource.attributes.get("service.name"))
+
+
+class RecordingSampler(Sampler):
+    """Lets span processors see the spans that another sampler drops. Exporters still skip these spans.
+
+    The SDK has an `AlwaysRecordSampler` for this. But its spans lack the attributes given at their start, because
+    samplers return no attributes for a span that they drop.
+
+    Args:
+        root: the sampler that decides which spans are exported.
+    """
+
+    def __init__(self, root: Sampler) -> None:
+        self._root = root
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+    ) -> SamplingResult:
+        """Return the decision of the other sampler, or to record the span if the other sampler drops it."""
+        found = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links)
+        if found.decision is not Decision.DROP:
+            return found
+        return SamplingResult(Decision.RECORD_ONLY, attributes, found.trace_state)
+
+    def get_description(self) -> str:
+        """Return the name of this sampler and of the other one."""
+        return f"RecordingSampler{{{self._root.get_description()}}}"
 
 
 def _key(context: SpanContext | None) -> tuple[int, int] | None:

@@ -10,7 +10,8 @@ A tracer reports the start and the end of each span, on any thread. The rules:
    the same call: the outer one counts. An agent span in an agent span of the same agent is the same execution. The
    usage of an agent span counts only if no model span within it has counted.
 5. A span that begins in an execution tracked by the program (`track`, `track_performance`, other adapters) is left to
-   the program, because the program records it. An exception is an agent span of another agent, and all within it.
+   the program, because the program records it. An exception is an agent span of another agent, and all within it,
+   unless this span is within an agent span that is left to the program.
 
 Executions and their spans are recorded when the execution ends, tokens when the model call ends. A span that never ends
 is not recorded; it is forgotten when its tracer drops it. In a forked child, spans of the parent are not recorded.
@@ -360,9 +361,15 @@ class Traces:
                     return each  # it began within the execution of this span
         if self._kind(execution) is not Kind.AGENT:
             return execution.around[0] if execution.around else None
-        agent = self._agent_of(execution)
-        around = (*execution.around, *execution.around_end)
-        return next((each for each in around if each[0] == agent), None)
+        around: _Node | None = execution
+        while around is not None:
+            if self._kind(around) is Kind.AGENT:
+                agent = self._agent_of(around)
+                for each in (*around.around, *around.around_end):
+                    if each[0] == agent:
+                        return each
+            around = None if self._in_tracked else around.parent
+        return None
 
     # -- recording
 

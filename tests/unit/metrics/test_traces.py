@@ -123,6 +123,11 @@ class Tracer:
         self.now += 1
         self.end(made, usage=usage, took=self.now - began)
 
+    def work(self, kind: Kind, name: str, parent: FakeSpan | None = None) -> None:
+        """Report a span without spans within. Model calls have a usage of 100 tokens in."""
+        with self.span(kind, name, parent, usage=USAGE if kind is Kind.MODEL else None):
+            pass
+
 
 @pytest.fixture
 def book() -> Book:
@@ -136,8 +141,7 @@ def tracer(book: Book) -> Tracer:
 
 def test_agent_span_is_an_execution_with_spans_within(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "planner") as agent:
-        with tracer.span(Kind.MODEL, "chat m", agent, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat m", agent)
         with tracer.span(Kind.STEP, "node", agent) as node, tracer.span(Kind.TOOL, "search", node):
             pass
     assert sorted(book.ended) == [
@@ -151,9 +155,12 @@ def test_agent_span_is_an_execution_with_spans_within(book: Book, tracer: Tracer
 
 
 def test_nested_agent_has_an_execution_of_its_own(book: Book, tracer: Tracer) -> None:
-    with tracer.span(Kind.AGENT, "outer") as outer, tracer.span(Kind.TOOL, "ask", outer) as ask:
-        with tracer.span(Kind.AGENT, "inner", ask) as inner, tracer.span(Kind.MODEL, "chat", inner, usage=USAGE):
-            pass
+    with (
+        tracer.span(Kind.AGENT, "outer") as outer,
+        tracer.span(Kind.TOOL, "ask", outer) as ask,
+        tracer.span(Kind.AGENT, "inner", ask) as inner,
+    ):
+        tracer.work(Kind.MODEL, "chat", inner)
     assert sorted(book.ended) == [
         ("inner", 2, 1, "ok"),
         ("inner/chat", 1, 1, "ok"),
@@ -164,11 +171,13 @@ def test_nested_agent_has_an_execution_of_its_own(book: Book, tracer: Tracer) ->
 
 
 def test_without_agent_the_outermost_described_span_is_an_execution(book: Book, tracer: Tracer) -> None:
-    with tracer.span(None) as http, tracer.span(Kind.STEP, "chain", http) as chain:
-        with tracer.span(None, parent=chain) as inner, tracer.span(Kind.MODEL, "chat", inner, usage=USAGE):
-            pass
-    with tracer.span(Kind.MODEL, "chat", usage=USAGE):
-        pass
+    with (
+        tracer.span(None) as http,
+        tracer.span(Kind.STEP, "chain", http) as chain,
+        tracer.span(None, parent=chain) as inner,
+    ):
+        tracer.work(Kind.MODEL, "chat", inner)
+    tracer.work(Kind.MODEL, "chat")
     assert book.names == ["chain", "chain/chat", "fallback"]
     assert book.calls == [("chain/chat", 100), ("fallback", 100)]
 
@@ -190,33 +199,32 @@ def test_kind_known_at_the_end_places_spans_within(book: Book, tracer: Tracer) -
 
 def test_call_seen_by_two_instrumentations_counts_once(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "a") as agent:
-        with tracer.span(Kind.MODEL, "chat", agent, usage=USAGE) as outer:
-            with tracer.span(None, parent=outer) as client, tracer.span(Kind.MODEL, "chat", client, usage=USAGE):
-                pass
-        with tracer.span(Kind.MODEL, "bare", agent) as bare, tracer.span(Kind.MODEL, "chat", bare, usage=USAGE):
-            pass
+        with (
+            tracer.span(Kind.MODEL, "chat", agent, usage=USAGE) as outer,
+            tracer.span(None, parent=outer) as client,
+        ):
+            tracer.work(Kind.MODEL, "chat", client)
+        with tracer.span(Kind.MODEL, "bare", agent) as bare:
+            tracer.work(Kind.MODEL, "chat", bare)
     assert book.calls == [("a/chat", 100), ("a/bare", 100)]
 
 
 def test_agent_seen_by_two_instrumentations_counts_once(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "a") as outer, tracer.span(Kind.AGENT, "a", outer) as inner:
-        with tracer.span(Kind.MODEL, "chat", inner, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat", inner)
     assert sorted(book.ended) == [("a", 3, 2, "ok"), ("a/chat", 1, 1, "ok")]
     assert book.calls == [("a/chat", 100)]
 
 
 def test_agent_that_calls_itself_by_a_tool_counts_twice(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "a") as outer, tracer.span(Kind.TOOL, "again", outer) as tool:
-        with tracer.span(Kind.AGENT, "a", tool):
-            pass
+        tracer.work(Kind.AGENT, "a", tool)
     assert book.names == ["a", "a", "a/again"]
 
 
 def test_usage_of_an_agent_counts_only_without_model_spans(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "local", usage={"input_tokens": 200}) as agent:
-        with tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat", agent)
     with tracer.span(Kind.AGENT, "remote", usage={"input_tokens": 200, "output_tokens": 1}):
         pass
     assert book.calls == [("local/chat", 100), ("remote", 200)]
@@ -232,33 +240,29 @@ def test_failed_call_without_usage_is_no_model_call(book: Book, tracer: Tracer) 
 
 def test_executions_of_the_program_are_not_counted_again(book: Book, tracer: Tracer) -> None:
     with book.track("planner"):
-        with tracer.span(Kind.AGENT, "planner") as agent, tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
-        with tracer.span(Kind.MODEL, "chat", usage=USAGE):
-            pass
+        with tracer.span(Kind.AGENT, "planner") as agent:
+            tracer.work(Kind.MODEL, "chat", agent)
+        tracer.work(Kind.MODEL, "chat")
     assert (book.names, book.calls) == (["planner"], [])
 
 
 def test_agents_within_another_tracked_execution_are_counted(book: Book, tracer: Tracer) -> None:
     with book.track("POST /ask"), tracer.span(Kind.AGENT, "planner") as agent:
-        with tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat", agent)
     assert book.names == ["POST /ask", "planner", "planner/chat"]
     assert book.calls == [("planner/chat", 100)]
 
 
 def test_execution_tracked_within_an_agent_records_its_own_calls(book: Book, tracer: Tracer) -> None:
     with tracer.span(Kind.AGENT, "planner") as agent, book.track("helper"):
-        with tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat", agent)
     assert (book.names, book.calls) == (["helper", "planner"], [])
 
 
 def test_execution_that_another_adapter_tracks_later_counts_once(book: Book, tracer: Tracer) -> None:
     agent = tracer.begin(Kind.AGENT, "planner")
     with book.track("planner"):
-        with tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
+        tracer.work(Kind.MODEL, "chat", agent)
         tracer.end(agent)
     assert (book.names, book.calls) == (["planner"], [])
 
@@ -266,17 +270,16 @@ def test_execution_that_another_adapter_tracks_later_counts_once(book: Book, tra
 def test_in_tracked_records_spans_of_the_tracked_execution(book: Book) -> None:
     tracer = Tracer(book, in_tracked=True)
     with book.track("planner"):
-        with tracer.span(Kind.AGENT, "planner") as agent, tracer.span(Kind.MODEL, "chat", agent, usage=USAGE):
-            pass
-        with tracer.span(Kind.MODEL, "chat m", usage=USAGE):
-            pass
+        with tracer.span(Kind.AGENT, "planner") as agent:
+            tracer.work(Kind.MODEL, "chat", agent)
+        tracer.work(Kind.MODEL, "chat m")
     assert book.names == ["planner", "planner/chat", "planner/chat m"]
     assert book.calls == [("planner/chat", 100), ("planner/chat m", 100)]
 
 
 def test_stage_of_the_program_hides_no_call(book: Book, tracer: Tracer) -> None:
-    with Span("planner", "stage", book._finish), tracer.span(Kind.MODEL, "chat", usage=USAGE):
-        pass
+    with Span("planner", "stage", book._finish):
+        tracer.work(Kind.MODEL, "chat")
     assert book.calls == [("fallback", 100)]
 
 
@@ -295,8 +298,7 @@ def test_processors_of_one_namespace_count_each_span_once(book: Book, tracer: Tr
 def test_span_that_never_ends_is_forgotten_with_its_object(book: Book, tracer: Tracer) -> None:
     agent = tracer.begin(Kind.AGENT, "a")
     never = tracer.begin(Kind.STEP, "never", agent)
-    with tracer.span(Kind.MODEL, "chat", never, usage=USAGE):
-        pass
+    tracer.work(Kind.MODEL, "chat", never)
     tracer.end(agent)
     assert sorted(name for name in book.names) == ["a", "a/never/chat"]
     del never
