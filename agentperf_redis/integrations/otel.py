@@ -42,7 +42,7 @@ with extra("otel"):
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
     from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-    from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
+    from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceState
     from opentelemetry.util.types import Attributes
 
 
@@ -166,9 +166,10 @@ class RecordingSampler(Sampler):
         kind: SpanKind | None = None,
         attributes: Attributes = None,
         links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """Return the decision of the other sampler, or to record the span if the other sampler drops it."""
-        found = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links)
+        found = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
         if found.decision is not Decision.DROP:
             return found
         return SamplingResult(Decision.RECORD_ONLY, attributes, found.trace_state)

@@ -84,7 +84,7 @@ class FakeModel(agents.Model):
         tracing: Any,
         **options: Any,
     ) -> Any:
-        span = response_span() if self._as_responses else generation_span(model="gpt-x")
+        span: Any = response_span() if self._as_responses else generation_span(model="gpt-x")
         with span:
             await asyncio.sleep(0)
             if self._fails:

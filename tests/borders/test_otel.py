@@ -401,7 +401,7 @@ def test_broken_span_raises_nothing_and_is_logged(
     assert len(caplog.records) == 1
     for value in (True, "text", -5, 2.5, 2**70, ["x"]):
         tracer.start_span("chat", attributes=genai("chat", usage_input_tokens=value, request_model="m")).end()
-    odd = {"gen_ai.operation.name": 7, "gen_ai.agent.name": "x" * 500}
+    odd: dict[str, Any] = {"gen_ai.operation.name": 7, "gen_ai.agent.name": "x" * 500}
     tracer.start_span("odd", attributes=odd).end()
     tracer.start_span("\x00", attributes=genai("invoke_agent", agent_name="\x00" * 300)).end()
     assert snapshots()["plain"].task_count == 6

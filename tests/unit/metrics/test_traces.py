@@ -183,9 +183,10 @@ def test_without_agent_the_outermost_described_span_is_an_execution(book: Book, 
 
 
 def test_preparing_an_agent_is_no_execution(book: Book, tracer: Tracer) -> None:
-    with tracer.span(Kind.SETUP, "create_agent a"):
-        pass
-    assert book.ended == []
+    with tracer.span(Kind.SETUP, "create_agent a") as setup:
+        assert book.ended == []
+        tracer.work(Kind.MODEL, "chat", setup)
+    assert book.ended == [("fallback", 1, 1, "ok")]
 
 
 def test_kind_known_at_the_end_places_spans_within(book: Book, tracer: Tracer) -> None:
@@ -273,8 +274,26 @@ def test_in_tracked_records_spans_of_the_tracked_execution(book: Book) -> None:
         with tracer.span(Kind.AGENT, "planner") as agent:
             tracer.work(Kind.MODEL, "chat", agent)
         tracer.work(Kind.MODEL, "chat m")
-    assert book.names == ["planner", "planner/chat", "planner/chat m"]
+    assert [each for each in book.ended if "/" in each[0]] == [
+        ("planner/chat", 1, 0, "ok"),
+        ("planner/chat m", 1, 0, "ok"),
+    ]
+    assert book.names.count("planner") == 1
     assert book.calls == [("planner/chat", 100), ("planner/chat m", 100)]
+
+
+@pytest.mark.parametrize(("in_tracked", "names"), [(False, ["outer"]), (True, ["inner", "inner/chat", "outer"])])
+def test_agents_within_an_agent_left_to_the_program_are_left_too(
+    book: Book, in_tracked: bool, names: list[str]
+) -> None:
+    tracer = Tracer(book, in_tracked=in_tracked)
+    with (
+        book.track("outer"),
+        tracer.span(Kind.AGENT, "outer") as outer,
+        tracer.span(Kind.AGENT, "inner", outer) as inner,
+    ):
+        tracer.work(Kind.MODEL, "chat", inner)
+    assert book.names == names
 
 
 def test_stage_of_the_program_hides_no_call(book: Book, tracer: Tracer) -> None:
