@@ -56,12 +56,16 @@ class AgentPerfSpanProcessor(SpanProcessor):
         in_tracked: by default, a program that uses `track` or `track_performance` is expected to record the model calls
             in its executions itself. Their spans are therefore not recorded, except agent spans of other agents. True
             records them, as spans of the tracked execution without self time.
+        usage: False counts no model calls, tokens and cost, for a program that passes all its responses to `record_llm`
+            itself. Otherwise, responses passed to `record_llm` outside of `track` would count twice.
 
     Raises:
         InvalidArgument: for an invalid argument.
     """
 
-    def __init__(self, perf: AgentPerf, *, agent: str | None = None, in_tracked: bool = False) -> None:
+    def __init__(
+        self, perf: AgentPerf, *, agent: str | None = None, in_tracked: bool = False, usage: bool = True
+    ) -> None:
         if not isinstance(perf, AgentPerf):
             raise InvalidArgument("perf", perf, "an AgentPerf")
         self._metrics = perf.metrics
@@ -73,6 +77,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
             is_late=_is_late,
             agent=self._given_agent or "?",
             in_tracked=arguments.flag("in_tracked", in_tracked),
+            usage=arguments.flag("usage", usage),
         )
         self._is_over = False
         self._failures = Failures()

@@ -272,6 +272,20 @@ class Span:
         except Exception:  # noqa: BLE001  a failed record must not affect the block
             not_recorded(self.agent_name)
 
+    def list_as_open(self) -> None:
+        """List the execution among the open ones, until `unlist` or until it is garbage. The span must not be entered.
+
+        It does not become the current span.
+        """
+        self._start = perf_counter()
+        self.is_open = True
+        self._executions.add(self)
+
+    def unlist(self) -> None:
+        """End what `list_as_open` began. Nothing is recorded."""
+        self.is_open = False
+        self._executions.discard(self)
+
     def record_measured(self, path: tuple[str, ...], seconds: float, self_seconds: float, outcome: str) -> None:
         """Record the span as measured by another tracer. The span must not be entered.
 

@@ -13,8 +13,9 @@ A tracer reports the start and the end of each span, on any thread. The rules:
    the program, because the program records it. An exception is an agent span of another agent, and all within it,
    unless this span is within an agent span that is left to the program.
 
-Executions and their spans are recorded when the execution ends, tokens when the model call ends. A span that never ends
-is not recorded; it is forgotten when its tracer drops it. In a forked child, spans of the parent are not recorded.
+Executions and their spans are recorded when the execution ends, tokens when the model call ends. Until then,
+`MetricsCollector.running` lists the agent spans that name their agent at their start. A span that never ends is not
+recorded; it is forgotten when its tracer drops it. In a forked child, spans of the parent are not recorded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from agentperf_redis.arguments import nearest_name
 from agentperf_redis.background import register_for_fork
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.spans import executions_around, outcome_of
+from agentperf_redis.metrics.spans import Span, executions_around, outcome_of
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -127,6 +128,8 @@ class _Node:
     around_end: tuple[_Tracked, ...] = ()
     """The same at the end of this span. Another adapter may have begun to track this execution after this one."""
     settled: bool = False
+    listed: Span | None = None
+    """The open execution that stands for this agent span."""
     kept: list[_Node] = field(default_factory=list)
     """For an execution: its ended spans."""
     waiting: list[_Node] = field(default_factory=list)
@@ -213,6 +216,7 @@ class Traces:
         agent: the fallback for executions that name no agent.
         in_tracked: whether rule 5 is off: spans in an execution tracked by the program are recorded as its spans,
             without self time.
+        usage: whether to count model calls, tokens and cost.
     """
 
     def __init__(
@@ -224,6 +228,7 @@ class Traces:
         is_late: Callable[[Any], bool],
         agent: str,
         in_tracked: bool,
+        usage: bool,
     ) -> None:
         self._metrics = metrics
         self._open = open_spans
@@ -231,6 +236,7 @@ class Traces:
         self._is_late = is_late
         self._agent = agent
         self._in_tracked = in_tracked
+        self._usage = usage
 
     def begin(self, key: Hashable, parent: Hashable, span: Any) -> None:
         """Note that a span begins.
@@ -244,7 +250,17 @@ class Traces:
             return  # a second processor of the same namespace
         source = weakref.ref(span, lambda _: self._open.pop(key, None))
         around = self._open.get(parent)
-        self._open[key] = _Node(self, around, source, executions_around(), id(sys.exception()))
+        node = self._open[key] = _Node(self, around, source, executions_around(), id(sys.exception()))
+        self._list(node)
+
+    def _list(self, node: _Node) -> None:
+        """List an agent span among the open executions, unless another execution is already listed for it."""
+        if self._known(node) is None or self._kind(node) is not Kind.AGENT:
+            return
+        agent = self._agent_of(node)
+        if all(each[0] != agent for each in node.around):
+            node.listed = self._metrics.track(agent)
+            node.listed.list_as_open()
 
     def end(self, key: Hashable, ended: Callable[[], Ended]) -> None:
         """Note that a span ends, and record what is complete.
@@ -257,6 +273,8 @@ class Traces:
         if node is None or node.owner is not self:
             return
         del self._open[key]
+        if node.listed is not None:
+            node.listed.unlist()
         result = ended()
         node.described = result.description
         if result.description is not None:
@@ -394,6 +412,8 @@ class Traces:
             if call is None or not call.usage or node.has_calls:
                 return
         self._mark_called(node)
+        if not self._usage:
+            return
         record = self._metrics.record_llm
         self._metrics.track(agent).call_within(path, lambda: record(usage=call))
 

@@ -20,7 +20,7 @@ from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.model import ModelUsage, PerformanceMetrics
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
-from tests.support.servers import Server
+from tests.support.servers import Server, wait_until
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 
@@ -205,6 +205,20 @@ def test_program_that_records_itself_counts_nothing_twice(
     assert found.keys() == {"outer"}
 
 
+def test_program_that_records_usage_only_counts_nothing_twice(perf: AgentPerf, snapshots: Snapshots) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(AgentPerfSpanProcessor(perf, usage=False))
+    outer, _, responses = pydantic_agents(provider)
+    asyncio.run(outer.run("q"))
+    for response in responses:
+        perf.metrics.record_llm("outer", usage=response)
+    found = snapshots()
+    assert {name: (each.task_count, each.llm_calls) for name, each in found.items()} == {
+        "outer": (1, 3),
+        "inner": (1, 0),
+    }
+
+
 # -- LangChain
 
 
@@ -383,9 +397,12 @@ def test_outermost_span_without_an_agent_counts_for_the_service(perf: AgentPerf,
     }
 
 
-def test_span_that_never_ends_counts_nothing(tracer: Tracer, snapshots: Snapshots) -> None:
+def test_span_that_never_ends_counts_nothing_and_is_listed(
+    perf: AgentPerf, tracer: Tracer, snapshots: Snapshots
+) -> None:
     never = tracer.start_span("invoke_agent", attributes=genai("invoke_agent", agent_name="never"))
     assert snapshots() == {}
+    wait_until(lambda: [each.agent for each in perf.metrics.running()] == ["never"], "the heartbeat", timeout=60)
     never.end()
     assert snapshots()["never"].task_count == 1
 

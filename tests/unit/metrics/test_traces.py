@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import pytest
 from agentperf_redis.metrics import traces
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.llm_usage import read_usage
+from agentperf_redis.metrics.open_executions import OpenExecutions
 from agentperf_redis.metrics.spans import Span, current_span
 from agentperf_redis.metrics.traces import (
     Description,
@@ -40,9 +42,14 @@ class Book:
         self.ended: list[tuple[str, float, float, str]] = []
         self.calls: list[tuple[str, int]] = []
         self.tools: list[str] = []
+        self.open = OpenExecutions(lambda: None)
 
     def track(self, agent: str) -> Span:
-        return Span(agent, None, self._finish)
+        return Span(agent, None, self._finish, executions=self.open)
+
+    @property
+    def running(self) -> list[str]:
+        return [agent for agent, _ in self.open.oldest(time.perf_counter(), 0, 10).oldest]
 
     def _finish(self, span: Span, outcome: str) -> None:
         self.ended.append((_place(span), round(span.seconds, 6), round(span.self_seconds, 6), outcome))
@@ -80,7 +87,9 @@ _keys = itertools.count()
 class Tracer:
     """A tracer whose time the test sets, s."""
 
-    def __init__(self, book: Book, open_spans: OpenSpans | None = None, *, in_tracked: bool = False) -> None:
+    def __init__(
+        self, book: Book, open_spans: OpenSpans | None = None, *, in_tracked: bool = False, usage: bool = True
+    ) -> None:
         self.now = 0.0
         self.open = OpenSpans() if open_spans is None else open_spans
         self.traces = Traces(
@@ -90,6 +99,7 @@ class Tracer:
             is_late=lambda span: span.late,
             agent="fallback",
             in_tracked=in_tracked,
+            usage=usage,
         )
 
     def begin(
@@ -294,6 +304,34 @@ def test_agents_within_an_agent_left_to_the_program_are_left_too(
     ):
         tracer.work(Kind.MODEL, "chat", inner)
     assert book.names == names
+
+
+def test_usage_can_be_left_to_the_program(book: Book) -> None:
+    tracer = Tracer(book, usage=False)
+    with tracer.span(Kind.AGENT, "planner", usage=USAGE) as agent:
+        tracer.work(Kind.MODEL, "chat", agent)
+        tracer.work(Kind.TOOL, "search", agent)
+    assert (book.names, book.calls) == (["planner", "planner/chat", "planner/search"], [])
+    assert book.tools == ["planner/search"]
+
+
+def test_open_agent_is_listed_as_running_until_it_ends(book: Book, tracer: Tracer) -> None:
+    with (
+        tracer.span(Kind.AGENT, "a") as agent,
+        tracer.span(Kind.AGENT, "a", agent),
+        tracer.span(Kind.AGENT, "b", agent),
+    ):
+        assert book.running == ["a", "b"]
+        assert current_span() is None
+    assert book.running == []
+    with book.track("a"):
+        tracer.end(tracer.begin(Kind.AGENT, "a"))
+        assert book.running == ["a"]
+    never = tracer.begin(Kind.AGENT, "never")
+    assert book.running == ["never"]
+    del never
+    gc.collect()
+    assert book.running == []
 
 
 def test_stage_of_the_program_hides_no_call(book: Book, tracer: Tracer) -> None:
