@@ -166,8 +166,8 @@ OPERATIONS = {
     "embeddings": "model",
     "execute_tool": "tool",
 }
-"""Value of `OPERATION` -> what the span is. With any other value, as ``invoke_workflow``, ``retrieval``, ``plan`` or
-OpenLLMetry's ``execute_task``, the span is a step."""
+"""Value of `OPERATION` -> the kind of the span. With any other value, such as ``invoke_workflow``, ``retrieval``,
+``plan`` or OpenLLMetry's ``execute_task``, the span is a step."""
 SPAN_KINDS: dict[str, dict[str, str]] = {
     OPERATION: {each: each for each in OPERATIONS},
     "openinference.span.kind": {
@@ -179,7 +179,7 @@ SPAN_KINDS: dict[str, dict[str, str]] = {
     "llm.request.type": {"chat": "chat", "completion": "text_completion", "embedding": "embeddings"},
     "traceloop.span.kind": {"agent": "invoke_agent", "tool": "execute_tool"},
 }
-"""Attribute that says what a span is -> its value -> the operation. The first attribute that a span has applies. With
+"""Attribute with the kind of a span -> its value -> the operation. The first attribute that a span has applies. With
 any other value, the span is a step."""
 LATE_SCOPES = ("openinference.",)
 """Instrumentation scopes, by their beginnings, whose spans get the attribute of `SPAN_KINDS` only when they end."""

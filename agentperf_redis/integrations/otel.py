@@ -92,7 +92,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
             self._failures.log()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Record what the end of a span completes."""
+        """Record all spans that the end of this one completes."""
         if self._is_over:
             return
         try:

@@ -15,7 +15,8 @@ A tracer reports the start and the end of each span, on any thread. The rules:
 
 Executions and their spans are recorded when the execution ends, tokens when the model call ends. Until then,
 `MetricsCollector.running` lists the agent spans that name their agent at their start. A span that never ends is not
-recorded; it is forgotten when its tracer drops it. In a forked child, spans of the parent are not recorded.
+recorded; it is forgotten when its tracer drops it, together with ended spans that wait for its description. In a forked
+child, spans of the parent are not recorded.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _MAX_NS = 366 * 86_400 * 10**9
 
 
 class Kind(Enum):
-    """What a span is."""
+    """The kind of work that a span stands for."""
 
     AGENT = "agent"
     MODEL = "model"
@@ -58,10 +59,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a tracer says about a span.
+    """The description of a span by its tracer.
 
     Attributes:
-        kind: what the span is.
+        kind: its kind.
         name: the name of the span within an execution, such as ``chat gpt-x``.
         agent: the agent of the execution, if the span is one; None takes the fallback of `Traces`.
     """
@@ -91,7 +92,7 @@ class Ended:
     """An ended span.
 
     Attributes:
-        description: what the span is; None if it is of no interest.
+        description: its description; None if the span is to be ignored.
         start_ns: start, ns since 1970.
         end_ns: end, ns since 1970.
         outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
@@ -121,9 +122,10 @@ class _Node:
     error_before: int
     """Id of the exception that was handled when the span began."""
     described: Description | None = None
-    """What the tracer says."""
+    """The description by the tracer, as known so far."""
     repeats: bool | None = None
     """Whether this agent span repeats the one around it; None until it is described."""
+    is_over: bool = False
     ended: Ended | None = None
     around_end: tuple[_Tracked, ...] = ()
     """The same at the end of this span. Another adapter may have begun to track this execution after this one."""
@@ -133,13 +135,13 @@ class _Node:
     kept: list[_Node] = field(default_factory=list)
     """For an execution: its ended spans."""
     waiting: list[_Node] = field(default_factory=list)
-    """Ended spans within this one, if only the end of this one tells what it is."""
+    """Ended spans within this one that wait, because the tracer describes this one only at its end."""
     inner_call: ModelCall | None = None
     has_calls: bool = False
 
     @property
     def description(self) -> Description | None:
-        """What the span is; None for a span that is ignored."""
+        """The description; None for a span that is ignored."""
         return None if self.repeats else self.described
 
 
@@ -211,7 +213,7 @@ class Traces:
     Args:
         metrics: the collector.
         open_spans: the open spans of the namespace.
-        describe: returns what an open span is, as known so far.
+        describe: returns the description of an open span, as known so far.
         is_late: returns whether an open span without a description may get one at its end.
         agent: the fallback for executions that name no agent.
         in_tracked: whether rule 5 is off: spans in an execution tracked by the program are recorded as its spans,
@@ -263,11 +265,11 @@ class Traces:
             node.listed.list_as_open()
 
     def end(self, key: Hashable, ended: Callable[[], Ended]) -> None:
-        """Note that a span ends, and record what is complete.
+        """Note that a span ends, and record all spans that are now complete.
 
         Args:
             key: as for `begin`. Unknown spans are ignored.
-            ended: returns what the tracer knows about the span.
+            ended: returns the final description of the span.
         """
         node = self._open.get(key)
         if node is None or node.owner is not self:
@@ -276,7 +278,7 @@ class Traces:
         if node.listed is not None:
             node.listed.unlist()
         result = ended()
-        node.described = result.description
+        node.described, node.is_over = result.description, True
         if result.description is not None:
             node.around_end = executions_around()
             node.ended = result = _with_cancellation(result, node.error_before)
@@ -294,7 +296,7 @@ class Traces:
             known = self._known(around)
             if known is not None and known.kind is Kind.AGENT:
                 break
-            if known is None and around.ended is None and len(around.waiting) < MAX_KEPT:
+            if known is None and not around.is_over and len(around.waiting) < MAX_KEPT:
                 source = around.source()
                 if source is not None and self._is_late(source):
                     around.waiting.append(node)
@@ -303,7 +305,7 @@ class Traces:
         self._settle(node)
 
     def _known(self, node: _Node) -> Description | None:
-        if node.described is None and node.ended is None:
+        if node.described is None and not node.is_over:
             source = node.source()
             node.described = None if source is None else self._describe(source)
         if node.described is not None and node.repeats is None:
@@ -341,7 +343,9 @@ class Traces:
             self._mark_called(node)
             return
         agent, path = tracked
-        if self._kind(execution) is not Kind.AGENT or agent != self._agent_of(execution):
+        if tracked not in (*execution.around, *execution.around_end):
+            names = (self._name(node),)  # the program began to track within the execution of this span
+        elif self._kind(execution) is not Kind.AGENT:
             names = (self._name(execution), *names)
         self._count(node, agent, path + names)
         if names:

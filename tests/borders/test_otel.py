@@ -53,7 +53,7 @@ print(perf.metrics.snapshots()["coder"].tokens_in)
 """
 
 CALL = ModelUsage(1, 100, 20, tokens_cached_in=64, tokens_cache_write=5, tokens_reasoning=12)
-"""What `record_llm` counts for each response of the fake models."""
+"""The counts of `record_llm` for each response of the fake models."""
 
 
 def package(name: str) -> Any:

@@ -36,7 +36,7 @@ USAGE = {"input_tokens": 100, "output_tokens": 20}
 
 
 class Book:
-    """Stands in for a collector: keeps what is recorded, by agent and path."""
+    """Stands in for a collector: keeps the records, by agent and path."""
 
     def __init__(self) -> None:
         self.ended: list[tuple[str, float, float, str]] = []
@@ -71,7 +71,7 @@ def _place(span: Span | None) -> str:
 
 
 class FakeSpan:
-    """A span of the test's tracer. `late`: the tracer says only at the end what the span is."""
+    """A span of the test's tracer. `late`: the tracer describes it only at its end."""
 
     def __init__(self, description: Description | None, parent: FakeSpan | None, late: bool) -> None:
         self.description = description
@@ -289,7 +289,10 @@ def test_in_tracked_records_spans_of_the_tracked_execution(book: Book) -> None:
         ("planner/chat m", 1, 0, "ok"),
     ]
     assert book.names.count("planner") == 1
-    assert book.calls == [("planner/chat", 100), ("planner/chat m", 100)]
+    with tracer.span(Kind.AGENT, "outer") as outer, book.track("helper"), tracer.span(Kind.STEP, "node", outer) as node:
+        tracer.work(Kind.MODEL, "chat", node)
+    assert book.names[:3] == ["helper", "helper/chat", "helper/node"]
+    assert book.calls == [("planner/chat", 100), ("planner/chat m", 100), ("helper/chat", 100)]
 
 
 @pytest.mark.parametrize(("in_tracked", "names"), [(False, ["outer"]), (True, ["inner", "inner/chat", "outer"])])
@@ -370,6 +373,14 @@ def test_span_that_outlives_its_execution_is_recorded_without_self_time(book: Bo
     tracer.end(late, usage=USAGE)
     assert book.ended == [("a", 1, 1, "ok"), ("a/chat", 1, 0, "ok")]
     assert book.calls == [("a/chat", 100)]
+
+
+def test_span_that_outlives_an_ignored_span_is_recorded(book: Book, tracer: Tracer) -> None:
+    ignored = tracer.begin(None, late=True)
+    span = tracer.begin(Kind.MODEL, "chat", ignored)
+    tracer.end(ignored)
+    tracer.end(span, usage=USAGE)
+    assert (book.names, book.calls) == (["fallback"], [("fallback", 100)])
 
 
 def test_spans_beyond_the_limit_are_recorded_at_once(
