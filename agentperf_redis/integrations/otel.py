@@ -7,7 +7,8 @@
 
 Any instrumentation that names its spans as in `agentperf_redis.export.otel_names` feeds the metrics of `perf`:
 pydantic-ai, OpenLLMetry, OpenInference, the instrumentations of OpenTelemetry. `agentperf_redis.metrics.traces` states
-which span is an execution, and how nothing is counted twice. Prompts and replies are not read.
+which span is an execution, and how nothing is counted twice. Prompts and replies are not read. LangChain's callback
+handler of this library records the same runs as an instrumentation of LangChain: use one of the two.
 
 Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops, unless it is
 wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``. Otherwise as in the README's table of losses. The
