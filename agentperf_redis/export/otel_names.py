@@ -1,8 +1,13 @@
-"""The names of the exported metrics in OpenTelemetry: one table.
+"""The names of OpenTelemetry: of the exported metrics, and of the attributes of spans that are read.
 
 Names that begin with ``gen_ai`` come from the semantic conventions for generative AI, as of July 2026:
 https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-ai). These conventions are in development. If
-they change a name, only this table must change. They have no names for the other metrics.
+they change a name, only the tables here must change. They have no names for the other metrics.
+
+Instrumentations also use other names. Those in `SPAN_TOKENS` and the tables after it are from:
+opentelemetry-semantic-conventions 0.66b2 and opentelemetry-util-genai 1.3b0 (the conventions), pydantic-ai-slim 2.68.0,
+opentelemetry-semantic-conventions-ai 0.5.1 (OpenLLMetry, ``traceloop``), openinference-semantic-conventions 0.1.42,
+sentry-docs 2025-10 (``gen_ai.usage.input_tokens.cached``).
 """
 
 from __future__ import annotations
@@ -11,6 +16,15 @@ from dataclasses import dataclass, field
 
 from agentperf_redis.export import families
 from agentperf_redis.export.families import FAMILIES, Family
+
+TOKENS = {
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cache_read": "cache_read.input_tokens",
+    "cache_write": "cache_write.input_tokens",
+    "reasoning": "reasoning.output_tokens",
+}
+"""Type of tokens -> the last part of its name, in the conventions' metrics and attributes."""
 
 ATTRIBUTES = {"agent": "gen_ai.agent.name", "model": "gen_ai.request.model", "error_type": "error.type"}
 """Label -> attribute. Other labels have the prefix ``agentperf.``."""
@@ -64,8 +78,8 @@ _MODALITY = (("gen_ai.token.modality", "unknown"),)
 _USAGE = "gen_ai.client.inference.usage"
 
 
-def _tokens(name: str) -> Name:
-    return Name(f"{_USAGE}.{name}", "{token}", _MODALITY, without=("type",))
+def _tokens(kind: str) -> Name:
+    return Name(f"{_USAGE}.{TOKENS[kind]}", "{token}", _MODALITY, without=("type",))
 
 
 def _own(family: Family) -> Names:
@@ -77,16 +91,95 @@ def _own(family: Family) -> Names:
 
 _CONVENTIONS: dict[Family, Names] = {
     families.DURATIONS: Names({"": Name("gen_ai.invoke_agent.duration", "s", _INVOKED)}),
-    families.TOKENS: Names({"input": _tokens("input_tokens"), "output": _tokens("output_tokens")}),
-    families.TOKEN_PARTS: Names(
-        {
-            "cache_read": _tokens("cache_read.input_tokens"),
-            "cache_write": _tokens("cache_write.input_tokens"),
-            "reasoning": _tokens("reasoning.output_tokens"),
-        }
-    ),
+    families.TOKENS: Names({"input": _tokens("input"), "output": _tokens("output")}),
+    families.TOKEN_PARTS: Names({part: _tokens(part) for part in ("cache_read", "cache_write", "reasoning")}),
 }
 
 NAMES: dict[Family, Names] = {
     family: _CONVENTIONS.get(family) or _own(family) for family in FAMILIES if family not in families.STATUS
 }
+
+# -- the attributes of spans
+
+OPERATION = "gen_ai.operation.name"
+
+SPAN_TOKENS: dict[str, tuple[str, ...]] = {
+    "input_tokens": (
+        f"gen_ai.usage.{TOKENS['input']}",
+        "gen_ai.usage.prompt_tokens",  # the conventions before 1.27, OpenLLMetry
+        "llm.usage.prompt_tokens",
+        "llm.token_count.prompt",  # OpenInference
+    ),
+    "output_tokens": (
+        f"gen_ai.usage.{TOKENS['output']}",
+        "gen_ai.usage.completion_tokens",
+        "llm.usage.completion_tokens",
+        "llm.token_count.completion",
+    ),
+    "total_tokens": ("gen_ai.usage.total_tokens", "llm.usage.total_tokens", "llm.token_count.total"),
+    "cache_read_tokens": (
+        f"gen_ai.usage.{TOKENS['cache_read']}",
+        "gen_ai.usage.cache_read_input_tokens",  # OpenLLMetry before 0.5
+        "gen_ai.usage.details.cache_read_tokens",  # pydantic-ai
+        "gen_ai.usage.input_tokens.cached",  # Sentry
+        "llm.token_count.prompt_details.cache_read",
+    ),
+    "cache_write_tokens": (
+        f"gen_ai.usage.{TOKENS['cache_write']}",
+        "gen_ai.usage.cache_creation.input_tokens",  # the conventions before 2026-07
+        "gen_ai.usage.cache_creation_input_tokens",
+        "gen_ai.usage.details.cache_write_tokens",
+        "gen_ai.usage.input_tokens.cache_write",
+        "llm.token_count.prompt_details.cache_write",
+    ),
+    "reasoning_tokens": (
+        f"gen_ai.usage.{TOKENS['reasoning']}",
+        "gen_ai.usage.reasoning_tokens",
+        "llm.usage.reasoning_tokens",
+        "gen_ai.usage.details.reasoning_tokens",
+        "gen_ai.usage.output_tokens.reasoning",
+        "llm.token_count.completion_details.reasoning",
+    ),
+}
+"""Field of a usage, in the format of pydantic-ai (see `agentperf_redis.metrics.llm_shapes`) -> the attributes with this
+count, in order of precedence."""
+SPAN_COST = ("operation.cost", "gen_ai.usage.cost", "llm.cost.total")
+SPAN_MODEL_REQUESTED = (
+    "gen_ai.request.model",
+    "llm.request.model_name",
+    "llm.model_name",
+    "embedding.model_name",
+    "traceloop.association.properties.ls_model_name",  # LangChain's name, in OpenLLMetry
+)
+SPAN_MODEL = ("gen_ai.response.model", "llm.response.model_name", *SPAN_MODEL_REQUESTED)
+NO_NAMES = ("", "unknown")
+"""Values that stand for a missing name: OpenLLMetry writes ``unknown``."""
+SPAN_AGENT = ("gen_ai.agent.name", "agent.name")
+SPAN_TOOL = ("gen_ai.tool.name", "tool.name", "traceloop.entity.name")
+SPAN_STEP = ("gen_ai.workflow.name", "gen_ai.task.name", "traceloop.entity.name")
+OPERATIONS = {
+    "invoke_agent": "agent",
+    "create_agent": "setup",
+    "chat": "model",
+    "text_completion": "model",
+    "generate_content": "model",
+    "embeddings": "model",
+    "execute_tool": "tool",
+}
+"""Value of `OPERATION` -> the kind of the span. With any other value, such as ``invoke_workflow``, ``retrieval``,
+``plan`` or OpenLLMetry's ``execute_task``, the span is a step."""
+SPAN_KINDS: dict[str, dict[str, str]] = {
+    OPERATION: {each: each for each in OPERATIONS},
+    "openinference.span.kind": {
+        "AGENT": "invoke_agent",
+        "LLM": "chat",
+        "EMBEDDING": "embeddings",
+        "TOOL": "execute_tool",
+    },
+    "llm.request.type": {"chat": "chat", "completion": "text_completion", "embedding": "embeddings"},
+    "traceloop.span.kind": {"agent": "invoke_agent", "tool": "execute_tool"},
+}
+"""Attribute with the kind of a span -> its value -> the operation. The first attribute that a span has applies. With
+any other value, the span is a step."""
+LATE_SCOPES = ("openinference.",)
+"""Instrumentation scopes, by their beginnings, whose spans get the attribute of `SPAN_KINDS` only when they end."""

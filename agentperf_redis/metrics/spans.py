@@ -103,6 +103,25 @@ def current_span() -> Span | None:
     return span
 
 
+def executions_around() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the tracked executions that the running code is in, the innermost first.
+
+    Returns:
+        For each, its agent and the path of its innermost span around the running code.
+    """
+    found = []
+    span = _current.get()
+    while span is not None:
+        path = span.path if span.is_open else None
+        while span.parent is not None:
+            span = span.parent
+            path = span.path if path is None and span.is_open else path
+        if path is not None and not span.path:
+            found.append((span.agent_name, path))
+        span = span._outer  # noqa: SLF001  the same module
+    return tuple(found)
+
+
 class Span:
     """An open execution or span: ``with collector.track("research"):``, ``with collector.span("research", "plan"):``.
 
@@ -252,6 +271,55 @@ class Span:
             self._finish(self, (self._failure or OK) if normal else outcome_of(error))
         except Exception:  # noqa: BLE001  a failed record must not affect the block
             not_recorded(self.agent_name)
+
+    def list_as_open(self) -> None:
+        """List the execution among the open ones, until `unlist` or until it is garbage. The span must not be entered.
+
+        It does not become the current span.
+        """
+        self._start = perf_counter()
+        self.is_open = True
+        self._executions.add(self)
+
+    def unlist(self) -> None:
+        """End what `list_as_open` began. Nothing is recorded."""
+        self.is_open = False
+        self._executions.discard(self)
+
+    def record_measured(self, path: tuple[str, ...], seconds: float, self_seconds: float, outcome: str) -> None:
+        """Record the span as measured by another tracer. The span must not be entered.
+
+        Args:
+            path: names from the outermost span to this one; empty for an execution.
+            seconds: duration.
+            self_seconds: self time.
+            outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
+        """
+        self.path, self.seconds, self.self_seconds = path[:MAX_SPAN_DEPTH], seconds, self_seconds
+        self._finish(self, outcome)
+
+    def rename(self, name: str) -> None:
+        """Change the name of an entered span; an execution keeps its agent. Later spans within it have the new path."""
+        if self.path:
+            self.path = (*self.path[:-1], arguments.name("name", name))
+
+    def call_within(self, path: tuple[str, ...], function: Callable[[], None]) -> None:
+        """Call a function as if the code ran in this span, and record no time.
+
+        Args:
+            path: names from the outermost span to this one; empty for an execution.
+            function: is called once, with a copy of the context variables.
+        """
+        self.path, self._outer, self.is_open = path[:MAX_SPAN_DEPTH], None, True
+
+        def call() -> None:
+            _current.set(self)
+            function()
+
+        try:
+            contextvars.copy_context().run(call)
+        finally:
+            self.is_open = False
 
     def defer(self) -> bool:
         """Keep the span open but suspended when its block ends. A later `resume` and `__exit__` end it.

@@ -30,9 +30,10 @@ class Absent(importlib.abc.MetaPathFinder):
 
 installed = set(packages_distributions()) | set(sys.argv[2:])
 sys.meta_path.insert(0, Absent())
+before = set(sys.modules)  # a .pth file may have imported a package, as setuptools' does
 import agentperf_redis
 agentperf_redis.AgentPerf
-loaded = {name.partition(".")[0] for name in sys.modules} & (installed - allowed)
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before} & (installed - allowed)
 assert not loaded, loaded
 try:
     __import__("agentperf_redis.integrations." + sys.argv[1])

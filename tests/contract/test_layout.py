@@ -99,6 +99,8 @@ PROVEN_BY = {
     "integrations/_leases.py": "tests/borders/test_celery.py",
     "integrations/celery.py": "tests/borders/test_celery.py",
     "integrations/rq.py": "tests/borders/test_rq.py",
+    "integrations/openai_agents.py": "tests/borders/test_openai_agents.py",
+    "integrations/otel.py": "tests/borders/test_otel.py",
     "locks/async_client.py": f"{INTEGRATION}/locks/test_locks.py",
     "locks/client.py": f"{INTEGRATION}/locks/test_locks.py",
     "locks/commands.py": "tests/stateful/locks/test_semaphore.py",

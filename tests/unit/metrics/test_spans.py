@@ -14,7 +14,7 @@ import pytest
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 from agentperf_redis.metrics import spans
 from agentperf_redis.metrics.model import PerformanceMetrics
-from agentperf_redis.metrics.spans import Span, current_span, span_report
+from agentperf_redis.metrics.spans import Span, current_span, executions_around, span_report
 
 
 class Clock:
@@ -386,3 +386,56 @@ def test_child_cannot_defer_a_span_of_its_parent() -> None:
             os._exit(0 if span.defer() is False else 1)
         _, code = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(code) == 0
+
+
+def test_executions_around_are_listed_innermost_first(book: Book) -> None:
+    assert executions_around() == ()
+    with book.track("outer"), book.span("outer", "plan"), book.track("inner"):
+        assert executions_around() == (("inner", ()), ("outer", ("plan",)))
+        with book.span("inner", "a"), book.span("inner", "b"):
+            assert executions_around()[0] == ("inner", ("a", "b"))
+    with book.span("stage", "of no execution"):
+        assert executions_around() == ()
+
+
+def test_executions_around_follow_the_given_parent(book: Book) -> None:
+    found = []
+    with book.track("a") as root:
+
+        def work() -> None:
+            with book.span("a", "in a thread", root):
+                found.append(executions_around())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert found == [(("a", ("in a thread",)),)]
+
+
+def test_measured_span_is_recorded_as_given(book: Book) -> None:
+    book.track("a").record_measured(("plan", "search"), 4.0, 1.5, "err:KeyError")
+    assert book.ended == {"a/plan/search": (4.0, 1.5, "err:KeyError")}
+
+
+def test_call_within_a_span_leaves_no_trace(book: Book) -> None:
+    found = []
+
+    def look() -> None:
+        span = current_span()
+        assert span is not None
+        found.append((span.agent_name, span.path))
+
+    with book.track("outer"):
+        book.track("a").call_within(("plan",), look)
+        assert executions_around() == (("outer", ()),)
+    assert found == [("a", ("plan",))]
+    assert list(book.ended) == ["outer"]
+
+
+def test_renamed_span_keeps_its_place(book: Book) -> None:
+    with book.track("a") as root, book.span("a", "plan"), book.span("a", "response") as inner:
+        inner.rename("chat m")
+        root.rename("ignored")
+        with pytest.raises(InvalidArgument):
+            inner.rename("")
+    assert sorted(book.ended) == ["a", "a/plan", "a/plan/chat m"]
