@@ -327,6 +327,8 @@ SAME = {
     "AsyncTieredCache.get_or_compute(function)": "AsyncLRUCache.get_or_compute(function)",
     "AsyncTieredCache.warm_up(function)": "AsyncLRUCache.warm_up(function)",
     "AsyncTieredCache.warm_up(progress)": "AsyncLRUCache.warm_up(progress)",
+    "LoadBalancer.acquire_many(on_lost)": "LoadBalancer.acquire(on_lost)",
+    "AsyncLoadBalancer.acquire_many(on_lost)": "AsyncLoadBalancer.acquire(on_lost)",
 }
 """Parameters whose code is that of another one."""
 

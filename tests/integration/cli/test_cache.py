@@ -36,7 +36,7 @@ def cache(agentperf: Run, perf: AgentPerf) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def _settings_stay(cache: Run, raw: Raw, namespace: str) -> Any:
+def _settings_stay(no_sampling: None, cache: Run, raw: Raw, namespace: str) -> Any:
     """Check that no command changes the settings of a cache."""
     metas = [keys.cache(namespace, *which).meta for which in (("cache", "answers"), ("tiered", "docs"))]
     before = [raw.hget(meta, "settings") for meta in metas]
@@ -257,7 +257,6 @@ def test_kind_selects_between_caches_of_one_name(cache: Run, perf: AgentPerf) ->
     assert document(cache("get", "both", "a", "--kind", "tiered", "--json"), "cache get")["value"] == 2
 
 
-@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
