@@ -157,6 +157,8 @@ class SchemaMismatch(AgentPerfError):
 class NoInteger(AgentPerfError, TypeError):
     """`incr` found a value that is no integer between -2^53 and 2^53, or would have made one. Nothing was changed.
 
+    With ``create=False``, `incr` also raises this error if there is no value.
+
     Attributes:
         key: the cache key.
         reason: description of the cause.

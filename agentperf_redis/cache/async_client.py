@@ -60,9 +60,11 @@ class AsyncCache:
         """See `LRUCache.touch`."""
         return await self._backend.arun(self._flows.writer.touch(key, ttl))
 
-    async def incr(self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
+    async def incr(
+        self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = (), create: bool = True
+    ) -> int:
         """See `LRUCache.incr`."""
-        return await self._backend.arun(self._flows.writer.increment(key, by, ttl, tags))
+        return await self._backend.arun(self._flows.writer.increment(key, by, ttl, tags, create))
 
     async def pop(self, key: str, default: Any = None) -> Any:
         """See `LRUCache.pop`."""

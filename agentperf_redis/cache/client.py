@@ -176,7 +176,9 @@ class Cache(ABC):
         """
         return self._backend.run(self._flows.writer.touch(key, ttl))
 
-    def incr(self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
+    def incr(
+        self, key: str, by: int = 1, *, ttl: float | None = None, tags: Iterable[str] = (), create: bool = True
+    ) -> int:
         """Add to a stored integer, in one step for all processes. The value keeps its TTL and its tags.
 
         If there is no value, `by` is stored, as if the value had been 0. The addition is made once, even if the reply
@@ -187,6 +189,7 @@ class Cache(ABC):
             by: an integer between -2^53 and 2^53; a negative one subtracts.
             ttl: TTL of a value that did not exist, seconds; None is the cache's default, `math.inf` is no expiry.
             tags: tags of a value that did not exist.
+            create: whether `by` is stored if there is no value.
 
         Returns:
             The new value.
@@ -194,12 +197,13 @@ class Cache(ABC):
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent. Or the number does not fit into the cache's
                 `max_bytes`; the old value stays.
-            NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53. Nothing was changed.
+            NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53; or there is no value, and
+                `create` is False. Nothing was changed.
             BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
                 addition may have been made.
             BackendFull: the server is at its memory limit.
         """
-        return self._backend.run(self._flows.writer.increment(key, by, ttl, tags))
+        return self._backend.run(self._flows.writer.increment(key, by, ttl, tags, create))
 
     def pop(self, key: str, default: Any = None) -> Any:
         """Return the value of a key and remove it. Of several callers, in all processes, one gets the value.

@@ -29,7 +29,8 @@
 --   mode       text    empty stores in any case; add: only if there is no value; replace: only if there is one;
 --                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value
 --                      again with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL
---                      and tags, or store the payload if there is no value. There is no token in these modes.
+--                      and tags, or store the payload if there is no value; incrxx:<by>: the same, only if there is a
+--                      value. There is no token in these modes.
 --   bus        text    channel of invalidations
 --   origin     text    the writing process, which ignores its own messages
 --   writer     text    the reporting process
@@ -103,6 +104,8 @@ if MODE ~= '' then
   if not I.next then call('ZCARD', EXP) end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')
+  local creates = verb ~= 'incrxx'
+  if not creates then verb = 'incr' end
   local present, cost_ms = live(call, found[2], found[3], TAGS)
   local _, expiry, payload_at, request, _, fresh, tags, key_at =
     string.match(present and found[2] or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
@@ -119,7 +122,8 @@ if MODE ~= '' then
     local before = decode_integer(string.sub(found[2], value_at, value_at + 10))
     number = before and before + tonumber(operand)
     if not number then failed = -8 elseif not (number > -2^53 and number < 2^53) then failed = -9 end
-  else number = tonumber(operand) end
+  elseif creates then number = tonumber(operand)
+  else failed = -7 end
   if failed == 0 and verb == 'touch' then
     old = {version = present}
     payload = string.sub(found[2], payload_at)

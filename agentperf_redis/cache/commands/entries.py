@@ -61,9 +61,9 @@ class Mode:
         return f"if:{version}"
 
     @staticmethod
-    def increment(by: int) -> str:
-        """Add to the stored number; store the given value if there is none."""
-        return f"incr:{by}"
+    def increment(by: int, *, create: bool = True) -> str:
+        """Add to the stored number. If there is none, store the given value, or nothing without `create`."""
+        return f"incr:{by}" if create else f"incrxx:{by}"
 
 
 @dataclass(frozen=True, slots=True)

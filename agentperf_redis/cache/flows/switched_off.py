@@ -19,7 +19,7 @@ from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Freshness
 from agentperf_redis.cache.model import CacheEntry, StoredCount, Tier
 from agentperf_redis.cache.process.compute_lease import ComputeLease
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import InvalidArgument, NoInteger
 
 _NOTHING_SENT: tuple[()] = ()
 """`yield from _NOTHING_SENT` makes a function a flow without steps."""
@@ -80,13 +80,16 @@ class IdleWriter(Writer):
         self.chosen_ttl(ttl)
         return False
 
-    def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str]) -> Flow[int]:
-        """Return `by`: there is no value to which it could be added."""
+    def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str], create: bool) -> Flow[int]:
+        """Return `by`: there is no value to which it could be added. Without `create`, raise the error about that."""
         yield from _NOTHING_SENT
         self.chosen_ttl(ttl)
         stored_tags(tags)
         stored_name(key)
-        return arguments.count("by", by, minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+        number = arguments.count("by", by, minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+        if not arguments.flag("create", create):
+            raise NoInteger(key, "there is no value")
+        return number
 
     def put_many(
         self,

@@ -87,14 +87,15 @@ class Writer:
         reply = yield from self.store(key, stored_name(key), b"", self.chosen_ttl(ttl), (), None, mode=Mode.TOUCH)
         return reply.outcome is PutResult.STORED
 
-    def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str]) -> Flow[int]:
+    def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str], create: bool) -> Flow[int]:
         """Add to a stored number, or store the number if there is no value. Returns the new number."""
         chosen_ttl, names, name = self.chosen_ttl(ttl), stored_tags(tags), stored_name(key)
         number = arguments.count("by", by, minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+        mode = Mode.increment(number, create=arguments.flag("create", create))
         data = self.codec.encode(number)
         if data != _PLAIN.encode(number):  # the script could not read the numbers that this codec stores
             raise InvalidArgument("codec", self.codec, "for incr, a codec that encodes integers as Codec does")
-        reply = yield from self.store(key, name, data, chosen_ttl, names, None, mode=Mode.increment(number))
+        reply = yield from self.store(key, name, data, chosen_ttl, names, None, mode=mode)
         match reply.outcome:
             case PutResult.STORED:
                 return reply.number
@@ -102,6 +103,8 @@ class Writer:
                 raise NoInteger(key, "the stored value is not one")
             case PutResult.OUT_OF_RANGE:
                 raise NoInteger(key, "the sum is not one")
+            case PutResult.CONDITION_FAILED:
+                raise NoInteger(key, "there is no value")
             case PutResult.TOO_LARGE | PutResult.NO_CAPACITY:
                 raise InvalidArgument("key", key, "a key that fits into the max_bytes of the cache with its number")
         reason = "the reply was lost, and it is too late to send the request again"

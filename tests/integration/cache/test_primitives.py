@@ -83,6 +83,21 @@ def test_incr_counts_and_keeps_ttl_and_tags(call: Call, cache: Any, raw: Raw, na
     sound(cache, raw, namespace)
 
 
+def test_incr_without_create_starts_no_counter(call: Call, cache: Any, raw: Raw, namespace: str) -> None:
+    for gone in ("never stored", "expired", "invalidated"):
+        call(cache, "put", "expired", 1, ttl=0.001)
+        call(cache, "put", "invalidated", 1, tags=["t"])
+        call(cache, "invalidate_tags", "t")
+        wait_until(lambda: call(cache, "get", "expired") is None, "the expiry")
+        with pytest.raises(NoInteger, match="there is no value"):
+            call(cache, "incr", gone, create=False)
+        assert call(cache, "get", gone) is None
+    call(cache, "put", "n", 41, ttl=600)
+    assert call(cache, "incr", "n", create=False) == 42
+    assert call(cache, "ttl", "n") == pytest.approx(600, abs=60)
+    sound(cache, raw, namespace)
+
+
 def test_incr_refuses_a_number_that_does_not_fit(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(name="c", backend=backend, max_bytes=25)
     assert call(cache, "incr", "k", 127) == 127

@@ -11,11 +11,11 @@ import re
 import socket
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.support import downloads
 from tests.support.places import ROOT
 from tests.support.redis_py_locks import URL
 from tests.support.servers import Server
@@ -44,28 +44,15 @@ pytestmark = [pytest.mark.thorough, pytest.mark.standalone]
 def suites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packages blocking_suite and asyncio_suite, and with pytest-asyncio."""
     folder = tmp_path_factory.mktemp("redis-py")
-    _pip("download", "--no-deps", "--no-binary", "redis", "--no-build-isolation", "--dest", str(folder), REDIS_PY)
-    _pip("install", "--no-deps", "--target", str(folder / "plugins"), PYTEST_ASYNCIO)
-    (archive,) = folder.glob("redis-*.tar.gz")
-    with tarfile.open(archive) as files:
-        for package, name in (("blocking", "tests/test_lock.py"), ("asyncio", "tests/test_asyncio/test_lock.py")):
-            found = files.extractfile(f"{archive.name.removesuffix('.tar.gz')}/{name}")
-            assert found is not None
-            suite = folder / f"{package}_suite"
-            suite.mkdir()
-            (suite / "__init__.py").touch()
-            (suite / "conftest.py").write_text("from tests.support.redis_py_locks import *\n")
-            (suite / "test_lock.py").write_bytes(found.read())
+    downloads.pip("install", "--no-deps", "--target", str(folder / "plugins"), PYTEST_ASYNCIO)
+    unpacked = downloads.unpack(folder, REDIS_PY, "--no-build-isolation")
+    for package, name in (("blocking", "tests/test_lock.py"), ("asyncio", "tests/test_asyncio/test_lock.py")):
+        suite = folder / f"{package}_suite"
+        suite.mkdir()
+        (suite / "__init__.py").touch()
+        (suite / "conftest.py").write_text("from tests.support.redis_py_locks import *\n")
+        (suite / "test_lock.py").write_bytes((unpacked / name).read_bytes())
     return folder
-
-
-def _pip(*words: str) -> None:
-    """Run pip. Skip the test if no package index can be reached."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries", "1", *words]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    if done.returncode and "connection broken by" in done.stderr:
-        pytest.skip(f"no network: pip cannot reach its package index for {words[-1]}")
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_missing_network_skips_the_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,7 +64,7 @@ def test_missing_network_skips_the_suite(monkeypatch: pytest.MonkeyPatch, tmp_pa
         unused.bind(("127.0.0.1", 0))  # it does not listen, so connections are refused
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/simple")
         with pytest.raises(pytest.skip.Exception, match="no network: pip cannot reach its package index for pytest-a"):
-            _pip("download", "--no-deps", "--dest", str(tmp_path), PYTEST_ASYNCIO)
+            downloads.pip("download", "--no-deps", "--dest", str(tmp_path), PYTEST_ASYNCIO)
 
 
 @pytest.mark.parametrize("package", PASSED)

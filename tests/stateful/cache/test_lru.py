@@ -135,6 +135,16 @@ class LRUMachine(CacheMachine):
             with pytest.raises(NoInteger):
                 self.cache.incr(key, by)
 
+    @rule(key=KEYS)
+    def incr_present(self, key: str) -> None:
+        held = self.alive(key)
+        if held is not None and isinstance(held.value, int) and abs(held.value + 1) < 2**53:
+            assert self.cache.incr(key, create=False) == held.value + 1
+            self.rewritten(key, held.value + 1, held.expires)
+        else:
+            with pytest.raises(NoInteger):
+                self.cache.incr(key, create=False)
+
     def rewritten(self, key: str, value: Any, expires: bool) -> None:
         """An entry got another value or TTL, and kept its tags and reads."""
         held = self.model[key]
@@ -233,11 +243,12 @@ def test_any_sequence_of_operations_matches_the_model(
         ("put", "if old then packed = I.text(I.pack_size(hits, weight)) end", ""),
         ("pop", "if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end", ""),
         ("put", "if written <= newest then return nil end", ""),
+        ("put", "  else failed = -7 end", "  else number = tonumber(operand) end"),
     ],
 )
 def test_script_fault_fails_the_check(
     server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
 ) -> None:
     alter(monkeypatch, f"cache/{name}", line, instead)
-    with pytest.raises((AssertionError, ExceptionGroup)):
+    with pytest.raises((AssertionError, ExceptionGroup, NoInteger)):  # NoInteger: a value that should be gone
         run(LRUMachine, server, monkeypatch, examples=500)

@@ -34,6 +34,7 @@ REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("if_version", "put", ("k", 1), {"if_version": version}) for version in (-1, True, "1", 1.0, 2**60)],
     *[("by", "incr", ("k", by), {}) for by in (2**53, -(2**53), True, 1.0, "1")],
     ("ttl", "incr", ("k",), {"ttl": 0}),
+    ("create", "incr", ("k",), {"create": 1}),
     ("ttl", "touch", ("k", 0), {}),
     ("tags", "add", ("k", 1), {"tags": "news"}),
     ("value", "replace", ("k", object()), {}),

@@ -296,7 +296,13 @@ def test_incr_keeps_tags_expiry_key_and_freshness(fake: Fake) -> None:
     assert after.fresh_until_ms == pytest.approx(before.fresh_until_ms, abs=10)
 
 
-MODES: dict[str, tuple[object, object]] = {"add": (None, 5), "replace": (3, 5), "touch": (3, 3), "incr:5": (3, 8)}
+MODES: dict[str, tuple[object, object]] = {
+    "add": (None, 5),
+    "replace": (3, 5),
+    "touch": (3, 3),
+    "incr:5": (3, 8),
+    "incrxx:5": (3, 8),
+}
 """For each mode, a value before it that lets it succeed, and the value after it."""
 
 
@@ -318,10 +324,13 @@ def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "request_id"),
-    [("add", "r"), ("replace", "r"), ("if:0", "r"), ("incr:5", "r"), ("incr:5", "r~3")],  # incr keeps the entry's mark
+    [("add", "r"), ("replace", "r"), ("if:0", "r"), ("incr:5", "r"), ("incr:5", "r~3"), ("incrxx:5", "r~3")],
 )
 def test_copy_of_a_request_finds_its_entry_without_its_reply(fake: Fake, mode: str, request_id: str) -> None:
-    """A full server with a policy volatile-* evicts keys with a TTL, and so the reply for other copies."""
+    """A full server with a policy volatile-* evicts keys with a TTL, and so the reply for other copies.
+
+    An increment keeps the mark of the entry, `~3`.
+    """
     deployed(fake, UNLIMITED)
     before, _ = MODES.get(mode, (None, None))
     if before is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import InvalidArgument, NoInteger
 
 
 def off(backend: Backend) -> list[Any]:
@@ -43,6 +43,8 @@ def test_every_operation_is_a_miss_and_sends_nothing(dead_backend: Backend) -> N
             assert asyncio.run(getattr(cache.aio, method)(*args)) == answer, method
         assert cache.put_many({"k": 1}).refused == ("k",)
         assert cache.put("k", 1, if_version=0) is False
+        with pytest.raises(NoInteger, match="there is no value"):
+            cache.incr("k", create=False)
 
 
 @pytest.mark.parametrize("kind", [0, 1])

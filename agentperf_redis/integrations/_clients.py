@@ -1,0 +1,58 @@
+"""The clients of adapters that are configured by a URL: one connection for each server and namespace of a process.
+
+Frameworks make their cache objects anew for each thread or request, so these objects cannot own a connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+from agentperf_redis.backend import Backend, default_backend, resolve_namespace
+from agentperf_redis.background import ModuleLock
+from agentperf_redis.cache.lru import LRUCache
+from agentperf_redis.cache.model import DefaultCount
+from agentperf_redis.codec.codec import MAX_BYTES
+from agentperf_redis.transport.address import resolve_url
+
+CACHE_OPTIONS = ("max_bytes", "policy", "strict", "local_size", "local_bytes", "lease", "on_unavailable")
+"""The options that adapters pass on to `LRUCache`."""
+DEFAULT_MAX_SIZE = DefaultCount(10_000)
+"""Entries of a new cache. An existing cache keeps its own capacity."""
+MAX_VALUE_BYTES = MAX_BYTES - 8
+"""Maximum size of a stored text of bytes, whose packed form has a header of up to five bytes."""
+
+_made: dict[tuple[str, str], Backend] = {}
+_lock = ModuleLock()
+
+
+def backend_for(url: str | None, namespace: str | None) -> Backend:
+    """Return this process's backend for a server and namespace. Without both, this is the process-wide default.
+
+    Raises:
+        InvalidArgument: the URL or the namespace is invalid.
+    """
+    if url is None and namespace is None:
+        return default_backend()
+    key = (resolve_url(url), resolve_namespace(namespace))
+    with _lock.lock:
+        made = _made.get(key)
+        if made is None or made.closed:
+            made = _made[key] = Backend(url, namespace=namespace)
+        return made
+
+
+def cache_of(backend: Backend, name: str, options: dict[str, Any]) -> LRUCache:
+    """Return this process's cache with this name and these options. When all its users are gone, it is forgotten.
+
+    Raises:
+        InvalidArgument: an option is invalid, or differs from that of another cache with this name in this process.
+    """
+    known: WeakValueDictionary[object, LRUCache] = backend.share("caches of adapters", WeakValueDictionary)
+    key = (name, *sorted((option, repr(value)) for option, value in options.items()))
+    with _lock.lock:
+        cache = known.get(key)
+        if cache is None:
+            made = {"max_size": DEFAULT_MAX_SIZE, **options}
+            cache = known[key] = LRUCache(name=name, backend=backend, **made)
+        return cache
