@@ -18,6 +18,7 @@ from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.model import PerformanceMetrics
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
+from tests.support.recipes import recipe
 from tests.support.servers import Server
 
 pytest.importorskip("agents", reason="needs the extra openai-agents")
@@ -35,18 +36,11 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # a warning raised by the package must not make a test fail
 ]
 
-RECIPE = """
-from agentperf_redis import AgentPerf
-from agentperf_redis.integrations.openai_agents import AgentPerfTracingProcessor
-from agents import set_trace_processors
+TRACED = """
 from agents.tracing import agent_span, generation_span, trace
 
-perf = AgentPerf()
-set_trace_processors([AgentPerfTracingProcessor(perf)])  # add_trace_processor keeps OpenAI's own processor
-with trace("my workflow"), agent_span("coder"):  # in place of `await Runner.run(coder, "question")`
-    with generation_span(model="gpt-x", usage={"input_tokens": 812, "output_tokens": 64}):
-        pass
-print(perf.metrics.snapshots()["coder"].tokens_in)
+with trace("my workflow"), agent_span("coder"), generation_span(model="gpt-x", usage={"input_tokens": 812}):
+    pass
 """
 
 USAGE: dict[str, Any] = {
@@ -416,7 +410,6 @@ def test_spans_of_many_threads_are_all_counted(processor: AgentPerfTracingProces
 
 
 def test_recipe_counts_and_flushes_at_exit(programs: Programs, snapshots: Snapshots) -> None:
-    assert len(RECIPE.strip().splitlines()) <= 12
-    programs.write("recipe.py", RECIPE)
+    programs.write("recipe.py", recipe("openai_agents") + TRACED)
     programs.run("recipe")
     assert snapshots()["coder"].tokens_in == 812

@@ -20,6 +20,7 @@ from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.model import ModelUsage, PerformanceMetrics
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
+from tests.support.recipes import recipe
 from tests.support.servers import Server, wait_until
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
@@ -38,18 +39,12 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # a warning raised by one of the packages must not make a test fail
 ]
 
-RECIPE = """
-from agentperf_redis import AgentPerf
-from agentperf_redis.integrations.otel import AgentPerfSpanProcessor
-from opentelemetry.sdk.trace import TracerProvider
-
-perf, provider = AgentPerf(), TracerProvider()
-provider.add_span_processor(AgentPerfSpanProcessor(perf))
-tracer = provider.get_tracer("my-agent")  # in place of an instrumentation, such as pydantic-ai's
-with tracer.start_as_current_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "coder"}):
-    with tracer.start_as_current_span("chat", attributes={"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 812}):
-        pass
-print(perf.metrics.snapshots()["coder"].tokens_in)
+TRACED = """
+agent = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "coder"}
+chat = {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 812}
+tracer = provider.get_tracer("my-agent")
+with tracer.start_as_current_span("invoke_agent", attributes=agent), tracer.start_as_current_span("chat", attributes=chat):
+    pass
 """
 
 CALL = ModelUsage(1, 100, 20, tokens_cached_in=64, tokens_cache_write=5, tokens_reasoning=12)
@@ -483,7 +478,6 @@ def test_spans_of_many_threads_are_all_counted(tracer: Tracer, snapshots: Snapsh
 
 
 def test_recipe_counts_and_flushes_at_exit(programs: Programs, snapshots: Snapshots) -> None:
-    assert len(RECIPE.strip().splitlines()) <= 12
-    programs.write("recipe.py", RECIPE)
+    programs.write("recipe.py", recipe("otel") + TRACED)
     programs.run("recipe")
     assert snapshots()["coder"].tokens_in == 812

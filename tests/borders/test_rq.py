@@ -9,22 +9,16 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, InvalidArgument, NoCapacity
 from tests.support.programs import LIMIT_S, Programs
-from tests.support.recipes import RECIPES
+from tests.support.recipes import recipe
 from tests.support.servers import Server, wait_until
 
 pytest.importorskip("rq", reason="needs the extra rq")
 pytestmark = pytest.mark.servers("valkey")  # the kind of server does not affect these tests
 
-RECIPE = """\
-from rq import Worker
-from agentperf_redis import AgentInstance, AgentPerf
-from agentperf_redis.integrations.rq import instrument, leased
-
-perf = AgentPerf()
+OF_TEST = """
+from agentperf_redis import AgentInstance
+from agentperf_redis.integrations.rq import leased
 perf.balancer().register_instance(AgentInstance("coder-1", "coder", max_capacity=4))
-
-class Tracked(Worker): ...  # rq worker --with-scheduler --worker-class jobs.Tracked
-instrument(Tracked, perf)
 
 @leased(perf.balancer(), "coder")
 def review(path, lease):
@@ -81,8 +75,8 @@ def work(
     programs: Programs, namespace: str, *options: str, kind: str = "Worker", more: str = ""
 ) -> subprocess.Popen[bytes]:
     """Start a worker of the recipe."""
-    recipe = RECIPE.replace("from rq import Worker", f"from rq.worker import {kind} as Worker")
-    programs.write("jobs.py", recipe + more)
+    shown = recipe("rq").replace("from rq import Worker", f"from rq.worker import {kind} as Worker")
+    programs.write("jobs.py", shown + OF_TEST + more)
     shared = ("--url", programs.broker, "--worker-class", "jobs.Tracked", "--logging_level", "WARNING")
     return programs.start("rq.cli", "worker", *shared, *options, namespace)
 
@@ -204,10 +198,6 @@ assert [job.return_value() for job in jobs] == ["only", "awaited"]
     narrow, awaiting = counts(perf, "narrow"), counts(perf, "awaiting")
     assert (narrow[:2], awaiting[:2]) == ((1, {}), (1, {}))
     assert min(narrow[2], awaiting[2]) >= 1
-
-
-def test_recipe_of_the_readme_is_the_tested_one() -> None:
-    assert [block for block in RECIPES if "integrations.rq" in block] in ([], [RECIPE])
 
 
 def test_no_capacity_is_raised_outside_a_worker(perf: AgentPerf) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
 from tests.support.programs import LIMIT_S, Programs
-from tests.support.recipes import RECIPES
+from tests.support.recipes import recipe
 from tests.support.servers import free_port, wait_until
 
 pytestmark = [
@@ -127,11 +127,8 @@ def test_stopped_server_has_counted_every_request(programs: Programs, perf: Agen
     }
 
 
-@pytest.mark.parametrize("recipe", [block for block in RECIPES if "instrument(app, perf" in block])
-def test_web_recipe_counts_every_request(programs: Programs, perf: AgentPerf, recipe: str) -> None:
-    if "FastAPI" not in recipe and "Starlette" not in recipe:
-        pytest.skip("a recipe for another framework")
-    web, port = serve(programs, recipe, "uvicorn web:app --port {port} --workers 2")
+def test_web_recipe_counts_every_request(programs: Programs, perf: AgentPerf) -> None:
+    web, port = serve(programs, recipe("fastapi"), "uvicorn web:app --port {port} --workers 2")
     refused = status_of(port, "/ask/nobody")
     perf.balancer().register_instance(AgentInstance("coder-1", "coder", max_capacity=4))
     answered = ask(port, "/ask")

@@ -26,7 +26,7 @@ from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cli.app import app
 from tests.support.commandline import said
 from tests.support.places import README
-from tests.support.recipes import PROGRAMS
+from tests.support.recipes import PROGRAMS, recipe
 from tests.support.servers import Raw, Server
 
 TEXT = README.read_text(encoding="utf-8")
@@ -108,20 +108,25 @@ def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
 
 
 def listed_keys() -> set[tuple[str, str]]:
-    """Return the keys that the README lists, with their types. ``a|b`` in a key stands for two keys."""
+    """Return the keys that the README lists, with their types.
+
+    ``a|b`` in a key stands for two keys. A line lists keys of one prefix, ``agentperf:`` or ``agentperf:{...}:``.
+    """
+    key = r"\S+ (?:HASH|ZSET|STRING|LIST|STREAM)\b"
     listed = set()
-    for line, kind in re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE):
-        parts = [part.split("|") for part in re.split(r"([:{}])", line)]
-        listed |= {("".join(chosen), kind) for chosen in itertools.product(*parts)}
+    for prefix, keys in re.findall(rf"^(agentperf:(?:{{\S+}}:)?)({key}(?:, {key})*)", TEXT, re.MULTILINE):
+        for name, kind in (each.split(" ") for each in keys.split(", ")):
+            parts = [part.split("|") for part in re.split(r"([:{}])", prefix + name)]
+            listed |= {("".join(chosen), kind) for chosen in itertools.product(*parts)}
     return listed
 
 
 def shown_state() -> list[tuple[str, str]]:
-    """Return the hash fields of the example pool in the README.
+    """Return the hash fields of the example pool in the README, some of those on the server.
 
     On a line, three or more spaces separate fields, and ``-- `` begins a remark.
     """
-    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:[^\s`].*\n)+)", TEXT)
+    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'.*\n((?:[^\s`].*\n)+)", TEXT)
     assert shown is not None
     fields = [each for line in shown[1].splitlines() for each in re.split(r" {3,}", line) if not each.startswith("-- ")]
     return [(name, value) for name, _, value in (each.partition(" ") for each in fields)]
@@ -192,10 +197,10 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     state = raw.hgetall(f"{namespace}:{{lb:coder}}:state")
     shown = shown_state()
     stamp = re.compile(r"\b\d{12,}\b")
+    assert {name[0] for name, _ in shown} == {"#", "c", "@"}  # facts of the pool, an instance, a lease
     by_name = {name: stamp.sub("*", value) for name, value in state.items() if name[0] != "@"}
-    assert sorted(name for name, _ in shown if name[0] != "@") == sorted(by_name)
-    leases = sorted(stamp.sub("*", value) for name, value in state.items() if name[0] == "@")
-    assert sorted(stamp.sub("*", value) for name, value in shown if name[0] == "@") == leases
+    leases = {stamp.sub("*", value) for name, value in state.items() if name[0] == "@"}
+    assert {stamp.sub("*", value) for name, value in shown if name[0] == "@"} <= leases
     for name, value in shown:
         if name[0] != "@":
             pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # ... is any text
@@ -263,6 +268,14 @@ def test_files_and_steps_named_for_contributors_exist() -> None:
     steps = re.search(r"yields steps \((.*?)\)", section)
     assert steps is not None
     assert {name for name in re.findall(r"`(\w+)`", steps[1]) if not hasattr(command, name)} == set()
+
+
+ADAPTERS = [path.stem for path in (README.parent / "agentperf_redis" / "integrations").glob("[!_]*.py")]
+
+
+@pytest.mark.parametrize("adapter", [each for each in ADAPTERS if each not in ("shared", "starlette")])
+def test_each_adapter_has_a_short_recipe(adapter: str) -> None:
+    assert 1 <= len([line for line in recipe(adapter).splitlines() if line]) <= 12
 
 
 def test_cited_tests_exist() -> None:

@@ -1,9 +1,9 @@
-"""The settings of a pool: invalid ones are refused, and the README lists the defaults."""
+"""The settings of a pool: invalid ones are refused, and help and README state the defaults."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -60,10 +60,21 @@ def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, f
     assert PoolSettings(base_ejection_time=400, max_ejection_time=400).base_ejection_time == 400
 
 
-def test_readme_lists_the_default_settings() -> None:
-    text = README.read_text(encoding="utf-8")
-    table = re.findall(
-        r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE
+def test_readme_names_the_defaults_of_the_settings_to_tune() -> None:
+    (bullet,) = re.findall(
+        r"^- \*\*Settings\.\*\* The `PoolSettings`.*?(?=\n\n|\n- )",
+        README.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
-    listed = {name: default for name, default in table if name in PoolSettings.__dataclass_fields__}
-    assert listed == {name: str(value) for name, value in asdict(PoolSettings()).items()}
+    named = dict(re.findall(r"`(\w+)`\s\((\w+)", bullet))
+    defaults = {name: str(value) for name, value in asdict(PoolSettings()).items()}
+    assert len(named) >= 4
+    assert {name: defaults.get(name) for name in named} == named
+
+
+def test_help_explains_every_setting_with_its_default() -> None:
+    explained = dict(
+        re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", PoolSettings.__doc__ or "", re.MULTILINE | re.DOTALL)
+    )
+    assert list(explained) == [field.name for field in fields(PoolSettings)]
+    assert [name for name, text in explained.items() if "Default" not in text] == []
