@@ -41,7 +41,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, Unpack, cast
 
 from agentperf_redis import arguments, process_end
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import Outcome
 from agentperf_redis.errors import InvalidArgument, NoCapacity
@@ -84,8 +84,7 @@ def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = (
     """
     if not isinstance(app, Celery):
         raise InvalidArgument("app", app, "a Celery app")
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     kept = exception_types("not_failures", not_failures)
     if app in _instrumented:
         raise InvalidArgument("app", app, "an app that is not instrumented yet")

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
 from agentperf_redis import arguments, process_end
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import Outcome
@@ -166,8 +166,7 @@ def add_to(
     """
     if not isinstance(app, Starlette):
         raise InvalidArgument("app", app, "an application of Starlette or FastAPI")
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     if prefix != "":
         arguments.name("prefix", prefix)
     options = _Options(perf.metrics, templates, prefix, frozenset(arguments.names("skip", skip)))
