@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,13 +18,13 @@ pytest.importorskip("starlette", reason="needs the extra starlette")
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.endpoints import HTTPEndpoint
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentperf_redis.integrations.starlette import instrument, leased
 
@@ -416,6 +417,36 @@ def test_websocket_holds_a_lease_while_its_endpoint_runs(perf: AgentPerf, site: 
     assert sent[-1]["text"] == "coder-1"
     held = lb.acquire("coder")
     assert lb.release(held)
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (None, 0),
+        (WebSocketException(1008), 0),
+        (WebSocketException(1011), 1),
+        (RuntimeError("the instance is broken"), 1),
+    ],
+    ids=["client left", "client refused", "internal error", "error"],
+)
+def test_instance_is_not_to_blame_for_clients_of_websockets(
+    perf: AgentPerf, site: Site, runner: asyncio.Runner, error: Exception | None, failed: int
+) -> None:
+    lb = pool(perf, 1)
+
+    @leased(lb, "coder")
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        if error is not None:
+            raise error
+        await socket.receive_text()  # raises WebSocketDisconnect
+
+    app = site(WebSocketRoute("/chat", chat)).app
+    received = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1001}]
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        runner.run(exchange(app, "/chat", received, kind="websocket"))
+    (status,) = lb.status("coder")
+    assert (status.instances[0].failed, status.instances[0].instance.current_load) == (failed, 0)
 
 
 def test_end_of_the_lifespan_flushes(
