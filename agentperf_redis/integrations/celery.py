@@ -60,6 +60,7 @@ with extra("celery"):
         TimeLimitExceeded,
         WorkerLostError,
     )
+    from celery.local import Proxy
     from celery.states import SUCCESS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,6 +83,8 @@ def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = (
     Raises:
         InvalidArgument: for an invalid argument, and for an app that is instrumented already.
     """
+    if isinstance(app, Proxy):  # such as celery.current_app
+        app = app._get_current_object()  # noqa: SLF001  the public way to leave the proxy
     if not isinstance(app, Celery):
         raise InvalidArgument("app", app, "a Celery app")
     checked_perf(perf)
