@@ -29,7 +29,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
@@ -211,10 +211,23 @@ def _answer_no_capacity(app: Starlette, refusal: Callable[[str], Response]) -> N
         return response
 
     app.exception_handlers.setdefault(NoCapacity, refuse)
-    for route in app.routes:
-        mounted = getattr(route, "app", None)
+    for mounted in _mounted_on(app.routes):
+        mounted.exception_handlers.setdefault(NoCapacity, refuse)
+
+
+def _mounted_on(routes: Iterable[BaseRoute]) -> Iterator[Starlette]:
+    for route in routes:
+        # A Mount with middlewares keeps its application in `_base_app`; the attribute `app` has the outermost of them.
+        mounted = getattr(route, "_base_app", getattr(route, "app", None))
         if isinstance(mounted, Starlette):
-            _answer_no_capacity(mounted, refusal)
+            yield mounted
+        yield from _mounted_on(_routes_of(route))
+
+
+def _routes_of(route: BaseRoute) -> Sequence[BaseRoute]:
+    """Return the routes within a route. Applications of other frameworks may have routes that are of another kind."""
+    routes = getattr(route, "routes", None)
+    return routes if isinstance(routes, Sequence) and routes and isinstance(routes[0], BaseRoute) else ()
 
 
 class Templates:
@@ -234,8 +247,8 @@ class Templates:
 
     def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
         path: str = getattr(route, "path_format", "/{path}")
-        inner = getattr(route, "routes", None)
-        if inner is None:
+        inner = _routes_of(route)
+        if not inner:
             return path
         # A Mount ends with {path}. A Host has no path.
         rest = self.find(inner, {**scope, **child_scope}) or "/{path}"
