@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.place import place_of
 
 if TYPE_CHECKING:  # at run time, a service is imported on its first use
@@ -279,3 +280,10 @@ class AgentPerf:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def checked_perf(perf: object) -> AgentPerf:
+    """Check an argument `perf`, and return it."""
+    if not isinstance(perf, AgentPerf):
+        raise InvalidArgument("perf", perf, "an AgentPerf")
+    return perf

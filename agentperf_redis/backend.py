@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from asyncio import _get_running_loop  # returns None if no loop runs; an exception would take ten times as long
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys, sigterm
@@ -501,10 +501,19 @@ def configure(
         return new
 
 
-def close_default(namespace: str) -> None:
-    """Close the process-wide default backend if it has this namespace."""
-    if _default is not None and _default.namespace == namespace:
-        _default.close()
+@contextlib.contextmanager
+def another_default() -> Iterator[None]:
+    """Let the environment decide on another process-wide default backend in the block. It is closed after the block."""
+    global _default
+    with _default_lock.lock:
+        kept, _default = _default, None
+    try:
+        yield
+    finally:
+        with _default_lock.lock:
+            made, _default = _default, kept
+        if made is not None:
+            made.close()
 
 
 @atexit.register

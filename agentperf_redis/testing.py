@@ -13,6 +13,7 @@ nothing of the library but this module.
 A program that makes its `AgentPerf()` while it is imported needs the server before the tests are collected. With
 ``agentperf_autostart = true`` in the configuration of pytest, the server starts first, and AGENTPERF_REDIS_URL leads to
 it during the whole session. Objects made during an import keep their namespace, which all tests of the session share.
+Only the caches of Django and dogpile.cache without a URL follow the test.
 """
 
 from __future__ import annotations
@@ -81,15 +82,14 @@ def agentperf_url(_agentperf_server: EmbeddedServer) -> str:
 def agentperf(_agentperf_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentPerf]:
     """An `AgentPerf` on the private server, in a namespace of this test. It is closed after the test."""
     from agentperf_redis.agentperf import AgentPerf
-    from agentperf_redis.backend import close_default, in_use
+    from agentperf_redis.backend import another_default, in_use
     from agentperf_redis.embedded import delete_keys
 
     namespace = f"test-{secrets.token_hex(8)}"
     monkeypatch.setenv(_URL_VARIABLE, _agentperf_server.url)
     monkeypatch.setenv(_NAMESPACE_VARIABLE, namespace)
-    with AgentPerf(_agentperf_server.url, namespace=namespace) as perf:
+    with another_default(), AgentPerf(_agentperf_server.url, namespace=namespace) as perf:
         yield perf
-    close_default(namespace)  # so that `LRUCache()` and the like in the next test use its namespace
     if not in_use(namespace):  # the program may have made further objects that stay open
         delete_keys(_agentperf_server, f"{namespace}:*")
 

@@ -36,13 +36,50 @@ def backend_for(url: str | None, namespace: str | None) -> Backend:
         return default_backend()
     key = (resolve_url(url), resolve_namespace(namespace))
     with _lock.lock:
-        made = _made.get(key)
+        made = _made.get(key) if all(isinstance(part, str) for part in key) else None  # Backend refuses other types
         if made is None or made.closed:
             made = _made[key] = Backend(url, namespace=namespace)
         return made
 
 
-def cache_of(backend: Backend, name: str, options: dict[str, Any]) -> LRUCache:
+class CacheOfAdapter:
+    """The cache of an adapter's object.
+
+    Such an object may be made while a program is imported. So without a URL and a namespace, it follows the
+    process-wide default backend, and it connects again if its backend was closed.
+
+    Args:
+        url: where the server is.
+        namespace: the prefix of all keys.
+        name: the name of the cache.
+        options: the options of the `LRUCache`.
+
+    Raises:
+        InvalidArgument: an argument is invalid, or an option differs from that of another cache with this name in this
+            process.
+    """
+
+    def __init__(self, url: str | None, namespace: str | None, name: str, options: dict[str, Any]) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._name = name
+        self._options = options
+        self._current: tuple[Backend, LRUCache] | None = None
+        self.current()
+
+    def backend(self) -> Backend:
+        """Return the backend of the next call."""
+        return backend_for(self._url, self._namespace)
+
+    def current(self) -> LRUCache:
+        """Return the cache of the next call."""
+        backend, current = self.backend(), self._current
+        if current is None or current[0] is not backend:
+            current = self._current = backend, _cache_of(backend, self._name, self._options)
+        return current[1]
+
+
+def _cache_of(backend: Backend, name: str, options: dict[str, Any]) -> LRUCache:
     """Return this process's cache with this name and these options. When all its users are gone, it is forgotten.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from agentperf_redis import arguments
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.llm_usage import read
 from agentperf_redis.metrics.recording import ExceptionTypes, exception_types
@@ -24,7 +24,6 @@ with extra("langchain"):
     from langchain_core.outputs import LLMResult
     from langchain_core.runnables.config import var_child_runnable_config
 
-    from agentperf_redis.integrations._langchain_values import checked
 
 MAX_OPEN_RUNS = 10_000
 """Maximum number of runs of a process that are open at once. Beyond it, the oldest is forgotten without a record."""
@@ -143,7 +142,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
     run_inline = True  # in the event loop, not on a thread of its executor: recording takes microseconds
 
     def __init__(self, perf: AgentPerf, agent: str | None = None, *, not_failures: ExceptionTypes = ()) -> None:
-        self._metrics = checked(perf).metrics
+        self._metrics = checked_perf(perf).metrics
         self._open: _OpenRuns = perf.backend.share("langchain runs", _OpenRuns)
         self._agent = None if agent is None else arguments.name("agent", agent)
         self._not_failures = exception_types("not_failures", not_failures) if not_failures else ()

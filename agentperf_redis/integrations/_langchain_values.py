@@ -1,4 +1,4 @@
-"""What the adapters for LangChain and LangGraph share: storable classes, a check, and the log of failed writes.
+"""What the adapters for LangChain and LangGraph share: storable classes and the log of failed writes.
 
 After the import, every cache of the process stores LangChain's messages, generations and documents. Stored values name
 these classes by the names in this module, never by an import path, so no stored name causes an import.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.codec.storable import REGISTRY, storable
-from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.extras import extra
 
 with extra("langchain"):  # the message of an adapter with an extra of its own takes the place of this one
@@ -52,13 +50,6 @@ def register(cls: type, **how: Any) -> None:
 for _each in _MODELS:
     register(_each)
 register(TextAccessor, dump=lambda text: str.__str__(text), load=lambda text: TextAccessor(text))  # noqa: PLW0108
-
-
-def checked(perf: object) -> AgentPerf:
-    """Check the argument `perf` of an adapter."""
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
-    return perf
 
 
 def not_stored(cache: str, error: Exception) -> None:

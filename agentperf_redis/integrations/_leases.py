@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypedDict, Unpack
 
@@ -68,10 +69,14 @@ def on_lease(
     def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
             raise InvalidArgument("function", function, "a function; the decorator of the task stands above this one")
-        takes_lease, shown = _without_lease(function)
+        place, shown = _without_lease(function)
 
         def run(lease: Lease, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return function(*args, **({**kwargs, "lease": lease} if takes_lease else kwargs))
+            if place is None:
+                return function(*args, **kwargs)
+            if len(args) < place:
+                return function(*args, **kwargs, lease=lease)
+            return function(*args[:place], lease, *args[place:], **kwargs)
 
         if arguments.is_coroutine_function(function):
 
@@ -113,14 +118,22 @@ def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outco
         raise
 
 
-def _without_lease(function: Callable[..., Any]) -> tuple[bool, inspect.Signature]:
-    """Return whether a function takes its lease, and its signature without that parameter.
+def _without_lease(function: Callable[..., Any]) -> tuple[int | None, inspect.Signature]:
+    """Return the place of the lease among a function's positional arguments, and its signature without the lease.
 
     A queue checks the arguments of a call against the signature when the task is sent. No lease exists then.
+
+    Returns:
+        The place: None if the function does not take its lease, `sys.maxsize` if only as a keyword; and the signature.
     """
     signature = inspect.signature(function)
-    others = [each for name, each in signature.parameters.items() if name != "lease"]
-    return len(others) < len(signature.parameters), signature.replace(parameters=others)
+    names = list(signature.parameters)
+    if "lease" not in names:
+        return None, signature
+    place = names.index("lease")
+    lease = signature.parameters["lease"]
+    others = [each for each in signature.parameters.values() if each is not lease]
+    return sys.maxsize if lease.kind is lease.KEYWORD_ONLY else place, signature.replace(parameters=others)
 
 
 def pause_s(error: NoCapacity) -> float:

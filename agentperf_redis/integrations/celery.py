@@ -41,7 +41,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, Unpack, cast
 
 from agentperf_redis import arguments, process_end
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import Outcome
 from agentperf_redis.errors import InvalidArgument, NoCapacity
@@ -60,6 +60,7 @@ with extra("celery"):
         TimeLimitExceeded,
         WorkerLostError,
     )
+    from celery.local import Proxy
     from celery.states import SUCCESS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,10 +83,11 @@ def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = (
     Raises:
         InvalidArgument: for an invalid argument, and for an app that is instrumented already.
     """
+    if isinstance(app, Proxy):  # such as celery.current_app
+        app = app._get_current_object()  # noqa: SLF001  the public way to leave the proxy
     if not isinstance(app, Celery):
         raise InvalidArgument("app", app, "a Celery app")
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     kept = exception_types("not_failures", not_failures)
     if app in _instrumented:
         raise InvalidArgument("app", app, "an app that is not instrumented yet")

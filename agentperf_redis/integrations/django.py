@@ -21,7 +21,7 @@ from agentperf_redis.cache.async_client import AsyncLRUCache
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.errors import AgentPerfError, ComputeFailed, InvalidArgument, NoInteger
 from agentperf_redis.extras import extra
-from agentperf_redis.integrations._clients import CACHE_OPTIONS, MAX_VALUE_BYTES, backend_for, cache_of
+from agentperf_redis.integrations._clients import CACHE_OPTIONS, MAX_VALUE_BYTES, CacheOfAdapter
 
 with extra("django"):
     from asgiref.sync import sync_to_async
@@ -72,7 +72,8 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
     def __init__(self, location: str, params: Mapping[str, Any]) -> None:
         super().__init__(params)
         if not isinstance(location, str):
-            raise InvalidArgument("LOCATION", location, "the URL of one server, such as redis://host:6379/0")
+            allowed = "the URL of one server, such as redis://host:6379/0"
+            raise InvalidArgument("LOCATION", type(location), allowed)  # not the value, which may contain passwords
         options = dict(params.get("OPTIONS", {}))
         for unknown in sorted(set(options).difference(_OPTIONS)):
             raise InvalidArgument("OPTIONS", unknown, "the names " + ", ".join(_OPTIONS))
@@ -80,12 +81,16 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         options.pop("CULL_FREQUENCY", None)
         if "MAX_ENTRIES" in options:
             options["max_size"] = arguments.count("MAX_ENTRIES", options.pop("MAX_ENTRIES"), minimum=0)
-        self._cache = cache_of(backend_for(location or None, namespace), name, options)
+        self._shared = CacheOfAdapter(location or None, namespace, name, options)
 
     @property
     def cache(self) -> LRUCache:
         """The cache that has the entries, with its statistics and other methods."""
         return self._cache
+
+    @property
+    def _cache(self) -> LRUCache:
+        return self._shared.current()
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         """Store a value if the key has none. Of several callers, in all processes, one gets True."""

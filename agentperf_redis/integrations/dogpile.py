@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentperf_redis import arguments as checks
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LockNotOwned
 from agentperf_redis.extras import extra
-from agentperf_redis.integrations._clients import CACHE_OPTIONS, MAX_VALUE_BYTES, backend_for, cache_of
+from agentperf_redis.integrations._clients import CACHE_OPTIONS, MAX_VALUE_BYTES, CacheOfAdapter
 from agentperf_redis.locks.client import Lock
 
 with extra("dogpile"):
@@ -66,13 +67,17 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any
         if unknown:
             _log.warning("arguments that the backend agentperf of dogpile.cache does not know: %s", ", ".join(unknown))
         options = {option: given[option] for option in ("max_size", *CACHE_OPTIONS) if option in given}
-        self._backend = backend_for(given.get("url"), given.get("namespace"))
         self._ttl = _ttl(given.get("expiration_time"))
         self._distributed = checks.flag("distributed_lock", given.get("distributed_lock", True))
         self._lock_timeout = given.get("lock_timeout")
-        self._cache = cache_of(self._backend, given.get("name", "dogpile"), options)
+        name = given.get("name", "dogpile")
+        self._shared = CacheOfAdapter(given.get("url"), given.get("namespace"), name, options)
         self._lenient = options.get("on_unavailable") == "miss"
         self._mutex("")  # refuses an invalid lock_timeout now
+
+    @property
+    def _cache(self) -> LRUCache:
+        return self._shared.current()
 
     def has_lock_timeout(self) -> bool:
         """Return whether the mutex may end before it is released."""
@@ -90,7 +95,7 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any
             digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
             name = f"{checks.nearest_name(name)[:_SHOWN_OF_A_LONG_KEY]}#{digest}"
         # Regions run `async_creation_runner` on another thread, which then releases the mutex.
-        lock = Lock(name, timeout=self._lock_timeout, thread_local=False, backend=self._backend)
+        lock = Lock(name, timeout=self._lock_timeout, thread_local=False, backend=self._shared.backend())
         return AgentPerfMutex(lock, lenient=self._lenient)
 
     def get_serialized(self, key: str) -> Any:

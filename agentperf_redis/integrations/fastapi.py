@@ -25,6 +25,7 @@ from agentperf_redis.integrations._leases import LeaseOptions, check_lease
 
 with extra("fastapi"):
     from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
     from fastapi.responses import JSONResponse
     from fastapi.routing import iter_route_contexts
     from starlette.routing import BaseRoute
@@ -32,6 +33,8 @@ with extra("fastapi"):
 
     from agentperf_redis.integrations.starlette import Templates, add_to, held
 
+_REFUSALS: Final = (RequestValidationError, WebSocketRequestValidationError)
+"""FastAPI gets the lease before it refuses invalid parameters."""
 _LISTED_EVERY_S: Final = 1.0
 """How often requests without a route may cause the routes to be listed again, s."""
 _MAX_LISTS: Final = 256
@@ -52,6 +55,9 @@ def leased(
 ) -> Callable[[], AsyncIterator[Lease]]:
     """Return a dependency: a request, or a WebSocket, holds a lease until its response was sent, also a stream.
 
+    Background tasks of the response belong to it. Errors of the client, such as invalid parameters, do not count
+    against the instance.
+
     Args:
         balancer: grants the leases.
         agent_type: the pool.
@@ -66,7 +72,7 @@ def leased(
     check_lease(balancer, agent_type, options)
 
     async def lease() -> AsyncIterator[Lease]:
-        async with held(balancer, agent_type, options) as granted:
+        async with held(balancer, agent_type, options, _REFUSALS) as granted:
             yield granted
 
     return lease

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from agentperf_redis.agentperf import AgentPerf, LRUOptions
+from agentperf_redis.agentperf import AgentPerf, LRUOptions, checked_perf
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import WithoutServer
 from agentperf_redis.codec.codec import canonical
@@ -29,7 +29,7 @@ with extra("langchain"):
     from langchain_core.outputs import Generation
 
     from agentperf_redis.integrations._langchain_callbacks import AgentPerfCallbackHandler
-    from agentperf_redis.integrations._langchain_values import checked, not_stored
+    from agentperf_redis.integrations._langchain_values import not_stored
 
 __all__ = ["AgentPerfCache", "AgentPerfCallbackHandler"]
 
@@ -52,7 +52,7 @@ class AgentPerfCache(BaseCache):
 
     def __init__(self, perf: AgentPerf, name: str = "langchain", **options: Unpack[LRUOptions]) -> None:
         options.setdefault("on_unavailable", WithoutServer.MISS)
-        self._cache: LRUCache = checked(perf).cache(name, **options)
+        self._cache: LRUCache = checked_perf(perf).cache(name, **options)
 
     def lookup(self, prompt: str, llm_string: str) -> Sequence[Generation] | None:
         """Return the generations for a prompt and the parameters of a model, or None."""

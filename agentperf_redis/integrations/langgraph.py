@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.agentperf import AgentPerf, LRUOptions
+from agentperf_redis.agentperf import AgentPerf, LRUOptions, checked_perf
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import WithoutServer
 from agentperf_redis.errors import AgentPerfError, shown
@@ -31,7 +31,7 @@ with extra("langgraph"):
     from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
     from langgraph.types import Overwrite, Send, TimeoutPolicy
 
-    from agentperf_redis.integrations._langchain_values import checked, not_stored, register
+    from agentperf_redis.integrations._langchain_values import not_stored, register
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -74,7 +74,7 @@ class AgentPerfCache(BaseCache[ValueT]):
     ) -> None:
         super().__init__(serde=serde)
         options.setdefault("on_unavailable", WithoutServer.MISS)
-        self._cache: LRUCache = checked(perf).cache(name, **options)
+        self._cache: LRUCache = checked_perf(perf).cache(name, **options)
         self._serde = serde
 
     def get(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:

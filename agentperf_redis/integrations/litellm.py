@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from agentperf_redis import arguments
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
@@ -124,8 +124,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
         max_hold: float = DEFAULT_MAX_HOLD_S,
         on_unavailable: OnUnavailable = "raise",
     ) -> None:
-        if not isinstance(perf, AgentPerf):
-            raise InvalidArgument("perf", perf, "an AgentPerf")
+        checked_perf(perf)
         if on_unavailable not in get_args(OnUnavailable):
             raise InvalidArgument("on_unavailable", on_unavailable, '"raise" or "any"')
         self._router = router

@@ -23,9 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.arguments import nearest_name
-from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.spans import Span
 from agentperf_redis.metrics.traces import SHUTDOWN_S, Failures, OpenSpans, flush
@@ -76,9 +75,7 @@ class AgentPerfTracingProcessor(TracingProcessor):
     """
 
     def __init__(self, perf: AgentPerf) -> None:
-        if not isinstance(perf, AgentPerf):
-            raise InvalidArgument("perf", perf, "an AgentPerf")
-        self._metrics = perf.metrics
+        self._metrics = checked_perf(perf).metrics
         self._open = perf.backend.share("openai_agents.open_spans", OpenSpans)
         self._traces: weakref.WeakValueDictionary[str, Trace] = weakref.WeakValueDictionary()
         self._is_over = False

@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentperf_redis import arguments
-from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.export import otel_names
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.accumulator import OK
@@ -67,9 +66,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
     def __init__(
         self, perf: AgentPerf, *, agent: str | None = None, in_tracked: bool = False, usage: bool = True
     ) -> None:
-        if not isinstance(perf, AgentPerf):
-            raise InvalidArgument("perf", perf, "an AgentPerf")
-        self._metrics = perf.metrics
+        self._metrics = checked_perf(perf).metrics
         self._given_agent = None if agent is None else arguments.name("agent", agent)
         self._traces = Traces(
             perf.metrics,

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, Unpack, cast
 
 from agentperf_redis import arguments
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import Outcome
 from agentperf_redis.errors import InvalidArgument, NoCapacity
@@ -75,8 +75,7 @@ def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes
             or inherits from one that is.
     """
     changed = _checked(worker_class)
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     kept = exception_types("not_failures", not_failures)
     changed.agentperf = perf
     _track_jobs(changed, perf.metrics, kept)

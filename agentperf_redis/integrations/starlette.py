@@ -29,12 +29,12 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
 from agentperf_redis import arguments, process_end
-from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import Outcome
@@ -47,12 +47,12 @@ from agentperf_redis.metrics.spans import Span
 with extra("starlette"):
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
+    from starlette.exceptions import HTTPException, WebSocketException
     from starlette.requests import ClientDisconnect, HTTPConnection
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import BaseRoute, Match
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-    from starlette.websockets import WebSocket
+    from starlette.websockets import WebSocket, WebSocketDisconnect
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -61,8 +61,9 @@ UNMATCHED: Final = "unmatched"
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 """Other methods count as ``OTHER``, since clients can send any number of them."""
 _SERVER_ERROR: Final = 500
+_INTERNAL_ERROR: Final = 1011
 _TRY_AGAIN_LATER: Final = 1013
-"""Close code of a WebSocket."""
+"""Close codes of a WebSocket."""
 _BODY: Final = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 """Messages that carry the body. The last one has no `more_body`."""
 _EXCHANGE: Final = "agentperf_redis.exchange"
@@ -92,6 +93,9 @@ def leased(
     balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
 ) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp | None]]]:
     """Return a decorator of endpoints: a request holds a lease until its response was sent, also a stream.
+
+    Background tasks of the response belong to it. Errors of the client, such as an HTTPException below 500 or a
+    WebSocket that the client closes, do not count against the instance.
 
     The endpoint finds the lease as ``request.state.lease``. It may be a function, also a blocking one or that of a
     WebSocket, or a method of an HTTPEndpoint.
@@ -135,15 +139,35 @@ def _until_sent(response: ASGIApp, stack: contextlib.AsyncExitStack) -> ASGIApp:
 
 
 @contextlib.asynccontextmanager
-async def held(balancer: LoadBalancer, agent_type: str, options: LeaseOptions) -> AsyncIterator[Lease]:
-    """Hold a lease during a request. The instance is not to blame for errors of the client."""
+async def held(
+    balancer: LoadBalancer,
+    agent_type: str,
+    options: LeaseOptions,
+    refusals: tuple[type[Exception], ...] = (),
+) -> AsyncIterator[Lease]:
+    """Hold a lease during a request or a WebSocket. The instance is not to blame for errors of the client.
+
+    Args:
+        balancer: grants the lease.
+        agent_type: the pool.
+        options: as for `LoadBalancer.lease`.
+        refusals: further exceptions by which the framework refuses what the client has sent.
+    """
     async with balancer.aio.lease(agent_type, **options) as lease:
         try:
             yield lease
-        except (ClientDisconnect, HTTPException) as error:
-            if lease.outcome is None and (isinstance(error, ClientDisconnect) or error.status_code < _SERVER_ERROR):
+        except Exception as error:
+            if lease.outcome is None and (isinstance(error, refusals) or _is_of_client(error)):
                 lease.outcome = Outcome.NEUTRAL
             raise
+
+
+def _is_of_client(error: Exception) -> bool:
+    if isinstance(error, HTTPException):
+        return error.status_code < _SERVER_ERROR
+    if isinstance(error, WebSocketException):
+        return error.code != _INTERNAL_ERROR
+    return isinstance(error, (ClientDisconnect, WebSocketDisconnect))
 
 
 def add_to(
@@ -166,8 +190,7 @@ def add_to(
     """
     if not isinstance(app, Starlette):
         raise InvalidArgument("app", app, "an application of Starlette or FastAPI")
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     if prefix != "":
         arguments.name("prefix", prefix)
     options = _Options(perf.metrics, templates, prefix, frozenset(arguments.names("skip", skip)))
@@ -188,10 +211,23 @@ def _answer_no_capacity(app: Starlette, refusal: Callable[[str], Response]) -> N
         return response
 
     app.exception_handlers.setdefault(NoCapacity, refuse)
-    for route in app.routes:
-        mounted = getattr(route, "app", None)
+    for mounted in _mounted_on(app.routes):
+        mounted.exception_handlers.setdefault(NoCapacity, refuse)
+
+
+def _mounted_on(routes: Iterable[BaseRoute]) -> Iterator[Starlette]:
+    for route in routes:
+        # A Mount with middlewares keeps its application in `_base_app`; the attribute `app` has the outermost of them.
+        mounted = getattr(route, "_base_app", getattr(route, "app", None))
         if isinstance(mounted, Starlette):
-            _answer_no_capacity(mounted, refusal)
+            yield mounted
+        yield from _mounted_on(_routes_of(route))
+
+
+def _routes_of(route: BaseRoute) -> Sequence[BaseRoute]:
+    """Return the routes within a route. Applications of other frameworks may have routes that are of another kind."""
+    routes = getattr(route, "routes", None)
+    return routes if isinstance(routes, Sequence) and routes and isinstance(routes[0], BaseRoute) else ()
 
 
 class Templates:
@@ -211,8 +247,8 @@ class Templates:
 
     def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
         path: str = getattr(route, "path_format", "/{path}")
-        inner = getattr(route, "routes", None)
-        if inner is None:
+        inner = _routes_of(route)
+        if not inner:
             return path
         # A Mount ends with {path}. A Host has no path.
         rest = self.find(inner, {**scope, **child_scope}) or "/{path}"

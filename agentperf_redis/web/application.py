@@ -10,8 +10,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.web import actions, login, scrape
 from agentperf_redis.web.live import Live, live
 from agentperf_redis.web.reader import Reader
@@ -52,8 +51,7 @@ def app(
     """
     from agentperf_redis.web import pages
 
-    if not isinstance(perf, AgentPerf):
-        raise InvalidArgument("perf", perf, "an AgentPerf")
+    checked_perf(perf)
     return build(perf, checked(token, allow_actions=allow_actions, hosts=hosts, refresh=refresh), pages.routes())
 
 

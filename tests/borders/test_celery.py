@@ -343,6 +343,39 @@ def test_lease_reaches_the_function_and_reports_outcomes(app: Any, perf: AgentPe
     assert (instance.served, instance.failed, instance.instance.current_load) == (2, 2, 0)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda lease, one, two=0: (one, two, lease.instance_id),
+        lambda one, lease, two=0: (one, two, lease.instance_id),
+        lambda one, two=0, *, lease: (one, two, lease.instance_id),
+        lambda lease, /, one, two=0: (one, two, lease.instance_id),
+        lambda lease, *numbers, **named: (*numbers, *named.values(), lease.instance_id),
+    ],
+    ids=["first", "between", "keyword", "positional", "variable"],
+)
+def test_lease_parameter_may_stand_anywhere(app: Any, perf: AgentPerf, function: Any) -> None:
+    from agentperf_redis.integrations.celery import leased
+
+    balancer = perf.balancer()
+    balancer.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
+    function.__name__ = "leasing"  # celery compiles a function of this name
+    leasing = task(app, "leasing")(leased(balancer, "coder")(function))
+    for args, named in (((1, 2), {}), ((1,), {"two": 2}), ((), {"one": 1, "two": 2})):
+        assert leasing.apply_async(args, named).get() == (1, 2, "coder-1")
+
+
+def test_proxy_of_an_app_is_instrumented_as_the_app(app: Any, perf: AgentPerf) -> None:
+    from celery.local import Proxy
+
+    from agentperf_redis.integrations.celery import instrument
+
+    fresh = type(app)("behind a proxy", set_as_current=False)
+    instrument(Proxy(lambda: fresh), perf)  # such as celery.current_app
+    with pytest.raises(InvalidArgument, match="not instrumented yet"):
+        instrument(fresh, perf)
+
+
 def test_no_capacity_is_raised_outside_a_worker(app: Any, perf: AgentPerf) -> None:
     from agentperf_redis.integrations.celery import leased
 

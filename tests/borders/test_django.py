@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import NoInteger
+from agentperf_redis.backend import another_default, default_backend
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from tests.support import downloads
 from tests.support.places import ROOT
@@ -311,7 +312,7 @@ def test_outage_is_a_miss_where_the_option_says_so(do: Any, made: Any, own_serve
 @pytest.mark.parametrize(
     ("location", "options", "argument"),
     [
-        (["redis://a", "redis://b"], {}, "LOCATION"),
+        (["redis://:secret@a", "redis://b"], {}, "LOCATION"),
         ("ftp://x", {}, "url"),
         ("redis://localhost:1", {"MAX_ENTRIES": "many"}, "MAX_ENTRIES"),
         ("redis://localhost:1", {"on_unavailable": "maybe"}, "on_unavailable"),
@@ -324,6 +325,30 @@ def test_invalid_settings_are_refused(location: Any, options: dict[str, Any], ar
     with pytest.raises(InvalidArgument) as refused:
         cache_class()(location, {"OPTIONS": {"name": "refused", **options}})
     assert refused.value.argument == argument
+    assert "secret" not in str(refused.value)
+
+
+def test_cache_without_a_location_follows_the_default_backend(
+    do: Any, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django makes the object when a program is imported, before a test of the program has a server."""
+    with another_default():
+        cache = cache_class()("", {})
+        early = default_backend()
+        with another_default():
+            monkeypatch.setenv("AGENTPERF_REDIS_URL", server.url)
+            monkeypatch.setenv("AGENTPERF_NAMESPACE", namespace)
+            do(cache, "set", "k", 1)
+            assert (do(cache, "get", "k"), cache.cache._backend.namespace) == (1, namespace)
+        assert cache.cache._backend is early
+
+
+def test_closed_connection_of_a_cache_is_made_again(do: Any, made: Any, server: Server, namespace: str) -> None:
+    cache = made()
+    do(cache, "set", "k", 1)
+    cache.cache._backend.close()
+    assert do(cache, "get", "k") == 1
+    cache.cache._backend.close()
 
 
 def test_other_limits_of_one_cache_are_refused(made: Any) -> None:

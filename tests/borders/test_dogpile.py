@@ -50,7 +50,7 @@ def region(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[A
 
     def make(url: str = server.url, **arguments: Any) -> Any:
         made = made_region(**{"url": url, "space": namespace, **arguments})
-        backends.append(made.backend._backend)
+        backends.append(made.backend._shared.backend())
         return made
 
     yield make
@@ -83,7 +83,7 @@ def test_installed_package_announces_the_backend() -> None:
 
     made = make_region().configure("agentperf", arguments={"url": "redis://localhost:1", "namespace": "announced"})
     assert type(made.backend).__module__ == "agentperf_redis.integrations.dogpile"
-    made.backend._backend.close()
+    made.backend._shared.backend().close()
 
 
 def create_once(url: str, namespace: str) -> Generator[str, None, tuple[Any, int]]:
@@ -98,7 +98,7 @@ def create_once(url: str, namespace: str) -> Generator[str, None, tuple[Any, int
         return "created"
 
     result = region.get_or_create("k", create)
-    region.backend._backend.close()
+    region.backend._shared.backend().close()
     return result, len(calls)
 
 
@@ -226,6 +226,7 @@ def test_outage_is_a_miss_where_the_argument_says_so(region: Any, own_server: Se
         ({"expiration_time": 0}, "expiration_time"),
         ({"lock_timeout": -1}, "timeout"),
         ({"distributed_lock": 1}, "distributed_lock"),
+        ({"url": ["redis://a"]}, "url"),
         ({"name": ""}, "name"),
         ({"namespace": "a b"}, "namespace"),
     ],
@@ -247,8 +248,8 @@ def test_configuration_file_sets_the_arguments(server: Server, namespace: str) -
 
     settings = {"backend": "agentperf.tested", "arguments.url": server.url, "arguments.namespace": namespace}
     settings |= {"arguments.max_size": "5", "expiration_time": "60"}
-    made_region(server.url, namespace).backend._backend.close()  # registers the backend
+    made_region(server.url, namespace).backend._shared.backend().close()  # registers the backend
     made = make_region().configure_from_config({f"cache.{key}": value for key, value in settings.items()}, "cache.")
     made.set("k", 1)
     assert (made.get("k"), made.backend._cache.max_size) == (1, 5)
-    made.backend._backend.close()
+    made.backend._shared.backend().close()

@@ -104,6 +104,22 @@ def pool(perf: AgentPerf, capacity: int) -> LoadBalancer:
     return lb
 
 
+def test_instance_is_not_to_blame_for_invalid_parameters(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    lb = pool(perf, 1)
+    app = FastAPI()
+
+    def twice(item: int, lease: Any = Depends(leased(lb, "coder"))) -> int:  # noqa: B008
+        return 2 * item
+
+    app.add_api_route("/items/{item}", twice)
+    instrument(app, perf)
+    browser = Browser(runner, app)
+    assert browser.get("/items/1").status == 200
+    assert browser.get("/items/x").status == 422
+    (status,) = lb.status("coder")
+    assert (status.instances[0].failed, status.instances[0].instance.current_load) == (0, 0)
+
+
 def test_dependency_holds_a_lease_until_the_stream_was_sent(perf: AgentPerf, runner: asyncio.Runner) -> None:
     lb, loads = pool(perf, 9), []
     app = FastAPI()

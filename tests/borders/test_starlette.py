@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,13 +18,14 @@ pytest.importorskip("starlette", reason="needs the extra starlette")
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.endpoints import HTTPEndpoint
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentperf_redis.integrations.starlette import instrument, leased
 
@@ -41,6 +43,15 @@ def blocking(request: Request) -> Response:
 async def plain(scope: Any, receive: Any, send: Any) -> None:
     """An application that knows no framework."""
     await PlainTextResponse("plain")(scope, receive, send)
+
+
+class OtherFramework:
+    """An application of a framework with routes of its own kind, such as Litestar."""
+
+    routes = (object(),)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await plain(scope, receive, send)
 
 
 Site = Callable[..., Browser]
@@ -70,10 +81,19 @@ def test_requests_count_by_the_template_of_their_route(site: Site, perf: AgentPe
         Route("/items/{item}", ok, methods=["GET", "POST"]),
         Mount("/orders/{year:int}", inner),
         Mount("/files", plain),
+        Mount("/other", OtherFramework()),
         Host("{tenant}.example.org", Starlette(routes=[Route("/of/{it}", ok)])),
         Route("/anything", ok, methods=["GET", "BREW"]),
     )
-    for path in ("/", "/items/1", "/items/2", "/orders/2026/7/lines", "/orders/2027/8/lines", "/files/a/b.css"):
+    for path in (
+        "/",
+        "/items/1",
+        "/items/2",
+        "/orders/2026/7/lines",
+        "/orders/2027/8/lines",
+        "/files/a/b.css",
+        "/other/1",
+    ):
         assert browser.get(path).status == 200
     assert browser.get("/orders/2026/deep/x").text == "GET /orders/{year}/deep/{name}"
     assert browser.post("/items/3").status == 200
@@ -91,6 +111,7 @@ def test_requests_count_by_the_template_of_their_route(site: Site, perf: AgentPe
         "GET /orders/{year}/deep/{name}": 1,
         "GET /orders/{year}/{path}": 1,
         "GET /files/{path}": 1,
+        "GET /other/{path}": 1,
         "GET /of/{it}": 1,
         "OTHER /anything": 1,
         "unmatched": 2,
@@ -315,11 +336,19 @@ def test_request_without_capacity_is_answered_with_retry_after(
         async with lb.aio.lease("coder"):
             return PlainTextResponse("ok")
 
-    browser = site(Route("/ask", ask), Mount("/inner", Starlette(routes=[Route("/own", own)])))
+    def inner() -> Starlette:
+        return Starlette(routes=[Route("/own", own)])
+
+    browser = site(
+        Route("/ask", ask),
+        Mount("/inner", inner()),
+        Mount("/wrapped", inner(), middleware=[Middleware(GZipMiddleware)]),
+        Mount("/deep", routes=[Mount("/down", inner())]),
+    )
     assert browser.get("/ask").text == "coder-1"
     held = lb.acquire("coder")
     lb.cool_down("coder", "coder-1", 90.5)
-    for path in ("/ask", "/inner/own"):
+    for path in ("/ask", "/inner/own", "/wrapped/own", "/deep/down/own"):
         reply = browser.get(path)
         assert reply.status == 503
         assert 1 <= int(reply.headers["retry-after"]) <= 91
@@ -416,6 +445,36 @@ def test_websocket_holds_a_lease_while_its_endpoint_runs(perf: AgentPerf, site: 
     assert sent[-1]["text"] == "coder-1"
     held = lb.acquire("coder")
     assert lb.release(held)
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (None, 0),
+        (WebSocketException(1008), 0),
+        (WebSocketException(1011), 1),
+        (RuntimeError("the instance is broken"), 1),
+    ],
+    ids=["client left", "client refused", "internal error", "error"],
+)
+def test_instance_is_not_to_blame_for_clients_of_websockets(
+    perf: AgentPerf, site: Site, runner: asyncio.Runner, error: Exception | None, failed: int
+) -> None:
+    lb = pool(perf, 1)
+
+    @leased(lb, "coder")
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        if error is not None:
+            raise error
+        await socket.receive_text()  # raises WebSocketDisconnect
+
+    app = site(WebSocketRoute("/chat", chat)).app
+    received = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1001}]
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        runner.run(exchange(app, "/chat", received, kind="websocket"))
+    (status,) = lb.status("coder")
+    assert (status.instances[0].failed, status.instances[0].instance.current_load) == (failed, 0)
 
 
 def test_end_of_the_lifespan_flushes(

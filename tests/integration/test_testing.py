@@ -12,6 +12,7 @@ import pytest
 from _pytest.assertion.rewrite import AssertionRewritingHook
 
 from agentperf_redis import testing
+from agentperf_redis.backend import another_default, default_backend
 from tests.support.places import ROOT
 from tests.support.plugin import FOUR_TESTS, NOTES, Project
 from tests.support.recipes import USERS_TESTS
@@ -145,6 +146,8 @@ DEFAULTS = """
 
     from agentperf_redis import LRUCache
 
+    EARLY = LRUCache(name="early")  # makes a default backend before the server runs
+
     @pytest.mark.parametrize("number", [1, 2])
     def test_cache_is_empty(agentperf, number):
         made = LRUCache(name="answers")
@@ -152,6 +155,18 @@ DEFAULTS = """
         made.put("why", number)
         assert agentperf.cache("answers").get("why") == number
 """
+
+
+def test_another_default_backend_lasts_for_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    with another_default():
+        early = default_backend()
+        monkeypatch.setenv("AGENTPERF_NAMESPACE", "inner")
+        with another_default():
+            inner = default_backend()
+            assert inner.namespace == "inner"
+        assert inner.closed
+        assert default_backend() is early
+    assert early.closed
 
 
 @pytest.mark.thorough

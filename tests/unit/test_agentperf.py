@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentPerf
+from agentperf_redis.agentperf import checked_perf
 from agentperf_redis.errors import InvalidArgument
 
 PROGRAM = """
@@ -51,3 +52,10 @@ def test_invalid_cache_name_error_states_allowed_names(name: Any) -> None:
         for make in (perf.cache, perf.tiered_cache):
             with pytest.raises(InvalidArgument, match=r"name is .* allowed: a string of 1 to 200"):
                 make(name)
+
+
+def test_argument_perf_is_checked() -> None:
+    perf = AgentPerf("redis://localhost:1")
+    assert checked_perf(perf) is perf
+    with pytest.raises(InvalidArgument, match="perf is 1; allowed: an AgentPerf"):
+        checked_perf(1)

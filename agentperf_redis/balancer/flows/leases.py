@@ -399,10 +399,11 @@ def release_many(
             if not isinstance(results[number], bool):
                 keeper.retry_in_background(command, leases[number][0].ttl)
     for (lease, outcome), result in zip(leases, results, strict=True):
+        if result is False or (result is None and lease.lost is not None):
+            yield from _rest_anyway(lease, outcome)
+    for result in results:
         if isinstance(result, AgentPerfError):
             raise result
-        if not result and (result is not None or lease.lost is not None):
-            yield from _rest_anyway(lease, outcome)
     return [result is True for result in results]
 
 

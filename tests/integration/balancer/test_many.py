@@ -14,7 +14,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, commands
-from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from tests.support import records
 from tests.support.calls import Call
 from tests.support.proxy import Proxy
@@ -223,6 +223,19 @@ def test_each_lease_reports_its_own_outcome(call: Call, backend: Backend) -> Non
     assert (status["p0"].served, status["p0"].instance.response_time_ms) == (1, 200.0)
     assert (status["p1"].served, status["p1"].failed) == (0, 1)
     assert 55 < status["p2"].resting_for <= 60
+
+
+def test_failed_release_keeps_no_other_instance_from_resting(call: Call, backend: Backend, raw: Raw) -> None:
+    balancer = balancer_with(backend, 1)
+    balancer.register_instance(AgentInstance("d0", "damaged", max_capacity=1))
+    damaged, ended = call(balancer, "acquire", "damaged"), call(balancer, "acquire", "planner")
+    assert balancer.release_token("planner", ended.lease.token)
+    state = keys.pool(backend.namespace, "damaged").state
+    raw.delete(state)
+    raw.set(state, "no hash")
+    with pytest.raises(AgentPerfError):
+        call(balancer, "release_many", [damaged, ended], outcome="rate_limited")
+    assert balancer.status("planner")[0].instances[0].resting_for > 0
 
 
 def test_damaged_record_is_reported_before_anything_is_written(
