@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -312,6 +313,35 @@ def test_cancelled_run_is_a_cancellation(perf: AgentPerf, runner: asyncio.Runner
     assert outcomes(runs.of()) == (0, 0, 1)
     assert outcomes(runs.spans()["model:Model"]) == (0, 0, 1), "though LangChain does not report its end"
     assert open_runs(perf) == {}
+
+
+def test_cancelled_call_without_a_chain_is_a_cancellation(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    class Shelf(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Any]:
+            return []
+
+        async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Any]:
+            started.set()
+            await asyncio.sleep(60)
+            return []
+
+    started = asyncio.Event()
+
+    async def main() -> None:
+        config: Any = {"callbacks": [AgentPerfCallbackHandler(perf, "planner")]}
+        for called in (Model(wait=started), Shelf()):
+            task = asyncio.create_task(called.ainvoke("why?", config=config))
+            await started.wait()
+            started.clear()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    runner.run(main())
+    gc.collect()
+    assert outcomes(Runs(perf, None).of()) == (0, 0, 2), "though LangChain reports no end"
+    assert open_runs(perf) == {}
+    assert perf.metrics.running() == ()
 
 
 def test_response_from_a_cache_has_no_tokens(runs: Runs) -> None:
