@@ -15,6 +15,7 @@ from uuid import UUID
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf, checked_perf
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.llm_usage import read
 from agentperf_redis.metrics.recording import ExceptionTypes, exception_types
@@ -72,6 +73,12 @@ class _OpenRuns:
     def __init__(self) -> None:
         self._runs: dict[UUID, _Run] = {}
         self._lock = threading.RLock()  # reentrant: a garbage-collected stream may end its run at any time
+        register_for_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent records the open runs, and may have held the lock during the fork."""
+        self._lock = threading.RLock()
+        self._runs = {}
 
     def get(self, run_id: UUID | None) -> _Run | None:
         return None if run_id is None else self._runs.get(run_id)

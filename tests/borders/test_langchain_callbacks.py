@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -488,6 +490,35 @@ def test_many_threads_count_exactly(perf: AgentPerf) -> None:
         thread.join()
     found = perf.metrics.get_or_create_metrics("planner")
     assert (found.task_count, found.llm_calls, found.tokens_in) == (80, 80, 8000)
+
+
+def test_forked_child_records_its_own_runs_only(perf: AgentPerf) -> None:
+    handler = AgentPerfCallbackHandler(perf, "planner")
+    open_stream = Model().stream("why?", config={"callbacks": [handler]})
+    next(open_stream)
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with handler._open._lock:
+            held.set()
+            forked.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        open_stream.close()
+        Model().invoke("why?", config={"callbacks": [handler]})
+        perf.metrics.flush()
+        os._exit(0)
+    forked.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert perf.metrics.get_or_create_metrics("planner").task_count == 1
+    open_stream.close()
+    assert perf.metrics.get_or_create_metrics("planner").task_count == 2
 
 
 @pytest.mark.parametrize(
