@@ -104,7 +104,10 @@ class AgentPerfTracingProcessor(TracingProcessor):
         if found is None or found.owner is not self:
             return
         del self._open[span.span_id]
-        if found.span is None or self._is_over:
+        if found.span is None:
+            return
+        if self._is_over:
+            found.span.unlist()
             return
         try:
             self._end(span, found.span, found.error_before)
@@ -123,11 +126,17 @@ class AgentPerfTracingProcessor(TracingProcessor):
 
     def _begin(self, span: TracedSpan[Any]) -> None:
         span_id = span.span_id
-        dropped = weakref.ref(span, lambda _: self._open.pop(span_id, None))
+        dropped = weakref.ref(span, lambda _: self._forget(span_id))
         made = self._made(span)
         if made is not None:
             made.__enter__()
         self._open[span_id] = _Open(self, made, span.parent_id, id(sys.exception()), dropped)
+
+    def _forget(self, span_id: str) -> None:
+        """Forget a span that the SDK has dropped without an end."""
+        found: _Open | None = self._open.pop(span_id, None)
+        if found is not None and found.span is not None:
+            found.span.unlist()
 
     def _made(self, span: TracedSpan[Any]) -> Span | None:
         data = span.span_data
@@ -150,7 +159,17 @@ class AgentPerfTracingProcessor(TracingProcessor):
         return None
 
     def _end(self, traced: TracedSpan[Any], span: Span, error_before: int) -> None:
-        data = traced.span_data
+        error = sys.exception()
+        if id(error) == error_before:
+            error = None
+        try:
+            if traced.error is not None:
+                span.fail(nearest_name(str(traced.error.get("message"))))
+            self._count(traced.span_data, span)
+        finally:  # an execution that stayed open would get the later usage of the program
+            span.__exit__(None if error is None else type(error), error, None)
+
+    def _count(self, data: Any, span: Span) -> None:
         if data.type in _NAMES:
             span.rename(nearest_name(_NAMES[data.type](data)))
         if data.type == _TOOL:
@@ -160,10 +179,3 @@ class AgentPerfTracingProcessor(TracingProcessor):
             if usage is not None:
                 record = self._metrics.record_llm
                 self._metrics.track(span.agent_name).call_within(span.path, lambda: record(usage=usage))
-        error = sys.exception()
-        if error is not None and id(error) != error_before:
-            span.__exit__(type(error), error, error.__traceback__)
-            return
-        if traced.error is not None:
-            span.fail(nearest_name(traced.error["message"]))
-        span.__exit__(None, None, None)

@@ -16,6 +16,7 @@ import pytest
 from agentperf_redis import AgentPerf
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.metrics.spans import current_span
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.recipes import recipe
@@ -265,6 +266,36 @@ def test_span_dropped_without_an_end_is_forgotten(processor: AgentPerfTracingPro
         assert len(processor._open) == 1
         del never
     assert len(processor._open) == 0
+
+
+def test_span_that_cannot_be_recorded_is_not_left_open(
+    perf: AgentPerf, processor: AgentPerfTracingProcessor, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError("as the test wants")
+
+    with trace("flow"), agents.agent_span("a") as span:
+        span.set_error({"data": None})  # type: ignore[typeddict-item, unused-ignore]
+        with monkeypatch.context() as patch, generation_span(model="m", usage={"input_tokens": 1}):
+            patch.setattr(processor._metrics, "record_llm", fail)
+    assert current_span() is None
+    assert snapshots()["a"].failure_count == 1
+
+
+@pytest.mark.parametrize("ending", ["dropped", "ended after the shutdown"])
+def test_span_that_is_not_recorded_is_not_left_open(
+    perf: AgentPerf, processor: AgentPerfTracingProcessor, ending: str
+) -> None:
+    with trace("flow"):
+        lost = agents.agent_span("lost")
+        lost.start()
+        if ending != "dropped":
+            processor.shutdown()
+            lost.finish()
+        del lost
+    assert current_span() is None
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        perf.metrics.record_llm(tokens_in=1)  # it would count for the lost agent
 
 
 def test_disabled_tracing_counts_nothing(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:
