@@ -8,6 +8,9 @@ Each agent span is an execution of its agent, also if another agent calls the ag
 calls, tools, handoffs, guardrails and custom spans are spans within it. Outside of agents, the outermost of these spans
 is an execution of the trace's workflow. Tasks and turns are not recorded: they repeat the usage of their model calls.
 
+A failed span has the class of the exception that ends it as its error type, else the message that the SDK or the
+program gave to `set_error`: keep texts of users out of that message.
+
 The execution is a tracked one: tools may call `record_llm` and `MetricsCollector.span`, and `AgentPerfSpanProcessor`
 leaves it to this processor. A program that uses this processor must not record the same runs itself.
 
@@ -68,7 +71,8 @@ class AgentPerfTracingProcessor(TracingProcessor):
     """Feeds the metrics of an `AgentPerf` with the spans of the OpenAI Agents SDK.
 
     Args:
-        perf: the metrics. The processor never closes it. Several processors of one namespace count each span once.
+        perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
+            those of several AgentPerf objects count it several times, even in one namespace.
 
     Raises:
         InvalidArgument: if `perf` is no AgentPerf.

@@ -182,9 +182,7 @@ def test_value_that_cannot_be_stored_is_logged_and_returned(
     assert "parsed" in caplog.text, "the part of the value is named"
 
 
-def test_log_of_a_refused_response_leaves_out_its_text(
-    cache: AgentPerfCache, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_of_a_refused_response_leaves_out_its_text(cache: AgentPerfCache, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
         cache.update("prompt", "model", [Generation(text="secret" * 400_000)])
         cache.update("prompt", "model", [Generation(text="hi", generation_info={"parsed": {"secret"}.__iter__()})])

@@ -508,11 +508,15 @@ def test_forked_child_records_its_own_runs_only(perf: AgentPerf) -> None:
     assert held.wait(60)
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
-        open_stream.close()
-        Model().invoke("why?", config={"callbacks": [handler]})
-        perf.metrics.flush()
-        os._exit(0)
+        status = 1
+        try:
+            signal.alarm(60)
+            open_stream.close()
+            Model().invoke("why?", config={"callbacks": [handler]})
+            perf.metrics.flush()
+            status = 0
+        finally:
+            os._exit(status)
     forked.set()
     holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -304,7 +304,9 @@ def test_disabled_tracing_counts_nothing(processor: AgentPerfTracingProcessor, s
     assert snapshots() == {}
 
 
-def test_two_processors_count_each_span_once_a_namespace(perf: AgentPerf, server: Server, snapshots: Snapshots) -> None:
+def test_processors_of_one_agentperf_count_each_span_once(
+    perf: AgentPerf, server: Server, snapshots: Snapshots
+) -> None:
     with AgentPerf(server.url, namespace=f"{perf.backend.namespace}-2") as other:
         set_trace_processors([
             AgentPerfTracingProcessor(perf), AgentPerfTracingProcessor(perf), AgentPerfTracingProcessor(other),
