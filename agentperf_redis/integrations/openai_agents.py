@@ -14,8 +14,10 @@ program gave to `set_error`: keep texts of users out of that message.
 The execution is a tracked one: tools may call `record_llm` and `MetricsCollector.span`, and `AgentPerfSpanProcessor`
 leaves it to this processor. A program that uses this processor must not record the same runs itself.
 
-Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``), and spans that never
-end. The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``), spans that never end,
+and, with ``RunConfig(trace_include_sensitive_data=False)``, the models of calls of OpenAI's Responses API, whose tokens
+count without a model. The processor raises nothing into the program, and does no I/O except in `force_flush` and
+`shutdown`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ handler of this library records the same runs as an instrumentation of LangChain
 
 Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops, unless it is
 wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``; attributes that the SDK drops because the span has more
-than 128, see OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT. Otherwise as in the README's table of losses. The
-processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+than 128, see OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT. Otherwise as in the README's table of losses. The processor raises
+nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ The tests are skipped if the SDK is not installed; the extra ``borders`` install
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -195,6 +196,47 @@ def test_runs_count_as_record_llm_of_their_responses(
     }  # fmt: skip
     assert report.total == pytest.approx(found["planner"].total_execution_time, abs=1e-5)
     assert perf.metrics.running() == ()
+
+
+def served(request: Any) -> Any:
+    """Answer a request for OpenAI's Responses API, as one response or as a stream."""
+    import httpx
+
+    content = [{"type": "output_text", "text": "hi", "annotations": []}]
+    message = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": content}
+    response = {
+        "id": "r", "created_at": 1, "model": "gpt-x", "object": "response", "status": "completed", "tools": [],
+        "parallel_tool_calls": True, "tool_choice": "auto", "output": [message], "usage": USAGE,
+    }  # fmt: skip
+    if not json.loads(request.content).get("stream"):
+        return httpx.Response(200, json=response)
+    event = {"type": "response.completed", "sequence_number": 0, "response": response}
+    body = f"event: response.completed\ndata: {json.dumps(event)}\n\n"
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=body)
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["redacted", "whole"])
+def test_own_model_of_the_sdk_counts_with_and_without_its_texts(
+    processor: AgentPerfTracingProcessor, snapshots: Snapshots, sensitive: bool
+) -> None:
+    import httpx
+    from openai import AsyncOpenAI
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(served)) as http:
+            options: dict[str, Any] = {"http_client": http}  # the type of this argument depends on the version
+            client = AsyncOpenAI(api_key="none", **options)
+            agent = Agent(name="a", model=agents.OpenAIResponsesModel("gpt-x", client))
+            config = agents.RunConfig(trace_include_sensitive_data=sensitive)
+            await Runner.run(agent, "q", run_config=config)
+            async for _ in Runner.run_streamed(agent, "q", run_config=config).stream_events():
+                pass
+
+    asyncio.run(run())
+    found = snapshots()["a"]
+    assert (found.task_count, found.llm_calls, found.tokens_in, found.tokens_out) == (2, 2, 200, 40)
+    assert (found.tokens_cached_in, found.tokens_cache_write, found.tokens_reasoning) == (128, 10, 24)
+    assert list(found.models) == (["gpt-x"] if sensitive else [])
 
 
 def test_failed_run_is_a_failure_of_its_type(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:
