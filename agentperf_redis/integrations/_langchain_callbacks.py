@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -14,6 +15,7 @@ from uuid import UUID
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf, checked_perf
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.extras import extra
 from agentperf_redis.metrics.llm_usage import read
 from agentperf_redis.metrics.recording import ExceptionTypes, exception_types
@@ -50,6 +52,7 @@ class _Run:
         began: start, s by `perf_counter`.
         first_s: seconds from the start to the first token; None before.
         tokens: number of tokens or chunks that were streamed.
+        dropped: ends the run when LangChain drops its id without an end.
     """
 
     span: Span
@@ -61,6 +64,7 @@ class _Run:
     began: float = field(default_factory=perf_counter)
     first_s: float | None = None
     tokens: int = 0
+    dropped: weakref.ref[UUID] | None = None
 
 
 class _OpenRuns:
@@ -69,13 +73,28 @@ class _OpenRuns:
     def __init__(self) -> None:
         self._runs: dict[UUID, _Run] = {}
         self._lock = threading.RLock()  # reentrant: a garbage-collected stream may end its run at any time
+        register_for_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent records the open runs, and may have held the lock during the fork."""
+        self._lock = threading.RLock()
+        self._runs = {}
 
     def get(self, run_id: UUID | None) -> _Run | None:
         return None if run_id is None else self._runs.get(run_id)
 
-    def add(self, run_id: UUID, run: _Run) -> None:
+    def add(self, run_id: UUID, run: _Run, on_drop: Callable[[UUID], None]) -> None:
+        """Add a run that begins.
+
+        Args:
+            run_id: the object that LangChain keeps as long as the run is open.
+            run: the run.
+            on_drop: called with an equal id if LangChain drops `run_id` while the run is open here.
+        """
+        key = UUID(int=run_id.int)  # not the same object, whose end would then never be seen
+        run.dropped = weakref.ref(run_id, lambda _: on_drop(key))
         with self._lock:
-            self._runs[run_id] = run
+            self._runs[key] = run
             while len(self._runs) > MAX_OPEN_RUNS:
                 del self._runs[next(iter(self._runs))]
 
@@ -121,7 +140,8 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
       LangChain is no call, and has no tokens. A call that fails is counted only if its stream has brought tokens.
     - **Errors** fail the run, and each run around it that raises them. LangGraph's interrupts and `not_failures` count
       as success. A cancelled run is a cancellation, and a stream that its consumer closes early a success. LangChain
-      does not report the cancellation of a call of a model or a retriever without a run around it.
+      does not report that a call of a model or a retriever was cancelled: a run that LangChain drops without an end
+      counts as cancelled.
     - **Retries**: with `with_retry`, each attempt is a span, and the execution has the outcome of the last one. A retry
       that a model makes itself is a failed span ``retry`` of the model's span.
     - **Streams**: the time to the first token of each streamed call of a model is in `streams(agent).first`. The time
@@ -174,7 +194,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
             return  # another handler of this AgentPerf records the run
         parent = self._open.get(more.get("parent_run_id"))
         if parent is not None and not kind and _HIDDEN in (more.get("tags") or ()):
-            self._open.add(run_id, _Run(parent.span, parent.context, parent, parent.agent, hidden=True))
+            self._open.add(run_id, _Run(parent.span, parent.context, parent, parent.agent, hidden=True), self._drop)
             return
         around = parent or self._open.get(_calling_run())  # the runs of fallbacks have no parent
         metadata = more.get("metadata") or {}
@@ -190,7 +210,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         context = Context()  # an empty one, which keeps nothing of the caller alive
         context.run(span.__enter__)
         model = _model(metadata, more) if kind == "model:" else None
-        self._open.add(run_id, _Run(span, context, around, named, model=model))
+        self._open.add(run_id, _Run(span, context, around, named, model=model), self._drop)
 
     def _agent_of(self, name: str, named: str | None, parent: _Run | None, outer: Span | None) -> str:
         if parent is not None:
@@ -295,6 +315,10 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         finally:
             failure = None if isinstance(error, GeneratorExit) else error
             run.span.__exit__(None if failure is None else type(failure), failure, None)
+
+    def _drop(self, run_id: UUID) -> None:
+        """End a run that LangChain has dropped. Garbage collection calls this at any time, on any thread."""
+        self._end(run_id, asyncio.CancelledError())
 
     def _count(self, run: _Run, response: LLMResult | None, tool_calls: int) -> None:
         agent = run.span.agent_name

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from agentperf_redis.codec.storable import REGISTRY, storable
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.extras import extra
 
 with extra("langchain"):  # the message of an adapter with an extra of its own takes the place of this one
@@ -53,5 +54,11 @@ register(TextAccessor, dump=lambda text: str.__str__(text), load=lambda text: Te
 
 
 def not_stored(cache: str, error: Exception) -> None:
-    """Log that a value was not stored. The caller has paid for the value, so a failed write must not raise."""
-    _log.warning("a value was not stored in the cache %r: %s: %s", cache, type(error).__name__, error)
+    """Log that a value was not stored. The caller has paid for the value, so a failed write must not raise.
+
+    The log gets the type of a refused value but not its text, which may be the reply of a model.
+    """
+    text = str(error)
+    if isinstance(error, InvalidArgument):
+        text = f"{error.argument} is of type {type(error.value).__name__}; allowed: {error.allowed}"
+    _log.warning("a value was not stored in the cache %r: %s: %s", cache, type(error).__name__, text)

@@ -8,7 +8,8 @@ be stored, such as one that holds an instance of a class that is not `storable`,
 on. While the server is unreachable, every lookup is a miss.
 
 `AgentPerfCallbackHandler` records runs as executions and spans, with tokens, errors and streams. Runs that end are
-sent with the next flush, as all metrics are; a run whose end LangChain never reports is not recorded.
+sent with the next flush, as all metrics are. A run that LangChain drops without an end, such as the cancelled call of a
+model, counts as cancelled.
 """
 
 from __future__ import annotations

@@ -8,11 +8,16 @@ Each agent span is an execution of its agent, also if another agent calls the ag
 calls, tools, handoffs, guardrails and custom spans are spans within it. Outside of agents, the outermost of these spans
 is an execution of the trace's workflow. Tasks and turns are not recorded: they repeat the usage of their model calls.
 
+A failed span has the class of the exception that ends it as its error type, else the message that the SDK or the
+program gave to `set_error`: keep texts of users out of that message.
+
 The execution is a tracked one: tools may call `record_llm` and `MetricsCollector.span`, and `AgentPerfSpanProcessor`
 leaves it to this processor. A program that uses this processor must not record the same runs itself.
 
-Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``), and spans that never
-end. The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``), spans that never end,
+and, with ``RunConfig(trace_include_sensitive_data=False)``, the models of calls of OpenAI's Responses API, whose tokens
+count without a model. The processor raises nothing into the program, and does no I/O except in `force_flush` and
+`shutdown`.
 """
 
 from __future__ import annotations
@@ -68,7 +73,8 @@ class AgentPerfTracingProcessor(TracingProcessor):
     """Feeds the metrics of an `AgentPerf` with the spans of the OpenAI Agents SDK.
 
     Args:
-        perf: the metrics. The processor never closes it. Several processors of one namespace count each span once.
+        perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
+            those of several AgentPerf objects count it several times, even in one namespace.
 
     Raises:
         InvalidArgument: if `perf` is no AgentPerf.
@@ -104,7 +110,10 @@ class AgentPerfTracingProcessor(TracingProcessor):
         if found is None or found.owner is not self:
             return
         del self._open[span.span_id]
-        if found.span is None or self._is_over:
+        if found.span is None:
+            return
+        if self._is_over:
+            found.span.unlist()
             return
         try:
             self._end(span, found.span, found.error_before)
@@ -123,11 +132,17 @@ class AgentPerfTracingProcessor(TracingProcessor):
 
     def _begin(self, span: TracedSpan[Any]) -> None:
         span_id = span.span_id
-        dropped = weakref.ref(span, lambda _: self._open.pop(span_id, None))
+        dropped = weakref.ref(span, lambda _: self._forget(span_id))
         made = self._made(span)
         if made is not None:
             made.__enter__()
         self._open[span_id] = _Open(self, made, span.parent_id, id(sys.exception()), dropped)
+
+    def _forget(self, span_id: str) -> None:
+        """Forget a span that the SDK has dropped without an end."""
+        found: _Open | None = self._open.pop(span_id, None)
+        if found is not None and found.span is not None:
+            found.span.unlist()
 
     def _made(self, span: TracedSpan[Any]) -> Span | None:
         data = span.span_data
@@ -150,7 +165,17 @@ class AgentPerfTracingProcessor(TracingProcessor):
         return None
 
     def _end(self, traced: TracedSpan[Any], span: Span, error_before: int) -> None:
-        data = traced.span_data
+        error = sys.exception()
+        if id(error) == error_before:
+            error = None
+        try:
+            if traced.error is not None:
+                span.fail(nearest_name(str(traced.error.get("message"))))
+            self._count(traced.span_data, span)
+        finally:  # an execution that stayed open would get the later usage of the program
+            span.__exit__(None if error is None else type(error), error, None)
+
+    def _count(self, data: Any, span: Span) -> None:
         if data.type in _NAMES:
             span.rename(nearest_name(_NAMES[data.type](data)))
         if data.type == _TOOL:
@@ -160,10 +185,3 @@ class AgentPerfTracingProcessor(TracingProcessor):
             if usage is not None:
                 record = self._metrics.record_llm
                 self._metrics.track(span.agent_name).call_within(span.path, lambda: record(usage=usage))
-        error = sys.exception()
-        if error is not None and id(error) != error_before:
-            span.__exit__(type(error), error, error.__traceback__)
-            return
-        if traced.error is not None:
-            span.fail(nearest_name(traced.error["message"]))
-        span.__exit__(None, None, None)

@@ -11,8 +11,9 @@ which span is an execution, and how nothing is counted twice. Prompts and replie
 handler of this library records the same runs as an instrumentation of LangChain: use one of the two.
 
 Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops, unless it is
-wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``. Otherwise as in the README's table of losses. The
-processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``; attributes that the SDK drops because the span has more
+than 128, see OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT. Otherwise as in the README's table of losses. The processor raises
+nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class AgentPerfSpanProcessor(SpanProcessor):
     """Feeds the metrics of an `AgentPerf` with finished GenAI spans.
 
     Args:
-        perf: the metrics. The processor never closes it. Several processors of one namespace count each span once.
+        perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
+            those of several AgentPerf objects count it several times, even in one namespace.
         agent: the agent of executions outside of agent spans, such as a model call of a plain program; None takes the
             ``service.name`` of the span's resource.
         in_tracked: by default, a program that uses `track` or `track_performance` is expected to record the model calls

@@ -146,7 +146,7 @@ class _Node:
 
 
 class OpenSpans(dict[Hashable, Any]):
-    """The open spans of one tracer, process and namespace, by key. Processors share them: each span counts once.
+    """The open spans of one tracer, process and `AgentPerf`, by key. Processors share them: each span counts once.
 
     Attributes:
         lock: held while ended spans are recorded.
@@ -212,7 +212,7 @@ class Traces:
 
     Args:
         metrics: the collector.
-        open_spans: the open spans of the namespace.
+        open_spans: the open spans of the `AgentPerf`.
         describe: returns the description of an open span, as known so far.
         is_late: returns whether an open span without a description may get one at its end.
         agent: the fallback for executions that name no agent.
@@ -249,7 +249,7 @@ class Traces:
             span: the tracer's object. It is referenced only weakly.
         """
         if key in self._open:
-            return  # a second processor of the same namespace
+            return  # a second processor of the same AgentPerf
         source = weakref.ref(span, lambda _: self._open.pop(key, None))
         around = self._open.get(parent)
         node = self._open[key] = _Node(self, around, source, executions_around(), id(sys.exception()))

@@ -182,6 +182,14 @@ def test_value_that_cannot_be_stored_is_logged_and_returned(
     assert "parsed" in caplog.text, "the part of the value is named"
 
 
+def test_log_of_a_refused_response_leaves_out_its_text(cache: AgentPerfCache, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "agentperf_redis"):
+        cache.update("prompt", "model", [Generation(text="secret" * 400_000)])
+        cache.update("prompt", "model", [Generation(text="hi", generation_info={"parsed": {"secret"}.__iter__()})])
+    assert caplog.text.count("a value was not stored") == 2
+    assert "secret" not in caplog.text
+
+
 def test_call_goes_on_while_the_server_is_away(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with AgentPerf(NOWHERE, deadline=0.2) as perf:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -314,6 +317,35 @@ def test_cancelled_run_is_a_cancellation(perf: AgentPerf, runner: asyncio.Runner
     assert open_runs(perf) == {}
 
 
+def test_cancelled_call_without_a_chain_is_a_cancellation(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    class Shelf(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Any]:
+            return []
+
+        async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Any]:
+            started.set()
+            await asyncio.sleep(60)
+            return []
+
+    started = asyncio.Event()
+
+    async def main() -> None:
+        config: Any = {"callbacks": [AgentPerfCallbackHandler(perf, "planner")]}
+        for called in (Model(wait=started), Shelf()):
+            task = asyncio.create_task(called.ainvoke("why?", config=config))
+            await started.wait()
+            started.clear()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    runner.run(main())
+    gc.collect()
+    assert outcomes(Runs(perf, None).of()) == (0, 0, 2), "though LangChain reports no end"
+    assert open_runs(perf) == {}
+    assert perf.metrics.running() == ()
+
+
 def test_response_from_a_cache_has_no_tokens(runs: Runs) -> None:
     chain = PROMPT | Model(cache=AgentPerfCache(runs.perf))
     for _ in range(3):
@@ -458,6 +490,39 @@ def test_many_threads_count_exactly(perf: AgentPerf) -> None:
         thread.join()
     found = perf.metrics.get_or_create_metrics("planner")
     assert (found.task_count, found.llm_calls, found.tokens_in) == (80, 80, 8000)
+
+
+def test_forked_child_records_its_own_runs_only(perf: AgentPerf) -> None:
+    handler = AgentPerfCallbackHandler(perf, "planner")
+    open_stream = Model().stream("why?", config={"callbacks": [handler]})
+    next(open_stream)
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with handler._open._lock:
+            held.set()
+            forked.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            open_stream.close()
+            Model().invoke("why?", config={"callbacks": [handler]})
+            perf.metrics.flush()
+            status = 0
+        finally:
+            os._exit(status)
+    forked.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert perf.metrics.get_or_create_metrics("planner").task_count == 1
+    open_stream.close()
+    assert perf.metrics.get_or_create_metrics("planner").task_count == 2
 
 
 @pytest.mark.parametrize(

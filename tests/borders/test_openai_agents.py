@@ -6,6 +6,7 @@ The tests are skipped if the SDK is not installed; the extra ``borders`` install
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from agentperf_redis import AgentPerf
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.metrics.spans import current_span
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.recipes import recipe
@@ -196,6 +198,47 @@ def test_runs_count_as_record_llm_of_their_responses(
     assert perf.metrics.running() == ()
 
 
+def served(request: Any) -> Any:
+    """Answer a request for OpenAI's Responses API, as one response or as a stream."""
+    import httpx
+
+    content = [{"type": "output_text", "text": "hi", "annotations": []}]
+    message = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": content}
+    response = {
+        "id": "r", "created_at": 1, "model": "gpt-x", "object": "response", "status": "completed", "tools": [],
+        "parallel_tool_calls": True, "tool_choice": "auto", "output": [message], "usage": USAGE,
+    }  # fmt: skip
+    if not json.loads(request.content).get("stream"):
+        return httpx.Response(200, json=response)
+    event = {"type": "response.completed", "sequence_number": 0, "response": response}
+    body = f"event: response.completed\ndata: {json.dumps(event)}\n\n"
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=body)
+
+
+@pytest.mark.parametrize("sensitive", [False, True], ids=["redacted", "whole"])
+def test_own_model_of_the_sdk_counts_with_and_without_its_texts(
+    processor: AgentPerfTracingProcessor, snapshots: Snapshots, sensitive: bool
+) -> None:
+    import httpx
+    from openai import AsyncOpenAI
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(served)) as http:
+            options: dict[str, Any] = {"http_client": http}  # the type of this argument depends on the version
+            client = AsyncOpenAI(api_key="none", **options)
+            agent = Agent(name="a", model=agents.OpenAIResponsesModel("gpt-x", client))
+            config = agents.RunConfig(trace_include_sensitive_data=sensitive)
+            await Runner.run(agent, "q", run_config=config)
+            async for _ in Runner.run_streamed(agent, "q", run_config=config).stream_events():
+                pass
+
+    asyncio.run(run())
+    found = snapshots()["a"]
+    assert (found.task_count, found.llm_calls, found.tokens_in, found.tokens_out) == (2, 2, 200, 40)
+    assert (found.tokens_cached_in, found.tokens_cache_write, found.tokens_reasoning) == (128, 10, 24)
+    assert list(found.models) == (["gpt-x"] if sensitive else [])
+
+
 def test_failed_run_is_a_failure_of_its_type(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:
     agent = Agent(name="a", model=FakeModel([], fails=True))
     with pytest.raises(ValueError, match="as the test wants"):
@@ -267,13 +310,45 @@ def test_span_dropped_without_an_end_is_forgotten(processor: AgentPerfTracingPro
     assert len(processor._open) == 0
 
 
+def test_span_that_cannot_be_recorded_is_not_left_open(
+    perf: AgentPerf, processor: AgentPerfTracingProcessor, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError("as the test wants")
+
+    with trace("flow"), agents.agent_span("a") as span:
+        span.set_error({"data": None})  # type: ignore[typeddict-item, unused-ignore]
+        with monkeypatch.context() as patch, generation_span(model="m", usage={"input_tokens": 1}):
+            patch.setattr(processor._metrics, "record_llm", fail)
+    assert current_span() is None
+    assert snapshots()["a"].failure_count == 1
+
+
+@pytest.mark.parametrize("ending", ["dropped", "ended after the shutdown"])
+def test_span_that_is_not_recorded_is_not_left_open(
+    perf: AgentPerf, processor: AgentPerfTracingProcessor, ending: str
+) -> None:
+    with trace("flow"):
+        lost = agents.agent_span("lost")
+        lost.start()
+        if ending != "dropped":
+            processor.shutdown()
+            lost.finish()
+        del lost
+    assert current_span() is None
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        perf.metrics.record_llm(tokens_in=1)  # it would count for the lost agent
+
+
 def test_disabled_tracing_counts_nothing(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:
     config = agents.RunConfig(tracing_disabled=True)
     asyncio.run(Runner.run(Agent(name="a", model=FakeModel([])), "q", run_config=config))
     assert snapshots() == {}
 
 
-def test_two_processors_count_each_span_once_a_namespace(perf: AgentPerf, server: Server, snapshots: Snapshots) -> None:
+def test_processors_of_one_agentperf_count_each_span_once(
+    perf: AgentPerf, server: Server, snapshots: Snapshots
+) -> None:
     with AgentPerf(server.url, namespace=f"{perf.backend.namespace}-2") as other:
         set_trace_processors([
             AgentPerfTracingProcessor(perf), AgentPerfTracingProcessor(perf), AgentPerfTracingProcessor(other),

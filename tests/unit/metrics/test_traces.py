@@ -343,7 +343,7 @@ def test_stage_of_the_program_hides_no_call(book: Book, tracer: Tracer) -> None:
     assert book.calls == [("fallback", 100)]
 
 
-def test_processors_of_one_namespace_count_each_span_once(book: Book, tracer: Tracer) -> None:
+def test_processors_that_share_open_spans_count_each_span_once(book: Book, tracer: Tracer) -> None:
     second = Tracer(book, tracer.open)
     for order in ((tracer, second), (second, tracer)):
         span = FakeSpan(Description(Kind.AGENT, "a", "a"), None, late=False)
