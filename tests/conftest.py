@@ -1,8 +1,8 @@
 """Fixtures for all layers. Servers are real (`tests/support/servers.py`), except `fake` for unit tests.
 
 Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests: those marked
-`thorough`, and every test on the other kinds of server. `--everything` runs both. If a file is named on the command
-line, all of its tests run. A test marked `servers` runs on the listed kinds only.
+`thorough`, those in tests/borders, and every test on the other kinds of server. `--everything` runs both. If a file is
+named on the command line, all of its tests run. A test marked `servers` runs on the listed kinds only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
 from tests.support.workers import Workers
+
+BORDERS = ROOT / "tests" / "borders"
+"""The tests with other people's packages, which plain pytest leaves out."""
 
 if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
@@ -128,9 +131,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the tests with other people's packages in a plain run, unless they are named."""
+    if collection_path != BORDERS or config.getoption("--thorough") or config.getoption("--everything"):
+        return None
+    named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+    return None if any(path.is_relative_to(BORDERS) for path in named) else True
+
+
 def _is_quick(item: pytest.Item) -> bool:
     """Return whether plain pytest runs the test."""
-    if item.get_closest_marker("thorough") is not None:
+    if item.get_closest_marker("thorough") is not None or item.path.is_relative_to(BORDERS):
         return False
     callspec = getattr(item, "callspec", None)
     kind = None if callspec is None else callspec.params.get("server_kind")

@@ -88,7 +88,19 @@ class Project:
         plugin = "no:agentperf" if not with_plugin else "agentperf" if installed else "agentperf_redis.testing"
         parallel = ("-p", "xdist") if "-n" in options else ()
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", *parallel, "-p", plugin, *options],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                *parallel,
+                "-p",
+                plugin,
+                *options,
+            ],
             cwd=self.folder,
             # Of the plugins on this machine, only these are loaded: others may warn, and warnings are errors here.
             env={**of_the_user, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},

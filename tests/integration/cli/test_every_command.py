@@ -70,7 +70,9 @@ def checked(name: str, text: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough) if EXAMPLES[name].needs else name for name in QUICK]
+)
 def test_output_and_json_are_as_promised(call: Callable[..., Done], perf: AgentPerf, token: str, name: str) -> None:
     done = call(name, token=token)
     assert (done.returncode, done.stderr) == (OK, "")

@@ -36,7 +36,7 @@ def mounted(inner: Any, framework: str) -> Any:
     return Starlette(routes=[Route("/agents", agents, name="agents"), Mount(ROOT, inner)])
 
 
-@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+@pytest.mark.parametrize("framework", ["starlette", pytest.param("fastapi", marks=pytest.mark.thorough)])
 def test_all_links_lead_into_the_mounted_application(perf: AgentPerf, runner: asyncio.Runner, framework: str) -> None:
     perf.metrics.record_execution("a/b c", 0.1, success=True)
     assert perf.metrics.flush()

@@ -56,6 +56,7 @@ def selectors(promql: Any, query: str) -> Iterator[Any]:
     yield from found
 
 
+@pytest.mark.thorough  # the parser is in the extra `borders`
 def test_every_expression_is_promql_over_exported_metrics() -> None:
     promql = pytest.importorskip("promql_parser")
     page = exposition.plain(text(values(reading("a")), Form.PLAIN))
