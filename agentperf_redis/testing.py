@@ -1,19 +1,21 @@
 """Plugin for pytest: a private server for the tests of programs that use this library.
 
-pytest loads this module by itself wherever the library is installed. It offers two fixtures:
+pytest loads this module automatically wherever the library is installed. The module offers two fixtures:
 
-- `agentperf`: an `AgentPerf` on the private server, in a new namespace of the test. Until the test ends, `AgentPerf()`
-  and `LRUCache()` in the tested code, and in programs that the test starts, have the same server and namespace.
-- `agentperf_url`: the URL of the server, for the session.
+- `agentperf`: an `AgentPerf` on the private server, in a new namespace for each test. Until the test ends,
+  `AgentPerf()` and `LRUCache()` use the same server and namespace, in the tested code and in programs that the test
+  starts.
+- `agentperf_url`: the URL of the server, the same for the whole session.
 
-The server is the one of the extra ``embedded``. The first test that needs it starts it (each worker of pytest-xdist
-starts its own), and it ends with the session, also if pytest is killed. A session that uses neither fixture loads
-nothing of the library but this module.
+The server comes from the extra ``embedded``. It starts for the first test that needs it, and ends with the session,
+even if pytest is killed. Each worker of pytest-xdist has its own server. A session that uses neither fixture loads no
+more of the library than this module needs.
 
 A program that makes its `AgentPerf()` while it is imported needs the server before the tests are collected. With
-``agentperf_autostart = true`` in the configuration of pytest, the server starts first, and AGENTPERF_REDIS_URL leads to
-it during the whole session. Objects made during an import keep their namespace, which all tests of the session share.
-Only the caches of Django and dogpile.cache without a URL follow the test.
+``agentperf_autostart = true`` in the configuration of pytest, the server starts before the collection, and
+AGENTPERF_REDIS_URL is its URL during the whole session. Objects made during an import keep their namespace, which all
+tests of the session share. Exceptions are caches of Django and dogpile.cache that have no URL: they use the server and
+the namespace of the running test.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ _early_server: pytest.StashKey[EmbeddedServer] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the setting ``agentperf_autostart``, and let pytest load the library as it is.
+    """Add the setting ``agentperf_autostart``, and keep pytest from rewriting this library's modules.
 
-    pytest rewrites the assertions in all modules of a distribution that contains a plugin. This library has none, but
-    its 130 modules would be compiled again, in each session where pytest may not write (0.9 s).
+    pytest rewrites the assertions in all modules of a distribution that contains a plugin. This library contains no
+    assertions. Still, pytest would compile its 130 modules again in each session in which pytest cannot write its
+    bytecode cache, and that takes 0.9 s.
     """
     rewriting = getattr(pluginmanager, "rewrite_hook", None)
     getattr(rewriting, "_must_rewrite", set()).discard(__package__)
@@ -106,4 +109,4 @@ def _server(unavailable: Callable[[str], BaseException]) -> Iterator[EmbeddedSer
         except BackendUnavailable as error:
             raise unavailable(f"the plugin agentperf_redis.testing has no server: {error.reason}") from None
         yield server
-        close_all(server.url)  # objects that the program left open would try to reach the server at exit
+        close_all(server.url)  # objects that the program left open would otherwise try to reach the server at exit

@@ -5,15 +5,19 @@
     provider = TracerProvider()
     provider.add_span_processor(AgentPerfSpanProcessor(perf))
 
-Any instrumentation that names its spans as in `agentperf_redis.export.otel_names` feeds the metrics of `perf`:
-pydantic-ai, OpenLLMetry, OpenInference, the instrumentations of OpenTelemetry. `agentperf_redis.metrics.traces` states
-which span is an execution, and how nothing is counted twice. Prompts and replies are not read. LangChain's callback
-handler of this library records the same runs as an instrumentation of LangChain: use one of the two.
+Any instrumentation whose spans have the attributes in `agentperf_redis.export.otel_names` feeds the metrics of `perf`.
+Examples are pydantic-ai, OpenLLMetry, OpenInference and OpenTelemetry's own instrumentations. The rules in
+`agentperf_redis.metrics.traces` say which spans are executions, and prevent double counting. Prompts and replies are
+not read. This library's callback handler for LangChain records the same runs as an OpenTelemetry instrumentation of
+LangChain: use only one of the two.
 
-Lost: spans that never end; spans that began before the processor was added; spans that a sampler drops, unless it is
-wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``; attributes that the SDK drops because the span has more
-than 128, see OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT. Otherwise as in the README's table of losses. The processor raises
-nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
+These are lost, in addition to the losses in the README's table:
+
+- spans that never end, and spans that began before the processor was added
+- spans that a sampler drops, unless the sampler is wrapped: ``TracerProvider(sampler=RecordingSampler(sampler))``
+- attributes that the SDK drops because the span has more than 128 (OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT changes this number)
+
+The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
 from __future__ import annotations
@@ -51,15 +55,17 @@ class AgentPerfSpanProcessor(SpanProcessor):
     """Feeds the metrics of an `AgentPerf` with finished GenAI spans.
 
     Args:
-        perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
-            those of several AgentPerf objects count it several times, even in one namespace.
+        perf: gets the metrics. The processor never closes it. If several processors share one `AgentPerf`, each span
+            counts once. If they have several `AgentPerf` objects, a span counts once for each of these objects, even
+            in one namespace.
         agent: the agent of executions outside of agent spans, such as a model call of a plain program; None takes the
             ``service.name`` of the span's resource.
-        in_tracked: by default, a program that uses `track` or `track_performance` is expected to record the model calls
-            in its executions itself. Their spans are therefore not recorded, except agent spans of other agents. True
-            records them, as spans of the tracked execution without self time.
-        usage: False counts no model calls, tokens and cost, for a program that passes all its responses to `record_llm`
-            itself. Otherwise, responses passed to `record_llm` outside of `track` would count twice.
+        in_tracked: whether to record all spans within executions that the program itself tracks with `track` or
+            `track_performance`. With False, only agent spans of other agents, and the spans within those, are recorded:
+            the program is expected to record its model calls itself. With True, the other spans are recorded as spans
+            of the tracked execution, without self time.
+        usage: whether to count model calls, tokens and cost. Pass False if the program passes all its responses to
+            `record_llm` itself. With True, the responses that it passes outside of `track` would count twice.
 
     Raises:
         InvalidArgument: for an invalid argument.
@@ -92,7 +98,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
             self._failures.log()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Record all spans that the end of this one completes."""
+        """Note the end of a span, and record all spans that are now complete."""
         if self._is_over:
             return
         try:
@@ -107,7 +113,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
             timeout_millis: max milliseconds to wait.
 
         Returns:
-            Whether all records are counted. Uncounted records are kept and sent again.
+            Whether all records are counted; after `shutdown` always True. Uncounted records are kept and sent again.
         """
         return self._is_over or flush(self._metrics, timeout_millis / 1000)
 
@@ -146,7 +152,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
         return Description(kind, name, agent or name)
 
     def _fallback(self, span: ReadableSpan) -> str | None:
-        """Return the agent of an execution that names none."""
+        """Return the agent to use for an execution whose spans name no agent."""
         return self._given_agent or _text(span.resource.attributes.get("service.name"))
 
 
@@ -173,14 +179,14 @@ class RecordingSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Return the decision of the other sampler, or to record the span if the other sampler drops it."""
+        """Return the decision of the wrapped sampler, or RECORD_ONLY if the wrapped sampler drops the span."""
         found = self._root.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
         if found.decision is not Decision.DROP:
             return found
         return SamplingResult(Decision.RECORD_ONLY, attributes, found.trace_state)
 
     def get_description(self) -> str:
-        """Return the name of this sampler and of the other one."""
+        """Return the names of this sampler and of the wrapped sampler."""
         return f"RecordingSampler{{{self._root.get_description()}}}"
 
 
@@ -194,7 +200,7 @@ def _is_late(span: ReadableSpan) -> bool:
 
 
 def _operation(attributes: Mapping[str, Any]) -> str | None:
-    """Return the operation of a span; None if it is no GenAI span."""
+    """Return the operation of a span; None if the span is no GenAI span."""
     for attribute, operations in otel_names.SPAN_KINDS.items():
         value = _text(attributes.get(attribute))
         if value is not None:

@@ -16,12 +16,12 @@ and tool calls within a job belong to it.
 | result | success |
 | an exception, also one after which the job is retried | failure of its type, such as `JobTimeoutException` |
 | its process was killed (out of memory, timeout, exit) | failure: `WorkHorseKilled` |
-| the job returns `Retry`, no capacity | cancelled: neither success nor failure |
+| the job returns `Retry`, or gets no capacity | cancelled: neither success nor failure |
 | stopped by `send_stop_job_command` | cancelled |
-| cancelled, or expired before it ran; its worker was killed | not an execution |
+| the job was cancelled or expired before it ran, or its worker was killed | not an execution |
 
-**Lost**: nothing when work horses (`Worker`, `SpawnWorker`) end, or `SimpleWorker` stops. A job that was killed loses
-what it recorded since its last flush.
+**Lost**: nothing when a `SimpleWorker` stops, or when a work horse ends: the process in which a `Worker` or
+`SpawnWorker` runs a job. If the process of a job is killed, its records since its last flush are lost.
 
 Errors of the server never reach a job: records wait in the process. Only `leased` needs the server.
 """
@@ -59,11 +59,11 @@ _UNREADABLE = "unreadable job"
 
 
 def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes = ()) -> W:
-    """Record every run of the jobs of this class's workers; see the module.
+    """Record every run of a job by workers of this class. The module's docstring says how a run counts.
 
     Args:
-        worker_class: a subclass of your own of a worker class of RQ. It is changed in place. A SpawnWorker imports it
-            in the process of each job, so it stands at the top of a module.
+        worker_class: your own subclass of one of RQ's worker classes. It is changed in place. Define it at the top
+            level of a module: a SpawnWorker imports its class in the process of each job.
         perf: the server and namespace.
         not_failures: as for `MetricsCollector.track`: exceptions that count as success.
 
@@ -71,8 +71,8 @@ def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes
         The class.
 
     Raises:
-        InvalidArgument: for an invalid argument, for a class of RQ itself, and for a class that is instrumented already
-            or inherits from one that is.
+        InvalidArgument: for an invalid argument, for one of RQ's own classes, and for a class that is already
+            instrumented or inherits from an instrumented class.
     """
     changed = _checked(worker_class)
     checked_perf(perf)
@@ -85,18 +85,19 @@ def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes
 
 
 def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]) -> Callable[[F], F]:
-    """Return a decorator: the job's function runs on a leased instance. It may be a coroutine function.
+    """Return a decorator: the job's function runs on a leased instance. The function may be a coroutine function.
 
-    If no instance is free, the job is scheduled to run after `NoCapacity.retry_after`, rounded up to a second or more.
-    That needs a scheduler, as in ``rq worker --with-scheduler``. It uses up none of the job's own retries, and has no
-    limit. Outside a worker, and in a queue with ``is_async=False``, NoCapacity is raised.
+    If no instance is free, the job is scheduled to run again after `NoCapacity.retry_after`, plus up to a quarter,
+    rounded up to whole seconds. This needs a scheduler, as in ``rq worker --with-scheduler``. The job can be put off
+    any number of times, and this uses up none of its own retries. Outside a worker, and in a queue with
+    ``is_async=False``, NoCapacity is raised.
 
-    A parameter `lease` of the function gets the `Lease`; callers of the job do not pass it. The outcome of the lease is
-    as in `LoadBalancer.lease`. JobTimeoutException counts as "timeout".
+    If the function has a parameter `lease`, it gets the `Lease`; callers of the job do not pass it. The outcome of the
+    lease is as in `LoadBalancer.lease`, except that JobTimeoutException counts as "timeout".
 
     Args:
-        balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the job is also scheduled
-            again if the server is unreachable.
+        balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the job is scheduled
+            again also if the server is unreachable.
         agent_type: the pool.
         options: as for `LoadBalancer.lease`. ``wait=`` occupies the worker while the job waits.
 
@@ -109,7 +110,7 @@ def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptio
 def _put_off(error: NoCapacity) -> Retry:
     """Return the result with which a job asks its worker to run it again."""
     job = get_current_job()
-    if job is None or job.worker_name in (None, "sync"):  # RQ's name for a queue that runs its jobs in the caller
+    if job is None or job.worker_name in (None, "sync"):  # "sync": the caller runs the job, without a worker
         raise error
     return Retry(max=_NO_LIMIT, interval=math.ceil(pause_s(error)))
 
@@ -119,7 +120,7 @@ def _outcome_of(error: BaseException) -> Outcome | None:
 
 
 def _checked(worker_class: Any) -> Any:
-    """Check a worker class, and return it as an object of unknown type, which may be changed."""
+    """Check a worker class. Return it with the type Any, so that its methods can be replaced."""
     is_of_workers = isinstance(worker_class, type) and issubclass(worker_class, BaseWorker)
     if not is_of_workers or worker_class.__module__.partition(".")[0] == "rq":
         allowed = "a subclass of your own of a worker class of RQ, so that RQ's class stays as it is"
@@ -156,7 +157,7 @@ def _track_jobs(worker_class: Any, metrics: MetricsCollector, not_failures: tupl
 
 
 def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
-    """Record jobs whose process was killed, in the process of the worker, which waits for the other one."""
+    """Record jobs whose process was killed. The worker records them, since it waits for the processes of its jobs."""
     monitor_work_horse, handle_job_failure = worker_class.monitor_work_horse, worker_class.handle_job_failure
 
     @functools.wraps(monitor_work_horse)
@@ -170,7 +171,7 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
     @functools.wraps(handle_job_failure)
     def handling(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
         since = getattr(self, "_agentperf_since", None)
-        if since is not None:  # a job that failed by itself is handled in its own process, where none is monitored
+        if since is not None:  # set only in a worker that monitors a job's process: that process was killed
             seconds = time.monotonic() - since
             if getattr(self, "_stopped_job_id", None) == job.id:
                 metrics.record_cancellation(_agent(job), seconds)
@@ -185,5 +186,5 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
 def _agent(job: Any) -> str:
     try:
         return arguments.nearest_name(job.func_name or _UNREADABLE)
-    except Exception:  # noqa: BLE001  the data of the job cannot be read: RQ fails the job with its own error
+    except Exception:  # noqa: BLE001  the job's data cannot be read; RQ itself makes such a job fail
         return _UNREADABLE

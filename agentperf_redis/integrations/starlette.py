@@ -5,21 +5,23 @@
     @leased(perf.balancer(), "coder", wait=2)
     async def ask(request): ...  # request.state.lease is the lease
 
-An execution of the agent ``GET /items/{id}`` lasts until the last byte of the response was sent, also of a stream; work
-in the background after the response is not part of it. The name has the method and the template of the route, never the
-path: applications that are mounted, also of other frameworks, count under the path of their mount. Requests without a
-route are executions of the agent ``unmatched``.
+Each request is an execution of an agent such as ``GET /items/{id}``. It lasts until the last byte of the response, or
+of a stream, was sent. Background work after the response is not part of it. The agent's name consists of the method and
+the template of the route, and never contains the path of a request. In a mounted application, the template begins with
+the path of the mount, also if the application uses another framework. Requests without a route are executions of the
+agent ``unmatched``.
 
-A request fails if an exception leaves the application, or if the status is 500 or higher (``HTTP 502``). Lower ones are
-successes: the client was at fault. It is cancelled if the server cancels it, or if the application notices that the
-client has left: by ``request.stream()``, ``is_disconnected()`` or, in a stream, when it sends. WebSockets are not
-tracked, since they last as long as their clients want: track the handling of each message.
+A request fails if an exception leaves the application, or if the status is 500 or higher (``HTTP 502``). A lower status
+is a success, since errors below 500 are the client's fault. A request is cancelled if the server cancels it, or if the
+application notices that the client has left. It notices this in ``request.stream()`` and ``is_disconnected()``, and
+when it sends a part of a stream. WebSockets are not tracked, since they last as long as their clients want: track the
+handling of each message instead.
 
-`NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure of this type. Applications that
-are mounted after `instrument` need a call of their own; no request counts twice.
+`NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure of this type. An application that
+is mounted after the call of `instrument` needs its own call. Even so, no request counts twice.
 
-Nothing is lost when a server ends its requests and then the application: the end of the lifespan flushes. What else
-needs a hook is in the README's table of losses.
+Nothing is lost when a server first ends its requests and then the application, because the end of the ASGI lifespan
+flushes all records. The README's table of losses lists the cases that need a hook.
 """
 
 from __future__ import annotations
@@ -73,13 +75,13 @@ _EXCHANGE: Final = "agentperf_redis.exchange"
 def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:
     """Track the requests of an application, and answer `NoCapacity` with 503 and Retry-After.
 
-    Call it before the application starts, after the last `add_middleware`. It also prepares the applications that are
-    already mounted. A handler of the application for `NoCapacity` stays in use.
+    Call it before the application starts, after the last `add_middleware`. The call also prepares the applications that
+    are already mounted. If an application has its own handler for `NoCapacity`, that handler stays in use.
 
     Args:
         app: the application.
         perf: records the requests.
-        prefix: begins the name of each agent, to keep the applications of a namespace apart.
+        prefix: the beginning of each agent's name. It keeps several applications in one namespace apart.
         skip: templates of routes that are not tracked, such as ``/health``.
 
     Raises:
@@ -92,13 +94,13 @@ def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Colle
 def leased(
     balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
 ) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp | None]]]:
-    """Return a decorator of endpoints: a request holds a lease until its response was sent, also a stream.
+    """Return a decorator of endpoints: a request holds a lease until its whole response or stream was sent.
 
-    Background tasks of the response belong to it. Errors of the client, such as an HTTPException below 500 or a
-    WebSocket that the client closes, do not count against the instance.
+    The request also holds the lease during the background tasks of the response. Errors of the client, such as an
+    HTTPException below 500 or a WebSocket that the client closes, do not count against the instance.
 
-    The endpoint finds the lease as ``request.state.lease``. It may be a function, also a blocking one or that of a
-    WebSocket, or a method of an HTTPEndpoint.
+    The endpoint finds the lease as ``request.state.lease``. It may be a method of an HTTPEndpoint, or a function. The
+    function may be blocking, and may handle a WebSocket.
 
     Args:
         balancer: grants the leases.
@@ -106,7 +108,7 @@ def leased(
         options: as for `LoadBalancer.lease`.
 
     Returns:
-        The decorator. A decorated endpoint raises NoCapacity, which `instrument` answers.
+        The decorator. A decorated endpoint raises NoCapacity if no unit is free; `instrument` answers this with 503.
 
     Raises:
         InvalidArgument: for an invalid argument.
@@ -145,7 +147,7 @@ async def held(
     options: LeaseOptions,
     refusals: tuple[type[Exception], ...] = (),
 ) -> AsyncIterator[Lease]:
-    """Hold a lease during a request or a WebSocket. The instance is not to blame for errors of the client.
+    """Hold a lease during a request or a WebSocket. Errors of the client do not count against the instance.
 
     Args:
         balancer: grants the lease.
@@ -178,7 +180,7 @@ def add_to(
     skip: Collection[str],
     refusal: Callable[[str], Response],
 ) -> None:
-    """Do the work of `instrument`: for every framework that is built on Starlette.
+    """Do the work of `instrument`, for Starlette and for every framework that is built on it.
 
     Args:
         app: the application.
@@ -186,7 +188,7 @@ def add_to(
         templates: finds the templates of routes.
         prefix: begins the name of each agent.
         skip: templates of routes that are not tracked.
-        refusal: makes the response to a request without capacity from a text.
+        refusal: returns the response, with the given text, to a request that gets no capacity.
     """
     if not isinstance(app, Starlette):
         raise InvalidArgument("app", app, "an application of Starlette or FastAPI")
@@ -217,7 +219,7 @@ def _answer_no_capacity(app: Starlette, refusal: Callable[[str], Response]) -> N
 
 def _mounted_on(routes: Iterable[BaseRoute]) -> Iterator[Starlette]:
     for route in routes:
-        # A Mount with middlewares keeps its application in `_base_app`; the attribute `app` has the outermost of them.
+        # A Mount with middlewares keeps its application in `_base_app`; its `app` is then the outermost middleware.
         mounted = getattr(route, "_base_app", getattr(route, "app", None))
         if isinstance(mounted, Starlette):
             yield mounted
@@ -225,7 +227,7 @@ def _mounted_on(routes: Iterable[BaseRoute]) -> Iterator[Starlette]:
 
 
 def _routes_of(route: BaseRoute) -> Sequence[BaseRoute]:
-    """Return the routes within a route. Applications of other frameworks may have routes that are of another kind."""
+    """Return Starlette's routes within a route. Applications of other frameworks may have `routes` of another type."""
     routes = getattr(route, "routes", None)
     return routes if isinstance(routes, Sequence) and routes and isinstance(routes[0], BaseRoute) else ()
 
@@ -234,7 +236,7 @@ class Templates:
     """Finds the templates of routes."""
 
     def find(self, routes: Sequence[BaseRoute], scope: Scope) -> str | None:
-        """Return the template of the route that will get a request, such as ``/items/{id}``; None if there is none."""
+        """Return the template, such as ``/items/{id}``, of the route that will get a request; None if none will."""
         partial = None
         for route in routes:
             match, child_scope = route.matches(scope)
@@ -242,7 +244,7 @@ class Templates:
                 found = self._template(route, scope, child_scope)
                 if match is Match.FULL:
                     return found
-                partial = partial or found  # the path of the route, but not its method
+                partial = partial or found  # the path matches the route, the method does not
         return partial
 
     def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
@@ -250,7 +252,7 @@ class Templates:
         inner = _routes_of(route)
         if not inner:
             return path
-        # A Mount ends with {path}. A Host has no path.
+        # The path of a Mount ends with /{path}. A Host has no path, and so gets /{path} above.
         rest = self.find(inner, {**scope, **child_scope}) or "/{path}"
         return path.removesuffix("/{path}") + rest
 
@@ -265,7 +267,7 @@ class _Options:
     def template(self, scope: Scope) -> str | None:
         try:
             return self.templates.find(scope["app"].routes, dict(scope))
-        except Exception:  # noqa: BLE001  a converter of a parameter failed; the router will raise the same
+        except Exception:  # noqa: BLE001  the converter of a parameter failed; the router will raise the same error
             _log.debug("no template for a request", exc_info=True)
             return None
 
@@ -306,7 +308,7 @@ class _Exchange:
     """One request and its response.
 
     Attributes:
-        error_type: the type of a failure that the application has turned into a response.
+        error_type: the name of the exception that a handler has turned into a response; None if there was none.
     """
 
     def __init__(self, span: Span, receive: Receive, send: Send) -> None:
@@ -340,10 +342,10 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif last:
-            self._complete = True  # from now on, a disconnect is the end of a whole response
+            self._complete = True  # from now on, a disconnect message does not cancel the request
         try:
             await self._send(message)
-        except OSError:  # by the specification of ASGI, the client has left
+        except OSError:  # ASGI specifies that a server raises this if the client has left
             self._client_left, self._complete = True, False
             raise
         if last:

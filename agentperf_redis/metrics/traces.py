@@ -1,22 +1,23 @@
-"""Records the spans of another tracer as executions, spans and model calls. No I/O, and no tracer is imported here.
+"""Records the spans of another tracer as executions, spans and model calls. Does no I/O and imports no tracer.
 
-A tracer reports the start and the end of each span, on any thread. The rules:
+A tracer reports the start and the end of each span, on any thread. Spans that stand for the work of agents have a
+`Description`: these are the *described* spans. The rules:
 
-1. An agent span is an execution of its agent, also within another agent.
+1. An agent span is an execution of its agent, also within the span of another agent.
 2. Outside of agent spans, the outermost described span is an execution.
 3. Any other described span is a span within the innermost execution around it. Spans without a description, such as
    HTTP requests, are ignored: their time belongs to the described span around them.
-4. Two instrumentations may report the same work, as spans directly within one another. A model span in a model span is
-   the same call: the outer one counts. An agent span in an agent span of the same agent is the same execution. The
-   usage of an agent span counts only if no model span within it has counted.
-5. A span that begins in an execution tracked by the program (`track`, `track_performance`, other adapters) is left to
-   the program, because the program records it. An exception is an agent span of another agent, and all within it,
-   unless this span is within an agent span that is left to the program.
+4. Two instrumentations may report the same work, one as a span directly within the span of the other. A model span in a
+   model span is the same call: only the outer span counts. An agent span in an agent span of the same agent is the same
+   execution. The usage of an agent span counts only if no model span within it has counted.
+5. The program may track executions itself (`track`, `track_performance`, other adapters). A span that begins in such an
+   execution is left to the program: it is not recorded here, because the program records it. Agent spans of other
+   agents, and all spans within them, are recorded here, unless they are within an agent span left to the program.
 
-Executions and their spans are recorded when the execution ends, tokens when the model call ends. Until then,
-`MetricsCollector.running` lists the agent spans that name their agent at their start. A span that never ends is not
-recorded; it is forgotten when its tracer drops it, together with ended spans that wait for its description. In a forked
-child, spans of the parent are not recorded.
+Executions and their spans are recorded when the execution ends. Tokens are recorded when the model call ends. While an
+agent span is open, `MetricsCollector.running` lists it if it names its agent at its start. A span that never ends is
+not recorded. It is forgotten when its tracer drops it, together with the ended spans that wait for its description. A
+forked child does not record the spans of its parent.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Description:
     Attributes:
         kind: its kind.
         name: the name of the span within an execution, such as ``chat gpt-x``.
-        agent: the agent of the execution, if the span is one; None takes the fallback of `Traces`.
+        agent: the agent of the execution, if the span is an execution; None takes the fallback of `Traces`.
     """
 
     kind: Kind
@@ -96,7 +97,7 @@ class Ended:
         start_ns: start, ns since 1970.
         end_ns: end, ns since 1970.
         outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
-        call: for model spans, and for agent spans with a usage of their own.
+        call: the usage of a model span, or the usage that an agent span itself reports; None for other spans.
     """
 
     description: Description | None
@@ -146,7 +147,7 @@ class _Node:
 
 
 class OpenSpans(dict[Hashable, Any]):
-    """The open spans of one tracer, process and `AgentPerf`, by key. Processors share them: each span counts once.
+    """A tracer's open spans in this process, by key. Processors of one `AgentPerf` share them: each span counts once.
 
     Attributes:
         lock: held while ended spans are recorded.
@@ -160,7 +161,7 @@ class OpenSpans(dict[Hashable, Any]):
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: the parent records the open spans that the fork copied."""
+        """Forget the open spans that a forked child has copied: the parent records them."""
         self.clear()
         self.lock = threading.RLock()
 
@@ -172,14 +173,14 @@ class Failures:
         self._logged = False
 
     def log(self) -> None:
-        """Log the current exception, unless one was logged before."""
+        """Log the current exception, if no earlier one was logged."""
         if not self._logged:
             self._logged = True
             _log.exception("a span could not be recorded; further failures are not logged")
 
 
 def flush(metrics: MetricsCollector, seconds: float) -> bool:
-    """Flush on behalf of a tracer, which waits but expects no error.
+    """Flush on behalf of a tracer. The tracer waits for the result, and gets no exception.
 
     Args:
         metrics: the collector.
@@ -200,7 +201,7 @@ def flush(metrics: MetricsCollector, seconds: float) -> bool:
 
     if _get_running_loop() is None:
         wait()
-    else:  # The tracer has no asyncio method for this. The wait blocks the event loop, as those of exporters do.
+    else:  # The tracer has no asyncio method for a flush. This wait blocks the event loop, as exporters' flushes do.
         thread = threading.Thread(target=wait, name="agentperf-traces-flush", daemon=True)
         thread.start()
         thread.join(seconds)
@@ -216,8 +217,8 @@ class Traces:
         describe: returns the description of an open span, as known so far.
         is_late: returns whether an open span without a description may get one at its end.
         agent: the fallback for executions that name no agent.
-        in_tracked: whether rule 5 is off: spans in an execution tracked by the program are recorded as its spans,
-            without self time.
+        in_tracked: whether rule 5 is off. If it is off, spans in an execution tracked by the program are recorded as
+            spans of this execution, without self time.
         usage: whether to count model calls, tokens and cost.
     """
 
@@ -245,7 +246,7 @@ class Traces:
 
         Args:
             key: identifies the span in this process.
-            parent: the key of the span around it, or None.
+            parent: the key of the span around this span, or None.
             span: the tracer's object. It is referenced only weakly.
         """
         if key in self._open:
@@ -256,7 +257,7 @@ class Traces:
         self._list(node)
 
     def _list(self, node: _Node) -> None:
-        """List an agent span among the open executions, unless another execution is already listed for it."""
+        """List an agent span among the open executions, unless the program tracks the same agent around it."""
         if self._known(node) is None or self._kind(node) is not Kind.AGENT:
             return
         agent = self._agent_of(node)
@@ -290,7 +291,7 @@ class Traces:
                 self._place(node)
 
     def _place(self, node: _Node) -> None:
-        """Settle an ended span. If a span around it is not known yet, let it wait for the end of that span."""
+        """Settle an ended span. If a span around it is not described yet, first wait for the end of that span."""
         around = node.parent
         while around is not None:
             known = self._known(around)
@@ -317,7 +318,7 @@ class Traces:
         return outer is not None and self._kind(outer) is Kind.AGENT and self._agent_of(outer) == self._agent_of(node)
 
     def _settle(self, node: _Node) -> None:
-        """Record an ended span, of which all spans around it are known."""
+        """Record an ended span that no longer waits for the description of a span around it."""
         node.settled = True
         if self._known(node) is None:
             self._pass_on(node)
@@ -344,7 +345,7 @@ class Traces:
             return
         agent, path = tracked
         if tracked not in (*execution.around, *execution.around_end):
-            names = (self._name(node),)  # the program began to track within the execution of this span
+            names = (self._name(node),)  # the tracked execution began within the execution of this span
         elif self._kind(execution) is not Kind.AGENT:
             names = (self._name(execution), *names)
         self._count(node, agent, path + names)
@@ -376,11 +377,11 @@ class Traces:
         return nearest_name(named or self._agent)
 
     def _tracked(self, execution: _Node, node: _Node) -> _Tracked | None:
-        """Return the tracked execution to which rule 5 leaves this span, or None."""
+        """Return the tracked execution because of which rule 5 leaves this span to the program, or None."""
         if node is not execution:
             for each in (*node.around, *node.around_end):
                 if each not in execution.around:
-                    return each  # it began within the execution of this span
+                    return each  # the tracked execution began within the execution of this span
         if self._kind(execution) is not Kind.AGENT:
             return execution.around[0] if execution.around else None
         around: _Node | None = execution
@@ -422,7 +423,7 @@ class Traces:
         self._metrics.track(agent).call_within(path, lambda: record(usage=call))
 
     def _pass_on(self, node: _Node) -> None:
-        """Give the usage of an agent span that repeats another one to that span."""
+        """If an agent span repeats the one around it, pass its usage on to that outer span."""
         outer = self._described_around(node)
         if outer is not None and node.ended is not None:
             outer.inner_call = _better(outer.inner_call, _better(node.ended.call, node.inner_call))
@@ -462,7 +463,7 @@ class Traces:
 
 
 def _better(one: ModelCall | None, other: ModelCall | None) -> ModelCall | None:
-    """Return the first call with a usage, or else the first call."""
+    """Return `one` if it has a usage or is the only call, else `other`."""
     return one if (one is not None and one.usage) or other is None else other
 
 
@@ -471,7 +472,7 @@ def _duration_ns(ended: Ended) -> int:
 
 
 def _with_cancellation(ended: Ended, error_before: int) -> Ended:
-    """Return the span as cancelled if a cancellation ends it. OpenTelemetry reports errors only."""
+    """Return the span as cancelled if a cancellation ends it: OpenTelemetry reports no cancellations, only errors."""
     error = sys.exception()
     if ended.outcome != OK or error is None or id(error) == error_before or outcome_of(error) != CANCELLED:
         return ended
@@ -482,7 +483,7 @@ def failure(error_type: object) -> str:
     """Return the outcome of a span that failed. A qualified class name counts under its last part, as in `track`.
 
     Args:
-        error_type: the type as the tracer reports it; anything but a text stands for an unknown type.
+        error_type: the type as the tracer reports it. An empty text, and an object that is no text, is an unknown type.
     """
     if not isinstance(error_type, str) or not error_type:
         return FAILED
@@ -494,14 +495,14 @@ def failure(error_type: object) -> str:
 
 
 def self_times(spans: list[tuple[int, int, int]]) -> list[float]:
-    """Return the self time of each span of an execution: the time in which it is open and no child of it is.
+    """Return the self time of each span of an execution: the time in which it is open without an open child.
 
-    If several such spans are open, the time is divided equally among them, as in `agentperf_redis.metrics.spans`. The
-    self times therefore add up to the duration of the execution.
+    If several spans are open without an open child, they share this time equally, as in
+    `agentperf_redis.metrics.spans`. The self times therefore add up to the duration of the execution.
 
     Args:
-        spans: start, end and the index of the parent, for each span. The first one is the execution, and all times are
-            cut off at its start and end. Any unit.
+        spans: for each span its start, its end and the index of its parent. The first span is the execution; the time
+            before its start and after its end does not count. All times have the same unit, which may be any.
     """
     first, last, _ = spans[0]
     owns = [0.0] * len(spans)
@@ -510,7 +511,7 @@ def self_times(spans: list[tuple[int, int, int]]) -> list[float]:
         start, end = max(start, first), min(end, last)  # noqa: PLW2901  the times that count
         if start < end:
             events += [(start, 1, index), (end, 0, -index)]
-    events.sort()  # at one moment, ends precede starts, and parents start first: a caller reports the execution first
+    events.sort()  # at the same time, ends precede starts; the execution (index 0) starts first and ends last
     return _swept(spans, events, owns)
 
 

@@ -1,4 +1,4 @@
--- acquire_many: lease several units at once, each at most once per token.
+-- acquire_many: lease several units at once, at most one unit per token.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -17,18 +17,18 @@
 --   whole       int   1 to lease all units or none, 0 to lease as many as are free
 --   leases...   text  @ and the client's token, one for each lease, at most 500
 -- RETURNS
---   {1, token, id, expiry_ms, fence, record, token ...}   the leases granted now, or before to the same tokens
---   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   none is granted; as in acquire
---   {-1, why}   a token is spent, and so the request gets no lease, or, if whole is 1, not all; why: as in acquire.
---     Leases that an earlier copy got stay; the caller releases them
+--   {1, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before
+--   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted; the rest as in acquire
+--   {-1, why}   all tokens are spent, or whole is 1 and one token is spent; no lease is granted; why: as in acquire.
+--     Leases that an earlier copy of the request got stay; the caller releases them
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  returns the same leases, and no unit twice to a token. If late is 1, tokens without a lease get a tombstone, so
---         that a late copy gets nothing for them
+-- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1, each token that gets no
+--         lease gets a tombstone, so that a late copy of the request gets no lease for this token
 -- ERRORS  none
--- COST    O(n log N + n log L): some 25 + 8 n commands, 1 more for each label of an instance, 1 for the first lease of an
---         instance with rate limits, at most n if whole is 1, and some 8 for each of at most 512 expiries; n leases, N
---         instances, L leases in the pool
+-- COST    O(n log N + n log L): some 25 + 8 n commands; also 1 for each label of an instance, 1 for the first lease of
+--         an instance with rate limits, at most n to find all units if whole is 1, and some 8 for each of at most 512
+--         expiries; n leases, N instances, L leases in the pool
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
@@ -91,13 +91,13 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
 local read = {}
--- The record of an instance stays the same until this script grants a unit of it, which changes this table too.
+-- Read each record once per round. Within a round, only a grant changes the record. It changes the copy here as well.
 local function instance(id)
   read[id] = read[id] or pool.read(id)
   return read[id]
 end
 
--- Return instances whose free units add up to at least `count`; nil if there are too few units.
+-- Return the ids of instances whose free units add up to at least `count`; nil if there are too few units.
 local function reserve(count)
   local found, units = {}, 0
   for at = 0, call('ZCARD', from), PAGE do
@@ -113,8 +113,9 @@ local function reserve(count)
 end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
--- Return an instance with a free unit for the lease with this number; nil if there is none. `spare` are the instances
--- that `reserve` found. One of them is taken if the record of the picked instance is not ours.
+-- Pick an instance with a free unit for the lease with this number. Return its record and its id. `spare` lists the ids
+-- that `reserve` found: these instances are tried if no instance is picked, or if the picked one has no free unit or a
+-- corrupt record. If they have no free unit either, return nil and the id of the picked instance.
 local function picked(number, spare)
   local random = randoms[number] or '0'
   local point = POINT == '-' and format('%.0f', random % 281474976710656) or POINT

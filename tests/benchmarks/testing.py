@@ -1,4 +1,4 @@
-"""Benchmark of the plugin for pytest: a session that uses it, and what it costs a session that does not."""
+"""Benchmark of the plugin for pytest: a session that uses it, and its cost for a session that does not use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`agentperf_redis.integrations.celery` with the real Celery. Tests with a real worker are thorough."""
+"""`agentperf_redis.integrations.celery` with the real Celery. Tests with a real worker have the marker `thorough`."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def app(perf: AgentPerf) -> Iterator[Any]:
 
 
 def task(app: Any, name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return the decorator of a task. Unlike `app.task`, it has a type."""
+    """Return `app.task(name=name)`, Celery's decorator of tasks, with the type that it lacks in Celery."""
     made: Callable[[Callable[..., Any]], Any] = app.task(name=name)
     return made
 

@@ -1,6 +1,6 @@
 """Django's cache framework on `AgentPerfCache`: Django's own tests, and the promises that they do not cover.
 
-The tests are taken from source distributions of Django, which pip downloads; without a network they are skipped.
+Django's own tests come from its source distributions, which pip downloads. Without a network, they are skipped.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def do(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Any:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that downloads a version of Django. It returns the paths of Django and of its tests."""
+    """Return a function that downloads a version of Django, and returns the paths of the package and its tests."""
     found: dict[str, tuple[Path, Path]] = {}
 
     def source(version: str) -> tuple[Path, Path]:
@@ -260,7 +260,7 @@ def test_get_or_set_computes_once_for_all_processes(
 
 
 def race(url: str, namespace: str, times: int) -> int:
-    """Add the same keys as other processes, and count. Return how many keys this process added."""
+    """Add the keys that other processes add as well, and count up `n`. Return how many keys this process added."""
     cache = cache_class()(url, {"OPTIONS": {"namespace": namespace}})
     added = 0
     for number in range(times):
@@ -331,7 +331,7 @@ def test_invalid_settings_are_refused(location: Any, options: dict[str, Any], ar
 def test_cache_without_a_location_follows_the_default_backend(
     do: Any, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Django makes the object when a program is imported, before a test of the program has a server."""
+    """Django makes the cache object while a program is imported: no test of the program has a server at that time."""
     with another_default():
         cache = cache_class()("", {})
         early = default_backend()

@@ -1,6 +1,6 @@
 """The backend "agentperf" of dogpile.cache: dogpile's own tests, and the promises that they do not cover.
 
-dogpile.cache contains its tests of backends, serializers and mutexes. None of them is left out.
+The package dogpile.cache contains tests of backends, serializers and mutexes. All of them run here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PASSED = 85
 
 
 def made_region(url: str, space: str, fresh_for: float = 60, **arguments: Any) -> Any:
-    """Return a region whose backend is that of this library."""
+    """Return a region that uses this library's backend."""
     from dogpile.cache import make_region, register_backend
 
     register: Any = register_backend

@@ -37,7 +37,7 @@ async def chat(socket: WebSocket) -> None:
 
 
 def nested() -> tuple[FastAPI, APIRouter]:
-    """Return an application with routers in routers and mounted applications, and the inner one of its routers."""
+    """Return an application with nested routers and mounted applications, and the innermost of the routers."""
     items, shop = APIRouter(prefix="/items"), APIRouter(prefix="/shop/{town}")
     items.add_api_route("/{item}", of, methods=["GET", "PUT"])
     items.add_api_websocket_route("/chat", chat)
@@ -139,7 +139,7 @@ def test_dependency_holds_a_lease_until_the_stream_was_sent(perf: AgentPerf, run
     def refuses(status: int, lease: Annotated[Lease, Depends(leased(lb, "coder"))]) -> None:
         raise HTTPException(status)
 
-    # The annotations name variables of this function, so they are given as objects.
+    # FastAPI cannot evaluate the text of annotations that use local variables. So the annotations are set as objects.
     streams.__annotations__["lease"] = refuses.__annotations__["lease"] = Annotated[Lease, Depends(leased(lb, "coder"))]
     app.add_api_route("/streams", streams)
     app.add_api_route("/refuses/{status}", refuses)

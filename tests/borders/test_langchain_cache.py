@@ -80,7 +80,7 @@ def answer(text: str = "hi", **fields: Any) -> ChatGeneration:
 
 
 def model(cache: AgentPerfCache) -> tuple[GenericFakeChatModel, Iterator[int]]:
-    """Return a model with the cache, and the counter of its answers."""
+    """Return a model that uses the cache, and the counter of the model's answers."""
     count = itertools.count(1)
     answers = (AIMessage(f"answer {number}", usage_metadata=USAGE) for number in count)
     return GenericFakeChatModel(messages=answers, cache=cache), count

@@ -49,7 +49,7 @@ COUNTS = ("llm_calls", "tokens_in", "tokens_out", "tokens_cached_in", "tokens_ca
 
 
 class Model(BaseChatModel):
-    """A chat model with usage, whose calls may fail, and whose streams may break or wait."""
+    """A chat model that reports its usage. Its calls can fail, and its streams can break or wait."""
 
     failures: list[BaseException] = []  # noqa: RUF012  a pydantic field
     breaks: bool = False
@@ -118,7 +118,7 @@ class Runs:
         return self._runner.run(run())
 
     def stream(self, runnable: Any, items: int | None = None) -> list[Any]:
-        """Return the first items of a stream, then close it."""
+        """Return the first items of a stream, and close the stream."""
         config = {"callbacks": [AgentPerfCallbackHandler(self.perf, "planner")]}
         if self._runner is None:
             stream = runnable.stream({"x": 1}, config=config)

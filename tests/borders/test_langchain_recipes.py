@@ -48,7 +48,7 @@ def run(program: str, server: Server, namespace: str, tmp_path: Path) -> str:
 
 
 def test_langchain_recipe_calls_the_model_once(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
-    for _ in range(2):  # the second process gets the response of the first
+    for _ in range(2):  # the second process gets the response that the first process cached
         assert run(recipe("langchain") + LANGCHAIN_CALL, server, namespace, tmp_path) == "42\n"
     found = perf.metrics.snapshots()["planner"]
     assert (found.success_count, found.llm_calls) == (2, 1)

@@ -420,7 +420,7 @@ def anyio_backend():
 
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tests in the source distribution of the installed version."""
+    """Return LangGraph's own file of cache tests, from the source distribution of the installed version."""
     folder = tmp_path_factory.mktemp("langgraph")
     name = f"langgraph-checkpoint=={version('langgraph-checkpoint')}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "langgraph-checkpoint", name]

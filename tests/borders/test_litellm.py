@@ -35,7 +35,7 @@ POOL = "litellm:gpt"
 
 
 def router_of(deployments: dict[str, dict[str, Any]], **options: Any) -> Any:
-    """Return a router whose deployments of the model group gpt answer at once. Call this before litellm is imported."""
+    """Import litellm. Return a router whose deployments of the model group gpt answer without delay."""
     from litellm.router import Router
 
     models = [
@@ -131,7 +131,7 @@ def too_many(seconds: object) -> Any:
 
 
 def served_elsewhere(url: str, namespace: str) -> Generator[str, None, list[tuple[str, float, float]]]:
-    """Complete prompts in another process for as long as the test says. Return the deployment of each, and when it began and ended."""
+    """Complete prompts in another process for 5 s. Return the deployment, the start and the end of each completion."""
     with AgentPerf(url, namespace=namespace) as perf:
         router = router_of(three())
         strategy_of(router, perf, wait=5)

@@ -56,12 +56,13 @@ Snapshots = Callable[[], dict[str, PerformanceMetrics]]
 
 
 class FakeModel(agents.Model):
-    """Calls the first tool, then the first handoff, and then replies. Traces as the models of the SDK do.
+    """Calls the first tool, then the first handoff, and then replies. Reports the same traces as the SDK's models.
 
     Args:
-        responses: gets each response.
+        responses: the list to which each response is appended.
         fails: whether each call fails.
-        as_responses: whether to trace as the model for OpenAI's Responses API does; otherwise as the one for chats.
+        as_responses: whether to report the traces of the SDK's model for OpenAI's Responses API. With False, the model
+            reports those of the SDK's model for chat completions.
     """
 
     def __init__(self, responses: list[Any], *, fails: bool = False, as_responses: bool = False) -> None:
@@ -154,7 +155,7 @@ def test_runs_count_as_record_llm_of_their_responses(
 
     @function_tool
     def search(input: str) -> str:  # noqa: A002  the fake model passes this argument
-        perf.metrics.record_llm(model="by the tool", tokens_in=1)  # belongs to the agent whose tool this is
+        perf.metrics.record_llm(model="by the tool", tokens_in=1)  # counts for the agent that calls the tool
         return input
 
     expert = Agent(name="expert", model=model, tools=[search])

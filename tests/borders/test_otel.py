@@ -1,6 +1,6 @@
 """The spans of real instrumentations give the counts that `record_llm` gives for the same responses.
 
-Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them.
+Tests of packages that are not installed are skipped; the extra ``borders`` installs all these packages.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ Snapshots = Callable[[], dict[str, PerformanceMetrics]]
 
 
 def genai(operation: str, **attributes: Any) -> dict[str, Any]:
-    """Return the attributes of a span; `agent_name` stands for ``gen_ai.agent.name``."""
+    """Return the attributes of a span. The argument `agent_name` becomes the attribute ``gen_ai.agent.name``."""
     named = {f"gen_ai.{name.replace('_', '.', 1)}": value for name, value in attributes.items()}
     return {"gen_ai.operation.name": operation, **named}
 
@@ -95,7 +95,7 @@ def genai(operation: str, **attributes: Any) -> dict[str, Any]:
 
 
 def pydantic_agents(provider: TracerProvider) -> tuple[Any, Any, list[Any]]:
-    """Return an agent whose tool runs another agent, an agent whose model fails, and the responses of the model."""
+    """Return an agent, a failing agent, and the list of model responses. A tool of the first one runs a third agent."""
     ai = package("pydantic_ai")
     messages = package("pydantic_ai.messages")
     function = package("pydantic_ai.models.function")
@@ -308,7 +308,7 @@ def test_langchain_counts_as_record_llm_of_its_responses(
         with pytest.raises(ValueError, match="as the test wants"):
             model(fails=True).invoke("q")
 
-    # skip_dep_check: an instrumentation requires the package langchain, but uses only langchain-core.
+    # skip_dep_check: one instrumentation declares that it needs langchain, but it uses only langchain-core.
     instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
     try:
         contextvars.copy_context().run(run)  # OpenLLMetry leaves spans in the context of a failed call

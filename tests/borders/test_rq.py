@@ -1,4 +1,4 @@
-"""`agentperf_redis.integrations.rq` with the real RQ. Tests with a real worker are thorough."""
+"""`agentperf_redis.integrations.rq` with the real RQ. Tests with a real worker have the marker `thorough`."""
 
 from __future__ import annotations
 

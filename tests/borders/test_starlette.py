@@ -1,4 +1,4 @@
-"""Requests of a Starlette application as executions, and leases of endpoints. tests/borders/test_web_recipes.py uses real servers."""
+"""Requests of a Starlette application as executions, and leases of endpoints. See also test_web_servers.py."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def plain(scope: Any, receive: Any, send: Any) -> None:
 
 
 class OtherFramework:
-    """An application of a framework with routes of its own kind, such as Litestar."""
+    """An application of another framework, such as Litestar, whose routes are not Starlette's."""
 
     routes = (object(),)
 
@@ -59,7 +59,7 @@ Site = Callable[..., Browser]
 
 @pytest.fixture
 def site(perf: AgentPerf, runner: asyncio.Runner) -> Site:
-    """Make an instrumented application of these routes, and a browser that uses it."""
+    """Return a function that makes an instrumented application with the given routes, and returns a browser for it."""
 
     def make(*routes: BaseRoute, middleware: Any = None, **options: Any) -> Browser:
         app = Starlette(routes=routes, middleware=middleware)
@@ -206,7 +206,7 @@ def test_stream_is_measured_to_its_end_and_background_work_is_not(
 
 
 async def exchange(app: Any, path: str, received: list[Any], *, kind: str = "http", fail_after: int = 99) -> list[Any]:
-    """Run one request with these messages of the client. From `fail_after` messages on, the server refuses to send."""
+    """Run one request, with these messages from the client. After `fail_after` sent messages, each `send` fails."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -258,7 +258,7 @@ def test_departure_of_the_client_is_a_cancellation(
     whole = {"type": "http.request", "body": b"", "more_body": False}
 
     async def main() -> None:
-        with pytest.raises(Exception):  # noqa: B017  ClientDisconnect, or an error of the middleware after it
+        with pytest.raises(Exception):  # noqa: B017  ClientDisconnect, or an error that it causes in the middleware
             await exchange(app, "/reads", [begun])
         if not wrapped:  # behind BaseHTTPMiddleware, is_disconnected() never returns True
             await exchange(app, "/watches", [])

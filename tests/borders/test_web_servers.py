@@ -1,4 +1,4 @@
-"""Instrumented applications on real web servers: no request is lost when they end, and clients may leave."""
+"""Instrumented applications on real web servers: no request is lost when a server ends or a client leaves."""
 
 from __future__ import annotations
 

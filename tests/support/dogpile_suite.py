@@ -1,7 +1,7 @@
 """dogpile.cache's own tests of backends, serializers and mutexes, with the backend of this library.
 
 dogpile.cache contains these tests for authors of backends. pytest runs this module in a process of its own (see
-`tests/borders/test_dogpile.py`), since the tests have markers of their own.
+`tests/borders/test_dogpile.py`), since dogpile's tests use their own markers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Test suites of other projects, which pip downloads; without a network, their tests are skipped."""
+"""Downloads test suites of other projects with pip. Without a network, the tests that need them are skipped."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Project:
             (folder / f"{name}.py").write_text(textwrap.dedent(source), encoding="utf-8")
 
     def start(self, *options: str, with_plugin: bool = True) -> subprocess.Popen[str]:
-        """Start ``pytest`` in a process group of its own. All of its output is one text."""
+        """Start ``pytest`` in a process group of its own. Its stdout and stderr are one stream of text."""
         of_the_user = {
             name: value
             for name, value in os.environ.items()
@@ -102,7 +102,7 @@ class Project:
                 *options,
             ],
             cwd=self.folder,
-            # Of the plugins on this machine, only these are loaded: others may warn, and warnings are errors here.
+            # Only the plugins named above are loaded. Other installed plugins may warn, and warnings are errors here.
             env={**of_the_user, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

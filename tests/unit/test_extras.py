@@ -1,4 +1,4 @@
-"""A missing optional package is named, together with the line that installs it."""
+"""The error for a missing optional package names the package and the command that installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`acquire_many` and `release_many`: several leases in one round trip, all or none or as many as there are."""
+"""`acquire_many` and `release_many`: several leases in one round trip: all or none, or as many as are free."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_all_or_none_leaves_no_partial_grant(call: Call, backend: Backend, raw: 
 def test_all_or_none_counts_rate_limits_and_labels(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     limited = AgentInstance("p0", "planner", labels=frozenset({"gpu"}))
-    balancer.register_instance(limited, requests_per_minute=0.01)  # one request, then a rest of a hundred minutes
+    balancer.register_instance(limited, requests_per_minute=0.01)  # one request now, the next one after 100 minutes
     balancer.register_instance(AgentInstance("p1", "planner", max_capacity=2, labels=frozenset({"gpu", "eu"})))
     balancer.register_instance(AgentInstance("p2", "planner", max_capacity=2))
     assert call(balancer, "acquire_many", "planner", 4, all_or_none=True, require={"gpu"}) == []
@@ -246,7 +246,7 @@ def test_damaged_record_is_reported_before_anything_is_written(
     instances = raw.hmget(pool.state, "p0", "p1")
     with pytest.raises(CorruptState, match="p0"):
         call(balancer, "acquire_many", "planner", 2)
-    # Meanwhile, the background thread releases both tokens, and leaves tombstones.
+    # The background thread releases both tokens at this time. This may leave tombstones, but no lease.
     assert (raw.hmget(pool.state, "p0", "p1"), held(raw, pool)) == (instances, [])
 
 

@@ -71,7 +71,7 @@ def _place(span: Span | None) -> str:
 
 
 class FakeSpan:
-    """A span of the test's tracer. `late`: the tracer describes it only at its end."""
+    """A span of the test's tracer. If `late` is True, the tracer describes the span only when it ends."""
 
     def __init__(self, description: Description | None, parent: FakeSpan | None, late: bool) -> None:
         self.description = description
@@ -85,7 +85,7 @@ _keys = itertools.count()
 
 
 class Tracer:
-    """A tracer whose time the test sets, s."""
+    """A tracer whose time, in seconds, is set by the test."""
 
     def __init__(
         self, book: Book, open_spans: OpenSpans | None = None, *, in_tracked: bool = False, usage: bool = True
@@ -126,7 +126,7 @@ class Tracer:
         late: bool = False,
         usage: dict[str, Any] | None = None,
     ) -> Iterator[FakeSpan]:
-        """Report a span that takes a second more than the spans within it."""
+        """Report a span that takes one second more than all spans within it together."""
         began = self.now
         made = self.begin(kind, name, parent, late=late)
         yield made
@@ -134,7 +134,7 @@ class Tracer:
         self.end(made, usage=usage, took=self.now - began)
 
     def work(self, kind: Kind, name: str, parent: FakeSpan | None = None) -> None:
-        """Report a span without spans within. Model calls have a usage of 100 tokens in."""
+        """Report a span that contains no spans. A model call uses 100 input tokens and 20 output tokens."""
         with self.span(kind, name, parent, usage=USAGE if kind is Kind.MODEL else None):
             pass
 
