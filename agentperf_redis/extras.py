@@ -1,4 +1,4 @@
-"""Optional packages: an import that finds none is answered with the line that installs it."""
+"""Optional packages: if one is missing, the error of its import shows the command that installs it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 
 class MissingExtra(ModuleNotFoundError):
-    """A package of an extra is not installed. The text names the package and the line that installs it."""
+    """A package of an extra is not installed. The message names the package and the command that installs it."""
 
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import the packages of an extra in the block of a `with` statement.
+    """Return a context manager for the imports of an extra's packages. It reports a missing package as MissingExtra.
 
     Raises:
-        MissingExtra: A package other than this one was not found.
+        MissingExtra: A package other than agentperf_redis was not found.
     """
     try:
         yield

@@ -20,7 +20,7 @@ _TOKEN_PARTS = (
 
 
 def models_of(agents: Iterable[PerformanceMetrics]) -> dict[str, ModelUsage]:
-    """Return the usage of each model by several agents together."""
+    """Return the usage of each model, summed over the agents."""
     found: dict[str, ModelUsage] = {}
     for agent in agents:
         for model, use in agent.models.items():

@@ -1,8 +1,8 @@
-"""The model calls of `agentperf demo --llm`: each step of the team as if a language model had done its work.
+"""The model calls of `agentperf demo --llm`: each step is recorded as if a language model had done its work.
 
-No model is called. The tokens are counted from the work: the characters of the step's input and output, four to a
-token. The models and their prices are made up. A step whose result came from a cache counts its input as read from the
-provider's cache, at a tenth of the price.
+No model is called. The token counts are estimated from the characters of a step's input and output: four characters
+are one token. The models and their prices are made up. If the result of a step came from a cache, its input counts as
+read from the provider's cache, at a tenth of the price.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Model:
 
     Attributes:
         name: its name.
-        per_token_in: price of a token sent.
-        per_token_cached: price of a token sent that is read from the provider's cache.
-        per_token_out: price of a token received.
+        per_token_in: price of an input token.
+        per_token_cached: price of an input token that is read from the provider's cache.
+        per_token_out: price of an output token.
     """
 
     name: str
@@ -44,7 +44,7 @@ MODELS = {"reader": SMALL, "critic": LARGE, "librarian": SMALL, "summariser": LA
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """One step as a model call: the arguments of `record_llm`."""
+    """The arguments of `record_llm` for one step."""
 
     model: str
     tokens_in: int
@@ -58,8 +58,8 @@ def call_of(agent: str, given: Iterable[object], result: object, *, from_cache: 
 
     Args:
         agent: the agent of the step.
-        given: the input of its work.
-        result: the output of its work.
+        given: the input of the step.
+        result: the output of the step.
         from_cache: whether the output came from a cache.
     """
     model = MODELS[agent]

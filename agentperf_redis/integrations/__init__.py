@@ -1,1 +1,4 @@
-"""Adapters for other frameworks, one module each. Each needs the extra of its name, and nothing else imports it."""
+"""Adapters for other frameworks, one module for each framework.
+
+Each module needs the extra of its name. The rest of the library imports none of these modules.
+"""

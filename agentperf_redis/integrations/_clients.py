@@ -1,6 +1,6 @@
-"""The clients of adapters that are configured by a URL: one connection for each server and namespace of a process.
+"""The clients of adapters that are configured by a URL. A process has one connection for each server and namespace.
 
-Frameworks make their cache objects anew for each thread or request, so these objects cannot own a connection.
+Frameworks make new cache objects for each thread or request, so these objects cannot own a connection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _lock = ModuleLock()
 
 
 def backend_for(url: str | None, namespace: str | None) -> Backend:
-    """Return this process's backend for a server and namespace. Without both, this is the process-wide default.
+    """Return this process's backend for a server and namespace. If both are None, return the default backend.
 
     Raises:
         InvalidArgument: the URL or the namespace is invalid.
@@ -45,8 +45,8 @@ def backend_for(url: str | None, namespace: str | None) -> Backend:
 class CacheOfAdapter:
     """The cache of an adapter's object.
 
-    Such an object may be made while a program is imported. So without a URL and a namespace, it follows the
-    process-wide default backend, and it connects again if its backend was closed.
+    An adapter's object may be made while a program is imported. So if neither a URL nor a namespace is given, each call
+    uses the process-wide default backend of that time. If the backend was closed, the next call connects again.
 
     Args:
         url: where the server is.
@@ -80,7 +80,7 @@ class CacheOfAdapter:
 
 
 def _cache_of(backend: Backend, name: str, options: dict[str, Any]) -> LRUCache:
-    """Return this process's cache with this name and these options. When all its users are gone, it is forgotten.
+    """Return this process's cache with this name and these options. A cache without users is forgotten.
 
     Raises:
         InvalidArgument: an option is invalid, or differs from that of another cache with this name in this process.

@@ -1,4 +1,4 @@
-"""Metrics of LangChain's and LangGraph's runs, by callbacks. Imported by `langchain`, which users import."""
+"""Records runs of LangChain and LangGraph by callbacks. Programs import the handler from `integrations.langchain`."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ class _Run:
     """An open run of LangChain.
 
     Attributes:
-        span: the execution or span that records the run. A hidden run has that of its parent.
-        context: a context in which the span is the current one, so that usage counts for it. LangChain runs a callback
-            in the context of the caller, where the span would stay behind, or in a copy of it.
-        around: the run around this one, or None.
+        span: the execution or span that records the run. A hidden run has the span of its parent.
+        context: a context in which `span` is the current span, so that usage recorded there counts for `span`. The
+            context of a callback is unsuitable: it is the caller's, where `span` would remain the current span, or a
+            copy that ends with the callback.
+        around: the run that encloses this one, or None.
         agent: the name of the agent that `create_agent` passed to the run, or None.
         hidden: whether the run is a chain that is recorded as a part of its parent.
         model: the name of the model that LangChain passed to the run of a model.
-        began: start, s by `perf_counter`.
+        began: start of the run: seconds by `perf_counter`.
         first_s: seconds from the start to the first token; None before.
         tokens: number of tokens or chunks that were streamed.
-        dropped: ends the run when LangChain drops its id without an end.
+        dropped: a weak reference to the id of the run. Its callback ends the run if LangChain drops the id without
+            reporting an end.
     """
 
     span: Span
@@ -72,11 +74,11 @@ class _OpenRuns:
 
     def __init__(self) -> None:
         self._runs: dict[UUID, _Run] = {}
-        self._lock = threading.RLock()  # reentrant: a garbage-collected stream may end its run at any time
+        self._lock = threading.RLock()  # reentrant: while the lock is held, garbage collection may end a run
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: the parent records the open runs, and may have held the lock during the fork."""
+        """Reset a forked child: the parent records the open runs, and the lock may have been held during the fork."""
         self._lock = threading.RLock()
         self._runs = {}
 
@@ -89,9 +91,9 @@ class _OpenRuns:
         Args:
             run_id: the object that LangChain keeps as long as the run is open.
             run: the run.
-            on_drop: called with an equal id if LangChain drops `run_id` while the run is open here.
+            on_drop: called with an id equal to `run_id` if LangChain drops `run_id` while the run is still open here.
         """
-        key = UUID(int=run_id.int)  # not the same object, whose end would then never be seen
+        key = UUID(int=run_id.int)  # a copy: the key must not keep the object `run_id` alive
         run.dropped = weakref.ref(run_id, lambda _: on_drop(key))
         with self._lock:
             self._runs[key] = run
@@ -103,7 +105,7 @@ class _OpenRuns:
             return self._runs.pop(run_id, None)
 
     def within(self, run: _Run) -> list[UUID]:
-        """Return the open runs within a run, each before the runs around it."""
+        """Return the ids of the open runs within a run, inner runs first."""
         with self._lock:
             return [each for each, inner in reversed(self._runs.items()) if any(it is run for it in _around(inner))]
 
@@ -115,7 +117,7 @@ def _around(run: _Run) -> Iterator[_Run]:
 
 
 def _calling_run() -> UUID | None:
-    """Return the id of the run whose code is running, by the context that LangChain keeps for nested runs."""
+    """Return the id of the run whose code is running, from the context that LangChain keeps for nested runs."""
     manager = (var_child_runnable_config.get() or {}).get("callbacks")
     return getattr(manager, "parent_run_id", None)
 
@@ -127,39 +129,43 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
 
     **An execution** is a run without an open run around it, whatever its kind: an agent, a graph, a chain, or a single
     call of a model. Its agent is `agent`, else the name of an agent made by `create_agent(name=)`, else the name of the
-    run. There are two exceptions. If the run begins within a tracked execution (`track`, `track_performance`) of this
-    agent, or of any agent if `agent` is None, it is a span of that execution. And a nested run of another agent made by
-    `create_agent(name=)` is an execution of that agent, unless the config of the outer run was passed to it by hand:
-    then it has the name of the outer agent.
+    run. There are two exceptions:
+
+    - A run that begins within a tracked execution (`track`, `track_performance`) of the same agent is a span of that
+      execution. If neither `agent` nor `create_agent(name=)` names its agent, the tracked execution may be of any
+      agent.
+    - A nested run of another agent made by `create_agent(name=)` is an execution of that other agent. But if the
+      program passed the config of the outer run to it, it is a span of the outer agent.
 
     **Every other run is a span** of its agent: a chain or a node of a graph under its name, others as ``model:NAME``,
-    ``tool:NAME`` and ``retriever:NAME``. Chains that LangChain hides from tracers are part of the run around them.
+    ``tool:NAME`` and ``retriever:NAME``. A chain that LangChain hides from tracers is part of the run around it.
 
-    - **Tokens, cost, model** are those that ``record_llm(usage=response)`` reads; the agent and the span get them. So
-      do not call both, and do not record the same runs by an OpenTelemetry instrumentation. A response from a cache of
-      LangChain is no call, and has no tokens. A call that fails is counted only if its stream has brought tokens.
+    - **Tokens, cost, model** are recorded for the agent and the span, as by ``record_llm(usage=response)``. So do not
+      pass these responses to `record_llm`, and do not record the same runs by an OpenTelemetry instrumentation. A
+      response from LangChain's cache counts as no call and has no tokens. A failed call is counted only if the received
+      part of its stream reports tokens.
     - **Errors** fail the run, and each run around it that raises them. LangGraph's interrupts and `not_failures` count
-      as success. A cancelled run is a cancellation, and a stream that its consumer closes early a success. LangChain
-      does not report that a call of a model or a retriever was cancelled: a run that LangChain drops without an end
-      counts as cancelled.
-    - **Retries**: with `with_retry`, each attempt is a span, and the execution has the outcome of the last one. A retry
-      that a model makes itself is a failed span ``retry`` of the model's span.
-    - **Streams**: the time to the first token of each streamed call of a model is in `streams(agent).first`. The time
-      of a streamed run includes the work of its consumer.
+      as success. A cancelled run counts as cancelled. A stream that its consumer closes early counts as success.
+      LangChain does not report that a call of a model or a retriever was cancelled. So a run that LangChain drops
+      without reporting its end counts as cancelled.
+    - **Retries**: with `with_retry`, each attempt is a span, and the execution has the outcome of the last attempt. If
+      a model retries a call itself, each retry is a failed span ``retry`` within the span of the model.
+    - **Streams**: the time to the first token of each streamed call of a model is in `streams(agent).first`. The
+      duration of a streamed run includes the work of its consumer.
 
-    The spans of runs are not the current span of the code that they call: in a tool, pass the agent's name to
-    `record_llm` and the like.
+    In the code of a run, such as a tool, the span of the run is not the current span. So this code must pass the name
+    of the agent to `record_llm` and similar methods.
 
     Args:
         perf: the server and namespace.
-        agent: the agent of the executions, 1 to 200 characters; None takes their names, as said above.
+        agent: the agent of the executions, 1 to 200 characters; None: chosen as described above.
         not_failures: an exception class or a tuple of them; a run that ends with such an exception is a success.
 
     Raises:
         InvalidArgument: an argument is invalid.
     """
 
-    run_inline = True  # in the event loop, not on a thread of its executor: recording takes microseconds
+    run_inline = True  # LangChain calls the handler in the event loop, not in a thread: recording takes microseconds
 
     def __init__(self, perf: AgentPerf, agent: str | None = None, *, not_failures: ExceptionTypes = ()) -> None:
         self._metrics = checked_perf(perf).metrics
@@ -230,12 +236,12 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         run_id: UUID,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Note a token of a stream. A chunk without content, such as the last one, is none."""
+        """Note a token of a stream. A chunk with neither text nor a tool call is not a token."""
         if token or getattr(getattr(chunk, "message", None), "tool_call_chunks", None):
             self._streamed(run_id)
 
     def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002
-        """Note an event of a stream of `stream_events`."""
+        """Note an event of `stream_events` that brings content."""
         if event.get("event") == "content-block-delta":
             self._streamed(run_id)
 
@@ -247,7 +253,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
                 run.first_s = perf_counter() - run.began
 
     def on_retry(self, retry_state: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002
-        """Record a retry that a model makes itself."""
+        """Record a retry by a model itself, not by `with_retry`."""
         run = self._open.get(run_id)
         if run is None:
             return
@@ -269,14 +275,14 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         self._end(run_id, error)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002
-        """End the run of a tool. A tool that turns its error into a message has failed, too."""
+        """End the run of a tool. The run failed if the tool returned its error as a message."""
         run = self._open.get(run_id)
         if run is not None and getattr(output, "status", None) == "error":
             run.span.fail("ToolException")
         self._end(run_id, tool_calls=1)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002
-        """End the run of a tool that has raised."""
+        """End the run of a tool that has raised an error."""
         self._end(run_id, error, tool_calls=1)
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002
@@ -292,7 +298,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         self._end(run_id, response=None if _from_cache(response) else response)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """End the run of a model that has failed. The tokens of a stream that broke off are counted if it has any."""
+        """End the run of a model that has failed, and count the tokens that an interrupted stream reported."""
         response = kwargs.get("response")
         self._end(run_id, error, response=response if response is not None and read(response).found else None)
 
@@ -307,7 +313,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         run = self._open.pop(run_id)
         if run is None or run.hidden:
             return
-        if isinstance(error, asyncio.CancelledError):  # LangChain does not end the cancelled runs of models
+        if isinstance(error, asyncio.CancelledError):  # LangChain reports no end of model calls in this run
             for inner in self._open.within(run):
                 self._end(inner, error)
         try:
@@ -317,7 +323,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
             run.span.__exit__(None if failure is None else type(failure), failure, None)
 
     def _drop(self, run_id: UUID) -> None:
-        """End a run that LangChain has dropped. Garbage collection calls this at any time, on any thread."""
+        """End a run that LangChain dropped without an end. Garbage collection calls this at any time, on any thread."""
         self._end(run_id, asyncio.CancelledError())
 
     def _count(self, run: _Run, response: LLMResult | None, tool_calls: int) -> None:
@@ -351,13 +357,13 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _interrupts() -> tuple[type[BaseException], ...]:
-    """Return the base of the exceptions by which LangGraph pauses a graph or leaves a subgraph, if it is loaded."""
+    """Return the base class of the exceptions by which LangGraph, if loaded, pauses a graph or leaves a subgraph."""
     found = getattr(sys.modules.get("langgraph.errors"), "GraphBubbleUp", None)
     return () if found is None else (found,)
 
 
 def _from_cache(response: LLMResult) -> bool:
-    """Return whether a response comes from a cache of LangChain, which then sets the cost to the integer 0."""
+    """Return whether a response comes from LangChain's cache. For a hit, LangChain sets the cost to the integer 0."""
     messages = (getattr(each, "message", None) for prompt in response.generations for each in prompt)
     usages = [getattr(message, "usage_metadata", None) or {} for message in messages]
     return bool(usages) and all(type(cost := usage.get("total_cost")) is int and cost == 0 for usage in usages)

@@ -1,7 +1,7 @@
-"""What the adapters for LangChain and LangGraph share: storable classes and the log of failed writes.
+"""Shared by the adapters for LangChain and LangGraph: storable classes, and the log of failed writes.
 
-After the import, every cache of the process stores LangChain's messages, generations and documents. Stored values name
-these classes by the names in this module, never by an import path, so no stored name causes an import.
+Once this module is imported, every cache of the process can store LangChain's messages, generations and documents. A
+stored value names its class as registered here, not by an import path. So no stored name causes an import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from agentperf_redis.codec.storable import REGISTRY, storable
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.extras import extra
 
-with extra("langchain"):  # the message of an adapter with an extra of its own takes the place of this one
+with extra("langchain"):  # if the block of another extra imports this module, the message names that extra
     from langchain_core import messages, outputs
     from langchain_core.documents import Document
     from langchain_core.messages.base import TextAccessor
@@ -43,7 +43,7 @@ _MODELS: tuple[type, ...] = (
 
 
 def register(cls: type, **how: Any) -> None:
-    """Make a class storable under its own name, unless the program has done it."""
+    """Make a class storable under its package and name, unless it is storable already."""
     if REGISTRY.of_class(cls) is None:
         storable(cls, name=f"{cls.__module__.partition('.')[0]}.{cls.__name__}", **how)
 

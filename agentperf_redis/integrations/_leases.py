@@ -1,6 +1,6 @@
-"""Decorators that lease an instance: their options, and the decorator for tasks of a queue.
+"""The options of decorators that lease an instance, and such a decorator for the tasks of a queue.
 
-Without a free instance, the queue runs the task again later.
+If no instance is free, the queue runs the task again later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def on_lease(
         balancer: the balancer.
         agent_type: the pool.
         put_off: called instead of the function if there is no free instance. It has the queue run the task again later.
-        outcome_of: returns the outcome of the lease for an exception of the function; None: as `LoadBalancer.lease`.
+        outcome_of: returns the outcome of the lease for an exception that the function raised. If it returns None, the
+            outcome is that of `LoadBalancer.lease`.
         options: as for `LoadBalancer.lease`.
 
     Raises:
@@ -119,12 +120,13 @@ def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outco
 
 
 def _without_lease(function: Callable[..., Any]) -> tuple[int | None, inspect.Signature]:
-    """Return the place of the lease among a function's positional arguments, and its signature without the lease.
+    """Return the place of the lease among a function's positional arguments, and the function's signature without it.
 
-    A queue checks the arguments of a call against the signature when the task is sent. No lease exists then.
+    When a task is sent, the queue checks the arguments of the call against the signature. No lease exists yet.
 
     Returns:
-        The place: None if the function does not take its lease, `sys.maxsize` if only as a keyword; and the signature.
+        The place and the signature. The place is None if the function does not take its lease, and `sys.maxsize` if it
+        takes its lease only as a keyword.
     """
     signature = inspect.signature(function)
     names = list(signature.parameters)
@@ -137,5 +139,5 @@ def _without_lease(function: Callable[..., Any]) -> tuple[int | None, inspect.Si
 
 
 def pause_s(error: NoCapacity) -> float:
-    """Return after how many seconds a task that found no capacity runs again."""
+    """Return the seconds to wait before a task that found no capacity runs again."""
     return error.retry_after * (1 + _JITTER * fraction())

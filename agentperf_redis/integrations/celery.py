@@ -7,27 +7,27 @@
     def review(path, lease): ...
 
 **Recorded**: each run of a task, under the name of the task, with its duration. Celery's own tasks (`celery.*`) are
-left out. Spans, `record_llm` and tool calls within a task belong to it.
+not recorded. Spans, `record_llm` and tool calls within a task belong to its execution.
 
 | end of the run | counts as |
 |---|---|
 | result, `Ignore`, `task.replace` | success |
-| an exception, also one after which the task is retried | failure of its type |
-| `SoftTimeLimitExceeded` that the task does not catch | failure of that type |
-| hard time limit; its process was killed (out of memory, exit) | failure: `TimeLimitExceeded`, `WorkerLostError` |
+| an exception, even if the task is retried after it | failure with the type of the exception |
+| `SoftTimeLimitExceeded` that the task does not catch | failure with that type |
+| hard time limit; the process was killed (out of memory, exit) | failure: `TimeLimitExceeded`, `WorkerLostError` |
 | `Reject` without requeue | failure: the type of its reason, or `Reject` |
 | `task.retry()` without `exc=`, no capacity, `Reject(requeue=True)` | cancelled: neither success nor failure |
-| revoked with `terminate=True`, or cancelled by its worker | cancelled |
+| revoked with `terminate=True`, or cancelled by the worker | cancelled |
 | revoked or expired before it ran | not an execution |
 
-The executions of killed processes are counted by the main process of the worker.
+The main process of the worker counts the executions of killed processes.
 
-**Lost**: nothing when processes are recycled (`--max-tasks-per-child`) or the worker shuts down warmly. A process
-killed by a hard limit loses the executions that it had finished since its last flush, at most a second's. So does a
-cold shutdown, unless `AgentPerf(flush_on_sigterm=True)`. Not counted: a run that was killed and is sent again by
-`task_reject_on_worker_lost`, until it ends.
+**Lost**: nothing is lost when processes are recycled (`--max-tasks-per-child`) or the worker shuts down warmly. A
+process killed by a hard limit loses the executions that it finished since its last flush, at most those of one second.
+A cold shutdown loses the same executions, unless `AgentPerf(flush_on_sigterm=True)` is used. If a run is killed and
+`task_reject_on_worker_lost` sends the task again, only the repeated run is counted, at its end.
 
-Errors of the server never reach a task: records wait in the process. Only `leased` needs the server.
+Recording never raises an error of the server in a task: records wait in the process. Only `leased` needs the server.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ _SPAN = "_agentperf_span"
 
 
 def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = ()) -> None:
-    """Record every run of this app's tasks; see the module.
+    """Record every run of this app's tasks. See the docstring of the module.
 
-    Call it once, where the app is made, so that each process of a worker runs it or inherits it.
+    Call this function once, where the app is made. Each process of a worker then makes this call, or inherits its
+    effect by a fork.
 
     Args:
         app: the app.
@@ -84,7 +85,7 @@ def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = (
         InvalidArgument: for an invalid argument, and for an app that is instrumented already.
     """
     if isinstance(app, Proxy):  # such as celery.current_app
-        app = app._get_current_object()  # noqa: SLF001  the public way to leave the proxy
+        app = app._get_current_object()  # noqa: SLF001  the public way to get the object behind the proxy
     if not isinstance(app, Celery):
         raise InvalidArgument("app", app, "a Celery app")
     checked_perf(perf)
@@ -95,15 +96,15 @@ def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = (
 
 
 def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]) -> Callable[[F], F]:
-    """Return a decorator: the task runs on a leased instance. It stands below the decorator of the task.
+    """Return a decorator that runs a task on a leased instance. Write it below the decorator of the task.
 
-    If no instance is free, the task is sent again, to run after `NoCapacity.retry_after` and up to a quarter of it
-    more. That uses up none of the retries of the task, and has no limit; `expires=` of the task is one. Outside a
-    worker, in a plain call or an eager one, NoCapacity is raised.
+    If no instance is free, the task is sent again. It runs after `NoCapacity.retry_after` seconds, plus a random extra
+    of up to a quarter of this time. This uses up none of the task's retries. There is no limit to this, unless the task
+    has `expires=`. A plain call and an eager call are not sent again: they raise NoCapacity.
 
-    A parameter `lease` of the function gets the `Lease`; callers of the task do not pass it. The outcome of the lease
-    is as in `LoadBalancer.lease`. SoftTimeLimitExceeded counts as "timeout"; `task.retry()` without `exc=`, `Ignore`
-    and `Reject` say nothing about the instance.
+    If the function has a parameter `lease`, it gets the `Lease`; callers of the task do not pass it. The outcome of the
+    lease is as in `LoadBalancer.lease`, with two exceptions. SoftTimeLimitExceeded counts as "timeout".
+    `task.retry()` without `exc=`, `Ignore` and `Reject` count neither for nor against the instance.
 
     Args:
         balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the task is also sent again
@@ -118,13 +119,14 @@ def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptio
 
 
 def _put_off(error: NoCapacity) -> Any:
-    """Send the current task again, for later."""
-    task = current_task._get_current_object()  # noqa: SLF001  the public way to leave the proxy
+    """Send the current task again, to run later."""
+    task = current_task._get_current_object()  # noqa: SLF001  the public way to get the object behind the proxy
     request = None if task is None else task.request
     if request is None or request.called_directly or request.is_eager:
         raise error
-    # `retry` counts up. A task that waits for capacity has not failed, so this must not use up its retries. Passing
-    # `max_retries` would not help: `retry` keeps it in the task, for all later retries of this process.
+    # `retry` increments `request.retries`. A task that waits for capacity has not failed, so its wait must not use up a
+    # retry: the number is lowered before. Passing `max_retries` would not help: `retry` keeps that value in the task,
+    # for all later retries of this process.
     retries = request.retries
     request.retries = retries - 1
     try:
@@ -143,8 +145,8 @@ def _outcome_of(error: BaseException) -> Outcome | None:
 class _Tracking:
     """Records the tasks of an app.
 
-    A pool process gets `task_prerun` and `task_postrun`. If it is killed, the main process of the worker, which
-    received the task, gets one of the other signals.
+    A pool process gets the signals `task_prerun` and `task_postrun`. If a pool process is killed, the main process of
+    the worker gets one of the other signals. The main process has received the task.
     """
 
     def __init__(self, app: Celery, perf: AgentPerf, not_failures: tuple[type[BaseException], ...]) -> None:
@@ -164,8 +166,8 @@ class _Tracking:
             (signals.task_retry, self._note_retry),
             (signals.task_revoked, self._note_revocation),
         ):
-            # Celery logs the exceptions of handlers. Before 5.7, it takes a method for connected already if that method
-            # of another object is.
+            # Celery logs the exceptions of handlers. Without `dispatch_uid`, Celery before 5.7 does not connect a
+            # method if the same method of another object is already connected.
             signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:
@@ -190,7 +192,7 @@ class _Tracking:
             if process_end.is_child() and not (self._is_receiver() or task.request.is_eager):
                 return  # this pool process ends, and the main process of the worker counts the execution
             error = CancelledError()  # a killed greenlet, or the worker stops
-        wrapped = getattr(error, "exc_cls_name", None)  # instead of an exception that cannot be pickled
+        wrapped = getattr(error, "exc_cls_name", None)  # set by the wrapper of an exception that cannot be pickled
         if wrapped is not None:
             span.fail(arguments.nearest_name(wrapped))
             error = None
@@ -206,7 +208,9 @@ class _Tracking:
             self._count_killed(sender, task_id, exception)
 
     def _note_retry(self, sender: Any, request: Any, reason: object = None, **_: object) -> None:
-        cause = getattr(reason, "exc", None)  # the worker retries what it has lost or, without a reason, cancelled
+        # The worker itself retries two kinds of runs. A run that it lost has a WorkerLostError as the cause. For a run
+        # that it cancelled, the signal has no reason.
+        cause = getattr(reason, "exc", None)
         if reason is None or isinstance(cause, WorkerLostError):
             self._count_killed(sender, request.id, cause)
 
@@ -215,7 +219,7 @@ class _Tracking:
             self._count_killed(sender, request.id, None)
 
     def _count_killed(self, task: Any, task_id: str, error: BaseException | None) -> None:
-        """Record the execution of a process that was killed: a failure, or without an error a cancellation."""
+        """Record the execution of a killed process: as a failure, or as a cancellation if `error` is None."""
         if not self._is_receiver() or self._runs_tasks or not self._is_tracked(task):
             return
         request = self._received.pop(task_id, None)
@@ -233,7 +237,7 @@ def _agent(task: Any) -> str:
 
 
 def _error_of(state: str, retval: object) -> BaseException | None:
-    """Return how a task ended: None for success, a CancelledError if it was put off, otherwise its exception."""
+    """Return the error of a task: None after success, a CancelledError if it was put off, otherwise its exception."""
     if state == SUCCESS or not isinstance(retval, BaseException):
         return None
     if isinstance(retval, Retry):

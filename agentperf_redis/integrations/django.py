@@ -2,9 +2,9 @@
 
 ``CACHES = {"default": {"BACKEND": "agentperf_redis.integrations.django.AgentPerfCache", "LOCATION": "redis://host"}}``
 
-An integer is stored as it is, so that `incr` is one atomic step. Any other value is pickled, because Django allows any
-object: whoever can write to the server can run code in the processes that read from it. Lost are the entries that a
-full cache evicts, the least recently used first, and those of a server that loses its data.
+An integer of up to 64 bits is stored as it is, so that `incr` is one atomic step. Any other value is pickled, because
+Django allows any object. So everyone who can write to the server can run code in the processes that read from it.
+Entries are lost if a full cache evicts them, the least recently used first, or if the server loses its data.
 """
 
 from __future__ import annotations
@@ -40,26 +40,27 @@ _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
 _OPTIONS = ("name", "namespace", "MAX_ENTRIES", "CULL_FREQUENCY", *CACHE_OPTIONS)
 
 
-class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any where Django is not installed
+class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base is Any without Django
     """A cache backend for Django's setting CACHES.
 
-    `TIMEOUT`, `VERSION`, `KEY_PREFIX` and `KEY_FUNCTION` mean what they mean in Django; a timeout may be a fraction of
-    a second. `LOCATION` is the URL of the server; without it, the environment variable AGENTPERF_REDIS_URL applies.
-    The asyncio methods (`aget`, ...) use the event loop, not threads. `get_or_set` with a function computes a missing
-    value once for all processes. `clear` empties the cache `name`, whatever the prefix.
+    `TIMEOUT`, `VERSION`, `KEY_PREFIX` and `KEY_FUNCTION` have the same meaning as in Django; a timeout may be a
+    fraction of a second. `LOCATION` is the URL of the server; without it, the environment variable AGENTPERF_REDIS_URL
+    applies. The asyncio methods (`aget`, ...) use the event loop, not threads. `get_or_set` with a function computes a
+    missing value once for all processes. `clear` empties the cache `name`, including entries with other prefixes.
 
     `OPTIONS`:
         name: the name of the cache in `agentperf cache list`, by default "django". Aliases with the same server and
-            name share their entries and limits, and are kept apart by their prefixes.
+            name share one cache and its limits. Different prefixes keep their keys apart.
         namespace: the prefix of all keys on the server; by default AGENTPERF_NAMESPACE, else "agentperf".
-        MAX_ENTRIES: entries of all processes together, by default 10,000. A full cache evicts one entry at a time, so
-            CULL_FREQUENCY has no effect.
-        on_unavailable: "miss" lets reads find nothing and writes store nothing while the server is unreachable; only
-            `incr` raises BackendUnavailable. By default, all methods raise it, but `get_or_set` computes the value.
+        MAX_ENTRIES: max entries of all processes together, by default 10,000. A full cache evicts one entry at a time,
+            so CULL_FREQUENCY has no effect.
+        on_unavailable: "miss": while the server is unreachable, reads find nothing and writes store nothing; only
+            `incr` raises BackendUnavailable. By default, all methods raise BackendUnavailable, except that `get_or_set`
+            with a function computes the value.
         max_bytes, policy, strict, local_size, local_bytes, lease: see `LRUCache`.
 
-    A value of more than 1 MiB, when pickled, is not stored, as with memcached: a log line says so, and the older value
-    is removed.
+    As with memcached, a value whose pickled form is larger than 1 MiB is not stored. A log line reports this, and the
+    older value of the key is removed.
 
     Args:
         location: the value of LOCATION.
@@ -85,7 +86,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
 
     @property
     def cache(self) -> LRUCache:
-        """The cache that has the entries, with its statistics and other methods."""
+        """The `LRUCache` that holds the entries. It has statistics and further methods."""
         return self._cache
 
     @property
@@ -93,7 +94,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         return self._shared.current()
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Store a value if the key has none. Of several callers, in all processes, one gets True."""
+        """Store a value if the key has none. Of concurrent callers in all processes, only one gets True."""
         return self._run(self._add(key, value, timeout, version))
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -117,7 +118,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         await self._arun(self._set(key, value, timeout, version))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Give a value another timeout. Returns whether there was a value; an expired one stays a miss."""
+        """Give a value another timeout. Returns whether there was a value; an expired value stays expired."""
         return self._run(self._touch(key, timeout, version))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -133,7 +134,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         return await self._cache.aio.delete(self._key(key, version))
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        """Return a dict of the keys that have a value. Sends one command for every 256 keys."""
+        """Return a dict of the keys that have a value, with their values. Sends one command for every 256 keys."""
         return self._run(self._get_many(keys, version))
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
@@ -143,7 +144,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        """Store several values, in one round trip for each 256. Returns the keys whose values were not stored."""
+        """Store several values, in one round trip for every 256. Returns the keys whose values were not stored."""
         return self._run(self._set_many(data, timeout, version))
 
     async def aset_many(
@@ -161,17 +162,18 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         await self._cache.aio.delete_many([self._key(key, version) for key in keys])
 
     def get_or_set(self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> Any:
-        """Return the value of a key. If it is missing, store the default, or the result of the function `default`.
+        """Return the value of a key. If there is none, store and return `default`, or its result if it is callable.
 
-        One caller in all processes calls the function, and the others wait for its result. If the function raises in
-        another process, this one calls its own, so that its caller gets the original exception.
+        Of concurrent callers in all processes, one calls its function, and the others wait for the result. If the
+        function raises in another process, this process calls its own function. So the caller here gets the original
+        exception, not a ComputeFailed.
         """
         return self._run(self._get_or_set(key, default, timeout, version))
 
     async def aget_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> Any:
-        """See `get_or_set`. As in Django, the function is a blocking one."""
+        """See `get_or_set`. As in Django, `default` must not be a coroutine function."""
         return await self._arun(self._get_or_set(key, default, timeout, version))
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
@@ -183,12 +185,12 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         return await self._cache.aio.get(self._key(key, version), _MISSING) is not _MISSING
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """Add to an integer, in one step for all processes. The value keeps its timeout.
+        """Add to an integer in one atomic step. The value keeps its timeout.
 
         Raises:
             ValueError: the key has no value.
-            NoInteger: the value, or the sum, is no integer between -2^53 and 2^53. It is a TypeError.
-            BackendUnavailable: the server did not answer, whatever `on_unavailable` is.
+            NoInteger: the value or the sum is not an integer between -2^53 and 2^53. NoInteger is a TypeError.
+            BackendUnavailable: the server did not answer. This does not depend on `on_unavailable`.
         """
         return self._run(self._incr(key, delta, version))
 
@@ -197,7 +199,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         return await self._arun(self._incr(key, delta, version))
 
     def clear(self) -> None:
-        """Make every key of the cache a miss, at a cost that does not depend on their number."""
+        """Make every key of the cache a miss. The cost does not depend on the number of keys."""
         self._cache.clear()
 
     async def aclear(self) -> None:
@@ -205,7 +207,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
         await self._cache.aio.clear()
 
     def _run(self, steps: Steps[R]) -> R:
-        """Call the blocking API of the cache, step by step."""
+        """Run the steps with the blocking API of the cache."""
         proceed: Callable[[Any], Callable[[Any], Any]] = steps.send
         answer: Any = None
         try:
@@ -219,7 +221,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # Any wher
             return cast("R", done.value)
 
     async def _arun(self, steps: Steps[R]) -> R:
-        """Call the asyncio API of the cache, step by step."""
+        """Run the steps with the asyncio API of the cache."""
         proceed: Callable[[Any], Callable[[Any], Any]] = steps.send
         answer: Any = None
         while True:
@@ -332,7 +334,7 @@ async def _adumped(value: Any) -> int | bytes:
 
 
 class _Unfit(AgentPerfError):
-    """A computed value cannot be stored. Its callers in this process share it."""
+    """A computed value cannot be stored. This error carries it to all callers in this process that wait for it."""
 
     def __init__(self, value: Any) -> None:
         super().__init__("the value is too large")
@@ -359,14 +361,14 @@ def _computing(cache: LRUCache | AsyncLRUCache, key: Any, default: Callable[[], 
 
 
 def _loaded(stored: Any, default: Any) -> Any:
-    """Return the value of its stored form, or the default if there is none."""
+    """Return the value that a stored form holds, or the default if nothing is stored."""
     if stored is _MISSING:
         return default
-    return pickle.loads(stored) if isinstance(stored, bytes) else stored  # noqa: S301  see the text of the module
+    return pickle.loads(stored) if isinstance(stored, bytes) else stored  # noqa: S301  see the module docstring
 
 
 def _fits(key: Any, stored: int | bytes) -> bool:
-    """Whether a value can be stored. If not, log a warning."""
+    """Return whether a value can be stored. If not, log a warning."""
     if isinstance(stored, int) or len(stored) <= MAX_VALUE_BYTES:
         return True
     _log.warning("the value of %r is not cached: pickled, it has %d bytes", key, len(stored))

@@ -1,10 +1,10 @@
-"""A backend of dogpile.cache on an LRU cache that all processes share, with its mutex: `AgentPerfBackend`.
+"""`AgentPerfBackend`: a backend of dogpile.cache. All processes share its LRU cache and its mutexes.
 
 ``region = make_region().configure("agentperf", expiration_time=300, arguments={"url": "redis://host:6379/0"})``
 
-The region serializes each value, by default with pickle: then whoever can write to the server can run code in the
-processes that read from it, which `make_region(serializer=json..., deserializer=json...)` avoids. Lost are the entries
-that a full cache evicts, the least recently used first, and those of a server that loses its data.
+The region serializes each value, by default with pickle. With pickle, everyone who can write to the server can run code
+in the processes that read from it. `make_region(serializer=json..., deserializer=json...)` avoids this risk. Entries
+are lost if a full cache evicts them, the least recently used first, or if the server loses its data.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ _ARGUMENTS = ("url", "namespace", "name", "expiration_time", "distributed_lock",
 _SHOWN_OF_A_LONG_KEY = 100
 
 
-class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any where dogpile.cache is not installed
+class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # the base is Any without dogpile.cache
     """The backend "agentperf" of dogpile.cache.
 
-    One caller in all processes creates a missing value. In dogpile, a value older than the region's `expiration_time`
-    is returned by all callers but the one that creates the next value, so the server should keep values for longer.
+    Of the callers in all processes, only one creates a missing value. If a value is older than the region's
+    `expiration_time`, one caller creates the next value, and dogpile returns the old value to the other callers. So the
+    server should keep values for longer than this `expiration_time`.
 
     `arguments`:
         url: where the server is; by default AGENTPERF_REDIS_URL.
         namespace: the prefix of all keys on the server; by default AGENTPERF_NAMESPACE, else "agentperf".
         name: the name of the cache in `agentperf cache list`, by default "dogpile". Regions with the same server and
-            name share their entries and limits; a `key_mangler` keeps them apart.
-        expiration_time: seconds after which the server drops a value, at least a few times the `expiration_time` of the
-            region; None, the default, is no expiry.
-        distributed_lock: whether all processes share the mutex of a key, True by default; with False, dogpile uses a
-            lock of the process.
-        lock_timeout: seconds after which the mutex is free in any case. None, the default: it is renewed until it is
-            released, and free half a minute after its process died.
-        max_size: entries of all processes together, by default 10,000.
-        on_unavailable: "miss" lets reads find nothing and writes store nothing while the server is unreachable, and the
-            mutex lets every caller pass. By default, all methods raise BackendUnavailable.
+            name share one cache and its limits; a `key_mangler` keeps their keys apart.
+        expiration_time: seconds after which the server drops a value. Choose at least a few times the `expiration_time`
+            of the region. None, the default, means no expiry.
+        distributed_lock: True, the default: all processes share the mutex of a key. False: dogpile uses a lock within
+            each process.
+        lock_timeout: seconds after which the mutex is free in any case. None, the default: the mutex is renewed until
+            it is released. If its process dies, the mutex is free after half a minute.
+        max_size: max entries of all processes together, by default 10,000.
+        on_unavailable: "miss": while the server is unreachable, reads find nothing, writes store nothing, and the mutex
+            lets every caller pass. By default, all methods raise BackendUnavailable.
         max_bytes, policy, strict, local_size, local_bytes, lease: see `LRUCache`.
 
-    Other arguments are ignored, as by the backends of dogpile; a log line names them. A serialized value of more than
-    1 MiB is not stored: a log line says so, and the older value is removed.
+    Other arguments are ignored, as in dogpile's own backends, and a log line names them. A serialized value of more
+    than 1 MiB is not stored. A log line reports this, and the older value of the key is removed.
 
     Raises:
         InvalidArgument: an argument is invalid, or another region with this name has other limits.
@@ -94,7 +95,7 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any
         except InvalidArgument:  # it is too long, or has control characters
             digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
             name = f"{checks.nearest_name(name)[:_SHOWN_OF_A_LONG_KEY]}#{digest}"
-        # Regions run `async_creation_runner` on another thread, which then releases the mutex.
+        # With an `async_creation_runner`, another thread may create the value and release the mutex.
         lock = Lock(name, timeout=self._lock_timeout, thread_local=False, backend=self._shared.backend())
         return AgentPerfMutex(lock, lenient=self._lenient)
 
@@ -114,7 +115,7 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any
             self._cache.delete(key)
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
-        """Store the bytes of several keys, in one round trip for each 256."""
+        """Store the bytes of several keys, in one round trip for every 256 keys."""
         fitting = {key: value for key, value in mapping.items() if _fits(key, value)}
         refused = self._cache.put_many(fitting, self._ttl).refused
         if refused or len(fitting) < len(mapping):
@@ -130,7 +131,9 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # Any
 
 
 class AgentPerfMutex(CacheMutex):  # type: ignore[misc,unused-ignore]
-    """A mutex that all processes share: fair, renewed while its process lives, and free again when that dies.
+    """A fair mutex that all processes share.
+
+    By default, it is renewed while the process that holds it lives. It becomes free if that process dies.
 
     Args:
         lock: the lock. Any thread may release it.
@@ -149,7 +152,7 @@ class AgentPerfMutex(CacheMutex):  # type: ignore[misc,unused-ignore]
             return True
 
     def release(self) -> None:
-        """Release the mutex. If it was lost meanwhile, a log line has said so, and the value may be made twice."""
+        """Release the mutex. If it was lost before, a log line reported that, and the value may be created twice."""
         if self._lenient and self._lock.fence is None:  # `acquire` let its caller pass
             return
         with contextlib.suppress(LockNotOwned, *self._lenient):

@@ -5,9 +5,9 @@
     @app.get("/ask")
     async def ask(lease: Annotated[Lease, Depends(leased(perf.balancer(), "coder", wait=2))]): ...
 
-What is recorded, when it is lost, and how requests without capacity are answered: see
-`agentperf_redis.integrations.starlette`. The templates of routers include the prefix of `include_router`. Files of
-`app.frontend` are requests without a route.
+See `agentperf_redis.integrations.starlette` for the recorded data, its losses, and the answers to requests without
+capacity. The template of a route includes the prefix passed to `include_router`. Requests for files of `app.frontend`
+count as requests without a route.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def instrument(app: FastAPI, perf: AgentPerf, *, prefix: str = "", skip: Collect
 def leased(
     balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
 ) -> Callable[[], AsyncIterator[Lease]]:
-    """Return a dependency: a request, or a WebSocket, holds a lease until its response was sent, also a stream.
+    """Return a dependency by which a request or a WebSocket holds a lease until it has ended.
 
-    Background tasks of the response belong to it. Errors of the client, such as invalid parameters, do not count
-    against the instance.
+    A request ends after its response was sent, including a stream, and after the background tasks of the response.
+    Errors of the client, such as invalid parameters, do not count against the instance.
 
     Args:
         balancer: grants the leases.
@@ -64,7 +64,8 @@ def leased(
         options: as for `LoadBalancer.lease`.
 
     Returns:
-        A function for `Depends`, whose value is the lease. It raises NoCapacity, which `instrument` answers.
+        A function for `Depends`; the dependency is the lease. Without capacity, the function raises NoCapacity.
+        `instrument` turns this error into an answer.
 
     Raises:
         InvalidArgument: for an invalid argument.
@@ -87,7 +88,10 @@ class _Listed:
 
 
 class _Templates(Templates):
-    """Finds the templates of routes. FastAPI's list of routes has one entry for each included router."""
+    """Finds the templates of routes.
+
+    FastAPI's own list has a single entry for an included router. So this class lists the routes of such a router.
+    """
 
     def __init__(self) -> None:
         self._listed: dict[int, _Listed] = {}
@@ -98,12 +102,12 @@ class _Templates(Templates):
             listed = self._list(routes)
         found = super().find(listed.targets, scope)
         if found is None and time.monotonic() - listed.listed_at > _LISTED_EVERY_S:
-            # A router that was included earlier may have got further routes.
+            # Since the routes were listed, routes may have been added to an included router.
             found = super().find(self._list(routes).targets, scope)
         return found
 
     def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
-        # A context forwards to a route, at some cost. The method that matches belongs to this route.
+        # A context only forwards to its route, at some cost. So the route itself is listed: the owner of `matches`.
         targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
         listed = _Listed(routes, len(routes), time.monotonic(), targets)
         if len(self._listed) >= _MAX_LISTS:

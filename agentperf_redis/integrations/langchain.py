@@ -3,13 +3,13 @@
     set_llm_cache(AgentPerfCache(perf, default_ttl=3600))
     agent.invoke(question, config={"callbacks": [AgentPerfCallbackHandler(perf, "planner")]})
 
-`AgentPerfCache` stores the generations of a model for the same prompt and the same parameters. A response that cannot
-be stored, such as one that holds an instance of a class that is not `storable`, is logged and not cached; the call goes
-on. While the server is unreachable, every lookup is a miss.
+`AgentPerfCache` stores the generations of a model for the same prompt and the same parameters. If a response cannot be
+stored, this is logged, and the call still returns the response. An example is a response that holds an instance of a
+class that is not `storable`. While the server is unreachable, every lookup is a miss.
 
-`AgentPerfCallbackHandler` records runs as executions and spans, with tokens, errors and streams. Runs that end are
-sent with the next flush, as all metrics are. A run that LangChain drops without an end, such as the cancelled call of a
-model, counts as cancelled.
+`AgentPerfCallbackHandler` records runs as executions and spans, with tokens, errors and streams. Like all metrics, an
+ended run is sent with the next flush. A run that LangChain drops without reporting its end, such as a cancelled call of
+a model, counts as cancelled.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = ["AgentPerfCache", "AgentPerfCallbackHandler"]
 class AgentPerfCache(BaseCache):
     """A cache for LangChain's models: ``set_llm_cache(AgentPerfCache(perf))``, or ``cache=`` of one model.
 
-    A response with tool calls, reasoning and metadata comes back equal. A hit counts no tokens in
-    `AgentPerfCallbackHandler`. Streamed calls do not use LangChain's cache.
+    A cached response has the tool calls, reasoning and metadata of the original. `AgentPerfCallbackHandler` counts no
+    tokens for a hit. Streamed calls do not use LangChain's cache.
 
     Args:
         perf: the server and namespace.
@@ -64,7 +64,7 @@ class AgentPerfCache(BaseCache):
         return _generations(await self._cache.aio.get(_key(prompt, llm_string)))
 
     def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
-        """Store the generations for a prompt. What cannot be stored is logged: the caller has paid for it."""
+        """Store the generations for a prompt. A failure is only logged, since the caller has paid for them."""
         key, tag = _key(prompt, llm_string), _tag(llm_string)
         try:
             self._cache.put(key, list(return_val), tags=(tag,))
@@ -80,7 +80,7 @@ class AgentPerfCache(BaseCache):
             not_stored(self._cache.name, error)
 
     def clear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:  # noqa: ARG002  part of the interface
-        """Make every entry of this cache a miss; with `llm_string`, those of one model and its parameters."""
+        """Make every entry of this cache a miss; with `llm_string`, only those of one model with its parameters."""
         if llm_string is None:
             self._cache.clear()
         else:
@@ -95,12 +95,12 @@ class AgentPerfCache(BaseCache):
 
 
 def _generations(found: object) -> Sequence[Generation] | None:
-    """Return what was found if it is a list of generations. Another program may have put other values."""
+    """Return the found value if it is a list of generations. Another program may have stored other values."""
     return found if isinstance(found, list) and all(isinstance(each, Generation) for each in found) else None
 
 
 def _key(prompt: str, llm_string: str) -> str:
-    """Return the cache key. Prompts are long and may be confidential, so the key has only their digest."""
+    """Return the cache key. Prompts are long and may be confidential, so the key contains only digests."""
     return f"{_tag(llm_string)[:16]}:{_digest((llm_string, _text('prompt', prompt)))}"
 
 

@@ -2,15 +2,18 @@
 
     graph = builder.compile(cache=AgentPerfCache(perf))  # for nodes added with cache_policy=CachePolicy(ttl=60)
 
-A node with a `CachePolicy` runs once for each input, in all processes; later runs get the writes of the first. `clear`
-with namespaces is one step on the server, whatever the number of values, since the namespace of a value is its tag.
+If a node with a `CachePolicy` has run for an input in any process, later calls with this input get the writes of that
+run. `clear` with namespaces is one step on the server, whatever the number of values: the tag of a value is its
+namespace.
 
-LangGraph's default key of an input is a hash of its pickled form, which may differ for equal inputs: a text that was
-read from JSON twice, or a set in another process. Then the node runs again. `CachePolicy(key_func=)` avoids that.
+By default, LangGraph's key of an input is a hash of the input's pickled form. Equal inputs may have different pickled
+forms, such as a text that was read from JSON twice, or a set in another process. In that case, the node runs again.
+`CachePolicy(key_func=)` avoids that.
 
-Stored are the writes of nodes: built-in types, LangChain's messages and documents, `Send` and `Overwrite`, and
-instances of classes that the program declares `storable`. Any other value is not stored: the node runs each time, and
-the log names the part of the value. While the server is unreachable, nodes run each time.
+The cache stores the writes of nodes. They may contain built-in types, LangChain's messages and documents, `Send` and
+`Overwrite`, and instances of classes that the program declares `storable`. Writes with any other value are not stored:
+the node runs each time, and the log names the part that cannot be stored. While the server is unreachable, nodes run
+each time.
 """
 
 from __future__ import annotations
@@ -47,18 +50,18 @@ register(
 class AgentPerfCache(BaseCache[ValueT]):
     """A node cache for LangGraph: ``builder.compile(cache=AgentPerfCache(perf))``.
 
-    A TTL of zero or less stores nothing, as in LangGraph's own caches. Writes never raise: what was not stored is
-    logged, and the node runs again.
+    With a TTL of zero or less, a value is not stored, as in LangGraph's own caches. If a value cannot be stored, this
+    is logged and not raised, and the node runs again.
 
     Args:
         perf: the server and namespace.
         name: name of the cache. All objects of this name, in all processes, are the same cache.
-        serde: LangGraph's serializer for values of any class. It is used instead of the library's own encoding, which
-            stores fewer classes. LangGraph's `JsonPlusSerializer` imports the classes that the stored bytes name: with
-            it, everyone who can write to the server can run code in this process, unless LANGGRAPH_STRICT_MSGPACK is
-            set. A serializer with a pickle fallback always has this risk.
-        options: as for `LRUCache`. The default of `on_unavailable` is "miss". A policy without a TTL has the TTL of
-            `default_ttl`, by default none.
+        serde: a serializer of LangGraph, for values of any class. It replaces the library's own encoding, which
+            supports fewer classes. LangGraph's `JsonPlusSerializer` imports the classes that the stored bytes name.
+            With it, everyone who can write to the server can run code in this process, unless LANGGRAPH_STRICT_MSGPACK
+            is set. A serializer with a pickle fallback always has this risk.
+        options: as for `LRUCache`. The default of `on_unavailable` is "miss". `default_ttl` applies to a policy without
+            a TTL; by default, its values do not expire.
 
     Raises:
         InvalidArgument: an argument is invalid, or another object of this cache has other options.
@@ -88,7 +91,7 @@ class AgentPerfCache(BaseCache[ValueT]):
         return self._loaded(names, await self._cache.aio.get_many(names)) if names else {}
 
     def set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
-        """Store values, each with a TTL in seconds; None is the cache's default, by default no expiry."""
+        """Store values, each with a TTL in seconds. For None, `default_ttl` applies, which is no expiry by default."""
         for key, value, ttl, tag in self._stored(pairs):
             try:
                 if ttl is not None and ttl <= 0:
@@ -110,7 +113,7 @@ class AgentPerfCache(BaseCache[ValueT]):
                 not_stored(self._cache.name, error)
 
     def clear(self, namespaces: Sequence[Namespace] | None = None) -> None:
-        """Make all values of the namespaces misses, exactly these; None clears this whole cache, and nothing else."""
+        """Make all values of exactly these namespaces misses. None clears this whole cache, but no other cache."""
         if namespaces is None:
             self._cache.clear()
         elif namespaces:
@@ -151,7 +154,7 @@ class AgentPerfCache(BaseCache[ValueT]):
         return {self._name(key): (tuple(key[0]), key[1]) for key in keys}
 
     def _name(self, full_key: FullKey) -> str:
-        """Return the key in the cache. Values of a serializer have keys of their own: their form is another one."""
+        """Return the key in the cache. With a serializer, the stored form of a value differs, so the key differs."""
         namespace, key = full_key
         start = "" if self._serde is None else "serde:"
         return f"{start}{_path(namespace)}:{key_names.encoded(key)}"

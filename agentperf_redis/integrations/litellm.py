@@ -1,13 +1,14 @@
-"""A routing strategy for litellm's Router that shares the capacity of its deployments among all processes.
+"""A routing strategy for litellm's Router: all processes share the capacity of the deployments.
 
 ``AgentPerfRoutingStrategy(router, perf).install()``
 
-Each pick leases one unit of a deployment, and the call's end releases it with its outcome and tokens. After a 429, the
-deployment rests for all processes until the time that its answer names. `agentperf lb status` shows the pools.
+Each pick leases one unit of a deployment's capacity. The end of the call releases the lease and reports the call's
+outcome and tokens. After an answer with the status 429, the deployment rests for all processes until the time that this
+answer names. `agentperf lb status` shows the pools.
 
-litellm does not report the end of a call that is cancelled, or whose stream is not read to its end, or whose event loop
-has ended. Its lease is released when its metadata is garbage-collected, without an outcome and tokens. The leases of a
-killed process end after `ttl`.
+litellm does not report the end of a call if the call is cancelled, its stream is not read to the end, or its event loop
+has ended. The lease of such a call is released when the call's metadata is garbage-collected, without an outcome and
+tokens. The leases of a killed process end after `ttl`.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ _MAX_FOREIGN = 8
 class _Mark(str):
     """The token of a lease, in the metadata of the call that holds the lease.
 
-    If litellm does not report the end of the call, its metadata is garbage-collected, and with it this object, which
-    then releases the lease.
+    If litellm does not report the end of the call, this object releases the lease when it is garbage-collected together
+    with the metadata.
     """
 
     __slots__ = ("__weakref__", "strategy")
@@ -67,7 +68,7 @@ class _Mark(str):
     strategy: AgentPerfRoutingStrategy
 
     def __copy__(self) -> _Mark:
-        """Return the mark itself: loggers of litellm copy the metadata, but there is one lease."""
+        """Return the mark itself: litellm's loggers copy the metadata, and a copy would release the lease early."""
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Mark:
@@ -82,25 +83,29 @@ class _Mark(str):
 
 
 class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,unused-ignore]
-    """Picks the deployment of each call of a Router, under one capacity for all processes.
+    """Picks the deployment for each call of a Router. All processes share the capacity of each deployment.
 
-    A pool is named after the model group, with a prefix, and has an instance for each deployment, named after its
-    `model_info.id`. These values of `litellm_params` apply: `max_parallel_requests` is the capacity, by default the
-    router's `default_max_parallel_requests`, else 100; `rpm` and `tpm` are the rates per minute; `weight` counts under
-    the strategy "weighted". Processes with the same deployments and ids share their leases, rates, rests and health.
+    Each model group has a pool, whose name is `prefix` and the name of the group. Each deployment is an instance of the
+    pool, with its `model_info.id` as the id of the instance. These values of `litellm_params` apply:
+    `max_parallel_requests` is the capacity, by default the router's `default_max_parallel_requests`, else 100. `rpm`
+    and `tpm` are the max requests and tokens per minute. `weight` is used by the strategy "weighted". Processes with
+    the same deployments and ids share their leases, rates, rests and health.
 
-    The router's own cool-downs, and its filters of deployments, do not apply to a custom strategy. Here, the health of
-    a pool does: see `PoolSettings`. A call that names a deployment by its id instead of a model group takes no lease.
+    The router's own cool-downs and filters of deployments do not apply to a custom strategy. Instead, the health of the
+    pool's instances applies: see `PoolSettings`. A call that names a deployment by its id instead of a model group
+    takes no lease.
 
     Args:
         router: the router.
         perf: the server and namespace.
-        strategy: how a pool picks a deployment; see `LoadBalancer`. None: the pool's, "least_loaded" in a new pool.
+        strategy: how a pool picks a deployment; see `LoadBalancer`. None: the pool's current
+            strategy, which is "least_loaded" in a new pool.
         settings: the settings of the pools; None keeps those of existing pools.
-        prefix: begins the names of the pools.
-        wait: max seconds for which a call waits for free capacity, in the order of arrival. If there is none, the call
-            raises litellm's RouterRateLimitError, so the router's retries and fallbacks apply.
-        expected_tokens: tokens counted against the tokens per minute at the pick. At the end, the actual ones count.
+        prefix: the start of the names of the pools.
+        wait: max seconds for which a call waits for free capacity. Waiting calls get capacity in the order of arrival.
+            A call that gets none raises litellm's RouterRateLimitError, so the router's retries and fallbacks apply.
+        expected_tokens: number of tokens that a pick counts against the tokens per minute. At the end of the call, the
+            actual number replaces it.
         ttl: seconds after which a killed process's lease ends.
         max_hold: seconds after which a call's lease ends in any case; math.inf for no limit.
         on_unavailable: what a pick does while the server is unreachable. "raise": it raises BackendUnavailable. "any":
@@ -144,7 +149,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
         self._leases: dict[str, Lease] = {}
 
     def install(self) -> AgentPerfRoutingStrategy:
-        """Let the router use this strategy, and litellm report the ends of calls to it. Returns the strategy."""
+        """Make the router use this strategy, and make litellm report to it when a call ends. Returns the strategy."""
         self._router.register_plugin(self)
         if _ENDS not in litellm.callbacks:
             litellm.callbacks.append(_ENDS)
@@ -193,14 +198,14 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             outcome: the result of the call.
             took: seconds that the call took; None if unknown.
             tokens: tokens that the call used; None if unknown.
-            rest: seconds after which the deployment may be used again, as its answer with the status 429 names them.
+            rest: seconds for which the deployment rests, if an answer with the status 429 names them; otherwise None.
         """
         lease = self._leases.pop(token, None)
         if lease is not None:
             yield from self._operations.release(lease, outcome, took, tokens, rest)
 
     def abandon(self, token: str) -> None:
-        """Release the lease of a call whose end was not reported, in the background. Called from `__del__`."""
+        """Release, in the background, the lease of a call whose end was not reported. Called from `__del__`."""
         lease = self._leases.pop(token, None)
         if lease is not None and lease.held:
             self._operations.keeper.jobs.put(partial(_release_abandoned, self._operations, lease))
@@ -213,7 +218,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             if named is None:
                 raise BadRequestError(f"the router has no deployment of {model!r}", model=model, llm_provider="")
             return named
-        stored = registry.deployment_dict(next(iter(deployments)))  # those of an alias are named after the alias
+        # For an alias, `deployments` have the alias as `model_name`. The stored deployment has the name of the group.
+        stored = registry.deployment_dict(next(iter(deployments)))
         pool = f"{self._prefix}{(stored or {}).get('model_name', model)}"
         yield from self._register(pool, deployments)
         if request is None:  # no call is made, so nothing would release a lease
@@ -236,7 +242,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             for each in foreign:
                 yield from self._operations.release(each, Outcome.NEUTRAL, None, None, None)
         place = next((name for name in _METADATA if name in request), "metadata")
-        # The dict may be the caller's own, shared by several calls, so it is replaced and not changed.
+        # The metadata may be a dict of the caller that several calls share. So a copy with the mark replaces it.
         mark = _Mark(lease.token)
         mark.strategy, self._leases[lease.token] = self, lease
         request[place] = {**(request.get(place) or {}), LEASE: mark}
@@ -253,13 +259,14 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 instance = AgentInstance(id=name, agent_type=pool, max_capacity=capacity, weight=weight)
                 yield from self._operations.register(instance, None, rpm, tpm)
                 known[name] = facts
-        for name in known.keys() - wanted.keys():  # another model name, such as a wildcard, may have more of the group
+        for name in known.keys() - wanted.keys():
+            # Another model name, such as a wildcard, may find more deployments of the group than this one.
             if not self._router.registry().has_deployment(name):
                 yield from self._operations.remove(pool, name)
                 known.pop(name, None)
 
     def _any(self, model: str, error: BackendUnavailable) -> Any:
-        """Return any deployment while the server is unreachable, or raise the error."""
+        """Return any deployment, since the server is unreachable, or raise the error if none may be used."""
         deployments = list(self._router.registry().deployments(model) or ())
         if self._on_unavailable == "raise" or not deployments:
             raise error
@@ -270,8 +277,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
 class _EndsOfCalls(CustomLogger):  # type: ignore[misc,unused-ignore]
     """Reports the ends of calls to the strategies that leased their deployments.
 
-    litellm's callbacks are those of the process, so all strategies share this one. A strategy that is no longer used is
-    thus not called, and can be garbage-collected.
+    litellm's list of callbacks belongs to the process, so all strategies share this callback. The list thus refers to
+    no strategy: a strategy that is no longer used is not called, and can be garbage-collected.
     """
 
     def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
@@ -309,7 +316,7 @@ _ENDS = _EndsOfCalls()
 
 
 def _mark_in(kwargs: Any) -> _Mark | None:
-    """Return the mark of a call; None if it holds no lease."""
+    """Return the mark of a call; None if the call holds no lease."""
     params = kwargs.get("litellm_params") or {}
     marks = ((params.get(place) or {}).get(LEASE) for place in _METADATA)
     return next((each for each in marks if isinstance(each, _Mark)), None)
@@ -347,7 +354,7 @@ def outcome_of(error: object) -> Outcome:
 
 
 def retry_after(error: object) -> float | None:
-    """Return the seconds that an answer names in `retry-after-ms` or `Retry-After`; None if it names none."""
+    """Return the seconds from the header `retry-after-ms` or `Retry-After` of an answer; None if it has neither."""
     for headers in (
         getattr(error, "litellm_response_headers", None),
         getattr(getattr(error, "response", None), "headers", None),

@@ -4,20 +4,21 @@
 
     add_trace_processor(AgentPerfTracingProcessor(perf))
 
-Each agent span is an execution of its agent, also if another agent calls the agent as a tool or hands off to it. Model
-calls, tools, handoffs, guardrails and custom spans are spans within it. Outside of agents, the outermost of these spans
-is an execution of the trace's workflow. Tasks and turns are not recorded: they repeat the usage of their model calls.
+Each agent span is an execution of its agent. This is also true if another agent calls the agent as a tool or hands off
+to it. Model calls, tools, handoffs, guardrails and custom spans are spans within the execution. Outside of agents, the
+outermost of these spans is an execution of the trace's workflow. Spans of tasks and turns are not recorded, because
+they repeat the usage of their model calls.
 
-A failed span has the class of the exception that ends it as its error type, else the message that the SDK or the
-program gave to `set_error`: keep texts of users out of that message.
+The error type of a failed span is the class of the exception that ends it. Without an exception, it is the message that
+the SDK or the program passed to `set_error`: keep texts of users out of that message.
 
-The execution is a tracked one: tools may call `record_llm` and `MetricsCollector.span`, and `AgentPerfSpanProcessor`
-leaves it to this processor. A program that uses this processor must not record the same runs itself.
+An execution is tracked, as by `MetricsCollector.track`: tools may call `record_llm` and `MetricsCollector.span`, and
+`AgentPerfSpanProcessor` leaves the execution to this processor. A program that uses this processor must not record the
+same runs itself.
 
-Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``), spans that never end,
-and, with ``RunConfig(trace_include_sensitive_data=False)``, the models of calls of OpenAI's Responses API, whose tokens
-count without a model. The processor raises nothing into the program, and does no I/O except in `force_flush` and
-`shutdown`.
+Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``) and spans that never
+end. With ``RunConfig(trace_include_sensitive_data=False)``, the tokens of OpenAI's Responses API count without a model.
+The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class AgentPerfTracingProcessor(TracingProcessor):
 
     Args:
         perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
-            those of several AgentPerf objects count it several times, even in one namespace.
+            processors of several AgentPerf objects count a span several times, even in one namespace.
 
     Raises:
         InvalidArgument: if `perf` is no AgentPerf.
