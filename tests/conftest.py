@@ -99,8 +99,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # Commands and pages show what the services return. The services are tested on every kind of server. For
         # output, a Cluster is the kind that differs.
         chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
-    if not (option("--thorough") or option("--everything")):
-        chosen = chosen[:1]
+    if not (option("--thorough") or option("--everything")) or metafunc.definition.path.is_relative_to(BORDERS):
+        chosen = chosen[:1]  # frameworks do not differ between servers, and take long
     metafunc.parametrize("server_kind", chosen)
 
 
