@@ -60,8 +60,9 @@ def replay(
 def _replay(service: AlertService, rules: RuleSet, since_ms: int, as_of_ms: int | None) -> Flow[Replay]:
     names = yield from metrics_flows.agent_names(service.flusher)
     read = yield from metrics_commands.read(service.backend.namespace, 0, (), window_ms=0, as_of_ms=-1, max_exact=-1)
-    end_ms = min(read.now_ms - DELAY_MS, as_of_ms if as_of_ms is not None else read.now_ms)
-    start_ms = end_ms - since_ms
+    asked_ms = min(read.now_ms, as_of_ms) if as_of_ms is not None else read.now_ms - DELAY_MS
+    end_ms = min(read.now_ms - DELAY_MS, asked_ms)
+    start_ms = asked_ms - since_ms
     firings: list[Firing] = []
     coarse: dict[str, int] = {}
     judged = 0

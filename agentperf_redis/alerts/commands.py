@@ -151,7 +151,7 @@ def report(
         notices: address, id and payload of each notification.
 
     Returns:
-        False if the rules were deployed again, or a later claim has the rule. In both cases nothing was stored.
+        False if the rules were deployed again, or a later claim has the rule.
     """
     targets = [part for name, state in states.items() for part in (encoded(name), state.packed())]
     fields = [part for event in events for pair in event.packed().items() for part in pair]

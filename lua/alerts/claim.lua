@@ -10,7 +10,7 @@
 -- RETURNS
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
 --     wait_ms: time until the next rule is due, ms; at_ms: the end of the window to judge, a multiple of the interval
--- REPEAT  claims other due rules: if a reply is lost, the rules in it miss one evaluation
+-- REPEAT  returns the rules that the first copy claimed, and claims others that are due by now
 -- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
 -- COST    O(rules)
 --@include corrupt
@@ -33,13 +33,17 @@ for i = 1, #stored, 2 do
   local rule = read_schedule(stored[i + 1])
   if not rule then return corrupt(SCHEDULE, 'a schedule that this library did not write') end
   local at = floor(now / rule.every) * rule.every
-  if rule.due <= at or rule.due > at + rule.every then  -- later than one interval: the clock was set back
+  if rule.token == TOKEN then  -- claimed by an earlier copy of this request, whose reply was lost
+    due[#due + 1] = {stored[i], rule, rule.due - rule.every}
+  elseif rule.due <= at or rule.due > at + rule.every then  -- later than one interval: the clock was set back
     due[#due + 1] = {stored[i], rule, at}
   else
     wait_ms = math.min(wait_ms, rule.due - now)
   end
 end
 table.sort(due, function(a, b)
+  local is_ours, is_theirs = a[2].token == TOKEN, b[2].token == TOKEN
+  if is_ours ~= is_theirs then return is_ours end
   if a[2].due ~= b[2].due then return a[2].due < b[2].due end
   return a[1] < b[1]
 end)

@@ -18,8 +18,8 @@
 --                      address, id and payload of each notification. Names are percent-encoded
 -- RETURNS
 --   1   stored
---   0   the rules were deployed again, or a later claim has the rule, or this report was stored before
--- REPEAT  returns 0 and changes nothing
+--   0   the rules were deployed again, or a later claim has the rule; nothing was stored
+-- REPEAT  returns 1 and changes nothing; 0 if a later claim has the rule
 -- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
 -- COST    O(targets + events + notifications)
 --@include corrupt
@@ -43,6 +43,7 @@ local text = call('HGET', SCHEDULE, RULE)
 if not text or format('%.0f', version) ~= VERSION then return 0 end
 local schedule = read_schedule(text)
 if not schedule then return corrupt(SCHEDULE, 'a schedule that this library did not write') end
+if schedule.token == '-' .. TOKEN then return 1 end  -- an earlier copy of this report was stored
 if schedule.token ~= TOKEN then return 0 end
 local first_event = VALUES + 2 * TARGETS + GONE
 local first_notice = first_event + EVENT_VALUES * HAPPENED
@@ -56,7 +57,7 @@ for i = first_notice, #ARGV, 3 do
 end
 
 local now = clock_ms()
-call('HSET', SCHEDULE, RULE, write_schedule(schedule.every, schedule.due, '-'))
+call('HSET', SCHEDULE, RULE, write_schedule(schedule.every, schedule.due, '-' .. TOKEN))
 for i = VALUES, VALUES + 2 * TARGETS - 1, 2 do call('HSET', STATE, ARGV[i], ARGV[i + 1]) end
 for i = VALUES + 2 * TARGETS, first_event - 1 do call('HDEL', STATE, ARGV[i]) end
 for i = first_event, first_notice - 1, EVENT_VALUES do

@@ -33,12 +33,13 @@ class History:
     def __init__(self, backend: Backend, retention: Retention | None = None) -> None:
         self._backend = backend
         self._retention = retention or Retention()
-        self._clock = self._time()
+        self._clock = self.server_time()
         self.now = self._clock // MINUTE * MINUTE
         self._buffer = Buffer(on_first=lambda: None, clock=lambda: self._clock)
         self._buffer.synchronise(self._clock, self._clock)
 
-    def _time(self) -> float:
+    def server_time(self) -> float:
+        """Return the server's time, s since 1970."""
         now = commands.read(self._backend.namespace, 0, (), window_ms=0, as_of_ms=-1, max_exact=-1)
         return self._backend.run(now).now_ms / 1000
 
@@ -55,7 +56,7 @@ class History:
 
     def count(self) -> None:
         """Send everything recorded."""
-        self._clock = self._time()
+        self._clock = self.server_time()
         self._buffer.aggregate()
         self._buffer.downsample(self._retention.ttls)
         while batches := self._buffer.batches():

@@ -11,9 +11,11 @@ from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.alerts.model import AlertState
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import InvalidArgument, InvalidRules
+from agentperf_redis.script import Script
 from tests.support.alert_rules import MINUTE, History, changes, evaluated
 from tests.support.calls import Call
 from tests.support.evaluators import Evaluators
+from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 from tests.support.workers import Workers
 
@@ -244,3 +246,21 @@ def test_deploy_needs_a_file_or_a_text(perf: AgentPerf, arguments: dict[str, Any
 def test_invalid_arguments_are_refused(perf: AgentPerf, call: Call, method: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         call(perf.alerts, method, **arguments)
+
+
+@pytest.mark.parametrize("script", ["claim", "report"])
+def test_lost_reply_delays_no_evaluation(
+    server: Server, namespace: str, proxy: Proxy, perf: AgentPerf, script: str
+) -> None:
+    """A repeated claim gets the rules of the first copy. A repeated report returns that the first one was stored."""
+    load(server.url, namespace, 0.5, 3)
+    perf.alerts.deploy(text=FAILING)
+    at = History(perf.backend).now - (BEGIN - 4) * MINUTE
+    perf.alerts.evaluate(as_of=at - 20 * MINUTE)  # loads the scripts, so that the next calls of them do not fail
+    with AgentPerf(proxy.url, namespace=namespace) as other:
+        lost = proxy.reset_after_reply(only=Script(f"alerts/{script}"))
+        done = other.alerts.evaluate(as_of=at)
+        assert lost.caught.is_set()
+        assert (done.rules, changes(done.events)) == (("failing",), [("planner", "pending")])
+        assert other.alerts.evaluate(as_of=at).rules == (), "the rule was evaluated once"
+    assert list(perf.alerts.log()) == list(done.events)

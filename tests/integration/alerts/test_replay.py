@@ -12,7 +12,7 @@ from agentperf_redis.alerts.model import Replay
 from agentperf_redis.backend import Backend
 from tests.support.alert_rules import MINUTE, History, evaluated, firings
 from tests.support.calls import Call
-from tests.support.servers import Raw
+from tests.support.servers import Raw, wait_until
 
 RULES = """
 [[alert]]
@@ -112,6 +112,8 @@ def compare(perf: AgentPerf, backend: Backend, hours: float, agents: tuple[str, 
     generate(history, minutes + 60, agents, seed=1)
     perf.alerts.deploy(text=RULES)
     live = firings(evaluated(perf, history.minutes(minutes - 1, 0)))
+    # A replay ends two seconds before the server's time, so that all records have arrived.
+    wait_until(lambda: history.server_time() > history.now + 2, "the end of the last window")
     replay = perf.alerts.test(text=RULES, since=minutes * MINUTE, as_of=history.now)
     assert replay.coarse == replay.skipped == ()
     assert found_by(replay) == live
