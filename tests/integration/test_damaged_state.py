@@ -44,7 +44,7 @@ from tests.support.servers import Server
 Operations = dict[str, Callable[[], Any]]
 """By name: makes a command or a flow."""
 
-pytestmark = [pytest.mark.thorough, pytest.mark.standalone]
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # some run for a minute on each kind
 
 HELD_MS = 600_000
 
@@ -191,8 +191,6 @@ def pool_operations(pool: lb.Pool) -> Operations:
 
 
 PARTS = pytest.mark.parametrize("parts", [("state",), ("due",), ()], ids=["state", "due", "others"])
-ON_ONE_SERVER = pytest.mark.servers("valkey")
-"""For variants of a test that runs on all servers, since each of them takes long."""
 
 
 @PARTS
@@ -206,7 +204,6 @@ def test_damaged_pool_is_reported_and_unchanged(
     assert shortened(faults(stored, backend.run, damages, pool_operations(pool))) == []
 
 
-@ON_ONE_SERVER
 @PARTS
 def test_damaged_pool_with_an_overdue_lease_is_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...]
@@ -223,7 +220,6 @@ def test_damaged_pool_with_an_overdue_lease_is_unchanged(
     assert shortened(faults(stored, backend.run, damages, operations)) == []
 
 
-@ON_ONE_SERVER
 @pytest.mark.parametrize(
     "strategy",
     [LoadBalancingStrategy.LEAST_LOADED, LoadBalancingStrategy.PEAK_EWMA, LoadBalancingStrategy.CONSISTENT_HASH],
