@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import asdict, fields
 from typing import Any
@@ -73,8 +74,7 @@ def test_readme_names_the_defaults_of_the_settings_to_tune() -> None:
 
 
 def test_help_explains_every_setting_with_its_default() -> None:
-    explained = dict(
-        re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", PoolSettings.__doc__ or "", re.MULTILINE | re.DOTALL)
-    )
+    text = inspect.getdoc(PoolSettings) or ""
+    explained = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", text, re.MULTILINE | re.DOTALL))
     assert list(explained) == [field.name for field in fields(PoolSettings)]
-    assert [name for name, text in explained.items() if "Default" not in text] == []
+    assert [name for name, reason in explained.items() if "Default" not in reason] == []
