@@ -8,9 +8,7 @@ import tomllib
 
 from tests.support.places import ROOT
 
-ADAPTERS = sorted(
-    path.stem for path in (ROOT / "agentperf_redis" / "integrations").glob("[!_]*.py") if path.stem != "shared"
-)
+ADAPTERS = sorted(path.stem for path in (ROOT / "agentperf_redis" / "integrations").glob("[!_]*.py"))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 # A program that imports the adapters, and in which all installed packages except the core ones seem to be absent.

@@ -198,3 +198,11 @@ def test_replay_without_data_fires_nothing(perf: AgentPerf, tmp_path: Path) -> N
     replay = perf.alerts.test(file)
     assert (replay.firings, replay.judged) == ((), 0)
     assert replay.interval.seconds == pytest.approx(86_400.0)
+
+
+def test_replay_up_to_the_present_begins_where_it_was_asked_to(perf: AgentPerf, backend: Backend) -> None:
+    """It ends two seconds earlier, because the latest records may still be on their way."""
+    now = History(backend).server_time()
+    replay = perf.alerts.test(text=RULES, since=600, as_of=now)
+    assert replay.interval.start == pytest.approx(now - 600, abs=0.002)
+    assert replay.interval.end < now
