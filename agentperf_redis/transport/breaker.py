@@ -98,7 +98,7 @@ class Breaker:
         outage.refused += 1  # without the lock, because the count is only logged
         silent_s = time.monotonic() - outage.since
         reason = f"it has not answered for {silent_s:.1f} s; commands fail at once until it does"
-        return BackendUnavailable(self._topology.address.masked, "not_applied", reason)
+        return BackendUnavailable(self._topology.address.masked, "not_applied", self._topology.located(node, reason))
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Report a command that got no answer from this node within the command's deadline. Does not block."""

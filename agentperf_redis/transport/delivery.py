@@ -219,7 +219,8 @@ def deliver(
     while waiting:
         if context.left() <= 0:
             for item in waiting:
-                context.give_up(item, f"{item.reason or 'no time was left to send it'}; gave up after {deadline_s:g} s")
+                reason = topology.located(item.unresponsive, item.reason or "no time was left to send it")
+                context.give_up(item, f"{reason}; gave up after {deadline_s:g} s")
             for node in {item.unresponsive for item in waiting}:
                 if breaker is not None and node is not None:
                     breaker.suspect(node, deadline_s)

@@ -79,6 +79,11 @@ class Topology:
             return next(iter(self._slots.values()), None)
         return self._slots.get(key_slot(key))
 
+    def located(self, node: Node | None, reason: str) -> str:
+        """Return the reason of a failure with the node that failed. On a Cluster, the address names several nodes."""
+        name = "" if node is None or not self.scattered else f"{node.host}:{node.port}"
+        return reason if name in reason else f"node {name}: {reason}"
+
     def uses(self, node: Node) -> bool:
         """Whether commands may be sent to this node under the current layout."""
         return node in self._slots.values() if self.scattered else node == self._primary
