@@ -53,6 +53,7 @@ class CacheOptions(TypedDict, total=False):
     local_bytes: int | None
     codec: Codec | None
     lease: float
+    shards: int | None
     on_unavailable: WithoutServer | str
 
 

@@ -130,6 +130,10 @@ class Backend:
         """The nodes that hold the keys, as known from the commands so far; empty before the first command."""
         return self._topology.primaries
 
+    def node_of(self, key: str) -> Node | None:
+        """Return the node that holds a key, as known from the commands so far; None if it is not known."""
+        return self._topology.node_for(key)
+
     def run(self, flow: Runnable[T], deadline: float | None = None) -> T:
         """Run a command or flow, and block until it ends. Returns its result.
 

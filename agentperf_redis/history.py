@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
-from agentperf_redis.command import Batch, Command, Flow, Reply, whole_number
+from agentperf_redis.command import Batch, Command, Reply, whole_number
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 from agentperf_redis.random_numbers import uniform
 from agentperf_redis.script import Script
@@ -79,18 +79,14 @@ class HistoryStep:
         return total / count if total is not None and count else None
 
 
-def read_steps(key: str, time_range: TimeRange, step_ms: int) -> Flow[list[HistoryStep]]:
-    """Read a history step by step; see `windows.asked_steps` for the arguments.
+def steps_of(history: History, time_range: TimeRange, step_ms: int) -> list[HistoryStep]:
+    """Return the steps of a window. As in a series of an agent, they cover the window, and none begins after now.
+
+    `windows.asked_steps` returns the last two arguments.
 
     Raises:
         InvalidArgument: for a part of the window, the server keeps only slices wider than the step.
     """
-    history = yield from read_history(key)
-    return steps_of(history, time_range, step_ms)
-
-
-def steps_of(history: History, time_range: TimeRange, step_ms: int) -> list[HistoryStep]:
-    """Return the steps of a window. As in a series of an agent, they cover the window, and none begins after now."""
     now_ms = history.now_ms
     end_ms = time_range.as_of_ms if 0 <= time_range.as_of_ms <= now_ms else now_ms + 1
     start_ms = max(0, (time_range.as_of_ms if time_range.as_of_ms >= 0 else now_ms) - time_range.window_ms)
@@ -155,8 +151,8 @@ class Sampler(Generic[T]):
     Args:
         backend: sends the commands.
         jobs: the thread.
-        sample: returns the command that samples a resource. The result of the command is the time in ms until the next
-            slice begins.
+        samples: returns the commands that sample a resource, one for each of its shards. The result of a command is the
+            time in ms until the next slice begins.
         timeout_s: returns the maximum duration, in seconds, of a command on this thread.
         in_use: returns, by name, the resources that are in use without calls of `used`, such as pools with leases.
     """
@@ -165,13 +161,13 @@ class Sampler(Generic[T]):
         self,
         backend: Backend,
         jobs: Background,
-        sample: Callable[[T], Command[int]],
+        samples: Callable[[T], tuple[Command[int], ...]],
         timeout_s: Callable[[], float],
         in_use: Callable[[], dict[str, T]] = dict,
     ) -> None:
         self._backend = backend
         self._jobs = jobs
-        self._sample = sample
+        self._samples = samples
         self._timeout_s = timeout_s
         self._in_use = in_use
         self.after_fork()
@@ -205,10 +201,10 @@ class Sampler(Generic[T]):
         if self._jobs.closing:
             return
         used.update(self._in_use())
-        resources, waits = list(used.values()), [0]
+        samples, waits = [sample for each in used.values() for sample in self._samples(each)], [0]
         error: AgentPerfError | None = None
-        for first in range(0, len(resources), _AT_ONCE):
-            batch = Batch(tuple(self._sample(each) for each in resources[first : first + _AT_ONCE]))
+        for first in range(0, len(samples), _AT_ONCE):
+            batch = Batch(tuple(samples[first : first + _AT_ONCE]))
             try:
                 for result in self._backend.run(batch.settled(), self._timeout_s()):
                     if isinstance(result, AgentPerfError):

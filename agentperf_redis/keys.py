@@ -47,6 +47,9 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
+    agentperf:{cache:answers#03/16}:...       the same, for shard 3 of a cache with shards=16. A key's shard is
+                                              crc16(<key>) % 16, where crc16 is that of CLUSTER KEYSLOT. In such a
+                                              cache, {cache:answers} has only the key meta, with the settings
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
@@ -71,6 +74,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from binascii import crc_hqx
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote, unquote
@@ -259,10 +263,50 @@ class CacheKeys:
 
 
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
-    """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
-    tag = f"{namespace}:{{{service}:{encoded(name)}}}"
+    """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache).
+
+    A cache with several shards stores its settings under `meta`, and nothing else under these keys.
+    """
+    return _cache_keys(f"{namespace}:{{{service}:{encoded(name)}}}")
+
+
+def _cache_keys(tag: str) -> CacheKeys:
     parts = "meta size exp new hot warm cold ghost deferred epochs tags resent history bus e: l: r:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
+
+
+def cache_shards(namespace: str, service: str, name: str, shards: int) -> tuple[CacheKeys, ...]:
+    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache.
+
+    The number in a tag, such as ``answers#03/16``, has leading zeros and is followed by the number of shards. Slots are
+    a checksum of the tag, and this form spreads them well: on three nodes, 14 of 15 names give no node more than 6 of
+    16 shards, and no name gives it more than 7. With ``answers#3``, a third of the names would give one node 8 to 10.
+    """
+    if shards == 1:
+        return (cache(namespace, service, name),)
+    digits = len(str(shards))
+    start = f"{namespace}:{{{service}:{encoded(name)}#"
+    return tuple(_cache_keys(f"{start}{shard:0{digits}d}/{shards}}}") for shard in range(shards))
+
+
+def cache_shard(name: str, shards: int) -> int:
+    """Return the number of the shard of a cache entry.
+
+    For a name without braces, this is also the remainder of ``CLUSTER KEYSLOT <name>``, since `shards` is a power of
+    two.
+
+    Args:
+        name: stored name of the key; see `stored_name`.
+        shards: number of shards of the cache.
+    """
+    return crc_hqx(name.encode(), 0) % shards
+
+
+def cache_of(resource: str) -> tuple[str, int | None]:
+    """Split the resource in the tag of a cache, such as ``answers#03/16``, into its encoded name and the shard."""
+    name, _, shard = resource.partition("#")
+    number = shard.partition("/")[0]
+    return name, int(number) if number.isdigit() else None
 
 
 @lru_cache(maxsize=4096)

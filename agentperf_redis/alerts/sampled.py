@@ -13,7 +13,9 @@ from agentperf_redis.alerts.rules import Rule
 from agentperf_redis.alerts.targets import cache_target
 from agentperf_redis.alerts.values import Judged
 from agentperf_redis.backend import Backend
+from agentperf_redis.cache.history import history_of
 from agentperf_redis.cache.model import KINDS
+from agentperf_redis.cache.operator import keys_of
 from agentperf_redis.command import Flow
 from agentperf_redis.history import History, read_history
 from agentperf_redis.metrics.model import Interval
@@ -49,10 +51,11 @@ def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, Histo
     for service in ("lb",) if scope is Scope.POOL else ("cache", "tiered"):
         for name in (yield from backend.entered(service)):
             if scope is Scope.POOL:
-                key, target = keys.pool(backend.namespace, name).history, name
+                target, history = name, (yield from read_history(keys.pool(backend.namespace, name).history))
             else:
-                key, target = keys.cache(backend.namespace, service, name).history, cache_target(KINDS[service], name)
-            found.append((name, target, (yield from read_history(key))))
+                shards = yield from keys_of(backend, service, name)
+                target, history = cache_target(KINDS[service], name), (yield from history_of(shards))
+            found.append((name, target, history))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal
 from agentperf_redis.command import Command, Flow, Reply
-from agentperf_redis.history import HistoryStep, read_steps
+from agentperf_redis.history import HistoryStep, read_history, steps_of
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
 
@@ -53,8 +53,8 @@ def series(pool: Pool, window: Window, step: Window, as_of: Timestamp) -> Flow[t
 
 
 def _series(pool: Pool, time: TimeRange, step_ms: int) -> Flow[tuple[PoolSeriesRow, ...]]:
-    steps = yield from read_steps(pool.keys.history, time, step_ms)
-    return tuple(map(_row, steps))
+    history = yield from read_history(pool.keys.history)
+    return tuple(map(_row, steps_of(history, time, step_ms)))
 
 
 def _row(step: HistoryStep) -> PoolSeriesRow:

@@ -69,7 +69,9 @@ class LeaseKeeper:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.jobs = Background("agentperf-balancer")
-        self._sampler = Sampler(backend, self.jobs, sample, self._attempt_timeout_s, self._pools_in_use)
+        self._sampler = Sampler(
+            backend, self.jobs, lambda pool: (sample(pool),), self._attempt_timeout_s, self._pools_in_use
+        )
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
         self._presence = presence_of(backend)
         self._presence.leases = lambda: len(self.held())

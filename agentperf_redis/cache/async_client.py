@@ -9,7 +9,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.commands import Mode
 from agentperf_redis.cache.compute import compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
-from agentperf_redis.cache.flows.access_reports import flush
+from agentperf_redis.cache.flows.access_reports import flush_all
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.history import CacheSeriesRow
@@ -96,7 +96,7 @@ class AsyncCache:
 
     async def flush(self) -> None:
         """See `LRUCache.flush`."""
-        await self._backend.arun(flush(self._flows.shared))
+        await self._backend.arun(flush_all(self._flows.shared))
 
     async def stats(self) -> CacheStats:
         """See `LRUCache.stats`."""

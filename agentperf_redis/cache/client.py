@@ -13,7 +13,7 @@ from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.cache.async_client import AsyncCache
 from agentperf_redis.cache.compute import compute, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
-from agentperf_redis.cache.flows.access_reports import flush
+from agentperf_redis.cache.flows.access_reports import flush_all
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.flows.single_flight import MIN_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
@@ -57,6 +57,8 @@ class Cache(ABC):
         off: bool = False,
     ) -> None:
         marks = "".join("1" if chosen(option) else "0" for option in given)
+        if not off:
+            settings.check_shards(self._service)
         self._backend = chosen_backend(backend)
         place = place_of(self, self._backend.process) if name is None else None
         name = self.name = arguments.name("name", name) if place is None else place.name
@@ -144,7 +146,11 @@ class Cache(ABC):
         return self._backend.run(self._flows.reader.get(key, default))
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """Return a dict of the keys that have a value, with their values. Sends one command for every 256 keys."""
+        """Return a dict of the keys that have a value, with their values.
+
+        Sends one command for every 256 keys. With several shards, it sends one command for each shard concerned, in one
+        pipeline for each node.
+        """
         return self._backend.run(self._flows.reader.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
@@ -239,7 +245,7 @@ class Cache(ABC):
         return self._backend.run(self._flows.eraser.delete(key))
 
     def delete_many(self, keys: Iterable[str]) -> int:
-        """Remove keys as `delete` does.
+        """Remove keys as `delete` does. With several shards, the keys of each shard are removed in one step.
 
         Returns:
             The number of keys that had a value.
@@ -247,7 +253,10 @@ class Cache(ABC):
         return self._backend.run(self._flows.eraser.delete_many(keys))
 
     def clear(self) -> None:
-        """Make every key a miss, at once and at a cost independent of the number of entries."""
+        """Make every key a miss, at once and at a cost independent of the number of entries.
+
+        With several shards, each is cleared in one step. When this method returns, all are.
+        """
         self._backend.run(self._flows.eraser.clear())
 
     def invalidate_tags(self, *tags: str) -> None:
@@ -255,7 +264,7 @@ class Cache(ABC):
 
         The cost does not depend on the number of entries, since the entries are not touched. An invalidated entry uses
         capacity, and counts in `size` and `keys`, until it is overwritten, expires, is evicted or is swept; see
-        `sweep`.
+        `sweep`. With several shards, a read may still return an old value until this method returns, and none after it.
         """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
@@ -271,8 +280,11 @@ class Cache(ABC):
         return self._backend.run(self._flows.eraser.sweep())
 
     def flush(self) -> None:
-        """Report buffered reads to the server now. Without this call, they are reported within 0.2 s."""
-        self._backend.run(flush(self._flows.shared))
+        """Report buffered reads to the server now. Without this call, they are reported within 0.2 s.
+
+        With more than 4 shards, they are reported later: within 0.05 s for each shard, and at most 5 s.
+        """
+        self._backend.run(flush_all(self._flows.shared))
 
     def stats(self) -> CacheStats:
         """Return the statistics of all processes together, including the latest reads of this process."""
@@ -300,6 +312,8 @@ class Cache(ABC):
 
     def keys(self) -> list[str]:
         """Return all keys that use capacity (see `size`), the least recently accessed first.
+
+        With several shards, two keys of different shards may be in the wrong order, by the delay of the reports.
 
         A key longer than 4 KiB appears as its first 40 characters and a hash. Every method accepts this name as a key.
         """
@@ -430,6 +444,6 @@ def _checked_codec(codec: object) -> Codec:
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
     """Return the TTLs that an object applies to its puts: those that its constructor got, else the tiers' defaults."""
     hot, warm, cold = (
-        ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[-3:], strict=True)
+        ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[5:8], strict=True)
     )
     return hot, warm, cold

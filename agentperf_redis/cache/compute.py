@@ -246,7 +246,7 @@ def _end(
     except AgentPerfError as error:
         shared = single_flight.shared
         shared.warn("cache %s: the end of a computation could not be reported: %s", shared.name, error)
-        shared.release_later(compute_lease.name, compute_lease.token, compute_lease.lease_ms)
+        shared.shard(compute_lease.name).release_later(compute_lease.name, compute_lease.token, compute_lease.lease_ms)
     finally:
         maintenance.drop(compute_lease)
         single_flight.release_waiters(compute_lease)
@@ -262,7 +262,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
         return None
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
-        age = wanted.freshness.age(copy, flows.shared.server_ms())
+        age = wanted.freshness.age(copy, flows.shared.shard(copy.name).server_ms())
         if age is Age.OLD:  # only the server knows whether the last computation failed
             return None
         stale = copy.version if age is Age.DUE else 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.cache.commands.replies import unexpected
-from agentperf_redis.command import Command, Flow, Reply
-from agentperf_redis.history import HistoryStep, read_steps
+from agentperf_redis.command import Batch, Command, Flow, Reply
+from agentperf_redis.history import History, HistoryStep, read_history, steps_of
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
@@ -24,7 +25,7 @@ class CacheSeriesRow:
             cache counts none.
         misses: reads that found no value, counted in the same way.
         evictions: evicted entries, counted in the same way.
-        size: number of entries at the last sample of the step.
+        size: number of entries at the last sample of the step. A shard that was not sampled then is left out.
         bytes: bytes of these entries.
     """
 
@@ -57,14 +58,30 @@ def sample(keys: CacheKeys) -> Command[int]:
     return Command(_SAMPLE, (keys.meta, keys.size, keys.history), {}, decode)
 
 
-def series(keys: CacheKeys, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[CacheSeriesRow, ...]]:
-    """Read the rows of a cache. The arguments are checked at the call, before the flow runs."""
-    return _series(keys, *asked_steps(window, step, as_of))
+def series(
+    shards: Sequence[CacheKeys], window: Window, step: Window, as_of: Timestamp
+) -> Flow[tuple[CacheSeriesRow, ...]]:
+    """Read the rows of a cache, given by its shards. The arguments are checked at the call, before the flow runs."""
+    return _series(shards, *asked_steps(window, step, as_of))
 
 
-def _series(keys: CacheKeys, time: TimeRange, step_ms: int) -> Flow[tuple[CacheSeriesRow, ...]]:
-    steps = yield from read_steps(keys.history, time, step_ms)
-    return tuple(map(_row, steps))
+def _series(shards: Sequence[CacheKeys], time: TimeRange, step_ms: int) -> Flow[tuple[CacheSeriesRow, ...]]:
+    history = yield from history_of(shards)
+    return tuple(map(_row, steps_of(history, time, step_ms)))
+
+
+def history_of(shards: Sequence[CacheKeys]) -> Flow[History]:
+    """Read the histories of the shards of a cache, and add them up. All figures of a cache are sums over its shards."""
+    first, *others = yield from Batch(tuple(read_history(keys.history) for keys in shards))
+    if not others:
+        return first
+    slices: dict[tuple[int, int], dict[str, int]] = {}
+    for history in (first, *others):
+        for at, sample in history.slices.items():
+            total = slices.setdefault(at, {})
+            for figure, value in sample.items():
+                total[figure] = total.get(figure, 0) + value
+    return History(max(each.now_ms for each in (first, *others)), slices)
 
 
 def _row(step: HistoryStep) -> CacheSeriesRow:

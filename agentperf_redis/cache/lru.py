@@ -20,6 +20,7 @@ from agentperf_redis.cache.model import (
     Settings,
     StoredCount,
     WithoutServer,
+    checked_shards,
     default_ttl_ms,
 )
 from agentperf_redis.codec.codec import Codec
@@ -58,6 +59,11 @@ class LRUCache(DecoratingCache):
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
+        shards: number of shards among which the entries are divided, a power of two up to 256. On a Cluster, each shard
+            has a slot of its own, so the shards spread over the nodes. A shard evicts independently of the others, and
+            has its share of the limits: at least 250 entries, and ``max_bytes / shards`` bytes, which also limit a
+            value. None is the number that the cache has; a new cache has 1. Operations on several keys are atomic for
+            each shard only. An invalidation is acknowledged when all shards have it.
         on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
             functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
             per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
@@ -72,7 +78,7 @@ class LRUCache(DecoratingCache):
 
     Raises:
         InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
-            has other limits.
+            has other limits. If the cache has another number of shards, the first call raises it.
     """
 
     _service = "cache"
@@ -91,17 +97,29 @@ class LRUCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
+        shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
         self._max_size = arguments.count("max_size", max_size, minimum=0)
         self._default_ttl = default_ttl
         capacity = self._max_size or DefaultCount(_MAX_SIZE)  # an object that is off leaves the capacity as it is
-        given = (policy, None, None, max_size if self._max_size else capacity, max_bytes, None, None, default_ttl)
+        given = (
+            policy,
+            None,
+            None,
+            max_size if self._max_size else capacity,
+            max_bytes,
+            None,
+            None,
+            default_ttl,
+            shards,
+        )
         settings = Settings(
             Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
             (0, 0, capacity),
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
+            checked_shards(shards),
         )
         super().__init__(
             *(settings, given, name, backend, codec),
@@ -125,8 +143,9 @@ class LRUCache(DecoratingCache):
             if arguments.count("max_size", value, minimum=0):
                 raise InvalidArgument("max_size", value, "0, since this object was made with max_size=0 and is off")
             return
-        self._max_size = arguments.count("max_size", value)
-        self._shared_state.change("max_size", str(self._max_size))
+        size = arguments.count("max_size", value)
+        self._shared_state.change("max_size", str(size))
+        self._max_size = size
 
     @property
     def default_ttl(self) -> float | None:

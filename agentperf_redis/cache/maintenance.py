@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
@@ -15,13 +17,20 @@ from agentperf_redis.cache import commands
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.history import sample
 from agentperf_redis.cache.process.compute_lease import ComputeLease
+from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState, log
 from agentperf_redis.command import Batch, Command
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 from agentperf_redis.history import Sampler
+from agentperf_redis.transport.topology import Node
+
+T = TypeVar("T")
 
 REPORT_AFTER_S = 0.2
 """How long reads are buffered before they are reported. Until then, evictions by other processes ignore them."""
+_MAX_TIMES_LATER = 25.0
+"""How many times later the reads are reported if a cache has 100 shards or more. Each shard has a report of its own, so
+with more than 4 shards, each report is sent less often. The number of reports then stays bounded."""
 _AFTER_FAILURE_S = 1.0
 _MAX_SAMPLE_S = 0.5
 _CLOSE_S = 1.0
@@ -38,7 +47,7 @@ class Maintenance:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._jobs = Background("agentperf-cache")
-        self._sampler = Sampler(backend, self._jobs, _sample, self._sample_timeout_s)
+        self._sampler = Sampler(backend, self._jobs, _samples, self._sample_timeout_s)
         self.after_fork()
         backend.on_close(self._finish)
         register_for_fork(self)
@@ -48,15 +57,15 @@ class Maintenance:
         # Reentrant: a signal handler or `__del__` may use a cache on the thread that holds this lock.
         self._lock = threading.RLock()
         self._compute_leases: dict[ComputeLease, float] = {}
-        self._reports: dict[SharedState, float] = {}
+        self._reports: dict[Shard, float] = {}
         self._closed = False
         self._failing = False
 
-    def report_soon(self, shared: SharedState) -> None:
-        """Report the buffered reads of a cache after REPORT_AFTER_S."""
-        due = time.monotonic() + REPORT_AFTER_S
+    def report_soon(self, shard: Shard) -> None:
+        """Report the buffered reads of a shard after REPORT_AFTER_S, or later if the cache has many shards."""
+        due = time.monotonic() + REPORT_AFTER_S * min(_MAX_TIMES_LATER, max(1.0, len(shard.cache.shards) / 4))
         with self._lock:
-            self._reports.setdefault(shared, due)
+            self._reports.setdefault(shard, due)
         self._schedule(due)
 
     def used(self, shared: SharedState) -> None:
@@ -104,43 +113,49 @@ class Maintenance:
             for compute_lease in compute_leases:
                 self._compute_leases[compute_lease] = now + compute_lease.renew_every_s
             compute_leases = [each for each in compute_leases if not self._expires(each)]
-            reports = [shared for shared, at in list(self._reports.items()) if at <= now]
-            for shared in reports:
-                del self._reports[shared]
+            reports = [shard for shard, at in list(self._reports.items()) if at <= now]
+            for shard in reports:
+                del self._reports[shard]
         if compute_leases or reports:
             self._send(compute_leases, reports)
         with self._lock:
             due = min((*self._compute_leases.values(), *self._reports.values()), default=math.inf)
         self._schedule(due)
 
-    def _send(self, compute_leases: list[ComputeLease], reports: list[SharedState]) -> None:
+    def _send(self, compute_leases: list[ComputeLease], reports: list[Shard]) -> None:
+        failures = self._failure(self._renew, compute_leases)
+        for shard in reports:
+            failure = self._failure(self._report, shard)
+            if failure is not None:
+                failures = failures or failure
+                with self._lock:
+                    self._reports.setdefault(shard, time.monotonic() + _AFTER_FAILURE_S)
+        if failures is not None and not self._failing:
+            log.warning("caches: reads cannot be reported, leases are not renewed: %s", failures)
+        elif failures is None and self._failing:
+            log.warning("caches: reads can be reported again")
+        self._failing = failures is not None
+
+    def _failure(self, work: Callable[[T], None], subject: T) -> AgentPerfError | None:
+        """Do work; return its error. The shards of a cache lie on several nodes, so others may still answer."""
         try:
-            self._renew(compute_leases)
-            for shared in reports:
-                self._backend.run(flush(shared))
+            work(subject)
         except AgentPerfError as error:
-            if not self._failing:
-                log.warning("caches: reads cannot be reported, leases are not renewed: %s", error)
-            self._failing = True
-            with self._lock:
-                for shared in reports:
-                    self._reports.setdefault(shared, time.monotonic() + _AFTER_FAILURE_S)
+            return error
         except Exception:  # noqa: BLE001  the thread works for all caches: one fault must not end it
             log.exception("caches: a report or a renewal failed")
-        else:
-            if self._failing:
-                log.warning("caches: reads can be reported again")
-            self._failing = False
+        return None
+
+    def _report(self, shard: Shard) -> None:
+        self._backend.run(flush(shard))
 
     def _renew(self, compute_leases: list[ComputeLease]) -> None:
         if not compute_leases:
             return
         renewals = Batch(
             tuple(
-                commands.renew(
-                    compute_lease.shared.keys, compute_lease.name, compute_lease.token, compute_lease.lease_ms
-                )
-                for compute_lease in compute_leases
+                commands.renew(each.shared.shard(each.name).keys, each.name, each.token, each.lease_ms)
+                for each in compute_leases
             )
         )
         for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
@@ -155,15 +170,24 @@ class Maintenance:
             reports, self._reports = list(self._reports), {}
             self._compute_leases.clear()
         self._jobs.close(_CLOSE_S / 2)
-        for done, shared in enumerate(reports):
+        lost: dict[Node | None, BackendUnavailable] = {}
+        unreported = set()
+        for shard in reports:
+            node = self._backend.node_of(shard.keys.meta)
+            if node in lost:  # the report would fail in the same way
+                unreported.add(shard.cache)
+                continue
             try:
-                self._backend.run(flush(shared), max(0.05, end - time.monotonic()))
-            except BackendUnavailable as error:  # the other reports would fail the same way
-                log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
-                return
+                self._backend.run(flush(shard), max(0.05, end - time.monotonic()))
+            except BackendUnavailable as error:
+                lost[node] = error
+                unreported.add(shard.cache)
             except AgentPerfError as error:
-                log.warning("cache %s: the last reads could not be reported: %s", shared.name, error)
+                log.warning("cache %s: the last reads could not be reported: %s", shard.cache.name, error)
+        if lost:
+            reason = next(iter(lost.values()))
+            log.warning("%d caches: the last reads could not be reported: %s", len(unreported), reason)
 
 
-def _sample(shared: SharedState) -> Command[int]:
-    return sample(shared.keys)
+def _samples(shared: SharedState) -> tuple[Command[int], ...]:
+    return tuple(sample(shard.keys) for shard in shared.shards)

@@ -29,10 +29,25 @@ KINDS = {"cache": "lru", "tiered": "tiered"}
 
 
 ARGUMENTS = {
-    "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
-    "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
+    "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl", "shards"),
+    "tiered": (
+        "policy",
+        "hot_size",
+        "warm_size",
+        "cold_size",
+        "max_bytes",
+        "hot_ttl",
+        "warm_ttl",
+        "cold_ttl",
+        "shards",
+    ),
 }
 """For each kind of cache, the constructor argument of each of `Settings.fields`; empty if there is no such argument."""
+
+
+MAX_SHARDS = 256
+MIN_SHARD_ENTRIES = 250
+"""Minimum capacity of a shard. Each shard evicts for itself. With fewer entries, the hit ratio would fall."""
 
 
 class WithoutServer(Enum):
@@ -69,18 +84,48 @@ class Settings:
         capacities: maximum numbers of entries in hot, warm and cold; 0 is an unused tier.
         max_bytes: maximum bytes of all keys and values together; 0 is no limit.
         ttls_ms: default TTLs of entries placed in hot, warm and cold, ms; 0 is no expiry.
+        shards: number of slots among which the entries and the limits are divided.
     """
 
     policy: Policy
     capacities: tuple[int, int, int]
     max_bytes: int
     ttls_ms: tuple[int, int, int]
+    shards: int = 1
 
     @property
     def text(self) -> str:
-        """The stored form: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``."""
+        """The stored form: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``, and `` shards 4`` if there are several."""
         capacities, ttls = ("/".join(map(str, each)) for each in (self.capacities, self.ttls_ms))
-        return f"{self.policy.value} capacity {capacities} bytes {self.max_bytes} ttl {ttls}"
+        shards = f" shards {self.shards}" if self.shards > 1 else ""
+        return f"{self.policy.value} capacity {capacities} bytes {self.max_bytes} ttl {ttls}{shards}"
+
+    def of_shard(self, shard: int) -> Settings:
+        """Return the settings of one shard. The limits of all shards add up to those of the cache."""
+        hot, warm, cold, maximum = (
+            limit // self.shards + (shard < limit % self.shards) for limit in (*self.capacities, self.max_bytes)
+        )
+        return Settings(self.policy, (hot, warm, cold), maximum, self.ttls_ms)
+
+    def check_shards(self, service: str) -> None:
+        """Refuse limits that cannot be divided among the shards.
+
+        Args:
+            service: "cache" or "tiered". The limits of the two have different names.
+
+        Raises:
+            InvalidArgument: a limit is too small.
+        """
+        if self.shards == 1:
+            return
+        for argument, limit in zip(ARGUMENTS[service][1:5], (*self.capacities, self.max_bytes), strict=True):
+            if 0 < limit < self.shards:  # a share of 0 would be no limit, or an unused tier
+                raise InvalidArgument(argument, limit, f"at least {self.shards}, since the cache has as many shards")
+        entries = self.shards * MIN_SHARD_ENTRIES
+        if sum(self.capacities) < entries:
+            argument, total = ("max_size", "") if service == "cache" else ("cold_size", " with hot_size and warm_size")
+            why = f"so that each of its {self.shards} shards has {MIN_SHARD_ENTRIES}: smaller ones lower the hit ratio"
+            raise InvalidArgument(argument, self.capacities[2], f"at least {entries} entries{total}, {why}")
 
     def shown(self, service: str) -> str:
         """The settings as users write them: ``max_size=1000, default_ttl=300, policy='lru'``.
@@ -92,34 +137,40 @@ class Settings:
         def value(argument: str, field: str) -> str:
             if argument == "policy":
                 return repr(field)
+            if argument == "shards":
+                return field
             if field == "0":
                 return "None"
             return f"{int(field) / 1000:.15g}" if argument.endswith("_ttl") else field
 
         pairs = zip(ARGUMENTS[service], self.fields, strict=True)
-        policy, *limits = (f"{argument}={value(argument, field)}" for argument, field in pairs if argument)
+        policy, *limits = (
+            f"{argument}={value(argument, field)}"
+            for argument, field in pairs
+            if argument and (argument != "shards" or self.shards > 1)
+        )
         return ", ".join((*limits, policy))
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The eight values, in the order of `text`. A `given` text has a digit for each value: 1 if a user chose it."""
-        return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms)))
+        """The nine values, in the order of `text`. A `given` text has a digit for each value: 1 if a user chose it."""
+        return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms, self.shards)))
 
     @classmethod
     def of(cls, fields: Sequence[str]) -> Settings:
         """Build settings from their `fields`."""
-        policy, hot, warm, cold, maximum, *ttls = fields
-        hot_ms, warm_ms, cold_ms = map(int, ttls)
-        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(maximum), (hot_ms, warm_ms, cold_ms))
+        policy, *numbers = fields
+        hot, warm, cold, maximum, hot_ms, warm_ms, cold_ms, shards = map(int, numbers)
+        return cls(Policy(policy), (hot, warm, cold), maximum, (hot_ms, warm_ms, cold_ms), shards)
 
     @classmethod
     def parse(cls, text: str) -> Settings | None:
         """Build settings from their `text`; None if the text has another form."""
         found = _SETTINGS.fullmatch(text)
-        return None if found is None else cls.of(found.groups())
+        return None if found is None else cls.of(found.groups("1"))
 
 
-ALL_GIVEN = "11111111"
+ALL_GIVEN = "111111111"
 
 
 class DefaultCount(int):
@@ -135,7 +186,11 @@ def chosen(value: object) -> bool:
     return value is not None and not isinstance(value, (DefaultCount, DefaultSeconds))
 
 
-_SETTINGS = re.compile(r"(lru|tinylfu) capacity {0}/{0}/{0} bytes {0} ttl {0}/{0}/{0}".format(r"([0-9]{1,16})"))
+_SETTINGS = re.compile(
+    r"(lru|tinylfu) capacity {0}/{0}/{0} bytes {0} ttl {0}/{0}/{0}(?: shards (2|4|8|16|32|64|128|256))?".format(
+        r"([0-9]{1,16})"
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +208,8 @@ class CacheEntry:
         tags: names by which it can be invalidated.
         size_bytes: bytes of its key and value as stored.
         compute_seconds: how long it took to compute the value; 0.0 if the value was put.
-        version: rises with each value that is stored in the cache; see the argument `if_version` of `put`.
+        version: rises with each value that is stored in the cache, or in the same shard of a cache with several shards;
+            see the argument `if_version` of `put`.
         ttl: seconds until the entry expires, counted from this reading by the server's clock; `math.inf` for never. Two
             snapshots that differ only here are equal.
     """
@@ -310,6 +366,16 @@ def ttl_ms(argument: str, ttl: object) -> int:
 def default_ttl_ms(argument: str, ttl: object) -> int:
     """Check a user's default TTL of a tier and return it in ms. None and `math.inf` become 0, no expiry."""
     return 0 if ttl is None else max(0, ttl_ms(argument, ttl))
+
+
+def checked_shards(shards: object) -> int:
+    """Check the number of shards that a user chose. None becomes 1."""
+    if shards is None:
+        return 1
+    allowed = f"a power of two, 1 to {MAX_SHARDS}"
+    if type(shards) is not int or not 1 <= shards <= MAX_SHARDS or shards.bit_count() != 1:
+        raise InvalidArgument("shards", shards, allowed)
+    return shards
 
 
 def chosen_tier(priority: Tier | str | None) -> Tier | None:

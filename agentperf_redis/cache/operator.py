@@ -22,6 +22,7 @@ from agentperf_redis.cache.flows.inspection import read_keys, read_stats
 from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry, read_top
 from agentperf_redis.cache.flows.reads import Reader
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
+from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Batch, Flow
@@ -77,39 +78,50 @@ class ExistingCache:
     settings: Settings
 
     @property
-    def _keys(self) -> key_names.CacheKeys:
-        return key_names.cache(self.backend.namespace, self.service, self.name)
+    def shards(self) -> tuple[key_names.CacheKeys, ...]:
+        """The keys of each shard."""
+        return key_names.cache_shards(self.backend.namespace, self.service, self.name, self.settings.shards)
+
+    def shard_of(self, name: str) -> key_names.CacheKeys:
+        """Return the keys of the shard that holds a key, given by its stored name."""
+        return self.shards[key_names.cache_shard(name, self.settings.shards)]
 
     def sweep_expired(self) -> Flow[None]:
         """Remove expired entries before statistics are read. Runs at most MAX_SWEEPS sweeps, to spare other clients.
 
         Errors of a full or read-only server are ignored, so that the cache can still be inspected.
         """
-        cursor = "0"
+        cursors = dict.fromkeys(self.shards, "0")
         with suppress(BackendFull, ScriptFailed, CorruptState):
             for _ in range(MAX_SWEEPS):
-                swept = yield from commands.sweep(self._keys, cursor)
-                if isinstance(swept, NoSettings) or not swept.more:
+                cursors = yield from _sweep(cursors)
+                if not cursors:
                     return
-                cursor = swept.cursor
 
     def stats(self) -> Flow[CacheStats | None]:
         """Return the statistics of all processes together, or None if the cache is gone."""
         return read_stats(self.backend, self.service, self.name)
 
+    def sizes(self) -> Flow[list[tuple[int, int]]]:
+        """Return the entries and the bytes of each shard."""
+        shards = self.shards
+        counts = yield from Batch(tuple(map(inspection.counters, shards)))
+        entries = yield from Batch(tuple(inspection.members(each.size, of_hash=True) for each in shards))
+        return [(size, its["bytes"]) for size, (_, its) in zip(entries, counts, strict=True)]
+
     def keys(self, limit: int | None = None) -> Flow[list[str]]:
         """Return the stored names of at most `limit` entries, the least recently accessed first."""
-        return read_keys(self._keys, limit)
+        return read_keys(self.shards, limit)
 
     def top(self, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
         """Return the top `limit` entries of each ranking; see `ranking.read_top`."""
-        return read_top(self._keys, limit)
+        return read_top(self.shards, limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return the value (or `Opaque`) and the metadata of a key. This does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
-            ("existing cache", self.service, self.name),
+            ("existing cache", self.service, self.name, self.settings.shards),
             lambda: SharedState(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
         )
         return Reader(shared, _Lenient()).entry(key)
@@ -121,18 +133,19 @@ class ExistingCache:
             The number of keys that had a value; None if the cache is gone.
         """
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
-        removed = 0
-        for chunk in chunks(names):
-            reply = yield from commands.delete(self._keys, chunk, self.backend.process)
-            if isinstance(reply, NoSettings):
-                return None
-            removed += reply[0]
-        return removed
+        of: dict[key_names.CacheKeys, list[str]] = {}
+        for name in names:
+            of.setdefault(self.shard_of(name), []).append(name)
+        process = self.backend.process
+        deletions = [commands.delete(where, chunk, process) for where, its in of.items() for chunk in chunks(its)]
+        replies = yield from Batch(tuple(deletions))
+        found = [reply for reply in replies if not isinstance(reply, NoSettings)]
+        return sum(removed for removed, _ in found) if found else None
 
     def clear(self) -> Flow[int]:
-        """Make every key a miss. Returns the number of entries before the call."""
-        forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
-        return forgotten
+        """Make every key a miss, in one step for each shard. Returns the number of entries before the call."""
+        cleared = yield from Batch(tuple(commands.clear(each, self.backend.process) for each in self.shards))
+        return sum(forgotten for forgotten, _ in cleared)
 
     def drop(self) -> Flow[int | None]:
         """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
@@ -148,37 +161,43 @@ class ExistingCache:
         for _ in range(_DROP_ATTEMPTS):
             entries += yield from self.clear()
             yield from self._free_cleared()
-            left = yield from commands.drop(self._keys, _EPOCHS_KEPT_MS)
-            if not left:
+            left = yield from Batch(tuple(commands.drop(each, _EPOCHS_KEPT_MS) for each in self.shards))
+            if not any(left):
+                if len(left) > 1:  # at last the settings, which say how many shards there are
+                    own = key_names.cache(self.backend.namespace, self.service, self.name)
+                    yield from commands.drop(own, _EPOCHS_KEPT_MS)
                 yield from self.backend.leave(self.service, self.name)
                 return entries
         return None
 
     def _free_cleared(self) -> Flow[None]:
         """Free the values of cleared entries now. Each sweep frees up to 256."""
-        cursor = "0"
-        while True:
-            swept = yield from commands.sweep(self._keys, cursor)
-            if isinstance(swept, NoSettings) or not swept.more:
-                return
-            cursor = swept.cursor
+        cursors = dict.fromkeys(self.shards, "0")
+        while cursors:
+            cursors = yield from _sweep(cursors)
 
     def last_used(self) -> Flow[datetime | None]:
         """Return the time of the last recorded access to an entry that is still stored; None without entries.
 
         Reads are recorded up to a second later.
         """
-        where = self._keys
-        newest = yield from Batch(
-            tuple(inspection.newest(index) for index in (where.hot, where.warm, where.cold, where.new))
-        )
+        indexes = (index for each in self.shards for index in (each.hot, each.warm, each.cold, each.new))
+        newest = yield from Batch(tuple(map(inspection.newest, indexes)))
         clocks = [entry_format.unpack_score(score)[0] for score in newest if isinstance(score, float)]
         return entry_format.timestamp(max(clocks)) if clocks else None
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
-        """Invalidate every entry that was stored with one of the tags."""
+        """Invalidate every entry that was stored with one of the tags, in one step for each shard."""
         for chunk in chunks(stored_tags(tags)):
-            yield from commands.invalidate_tags(self._keys, tuple(chunk), self.backend.process)
+            its, process = tuple(chunk), self.backend.process
+            yield from Batch(tuple(commands.invalidate_tags(each, its, process) for each in self.shards))
+
+
+def _sweep(cursors: dict[key_names.CacheKeys, str]) -> Flow[dict[key_names.CacheKeys, str]]:
+    """Sweep shards from their cursors. Return the cursors of those that need another sweep."""
+    steps = yield from Batch(tuple(commands.sweep(where, cursor) for where, cursor in cursors.items()))
+    found = [(where, step) for where, step in zip(cursors, steps, strict=True) if not isinstance(step, NoSettings)]
+    return {where: step.cursor for where, step in found if step.more}
 
 
 def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None]:
@@ -198,6 +217,13 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
     return None if settings is None else ExistingCache(backend, service, name, settings)
 
 
+def keys_of(backend: Backend, service: str, name: str) -> Flow[tuple[key_names.CacheKeys, ...]]:
+    """Return the keys of each shard of a cache. A cache without settings counts as one shard."""
+    settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
+    shards = settings.shards if isinstance(settings, Settings) else 1
+    return key_names.cache_shards(backend.namespace, service, name, shards)
+
+
 def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
     """Return every cache of a namespace, by service and name."""
     found = []
@@ -209,5 +235,5 @@ def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
     return found
 
 
-def _nothing_to_report(_: SharedState) -> None:
+def _nothing_to_report(_: Shard) -> None:
     """Do nothing: inspecting an entry does not count as a read."""

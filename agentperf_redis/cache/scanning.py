@@ -35,16 +35,17 @@ class KeyPages:
         self._shared = shared
         self._pattern = None if match is None else re.compile(translate(match))
         self._batch = arguments.count("batch", batch, maximum=_MAX_BATCH)
-        self._cursor = "0"
+        self._cursor: inspection.Cursor | None = inspection.FIRST_PAGE
         self.found: deque[str] = deque()
         """Keys that have been read and not yet taken."""
         self.ended = False
 
     def read(self) -> Flow[None]:
         """Read a page. If there is none left, set `ended`."""
-        self._cursor, keys = yield from inspection.page(self._shared, self._cursor, self._batch)
-        self.ended = self._cursor == "0"
-        self.found += [key for key in keys if self._pattern is None or self._pattern.match(key)]
+        if self._cursor is not None:
+            self._cursor, keys = yield from inspection.page(self._shared, self._cursor, self._batch)
+            self.found += [key for key in keys if self._pattern is None or self._pattern.match(key)]
+        self.ended = self._cursor is None
 
 
 class KeyScan(Iterator[str]):

@@ -21,6 +21,7 @@ from agentperf_redis.cache.model import (
     StoredCount,
     Tier,
     WithoutServer,
+    checked_shards,
     chosen_tier,
     default_ttl_ms,
 )
@@ -99,6 +100,11 @@ class TieredCache(DecoratingCache):
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
+        shards: number of shards among which the entries are divided, a power of two up to 256. On a Cluster, each shard
+            has a slot of its own, so the shards spread over the nodes. A shard evicts independently of the others, and
+            has its share of the limits: at least 250 entries, and ``max_bytes / shards`` bytes, which also limit a
+            value. None is the number that the cache has; a new cache has 1. Operations on several keys are atomic for
+            each shard only. An invalidation is acknowledged when all shards have it.
         on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
             functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
             per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
@@ -113,7 +119,7 @@ class TieredCache(DecoratingCache):
 
     Raises:
         InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
-            has other limits.
+            has other limits. If the cache has another number of shards, the first call raises it.
     """
 
     _service = "tiered"
@@ -136,15 +142,16 @@ class TieredCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
+        shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
         # Here, None means no expiry. So None counts as a TTL that the user chose.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
-        given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
+        given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls, shards)
         sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}
         off = all(type(size) is int and size == 0 for size in sizes.values())
         if off:  # an object that is off leaves the capacities as they are
-            given = (policy, None, None, None, max_bytes, *ttls)
+            given = (policy, None, None, None, max_bytes, *ttls, shards)
             sizes = dict(zip(sizes, _SIZES, strict=True))
         hot, warm, cold = (arguments.count(argument, size) for argument, size in sizes.items())
         capacities = (hot, warm, cold)
@@ -157,6 +164,7 @@ class TieredCache(DecoratingCache):
                 default_ttl_ms("warm_ttl", warm_ttl),
                 default_ttl_ms("cold_ttl", cold_ttl),
             ),
+            checked_shards(shards),
         )
         super().__init__(
             *(settings, given, name, backend, codec),

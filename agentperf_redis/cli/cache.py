@@ -19,6 +19,7 @@ from rich.table import Table
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.cache.arguments import stored_name
 from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry
 from agentperf_redis.cache.model import KINDS, TIERS, CacheEntry, CacheStats, TierStats
 from agentperf_redis.cache.operator import SERVICES, ExistingCache, Opaque, find, find_all
@@ -94,7 +95,7 @@ def list_(
         at = used[cache]
         table.add_row(
             cache.name,
-            f"{KINDS[cache.service]}, {stats.settings.policy.value}",
+            f"{KINDS[cache.service]}, {stats.settings.policy.value}" + _shards_text(stats),
             str(stats.size),
             str(stats.max_size),
             f"{stats.bytes / _MIB:.2f}",
@@ -122,7 +123,7 @@ def stats(
         if found is None:
             return _gone(cache)
         if target.as_json:
-            print_json("cache stats", _plain_stats(cache, found))
+            print_json("cache stats", {**_plain_stats(cache, found), "spread": _spread(perf, cache)})
             return None
         size = f"{found.size} of {counted(found.max_size, 'entry', 'entries')}, {found.bytes / _MIB:.2f} MiB"
         out.print(f"{cache.name} ({KINDS[cache.service]}, policy {found.settings.policy.value})")
@@ -136,6 +137,8 @@ def stats(
             ttl = f"{ttl_ms / 1000:g}" if ttl_ms else "none"
             table.add_row(tier, str(each.size), str(each.max_size), ttl, str(each.hits), str(each.misses))
         out.print(table)
+        if found.settings.shards > 1:
+            _print_spread(perf, cache)
         return None
 
 
@@ -218,13 +221,14 @@ def get(
         entry = perf.backend.run(cache.entry(_meant(perf, cache, key)))
         if entry is None:
             return not_found(f"key {quoted(key)} in cache {quoted(cache.name)}")
-        plain = _plain_entry(entry)
+        plain = {**_plain_entry(entry), "redis_key": _redis_key(cache, entry.key)}
         if target.as_json:
             print_json("cache get", {**_plain_name(cache), **plain})
             return None
         opaque = isinstance(entry.value, Opaque)
         out.print(f"unreadable here: {entry.value.reason}" if opaque else printable(repr(entry.value)), soft_wrap=True)
         table = Table.grid(padding=(0, 2))
+        table.add_row("stored at", printable(plain["redis_key"]))
         for field in ("created_at", "expires_at", "last_accessed", "access_count", "tier", "size_bytes"):
             if plain[field] is not None:
                 table.add_row(field.replace("_", " "), str(plain[field]))
@@ -369,6 +373,39 @@ def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:
     return perf.backend.run(cache.stats())
 
 
+def _shards_text(stats: CacheStats) -> str:
+    return f", {stats.settings.shards} shards" if stats.settings.shards > 1 else ""
+
+
+def _redis_key(cache: ExistingCache, key: str) -> str:
+    """Return the key under which the server stores an entry."""
+    return cache.shard_of(stored_name(key)).entry(key)
+
+
+def _spread(perf: AgentPerf, cache: ExistingCache) -> list[dict[str, Any]]:
+    """Return the shards, entries and bytes of a cache on each node."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for where, (entries, size) in zip(cache.shards, perf.backend.run(cache.sizes()), strict=True):
+        node = perf.backend.node_of(where.meta)
+        name = "unknown" if node is None else f"{node.host}:{node.port}"
+        row = nodes.setdefault(name, {"node": name, "shards": 0, "entries": 0, "bytes": 0})
+        for figure, count in (("shards", 1), ("entries", entries), ("bytes", size)):
+            row[figure] += count
+    return [nodes[name] for name in sorted(nodes)]
+
+
+def _print_spread(perf: AgentPerf, cache: ExistingCache) -> None:
+    """Print where the shards lie, and how to find the shard of a key."""
+    table = new_table("nodes", ["node"], ["shards", "entries", "MiB"])
+    for row in _spread(perf, cache):
+        table.add_row(row["node"], str(row["shards"]), str(row["entries"]), f"{row['bytes'] / _MIB:.2f}")
+    out.print(table)
+    shards = len(cache.shards)
+    start, _, _ = cache.shards[0].tag.partition("#")
+    where = f"Entries lie at {start}#<shard>/{shards}}}:e:<key>; the shard is crc16(<key>) % {shards}"
+    out.print(f"{where} with leading zeros, as CLUSTER KEYSLOT computes crc16.", soft_wrap=True)
+
+
 def _gone(cache: ExistingCache) -> Exit:
     return not_found(f"cache {quoted(cache.name)}: it was just removed")
 
@@ -387,6 +424,7 @@ def _plain_stats(cache: ExistingCache, stats: CacheStats) -> dict[str, Any]:
     return {
         **_plain_name(cache),
         "policy": stats.settings.policy.value,
+        "shards": stats.settings.shards,
         "entries": stats.size,
         "max_entries": stats.max_size,
         "bytes": stats.bytes,

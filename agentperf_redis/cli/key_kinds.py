@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score, unpack_size
-from agentperf_redis.keys import decoded
+from agentperf_redis.keys import cache_of, decoded
 from agentperf_redis.metrics.histogram import bucket_bounds
 
+_SHARDED = ("cache", "tiered")
 _MAX_S = 253_402_300_799
 """The end of the year 9999, s since 1970. A later time means never."""
 
@@ -153,8 +154,10 @@ def known(key: str) -> Known | None:
     for kind in KINDS:
         groups = re.fullmatch(kind.part, part, re.DOTALL)
         if groups is not None and re.fullmatch(kind.service, service):
-            name = decoded(resource)
-            return Known(kind, namespace, service, name, kind.holds.format(name, *map(_named, groups.groups())))
+            encoded, shard = cache_of(resource) if service in _SHARDED else (resource, None)
+            name = decoded(encoded)
+            words = name if shard is None else f"{name}, shard {shard},"
+            return Known(kind, namespace, service, name, kind.holds.format(words, *map(_named, groups.groups())))
     return None
 
 
@@ -501,7 +504,7 @@ KINDS = (
         "settings and counters of the cache {0} (`agentperf cache stats`)",
         (
             Meaning("schema", "major version of the data model"),
-            Meaning("settings", "policy, capacities, bytes and TTLs in ms; 0 is no limit"),
+            Meaning("settings", "policy, capacities, bytes and TTLs in ms; 0 is no limit; shards, if several"),
             Meaning("clock", "the cache's clock at the last write", at_clock),
             Meaning("removed", "the cache's clock at the last removal", at_clock),
             Meaning("bytes", "bytes of all entries"),

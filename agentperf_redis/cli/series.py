@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from agentperf_redis import keys as key_names
 from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.cache import history as cache_history
-from agentperf_redis.cache.operator import SERVICES
+from agentperf_redis.cache.operator import SERVICES, keys_of
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -138,8 +137,8 @@ def _of_cache(perf: AgentPerf, name: str, window: str | int, step: str | int, as
         raise NotFound(f"cache {quoted(name)}")
     if len(services) > 1:
         raise WrongUsage(f"{quoted(name)} is both an LRUCache and a TieredCache: rename one of them")
-    keys = key_names.cache(perf.backend.namespace, services[0], name)
-    rows = perf.backend.run(cache_history.series(keys, window, step, as_of))
+    shards = perf.backend.run(keys_of(perf.backend, services[0], name))
+    rows = perf.backend.run(cache_history.series(shards, window, step, as_of))
     return _Rows(
         "cache",
         name,

@@ -365,11 +365,12 @@ class CacheDetail(Detail[CacheView]):
         limit = "" if stats.max_bytes is None else f" of {size_text(stats.max_bytes)}"
         used = "" if view.last_used is None else f" · last use {cells.ago(view.last_used.timestamp())}"
         size = f"{stats.size} of {counted(stats.max_size, 'entry', 'entries')}, {size_text(stats.bytes)}{limit}"
+        shards = f", {stats.settings.shards} shards" if stats.settings.shards > 1 else ""
         reads = f"{counted(stats.hits, 'hit')}, {counted(stats.misses, 'miss', 'misses')}"
         rates = f"hit rate {cells.share(view.row.hit_rate)}, in the window {cells.share(view.row.recent_hit_rate)}"
         rest = f"{stats.evictions} evicted · {stats.corrupt} damaged · {stats.seconds_saved:.1f} s saved"
         return [
-            f"{view.kind} cache, policy {stats.settings.policy.value} · {size}{used}",
+            f"{view.kind} cache, policy {stats.settings.policy.value}{shards} · {size}{used}",
             f"{reads}, {rates} · {rest}",
         ]
 

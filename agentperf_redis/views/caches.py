@@ -15,7 +15,7 @@ from agentperf_redis.cache.flows.inspection import read_all_stats, read_stats
 from agentperf_redis.cache.flows.ranking import EntryRankings, read_rankings
 from agentperf_redis.cache.history import CacheSeriesRow
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, TierStats
-from agentperf_redis.cache.operator import SERVICES, ExistingCache
+from agentperf_redis.cache.operator import SERVICES, ExistingCache, keys_of
 from agentperf_redis.command import Flow
 from agentperf_redis.views.agents import seconds_of
 from agentperf_redis.views.reading import Fault, Parts
@@ -236,7 +236,7 @@ def _caches(
     found = selected(map(CacheRow, every), _name, _VALUES, order, match, limit, offset)
     charts = Parts(
         **{
-            f"history of {row.kind} cache {row.name}": _steps(perf, row.kind, row.name, window, as_of, SPARKLINE_STEPS)
+            f"history of {row.kind} cache {row.name}": _steps(perf, row.stats, window, as_of, SPARKLINE_STEPS)
             for row in found.rows[:MAX_HISTORIES]
         }
     )
@@ -248,10 +248,14 @@ def _caches(
     )
 
 
+def _shards(perf: AgentPerf, stats: CacheStats) -> tuple[keys.CacheKeys, ...]:
+    return keys.cache_shards(perf.backend.namespace, _SERVICE_OF[stats.kind], stats.name, stats.settings.shards)
+
+
 def _steps(
-    perf: AgentPerf, kind: str, name: str, window: str | float, as_of: Timestamp, most: int
+    perf: AgentPerf, stats: CacheStats, window: str | float, as_of: Timestamp, most: int
 ) -> Flow[tuple[CacheSeriesRow, ...]]:
-    where = keys.cache(perf.backend.namespace, _SERVICE_OF[kind], name)
+    where = _shards(perf, stats)
     return steps_read(lambda step: history.series(where, window, step, as_of), (), window, as_of, most)
 
 
@@ -292,9 +296,9 @@ def _cache(
         return None
     existing = ExistingCache(perf.backend, service, name, stats.settings)
     parts = Parts(
-        history=_steps(perf, stats.kind, name, window, as_of, CHART_STEPS),
+        history=_steps(perf, stats, window, as_of, CHART_STEPS),
         last_use=existing.last_used(),
-        **({"entries": _entries(perf, service, name)} if entries else {}),
+        **({"entries": _entries(perf, stats)} if entries else {}),
     )
     yield from parts.read()
     return CacheView(
@@ -310,8 +314,8 @@ def _cache(
     )
 
 
-def _entries(perf: AgentPerf, service: str, name: str) -> Flow[EntryRankings]:
-    return read_rankings(keys.cache(perf.backend.namespace, service, name), TOP_ENTRIES, MAX_SCANNED)
+def _entries(perf: AgentPerf, stats: CacheStats) -> Flow[EntryRankings]:
+    return read_rankings(_shards(perf, stats), TOP_ENTRIES, MAX_SCANNED)
 
 
 def entries(perf: AgentPerf, name: str, kind: CacheKind | str) -> Flow[EntryRankings]:
@@ -323,7 +327,12 @@ def entries(perf: AgentPerf, name: str, kind: CacheKind | str) -> Flow[EntryRank
         kind: its kind.
     """
     arguments.name("name", name)
-    return _entries(perf, _SERVICE_OF[arguments.choice("kind", kind, CacheKind).value], name)
+    return _entries_of(perf, _SERVICE_OF[arguments.choice("kind", kind, CacheKind).value], name)
+
+
+def _entries_of(perf: AgentPerf, service: str, name: str) -> Flow[EntryRankings]:
+    shards = yield from keys_of(perf.backend, service, name)
+    return (yield from read_rankings(shards, TOP_ENTRIES, MAX_SCANNED))
 
 
 def tiers_of(stats: CacheStats) -> tuple[TierRow, ...]:

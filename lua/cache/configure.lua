@@ -5,22 +5,25 @@
 --   new       ZSET  <tag>:new
 --   cold      ZSET  <tag>:cold
 --   ghost     ZSET  <tag>:ghost
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, these keys belong
+--   either to the cache, whose meta has only the settings, or to one of its shards, which has its share of the limits.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
---   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>". The TTLs are in ms;
---                   0 is no limit
---   given     text  one digit for each of the 8 values: 1 if the caller chose it, 0 if it applies only to a new cache
+--   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
+--                   TTLs are in ms; 0 is no limit; without a number, there is one shard
+--   given     text  one digit for each of the 9 values: 1 if the caller chose it, 0 if it applies only to a new cache
+--   share     int   minimum number of entries for each shard, if there are several
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
+--   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; not done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1); O(N log N) when the policy changes from tinylfu
 --@include corrupt
 --@include whole_number
 local META, NEW, COLD, GHOST = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local SCHEMA, SETTINGS, GIVEN = ARGV[1], ARGV[2], ARGV[3]
+local SCHEMA, SETTINGS, GIVEN, SHARE = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local FORM = '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$'
 
 local call = redis.call
@@ -33,12 +36,24 @@ if not schema then return corrupt(META, 'a schema that is no number') end
 if schema ~= tonumber(SCHEMA) then return {-1, schema} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local settings, have, want = SETTINGS, {string.match(before[1] or '', FORM)}, {string.match(SETTINGS, FORM)}
-local is_usable = have[1] and true       -- false if a number is too long: another program has changed the settings
-for i = 2, #have do is_usable = is_usable and #have[i] <= (i == 5 and 16 or 15) end
-if is_usable then
-  for i = 1, #want do if string.sub(GIVEN, i, i) == '0' then want[i] = have[i] end end
-  settings = string.format('%s capacity %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want))
+-- Return the values of a settings text, at most 15 or 16 digits each. Another program may have changed a stored text.
+local function values(text)
+  local limits, shards = string.match(text, '^(.*) shards (%d+)$')
+  local found = {string.match(limits or text, FORM)}
+  if not found[1] then return nil end
+  found[9] = shards or '1'
+  for i = 2, 9 do if #found[i] > (i == 5 and 16 or i == 9 and 3 or 15) then return nil end end
+  return found
+end
+local settings, have, want = SETTINGS, values(before[1] or ''), values(SETTINGS)
+if have then
+  for i = 1, 9 do if string.sub(GIVEN, i, i) == '0' then want[i] = have[i] end end
+  local shards, total = tonumber(want[9]), want[2] + want[3] + want[4]
+  local fits = want[9] == have[9] and (shards == 1 or total >= shards * SHARE)
+  for i = 2, 5 do fits = fits and (shards == 1 or want[i] == '0' or tonumber(want[i]) >= shards) end
+  if not fits then return {-2, before[1]} end
+  settings = string.format('%s capacity %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want, 1, 8))
+  if shards > 1 then settings = settings .. ' shards ' .. want[9] end
 end
 if before[1] ~= settings then
   if before[1] and string.match(before[1], '^tinylfu') and not string.match(settings, '^tinylfu') then

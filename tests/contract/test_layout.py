@@ -54,6 +54,7 @@ PROVEN_BY = {
     "cache/maintenance.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/operator.py": f"{INTEGRATION}/cache/test_existing.py",
     "cache/process/compute_lease.py": f"{INTEGRATION}/cache/test_computing.py",
+    "cache/process/shard.py": f"{INTEGRATION}/cache/test_shards.py",
     "cache/process/shared_state.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/tiered.py": "tests/stateful/cache/test_tiered.py",
     "cli/agents.py": f"{INTEGRATION}/cli/test_metrics.py",

@@ -26,7 +26,13 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
         service: "cache" or "tiered".
         name: name of the cache.
     """
-    where = key_names.cache(namespace, service, name)
+    settings = Settings.parse(raw.hget(key_names.cache(namespace, service, name).meta, "settings"))
+    assert settings is not None
+    shards = key_names.cache_shards(namespace, service, name, settings.shards)
+    return [fault for where in shards for fault in _faults_in(raw, where)]
+
+
+def _faults_in(raw: Any, where: key_names.CacheKeys) -> list[str]:
     found: list[str] = []
     meta = raw.hgetall(where.meta)
     settings = Settings.parse(meta["settings"])

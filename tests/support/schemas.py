@@ -129,6 +129,7 @@ CACHE_COUNTS = {
 CACHE_STATS = fields(
     **CACHE,
     policy=TEXT,
+    shards=COUNT,
     **CACHE_COUNTS,
     expirations=COUNT,
     corrupt=COUNT,
@@ -535,13 +536,18 @@ SCHEMAS: dict[str, Schema] = {
     "lb delete-pool": document("lb delete-pool", pool=TEXT, deleted=FLAG, instances=COUNT, leases=COUNT),
     "lb repair": document("lb repair", pool=TEXT, instances=COUNT, wrong=COUNT, orphans=COUNT),
     "cache list": document("cache list", caches=rows(more(CACHE_STATS, last_used=maybe(TIME)))),
-    "cache stats": document("cache stats", **CACHE_STATS["properties"]),
+    "cache stats": document(
+        "cache stats",
+        **CACHE_STATS["properties"],
+        spread=rows(fields(node=TEXT, shards=COUNT, entries=COUNT, bytes=COUNT)),
+    ),
     "cache keys": document("cache keys", **CACHE, keys=rows(TEXT), complete=FLAG),
     "cache top": document("cache top", **CACHE, size=RANKED_ENTRIES, reads=RANKED_ENTRIES, cost=RANKED_ENTRIES),
     "cache get": document(
         "cache get",
         **CACHE,
         key=TEXT,
+        redis_key=TEXT,
         value=ANY,
         created_at=TIME,
         expires_at=maybe(TIME),

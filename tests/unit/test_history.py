@@ -243,7 +243,7 @@ class Server:
 
 def sampler(server: Server, jobs: Jobs, in_use: Callable[[], dict[str, str]] = dict) -> Sampler[str]:
     fake: Any = server
-    return Sampler(fake, jobs, lambda name: name, lambda: 1.0, in_use)  # type: ignore[arg-type,return-value]
+    return Sampler(fake, jobs, lambda name: (name,), lambda: 1.0, in_use)  # type: ignore[arg-type,return-value]
 
 
 def test_used_resources_are_sampled_once_a_slice() -> None:

@@ -47,6 +47,7 @@ from agentperf_redis.cache.commands.replies import (
 from agentperf_redis.cache.commands.settings import (
     SCHEMA,
     Deployed,
+    NotShared,
     OtherSchema,
     deploy,
     stored_settings,
@@ -67,6 +68,7 @@ __all__ = [
     "Lead",
     "Mode",
     "NoSettings",
+    "NotShared",
     "OtherSchema",
     "PopReply",
     "PutReply",

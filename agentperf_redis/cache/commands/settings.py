@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentperf_redis.cache.commands.replies import unexpected
-from agentperf_redis.cache.model import ALL_GIVEN, Settings
+from agentperf_redis.cache.model import ALL_GIVEN, MIN_SHARD_ENTRIES, Settings
 from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
@@ -35,18 +35,31 @@ class OtherSchema:
     schema: int
 
 
-def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | OtherSchema]:
-    """Write the settings of a cache; `given` is explained at `model.Settings.fields`."""
+@dataclass(frozen=True, slots=True)
+class NotShared:
+    """The settings were refused: the cache has another number of shards, or its shards cannot share a limit.
 
-    def decode(reply: Reply) -> Deployed | OtherSchema:
+    Attributes:
+        stored: the settings in effect, as text.
+    """
+
+    stored: str
+
+
+def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | OtherSchema | NotShared]:
+    """Write the settings of a cache or of a shard; `given` is explained at `model.Settings.fields`."""
+
+    def decode(reply: Reply) -> Deployed | OtherSchema | NotShared:
         match reply:
             case [1, int(now_ms), bytes(before), bytes(now)]:
                 return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
             case [-1, int(schema)]:
                 return OtherSchema(schema)
+            case [-2, bytes(stored)]:
+                return NotShared(stored.decode(errors="replace"))
         raise unexpected(keys.meta, reply)
 
-    args: NamedArgs = {"schema": SCHEMA, "settings": settings.text, "given": given}
+    args: NamedArgs = {"schema": SCHEMA, "settings": settings.text, "given": given, "share": MIN_SHARD_ENTRIES}
     return Command(_CONFIGURE, (keys.meta, keys.new, keys.cold, keys.ghost), args, decode)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final, TypeAlias
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import entry_format, history
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
-from agentperf_redis.cache.flows.access_reports import flush_if_possible
-from agentperf_redis.cache.flows.settings import before_read
+from agentperf_redis.cache.flows.access_reports import flush_all, flush_if_possible
+from agentperf_redis.cache.flows.settings import shards_to_read
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
-from agentperf_redis.windows import Timestamp, Window
+from agentperf_redis.windows import Timestamp, Window, asked_steps
 
+Cursor: TypeAlias = tuple[int, str]
+"""A position in the scan of a cache: number of the shard, and cursor in its index."""
+FIRST_PAGE: Final[Cursor] = (0, "0")
 _PAGE = 1000
 """Index members read in one command."""
 _HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
@@ -26,7 +31,7 @@ _HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
 
 def stats(shared: SharedState) -> Flow[CacheStats]:
     """Return the statistics of all processes together, including the latest reads of this process."""
-    yield from flush_if_possible(shared)
+    yield from flush_if_possible(flush_all(shared), shared)
     snapshot = yield from read_stats(shared.backend, shared.service, shared.name)
     return snapshot or _no_stats(shared)
 
@@ -35,21 +40,26 @@ def series(
     shared: SharedState, window: Window, step: Window, as_of: Timestamp
 ) -> Flow[tuple[history.CacheSeriesRow, ...]]:
     """Return the rows of the cache's history. The arguments are checked at the call, before the flow runs."""
-    return _series(shared, history.series(shared.keys, window, step, as_of))
+    asked_steps(window, step, as_of)
+    return _series(shared, window, step, as_of)
 
 
 def _series(
-    shared: SharedState, reading: Flow[tuple[history.CacheSeriesRow, ...]]
+    shared: SharedState, window: Window, step: Window, as_of: Timestamp
 ) -> Flow[tuple[history.CacheSeriesRow, ...]]:
-    yield from before_read(shared)
-    return (yield from reading)
+    where = yield from _keys_to_read(shared)
+    return (yield from history.series(where, window, step, as_of))
+
+
+def _keys_to_read(shared: SharedState) -> Flow[tuple[CacheKeys, ...]]:
+    shards = yield from shards_to_read(shared)
+    return tuple(shard.keys for shard in shards)
 
 
 def size(shared: SharedState) -> Flow[int]:
     """Return the number of entries."""
-    yield from before_read(shared)
-    count = yield from inspection.members(shared.keys.size, of_hash=True)
-    return count
+    where = yield from _keys_to_read(shared)
+    return sum((yield from Batch(tuple(inspection.members(each.size, of_hash=True) for each in where))))
 
 
 def oldest_first(shared: SharedState) -> Flow[list[str]]:
@@ -57,37 +67,54 @@ def oldest_first(shared: SharedState) -> Flow[list[str]]:
 
     If an entry does not hold its whole key, its stored name is returned instead.
     """
-    yield from flush_if_possible(shared)
-    names = yield from read_keys(shared.keys)
+    yield from flush_if_possible(flush_all(shared), shared)
+    where = yield from _keys_to_read(shared)
+    names = yield from read_keys(where)
     return (yield from _whole_keys(shared, names))
 
 
-def page(shared: SharedState, cursor: str, count: int) -> Flow[tuple[str, list[str]]]:
-    """Return the next cursor, "0" at the end, and about `count` keys, in no order. Pages may overlap.
+def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor | None, list[str]]]:
+    """Return the next cursor, None at the end, and about `count` keys, in no order. Pages may overlap.
 
     Args:
         shared: the state of the cache in this process.
-        cursor: "0", or the cursor that the previous page returned.
+        cursor: FIRST_PAGE, or the cursor that the previous page returned.
         count: the size of the page. A small cache is returned as a whole.
     """
-    yield from before_read(shared)
-    after, found = yield from inspection.sizes_page(shared.keys, cursor, count)
-    return after, (yield from _whole_keys(shared, [name for name, _ in found]))
+    where = yield from _keys_to_read(shared)
+    shard, position = cursor
+    if shard >= len(where):  # the cache was created again with fewer shards
+        return None, []
+    position, found = yield from inspection.sizes_page(where[shard], position, count)
+    after = (shard, position) if position != "0" else (shard + 1, "0")
+    names = yield from _whole_keys(shared, [name for name, _ in found])
+    return (None if after[0] == len(where) else after), names
 
 
 def _whole_keys(shared: SharedState, names: list[str]) -> Flow[list[str]]:
     """Replace stored names by the keys that their entries hold."""
     held: dict[str, str] = {}
     for chunk in chunks([name for name in names if key_names.is_shortened(name)]):
-        heads = yield from Batch(tuple(inspection.beginning(shared.keys, name, _HEAD_BYTES) for name in chunk))
+        heads = yield from Batch(
+            tuple(inspection.beginning(shared.shard(name).keys, name, _HEAD_BYTES) for name in chunk)
+        )
         for name, head in zip(chunk, heads, strict=True):
             with suppress(Undecodable):  # the entry is damaged, or gone
                 held[name] = entry_format.held_key(entry_format.parse(head), name) or name
     return [held.get(name, name) for name in names]
 
 
-def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:
-    """Return the stored names of at most `limit` entries, oldest access first."""
+def read_keys(shards: Sequence[CacheKeys], limit: int | None = None) -> Flow[list[str]]:
+    """Return the stored names of at most `limit` entries of a cache, oldest access first."""
+    scored: list[tuple[float, str]] = []
+    for where in shards:
+        scored += yield from _oldest(where, limit)
+    names = [name for _, name in sorted(scored)]
+    return names if limit is None else names[:limit]
+
+
+def _oldest(where: CacheKeys, limit: int | None) -> Flow[list[tuple[float, str]]]:
+    """Return the scores and the stored names of at most about `limit` entries of a shard."""
     scored: list[tuple[float, str]] = []
     for index in (where.cold, where.new, where.warm, where.hot):
         first = 0
@@ -97,23 +124,24 @@ def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:
             first += len(page)
             if len(page) < _PAGE:
                 break
-    names = [name for _, name in sorted(scored)]
-    return names if limit is None else names[:limit]
+    return scored
 
 
 def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | None]:
     """Return the statistics of any cache of a namespace, or None if the cache has no settings."""
-    where = key_names.cache(backend.namespace, service, name)
-    text, count = yield from inspection.counters(where)
+    text, count = yield from inspection.counters(key_names.cache(backend.namespace, service, name))
     settings = Settings.parse(text)
     if settings is None:
         return None
-    size, hot, warm, cold, new = yield from Batch(
-        (
-            inspection.members(where.size, of_hash=True),
-            *(inspection.members(index) for index in (where.hot, where.warm, where.cold, where.new)),
-        )
+    shards = key_names.cache_shards(backend.namespace, service, name, settings.shards)
+    if len(shards) > 1:
+        counts = yield from Batch(tuple(map(inspection.counters, shards)))
+        count = {counter: sum(its[counter] for _, its in counts) for counter in count}
+    indexes = [(each.size, each.hot, each.warm, each.cold, each.new) for each in shards]
+    members = yield from Batch(
+        tuple(inspection.members(index, of_hash=not at) for its in indexes for at, index in enumerate(its))
     )
+    size, hot, warm, cold, new = (sum(members[at::5]) for at in range(5))
     hits = [count[tier.value] for tier in TIERS]
     misses = count["misses"]
     lookups = sum(hits) + misses

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
@@ -12,17 +14,29 @@ from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.cancelling import cancel_requests
 from agentperf_redis.cache.flows.reads import MISSING, Reader
-from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
-from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState
-from agentperf_redis.command import Flow
-from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.cache.flows.settings import ATTEMPTS, at_once, grouped, ready, shard_to_write
+from agentperf_redis.cache.process.shard import InvalidationScope, PendingInvalidation, Shard
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.command import Batch, Command, Flow
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request(Generic[T]):
+    """A command that invalidates entries of one shard, and what stays pending if the shard cannot be reached."""
+
+    shard: Shard
+    command: Command[T]
+    pending: tuple[PendingInvalidation, ...]
 
 
 class Eraser:
     """Deletions and invalidations of one cache object.
 
     An invalidation that fails because the server does not answer stays pending: this process sends it before its next
-    read or write.
+    read or write of the shards that it did not reach. It is acknowledged when all shards concerned have it.
 
     Args:
         reader: the object's reader.
@@ -36,25 +50,71 @@ class Eraser:
         """Remove entries. Returns how many existed."""
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
         removed = 0
-        for chunk in chunks(names):
-            for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS):
+            lost: list[str] = []
+            while names:
+                count = at_once(self.shared)
+                sent, names = names[:count], names[count:]
                 try:
-                    yield from ready(self.shared)
-                    reply = yield from commands.delete(self.shared.keys, chunk, self.shared.origin)
+                    for request, reply in (yield from self._invalidate(partial(self._deletions, sent))):
+                        if isinstance(reply, NoSettings):
+                            request.shard.lose_settings()
+                            lost += [name for _, name in request.pending]
+                        else:
+                            removed += reply[0]
+                            request.shard.learn(reply[1])
                 except BackendUnavailable:
-                    self.shared.add_pending(
-                        (InvalidationScope.KEY, name) for name in names
-                    )  # repeating a completed deletion is harmless
+                    for name in names:
+                        self.shared.shard(name).add_pending([(InvalidationScope.KEY, name)])
                     raise
                 finally:
-                    for name in chunk:
+                    for name in sent:
                         self.shared.changed(name)
-                if not isinstance(reply, NoSettings):
-                    removed += reply[0]
-                    self.shared.learn(reply[1])
-                    break
-                self.shared.deployed = False
+            names = lost
         return removed
+
+    def _deletions(self, names: list[str]) -> list[_Request[tuple[int, int] | NoSettings]]:
+        return [
+            _Request(
+                shard,
+                commands.delete(shard.keys, chunk, self.shared.origin),
+                tuple((InvalidationScope.KEY, name) for name in chunk),
+            )
+            for shard, chunk in grouped(self.shared, names)
+        ]
+
+    def _invalidate(self, divide: Callable[[], list[_Request[T]]]) -> Flow[list[tuple[_Request[T], T]]]:
+        """Send invalidations to several shards, side by side. Those that a shard does not answer stay pending.
+
+        Args:
+            divide: returns the requests for the present shards; called again if there is another number of shards.
+
+        Returns:
+            The requests and their results. If any request fails, the first error is raised after all were sent.
+        """
+        while True:
+            requests, shards, errors = divide(), self.shared.shards, dict[Shard, AgentPerfError]()
+            for shard in dict.fromkeys(request.shard for request in requests):
+                try:
+                    yield from ready(shard)
+                except BackendUnavailable as error:
+                    errors[shard] = error
+            if shards is self.shared.shards:
+                break
+        sent = [request for request in requests if request.shard not in errors]
+        results = yield from Batch(tuple(request.command for request in sent)).settled()
+        answered = []
+        for request, result in zip(sent, results, strict=True):
+            if isinstance(result, AgentPerfError):
+                errors[request.shard] = result
+            else:
+                answered.append((request, result))
+        for request in requests:
+            if isinstance(errors.get(request.shard), BackendUnavailable):
+                request.shard.add_pending(request.pending)  # repeating a completed invalidation is harmless
+        if errors:
+            raise next(iter(errors.values()))
+        return answered
 
     def delete(self, key: str) -> Flow[bool]:
         """Remove one entry. Returns whether there was one."""
@@ -65,31 +125,33 @@ class Eraser:
     def pop(self, key: str, default: Any) -> Flow[Any]:
         """Remove one entry and return its value, or the default."""
         name, shared, again = stored_name(key), self.shared, False
-        request, seen = entry_format.new_request(name, name), shared.seen
+        request, seen = entry_format.new_request(name, name), None
         for _ in range(ATTEMPTS):
-            yield from ready(shared)
-            sent_at, until_ms = time.monotonic(), shared.until_ms()
+            shard = yield from shard_to_write(shared, name)
+            seen = shard.seen if seen is None else seen
+            sent_at, until_ms = time.monotonic(), shard.until_ms()
             try:
                 reply = yield from commands.pop(
-                    *(shared.keys, name, request), until_ms=until_ms, again=again, seen=seen, origin=shared.origin
+                    *(shard.keys, name, request), until_ms=until_ms, again=again, seen=seen, origin=shared.origin
                 )
             except BaseException as error:
-                yield from cancel_requests(shared, error, (request,), until_ms)
+                yield from cancel_requests(shard, error, (request,), until_ms)
                 raise
             finally:
                 shared.changed(name)
             match reply.outcome:
                 case PutResult.NO_SETTINGS:
-                    shared.deployed, again = False, True  # an earlier copy may be under way
+                    shard.lose_settings()
+                    again = True  # an earlier copy may be under way
                 case PutResult.LATE:
-                    shared.set_clock(reply.version, sent_at)
+                    shard.set_clock(reply.version, sent_at)
                     again = True
                 case PutResult.STORED:
-                    shared.learn(reply.version)
-                    value, _ = yield from self.reader.value(name, (reply.entry, None), counted=True)
+                    shard.learn(reply.version)
+                    value, _ = yield from self.reader.value(shard, name, (reply.entry, None), counted=True)
                     return default if value is MISSING else value
                 case PutResult.CONDITION_FAILED:
-                    shared.access_buffer.missed()
+                    shard.access_buffer.missed()
                     return default
                 case _:
                     break
@@ -98,44 +160,59 @@ class Eraser:
 
     def clear(self) -> Flow[None]:
         """Make every entry a miss."""
+        shared, pending = self.shared, ((InvalidationScope.ALL, ""),)
         try:
-            yield from ready(self.shared)
-            _, version = yield from commands.clear(self.shared.keys, self.shared.origin)
-        except BackendUnavailable:
-            self.shared.add_pending([(InvalidationScope.ALL, "")])
-            raise
+            cleared = yield from self._invalidate(
+                lambda: [_Request(each, commands.clear(each.keys, shared.origin), pending) for each in shared.shards]
+            )
         finally:
-            self.shared.flights.detach_all()
-            if self.shared.local is not None:
-                self.shared.local.flush()
-        self.shared.learn(version)
+            shared.flights.detach_all()
+            if shared.local is not None:
+                shared.local.flush()
+        for request, (_, version) in cleared:
+            request.shard.learn(version)
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
         """Invalidate every entry with one of the tags."""
-        names = stored_tags(tags)
+        names, shared = stored_tags(tags), self.shared
+        pending = tuple((InvalidationScope.TAG, tag) for tag in names)
         for chunk in chunks(list(names)):
             try:
-                yield from ready(self.shared)
-                version = yield from commands.invalidate_tags(self.shared.keys, tuple(chunk), self.shared.origin)
-            except BackendUnavailable:
-                self.shared.add_pending((InvalidationScope.TAG, tag) for tag in names)
-                raise
+                invalidated = yield from self._invalidate(partial(self._tag_invalidations, tuple(chunk), pending))
             finally:
-                self.shared.flights.detach_all()  # the tags of the values being computed are not known yet
+                shared.flights.detach_all()  # the tags of the values being computed are not known yet
                 for tag in chunk:
-                    if self.shared.local is not None:
-                        self.shared.local.drop_tag(tag)
-            self.shared.learn(version)
+                    if shared.local is not None:
+                        shared.local.drop_tag(tag)
+            for request, version in invalidated:
+                request.shard.learn(version)
+
+    def _tag_invalidations(
+        self, tags: tuple[str, ...], pending: tuple[PendingInvalidation, ...]
+    ) -> list[_Request[int]]:
+        return [
+            _Request(shard, commands.invalidate_tags(shard.keys, tags, self.shared.origin), pending)
+            for shard in self.shared.shards
+        ]
 
     def sweep(self) -> Flow[int]:
         """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag; return the number."""
-        total, cursor = 0, "0"
-        yield from ready(self.shared)
+        total = 0
         while True:
-            swept = yield from commands.sweep(self.shared.keys, cursor)
-            if isinstance(swept, NoSettings):
-                return total
-            total += swept.expired + swept.freed + swept.orphans + swept.evicted
-            cursor = swept.cursor
-            if cursor == "0" and not swept.more:
-                return total
+            shards = self.shared.shards
+            for shard in shards:
+                yield from ready(shard)
+            if shards is self.shared.shards:
+                break
+        cursors = dict.fromkeys(shards, "0")
+        while cursors:
+            steps = yield from Batch(tuple(commands.sweep(shard.keys, cursor) for shard, cursor in cursors.items()))
+            for shard, swept in zip(list(cursors), steps, strict=True):
+                if isinstance(swept, NoSettings):
+                    del cursors[shard]
+                    continue
+                total += swept.expired + swept.freed + swept.orphans + swept.evicted
+                cursors[shard] = swept.cursor
+                if swept.cursor == "0" and not swept.more:
+                    del cursors[shard]
+        return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -95,60 +96,70 @@ class EntryRankings:
     complete: bool
 
 
-def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
+def read_top(shards: Sequence[CacheKeys], limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
     """Return at most `limit` entries for each ranking, the highest first. Entries whose measure is 0 are left out.
 
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.
     """
-    return (yield from _read(where, limit, math.inf, with_tags=False)).best
+    return (yield from _read(shards, limit, math.inf, with_tags=False)).best
 
 
-def read_rankings(where: CacheKeys, limit: int, max_entries: int) -> Flow[EntryRankings]:
+def read_rankings(shards: Sequence[CacheKeys], limit: int, max_entries: int) -> Flow[EntryRankings]:
     """Return the top entries as `read_top`, and the tags, of at most about `max_entries` entries."""
-    return (yield from _read(where, limit, max_entries, with_tags=True))
+    return (yield from _read(shards, limit, max_entries, with_tags=True))
 
 
-def _read(where: CacheKeys, limit: int, max_entries: float, *, with_tags: bool) -> Flow[EntryRankings]:
-    """Rank the entries. Counting tags keeps the name of each entry that has any, so it needs a bound of the entries."""
-    gen = yield from commands.invalidation_epoch(where)
-    try:
-        invalidation_epoch = (
-            entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
-        )
-    except Undecodable:
-        raise CorruptState(where.epochs, "not three versions") from None
+def _read(shards: Sequence[CacheKeys], limit: int, max_entries: float, *, with_tags: bool) -> Flow[EntryRankings]:
+    """Rank the entries. Counting tags keeps the name of each entry that has any, so it needs a bound of the entries.
+
+    If there are more entries than the bound, each shard contributes its part of them.
+    """
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
     tags: dict[str, dict[str, int]] = {}  # by tag, the bytes of each entry: a page may contain an entry again
-    scanned = 0
-    cursor = "0"
-    while True:
-        cursor, page = yield from inspection.sizes_page(where, cursor, _PAGE)
-        names = dict(page)
-        heads = yield from Batch(tuple(inspection.beginning(where, name, _HEAD_BYTES) for name in names))
-        found = zip(names, map(_opened, heads), strict=True)
-        alive = yield from _alive(
-            where, invalidation_epoch, {name: stored for name, stored in found if stored is not None}
-        )
-        ranked_entries = [_ranked_entry(name, names[name], stored) for name, stored in alive.items()]
-        for by, leaders in best.items():
-            candidates = {each.name: each for each in (*leaders.values(), *ranked_entries) if each.measure(by) > 0}
-            best[by] = {
-                each.name: each
-                for each in heapq.nlargest(limit, candidates.values(), key=lambda each: (each.measure(by), each.name))
-            }
-        for entry in ranked_entries if with_tags else ():
-            for tag in entry.tags:
-                tags.setdefault(tag, {})[entry.name] = entry.size_bytes
-        scanned += len(names)
-        if cursor == "0" or scanned >= max_entries:
-            uses = [TagUse(tag, len(sizes), sum(sizes.values())) for tag, sizes in tags.items()]
-            return EntryRankings(
-                {by: list(leaders.values()) for by, leaders in best.items()},
-                tuple(sorted(uses, key=lambda use: (-use.entries, use.tag))[:limit]),
-                scanned,
-                cursor == "0",
+    scanned, complete = 0, True
+    for done, where in enumerate(shards, start=1):
+        invalidation_epoch = yield from _invalidation_epoch(where)
+        cursor = "0"
+        while True:
+            cursor, page = yield from inspection.sizes_page(where, cursor, _PAGE)
+            names = dict(page)
+            heads = yield from Batch(tuple(inspection.beginning(where, name, _HEAD_BYTES) for name in names))
+            found = zip(names, map(_opened, heads), strict=True)
+            alive = yield from _alive(
+                where, invalidation_epoch, {name: stored for name, stored in found if stored is not None}
             )
+            ranked_entries = [_ranked_entry(name, names[name], stored) for name, stored in alive.items()]
+            for by, leaders in best.items():
+                candidates = {each.name: each for each in (*leaders.values(), *ranked_entries) if each.measure(by) > 0}
+                best[by] = {
+                    each.name: each
+                    for each in heapq.nlargest(
+                        limit, candidates.values(), key=lambda each: (each.measure(by), each.name)
+                    )
+                }
+            for entry in ranked_entries if with_tags else ():
+                for tag in entry.tags:
+                    tags.setdefault(tag, {})[entry.name] = entry.size_bytes
+            scanned += len(names)
+            if cursor == "0" or scanned >= max_entries * done / len(shards):
+                break
+        complete = complete and cursor == "0"
+    uses = [TagUse(tag, len(sizes), sum(sizes.values())) for tag, sizes in tags.items()]
+    return EntryRankings(
+        {by: list(leaders.values()) for by, leaders in best.items()},
+        tuple(sorted(uses, key=lambda use: (-use.entries, use.tag))[:limit]),
+        scanned,
+        complete,
+    )
+
+
+def _invalidation_epoch(where: CacheKeys) -> Flow[entry_format.InvalidationEpoch]:
+    gen = yield from commands.invalidation_epoch(where)
+    try:
+        return entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
+    except Undecodable:
+        raise CorruptState(where.epochs, "not three versions") from None
 
 
 def _opened(head: bytes) -> entry_format.Stored | None:

@@ -9,13 +9,22 @@ from typing import Any, Final
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, entry_format
-from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name
+from agentperf_redis.cache.arguments import distinct_keys, stored_name
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import Found, NoSettings
-from agentperf_redis.cache.flows.access_reports import flush_if_possible
-from agentperf_redis.cache.flows.settings import ATTEMPTS, before_read, ready
+from agentperf_redis.cache.flows.access_reports import flush, flush_if_possible
+from agentperf_redis.cache.flows.settings import (
+    ATTEMPTS,
+    at_once,
+    grouped,
+    prepare,
+    ready,
+    shard_to_read,
+    shard_to_write,
+)
 from agentperf_redis.cache.model import CacheEntry, Tier
 from agentperf_redis.cache.process.local_copies import MAX_COPY_TTL_S, Copy, LocalCopies, Ticket
+from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Batch, Flow
@@ -53,7 +62,6 @@ class Reader:
         self.codec = codec
         self.strict = strict
         self.local = local
-        self._known_gen: tuple[bytes | None, entry_format.InvalidationEpoch] = (None, entry_format.NOTHING_INVALIDATED)
 
     def get(self, key: str, default: Any) -> Flow[Any]:
         """Return the value of a key, or the default."""
@@ -92,27 +100,29 @@ class Reader:
                 names.setdefault(stored_name(key), []).append(key)
             else:
                 values[key] = value
-        if names:
-            yield from self._prepare()
-        for chunk in chunks(list(names)):
-            tickets = [self._ticket(name) for name in chunk]
-            *entries, gen = yield from commands.read_many(self.shared.keys, chunk)
-            for name, entry, ticket in zip(chunk, entries, tickets, strict=True):
-                value, stored = yield from self.value(name, (entry, gen), counted=True)
-                if value is not MISSING:
-                    values |= dict.fromkeys(names[name], value)
-                self._fill_local(names[name][0], name, stored, value, ticket)
-            if self.shared.access_buffer.is_full:
-                yield from flush_if_possible(self.shared)
+        left = list(names)
+        while left:
+            groups, left = yield from self._groups(left)
+            tickets = {name: self._ticket(name) for _, chunk in groups for name in chunk}
+            replies = yield from Batch(tuple(commands.read_many(shard.keys, chunk) for shard, chunk in groups))
+            for (shard, chunk), (*entries, gen) in zip(groups, replies, strict=True):
+                for name, entry in zip(chunk, entries, strict=True):
+                    value, stored = yield from self.value(shard, name, (entry, gen), counted=True)
+                    if value is not MISSING:
+                        values |= dict.fromkeys(names[name], value)
+                    self._fill_local(shard, names[name][0], name, stored, value, tickets[name])
+                if shard.access_buffer.is_full:
+                    yield from flush_if_possible(flush(shard), self.shared)
         return values
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return the value and the metadata of a key, or None if it has no value. This does not count as a read."""
         name = stored_name(key)
-        where = self.shared.keys
-        yield from flush_if_possible(self.shared)
+        shard = yield from shard_to_read(self.shared, name)
+        yield from flush_if_possible(flush(shard), self.shared)
+        where = shard.keys
         entry, gen = yield from commands.read(where, name)
-        value, stored = yield from self.value(name, (entry, gen), counted=False)
+        value, stored = yield from self.value(shard, name, (entry, gen), counted=False)
         if value is MISSING or stored is None:
             return None
         places = ((Tier.HOT, where.hot), (Tier.WARM, where.warm), (Tier.COLD, where.cold), (Tier.COLD, where.new))
@@ -147,8 +157,8 @@ class Reader:
     def ttl(self, key: str) -> Flow[float | None]:
         """Return the seconds until a value expires, `math.inf` for never; None if there is no value."""
         name = stored_name(key)
-        yield from before_read(self.shared)
-        left_ms = yield from commands.time_to_live(self.shared.keys, name)
+        shard = yield from shard_to_read(self.shared, name)
+        left_ms = yield from commands.time_to_live(shard.keys, name)
         if left_ms is None:
             return None
         return math.inf if left_ms == _NEVER_MS else left_ms / 1000
@@ -159,39 +169,51 @@ class Reader:
         """Read a value and its entry. If `miss` or `hit` is False, the caller records the miss or the hit."""
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
-        ticket = None
-        if self.local is not None or self.shared.unsent:
-            yield from self._prepare()
+        shared, ticket = self.shared, None
+        shard = shared.shard(name)
+        if self.local is not None or shard.unsent or not shared.laid_out:
+            shard = yield from self._prepared(name)
             ticket = self._ticket(name)
-        entry, gen = yield commands.read(self.shared.keys, name)
+        entry, gen = yield commands.read(shard.keys, name)
         # the code of `value`, inlined to save one generator, since every hit takes this path
-        stored, doubtful = self._opened(name, entry, gen, counted=True)
+        stored, doubtful = self._opened(shard, name, entry, gen, counted=True)
         if stored is not None and doubtful:
-            stored = yield from self._not_invalidated_by_tags(stored)
-        value = self._decoded(name, stored, miss=miss, hit=hit)
+            stored = yield from self._not_invalidated_by_tags(shard, stored)
+        value = self._decoded(shard, name, stored, miss=miss, hit=hit)
         if ticket is not None:
-            self._fill_local(key, name, stored, value, ticket)
-        if self.shared.access_buffer.is_full:
-            yield from flush_if_possible(self.shared)
+            self._fill_local(shard, key, name, stored, value, ticket)
+        if shard.access_buffer.is_full:
+            yield from flush_if_possible(flush(shard), shared)
         return value, stored
 
-    def _prepare(self) -> Flow[None]:
-        """Prepare a read.
+    def _prepared(self, name: str) -> Flow[Shard]:
+        """Return the shard of a key, ready for a read.
 
         If the object uses local copies, subscribe to changes, and get the server's time in order to compute when the
-        copies expire. Otherwise, send only what `before_read` sends.
+        copies expire. Otherwise, send only what `shard_to_read` sends.
         """
-        if self.local is not None:
-            self.shared.listen()
-            yield from ready(self.shared)
-        else:
-            yield from before_read(self.shared)
+        if self.local is None:
+            return (yield from shard_to_read(self.shared, name))
+        shard = yield from shard_to_write(self.shared, name)
+        self.shared.listen()
+        return shard
+
+    def _groups(self, names: list[str]) -> Flow[tuple[list[tuple[Shard, list[str]]], list[str]]]:
+        """Return the first names, grouped by their shards, which are ready for reads, and the names that are left."""
+        while True:
+            yield from self._prepared(names[0])  # learns the number of shards
+            shards, count = self.shared.shards, at_once(self.shared)
+            groups = grouped(self.shared, names[:count])
+            for shard in dict.fromkeys(shard for shard, _ in groups):
+                yield from prepare(shard) if self.local is None else ready(shard)
+            if shards is self.shared.shards:
+                return groups, names[count:]
 
     def _ticket(self, name: str) -> Ticket | None:
         return None if self.local is None else self.local.ticket(name)
 
     def _fill_local(
-        self, key: str, name: str, stored: entry_format.Stored | None, value: Any, ticket: Ticket | None
+        self, shard: Shard, key: str, name: str, stored: entry_format.Stored | None, value: Any, ticket: Ticket | None
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
@@ -201,48 +223,52 @@ class Reader:
             return
         ttl_s = MAX_COPY_TTL_S
         if stored.expires_ms:
-            ttl_s = (stored.expires_ms - self.shared.server_ms()) / 1000
+            ttl_s = (stored.expires_ms - shard.server_ms()) / 1000
         self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
         """Do what `look_up` does, in a strict cache: a script reads the entry, records the read and checks tags."""
         try:
-            read = yield from self._read_strictly(name, miss=miss)
+            shard, read = yield from self._read_strictly(name, miss=miss)
         except BackendFull as error:  # a full server cannot record the read, but still returns the value
             self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
-            entry, gen = yield from commands.read(self.shared.keys, name)
-            return (yield from self.value(name, (entry, gen), counted=False))
+            shard = yield from shard_to_read(self.shared, name)
+            entry, gen = yield from commands.read(shard.keys, name)
+            return (yield from self.value(shard, name, (entry, gen), counted=False))
         if read.wrong_type:
             self.warn_of_wrong_type(name)
-        value, stored = yield from self.value(name, read.found, counted=False)
+        value, stored = yield from self.value(shard, name, read.found, counted=False)
         if read.counted and value is MISSING:  # the script cannot decode values, so it has counted a hit
-            self.shared.access_buffer.found_corrupt()
+            shard.access_buffer.found_corrupt()
         return value, stored
 
-    def _read_strictly(self, name: str, *, miss: bool) -> Flow[commands.StrictRead]:
+    def _read_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Shard, commands.StrictRead]]:
         for _ in range(ATTEMPTS):
-            yield from ready(self.shared)
-            read = yield from commands.read_strictly(self.shared.keys, name, miss=miss)
+            shard = yield from shard_to_write(self.shared, name)
+            read = yield from commands.read_strictly(shard.keys, name, miss=miss)
             if not isinstance(read, NoSettings):
-                return read
-            self.shared.deployed = False
-        raise CorruptState(self.shared.keys.meta, "settings that are lost again after each write")
+                return shard, read
+            shard.lose_settings()
+        raise CorruptState(shard.keys.meta, "settings that are lost again after each write")
 
-    def value(self, name: str, found: Found, *, counted: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
+    def value(
+        self, shard: Shard, name: str, found: Found, *, counted: bool
+    ) -> Flow[tuple[Any, entry_format.Stored | None]]:
         """Return the decoded value of an entry (or MISSING), and the entry.
 
         Args:
+            shard: the shard of the key.
             name: stored name of the key.
             found: the entry and the invalidation epochs.
             counted: whether to record the hit or the miss.
         """
-        stored, doubtful = self._opened(name, *found, counted=counted)
+        stored, doubtful = self._opened(shard, name, *found, counted=counted)
         if stored is not None and doubtful:
-            stored = yield from self._not_invalidated_by_tags(stored)
-        return self._decoded(name, stored, counted=counted), stored
+            stored = yield from self._not_invalidated_by_tags(shard, stored)
+        return self._decoded(shard, name, stored, counted=counted), stored
 
     def _opened(
-        self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
+        self, shard: Shard, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
     ) -> tuple[entry_format.Stored | None, bool]:
         """Parse an entry. Returns the entry (None if it is cleared or invalid), and whether to check its tags."""
         if entry is None:
@@ -250,15 +276,15 @@ class Reader:
         try:
             stored = entry_format.parse(entry)
             # The parsed epochs are kept, since they seldom change. The tuple is replaced as a whole, for thread safety.
-            known = self._known_gen
+            known = shard.known_epoch
             if gen != known[0]:
                 known = (
                     gen,
                     entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen),
                 )
-                self._known_gen = known
+                shard.known_epoch = known
         except Undecodable as error:
-            self._warn_of(name, error, counted=counted)
+            self._warn_of(shard, name, error, counted=counted)
             return None, False
         version, invalidation_epoch = stored.version, known[1]
         if version <= invalidation_epoch.cleared_until or (
@@ -267,11 +293,11 @@ class Reader:
             return None, False
         return stored, bool(stored.tags) and version <= invalidation_epoch.tagged
 
-    def _not_invalidated_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
+    def _not_invalidated_by_tags(self, shard: Shard, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
         """Return an entry, or None if one of its tags was invalidated since it was written."""
         # The epochs are read again, after the marks of the tags: a mark may just have been merged into
         # tagged_cleared_until, and such a mark is no longer in the index.
-        where = self.shared.keys
+        where = shard.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both
         try:
@@ -282,6 +308,7 @@ class Reader:
 
     def _decoded(
         self,
+        shard: Shard,
         name: str,
         stored: entry_format.Stored | None,
         *,
@@ -294,13 +321,13 @@ class Reader:
             try:
                 value = self.codec.decode(stored.data)
             except Undecodable as error:
-                self._warn_of(name, error, counted=counted)
+                self._warn_of(shard, name, error, counted=counted)
             else:
                 if counted and hit:
-                    self.shared.access_buffer.read(name, stored.cost_ms)
+                    shard.access_buffer.read(name, stored.cost_ms)
                 return value
         if counted and miss:
-            self.shared.access_buffer.missed()
+            shard.access_buffer.missed()
         return MISSING
 
     def warn_of_wrong_type(self, name: str) -> None:
@@ -308,7 +335,7 @@ class Reader:
         name, cache = shown(name), self.shared.name
         self.shared.warn("cache %s: entry %s counts as missing: one of its keys has a wrong type", cache, name)
 
-    def _warn_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
+    def _warn_of(self, shard: Shard, name: str, error: Undecodable, *, counted: bool) -> None:
         self.shared.warn("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
         if counted:
-            self.shared.access_buffer.found_corrupt()
+            shard.access_buffer.found_corrupt()

@@ -1,8 +1,14 @@
-"""Writes the settings of a cache: on its first use in each process, and again whenever the server has lost them."""
+"""Finds the shard of a key. Before the first use, it learns the number of shards and writes the settings.
+
+All flows reach the server through a shard. `shard_to_read` and `shard_to_write` return the shard of a key, and
+`shards_to_read` and `ready` are for operations on whole caches. A cache with one shard is no special case, except that
+its settings and those of its shard are the same key.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -10,27 +16,129 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
-from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState, log
+from agentperf_redis.cache.process.shard import InvalidationScope, Shard
+from agentperf_redis.cache.process.shared_state import SharedState, log
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, SchemaMismatch, ScriptFailed
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendFull,
+    BackendUnavailable,
+    CorruptState,
+    SchemaMismatch,
+    ScriptFailed,
+)
 
 ATTEMPTS: Final = 4
 """Maximum attempts of an operation that fails because the server has lost the settings."""
 
 
-def ready(shared: SharedState) -> Flow[None]:
-    """Register the cache and write its settings, unless this process has done so already.
+def shard_to_write(shared: SharedState, name: str) -> Flow[Shard]:
+    """Return the shard of a key, given by its stored name, after making it `ready`."""
+    while True:
+        shard = shared.shard(name)
+        yield from ready(shard)
+        if not shard.retired:
+            return shard
 
-    If invalidations are pending after an outage, send them first, so that they precede any read or write.
+
+def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
+    """Return the shard of a key, given by its stored name, after sending what must precede a read.
+
+    The first read of a process learns the number of shards. What must precede a read are failed invalidations, and
+    settings that a user chose, which may lower limits. If the server is full or the cache's state is damaged, the read
+    goes on although the settings are not sent.
     """
+    shard = shared.shard(name)
+    if shared.laid_out and not shard.unsent:
+        return shard
+    while True:
+        yield from prepare(shard)
+        if not shard.retired:
+            return shard
+        shard = shared.shard(name)
+
+
+def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
+    """Return all shards, as `shard_to_read` returns one."""
+    while True:
+        shards = shared.shards
+        for shard in shards:
+            yield from prepare(shard)
+        if shards is shared.shards:
+            return shards
+
+
+def prepare(shard: Shard) -> Flow[None]:
+    """Send what must precede a read of a shard; see `shard_to_read`. The shard may be retired by this."""
+    shared = shard.cache
+    if shard.unsent and not shard.retired:
+        try:
+            yield from ready(shard)
+        except (BackendFull, CorruptState, ScriptFailed) as error:
+            if shard.pending_invalidations:  # a read could return a value that was invalidated
+                raise
+            shared.warn("cache %s: the settings could not be stored: %s", shared.name, error)
+    if not shared.laid_out:
+        yield from _learn_layout(shared)
+
+
+def at_once(shared: SharedState) -> int:
+    """Return the maximum number of keys of an operation for which commands are sent side by side."""
+    return commands.MAX_KEYS * min(len(shared.shards), _MAX_SIDE_BY_SIDE)
+
+
+_MAX_SIDE_BY_SIDE: Final = 16
+"""Limits the replies that are held in memory if a cache has many shards."""
+
+
+def grouped(shared: SharedState, names: Sequence[str]) -> list[tuple[Shard, list[str]]]:
+    """Group stored names by shard. Each group has at most MAX_KEYS names, the limit of one command."""
+    of: dict[Shard, list[str]] = {}
+    for name in names:
+        of.setdefault(shared.shard(name), []).append(name)
+    return [(shard, chunk) for shard, its in of.items() for chunk in chunks(its)]
+
+
+def ready(shard: Shard) -> Flow[None]:
+    """Register the cache and write its settings and those of the shard, unless this process has done so already.
+
+    If invalidations are pending after an outage, send them first, so that they precede any read or write. If the server
+    has another number of shards than this process assumed, the shard is retired.
+    """
+    shared = shard.cache
     if shared.used is not None:
         shared.used(shared)
-    if shared.pending_invalidations:
-        yield from _flush_pending(shared)
-    if shared.pending_releases:
-        yield from _release_pending(shared)
-    if shared.deployed:
-        return
+    if shared.laid_out and (shard.pending_invalidations or shard.pending_releases):
+        yield from _send_pending(shard)
+    if not shared.deployed:
+        yield from _deploy(shared)
+        if not shard.retired:
+            yield from _send_pending(shard)
+    if not (shard.deployed or shard.retired):
+        yield from _deploy_shares((shard,))
+
+
+def _send_pending(shard: Shard) -> Flow[None]:
+    if shard.pending_invalidations:
+        yield from _flush_pending(shard)
+    if shard.pending_releases:
+        yield from _release_pending(shard)
+
+
+def _learn_layout(shared: SharedState) -> Flow[None]:
+    """Read the number of shards. If the settings are damaged, the number that this process assumes is used."""
+    try:
+        stored = yield from commands.stored_settings(shared.keys)
+    except (CorruptState, ScriptFailed) as error:
+        shared.warn("cache %s: the settings could not be read: %s", shared.name, error)
+        stored = None
+    if isinstance(stored, Settings):
+        shared.lay_out(stored)
+    shared.laid_out = True
+
+
+def _deploy(shared: SharedState) -> Flow[None]:
+    """Register the cache and write its settings. If this changes them, write the settings of all shards."""
     entered = False
     with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` fails, too
         entered = yield from shared.backend.enter(shared.service, shared.name)
@@ -38,32 +146,73 @@ def ready(shared: SharedState) -> Flow[None]:
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
     if isinstance(reply, commands.OtherSchema):
         raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
+    if isinstance(reply, commands.NotShared):
+        raise _refusal(shared, reply.stored)
     if not (reply.before or entered):  # the cache was dropped after this process had entered it
         yield from shared.backend.enter(shared.service, shared.name, again=True)
     if reply.before not in ("", reply.settings):
         texts = (_in_words(shared, text) for text in (reply.before, reply.settings))
         log.warning("cache %s: settings changed from %s to %s", shared.name, *texts)
-    shared.settings = Settings.parse(reply.settings) or shared.settings
-    if _lowered(Settings.parse(reply.before), shared.settings):
-        yield from _shrink(shared)
-    shared.set_clock(reply.now_ms, sent_at)
-    shared.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
+    settings = Settings.parse(reply.settings) or shared.settings
+    shared.lay_out(settings)
+    shared.settings = settings
     shared.deployed = True
+    if settings.shards == 1:
+        yield from _note_deployed(shared.shards[0], reply, sent_at)
+    elif reply.before != reply.settings:
+        yield from _deploy_shares(shared.shards, tolerant=True)
 
 
-def before_read(shared: SharedState) -> Flow[None]:
-    """Send what must precede a read: failed invalidations, and settings that a user chose, which may lower limits.
+def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[None]:
+    """Write the settings of shards: their shares of the limits of the cache.
 
-    If the server is full or the cache's state is damaged, the read goes on although the settings are not sent.
+    Args:
+        shards: shards of one cache that has several.
+        tolerant: whether to go on if a shard cannot be reached. Its settings are then written before its next use.
     """
-    if not shared.unsent:
-        return
-    try:
-        yield from ready(shared)
-    except (BackendFull, CorruptState, ScriptFailed) as error:
-        if shared.pending_invalidations:  # a read could return a value that was invalidated
-            raise
-        shared.warn("cache %s: the settings could not be stored: %s", shared.name, error)
+    shared = shards[0].cache
+    settings = shared.settings
+    for _ in range(ATTEMPTS):
+        sent_at = time.monotonic()
+        replies = yield from Batch(
+            tuple(commands.deploy(shard.keys, settings.of_shard(shard.number)) for shard in shards)
+        ).settled()
+        for shard, reply in zip(shards, replies, strict=True):
+            if isinstance(reply, AgentPerfError):
+                if not tolerant:
+                    raise reply
+            elif isinstance(reply, commands.Deployed):
+                yield from _note_deployed(shard, reply, sent_at)
+        # Another process may have changed the settings meanwhile, and this one may have overwritten them in a shard.
+        stored: object = None
+        with suppress(BackendUnavailable):  # the settings may be on another node
+            stored = yield from commands.stored_settings(shared.keys)
+        if not isinstance(stored, Settings) or stored == settings:
+            return
+        if stored.shards != len(shared.shards):
+            for shard in shards:
+                shard.lose_settings()
+            return
+        settings = stored
+
+
+def _note_deployed(shard: Shard, reply: commands.Deployed, sent_at: float) -> Flow[None]:
+    settings = Settings.parse(reply.settings)
+    if settings is not None and _lowered(Settings.parse(reply.before), settings):
+        yield from _shrink(shard, settings)
+    shard.set_clock(reply.now_ms, sent_at)
+    shard.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
+    shard.deployed = True
+
+
+def _refusal(shared: SharedState, stored: str) -> CorruptState:
+    """Raise InvalidArgument for settings that the server refused. Return an error if nothing is wrong with them."""
+    present = Settings.parse(stored)
+    if present is not None:
+        shared.lay_out(present)
+        fields = zip(shared.given, shared.settings.fields, present.fields, strict=True)
+        Settings.of([own if given == "1" else other for given, own, other in fields]).check_shards(shared.service)
+    return CorruptState(shared.keys.meta, f"settings with which new ones do not fit: {stored}")
 
 
 def _in_words(shared: SharedState, text: str) -> str:
@@ -71,25 +220,26 @@ def _in_words(shared: SharedState, text: str) -> str:
     return text if settings is None else settings.shown(shared.service)
 
 
-def _flush_pending(shared: SharedState) -> Flow[None]:
+def _flush_pending(shard: Shard) -> Flow[None]:
     """Send the pending invalidations. If several processes send the same one, the only effect is an extra miss."""
-    invalidations = list(shared.pending_invalidations)
+    shared = shard.cache
+    invalidations = list(shard.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
-        yield from commands.clear(shared.keys, shared.origin)
+        yield from commands.clear(shard.keys, shared.origin)
     for chunk in chunks(names[InvalidationScope.TAG]):
-        yield from commands.invalidate_tags(shared.keys, tuple(chunk), shared.origin)
+        yield from commands.invalidate_tags(shard.keys, tuple(chunk), shared.origin)
     for chunk in chunks(names[InvalidationScope.KEY]):
-        yield from commands.delete(shared.keys, chunk, shared.origin)  # a cache without settings has no entries
-    shared.remove_pending(invalidations)
+        yield from commands.delete(shard.keys, chunk, shared.origin)  # a cache without settings has no entries
+    shard.remove_pending(invalidations)
     log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
 
 
-def _release_pending(shared: SharedState) -> Flow[None]:
+def _release_pending(shard: Shard) -> Flow[None]:
     """Release the compute leases whose end could not be reported. A lease that has ended by its TTL is left out."""
-    leases, now = dict(shared.pending_releases), time.monotonic()
+    leases, now = dict(shard.pending_releases), time.monotonic()
     releases = tuple(
-        commands.release(shared.keys, name, token, error=None, error_ms=0, origin=shared.origin)
+        commands.release(shard.keys, name, token, error=None, error_ms=0, origin=shard.cache.origin)
         for (name, token), ends in leases.items()
         if ends > now
     )
@@ -97,7 +247,7 @@ def _release_pending(shared: SharedState) -> Flow[None]:
         for result in (yield from Batch(releases).settled()):
             if isinstance(result, BackendUnavailable):
                 raise result
-    shared.remove_released(leases)  # a lease with any other error, such as a key of the wrong type, ends by its TTL
+    shard.remove_released(leases)  # a lease with any other error, such as a key of the wrong type, ends by its TTL
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:
@@ -107,12 +257,12 @@ def _lowered(before: Settings | None, now: Settings) -> bool:
     return bool(maximum) or any(capacity < had for capacity, had in zip(now.capacities, before.capacities, strict=True))
 
 
-def _shrink(shared: SharedState) -> Flow[None]:
-    """Shrink a cache to lowered limits. Each sweep moves and evicts at most 512 entries, to avoid blocking clients.
+def _shrink(shard: Shard, settings: Settings) -> Flow[None]:
+    """Shrink a shard to lowered limits. Each sweep moves and evicts at most 512 entries, to avoid blocking clients.
 
-    If this process ends before the cache fits, each later put moves and evicts up to 512 entries.
+    If this process ends before the shard fits, each later put moves and evicts up to 512 entries.
     """
-    where, settings, steps = shared.keys, shared.settings, 0
+    where, steps = shard.keys, 0
     while True:
         total, hot, warm = yield from Batch(
             (inspection.members(where.size, of_hash=True), *map(inspection.members, (where.hot, where.warm)))
@@ -120,7 +270,7 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        # The number of sweeps is limited, because the cache may never fit `settings` if another process raises a limit
+        # The number of sweeps is limited, because the shard may never fit `settings` if another process raises a limit
         # meanwhile.
         steps = steps or 3 + total // commands.MAX_EVICTIONS
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:

@@ -17,9 +17,9 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import stored_name, stored_tags
 from agentperf_redis.cache.commands.claims import Await, Failed, Hit
 from agentperf_redis.cache.commands.entries import PutResult
-from agentperf_redis.cache.flows.access_reports import flush_if_possible
+from agentperf_redis.cache.flows.access_reports import flush, flush_if_possible
 from agentperf_redis.cache.flows.reads import MISSING, Reader
-from agentperf_redis.cache.flows.settings import ready
+from agentperf_redis.cache.flows.settings import shard_to_read, shard_to_write
 from agentperf_redis.cache.flows.writes import Writer
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.model import WithoutServer
@@ -125,11 +125,11 @@ class SingleFlight:
             finally:  # a value that another caller computed counts as a hit: it saved a whole computation
                 if counts:
                     if isinstance(answer, Served):
-                        self.shared.access_buffer.read(name, answer.saved_ms)
+                        self.shared.shard(name).access_buffer.read(name, answer.saved_ms)
                     else:
-                        self.shared.access_buffer.missed()
+                        self.shared.shard(name).access_buffer.missed()
             if isinstance(answer, Served) and self.reader.strict:
-                yield from flush_if_possible(self.shared)
+                yield from flush_if_possible(flush(self.shared.shard(name)), self.shared)
         except _RAISED:
             raise
         except BackendUnavailable as error:
@@ -144,9 +144,9 @@ class SingleFlight:
         return (yield from self._without_server(name, key, freshness, look=look, blocking=blocking))
 
     def _note_hit(self, name: str, saved_ms: int) -> Flow[None]:
-        self.shared.access_buffer.read(name, saved_ms)
+        self.shared.shard(name).access_buffer.read(name, saved_ms)
         if self.reader.strict:
-            yield from flush_if_possible(self.shared)
+            yield from flush_if_possible(flush(self.shared.shard(name)), self.shared)
 
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
@@ -154,10 +154,10 @@ class SingleFlight:
         """Return a stale copy if that is allowed; if not, a lease to compute, or the result of another local caller."""
         local, flights = self.reader.local, self.shared.flights
         copy = local.serve_stale(key, freshness.serve_stale_s) if look and local is not None else None
-        if copy is not None and freshness.age(copy, self.shared.server_ms()) is not Age.OLD:
+        if copy is not None and freshness.age(copy, self.shared.shard(name).server_ms()) is not Age.OLD:
             value = copy.value if copy.frozen else self.reader.unpacked(copy)
             if value is not MISSING:
-                self.shared.access_buffer.read(name, copy.cost_ms)
+                self.shared.shard(name).access_buffer.read(name, copy.cost_ms)
                 return Served(value)
         while True:
             if flights.waits_for_itself(name, blocking=blocking):
@@ -185,13 +185,13 @@ class SingleFlight:
     ) -> Flow[Served | None]:
         """Return a value that was found; None if stale-if-error no longer covers it and the last computation failed."""
         try:
-            yield from ready(self.shared)  # reads the server's clock, which `age` needs
+            shard = yield from shard_to_write(self.shared, name)  # reads the server's clock, which `age` needs
         except BackendUnavailable:  # the server was lost after the value had been read
             return Served(value)
-        age = freshness.age(stored, self.shared.server_ms())
+        age = freshness.age(stored, shard.server_ms())
         if age is Age.FRESH:
             return Served(value)
-        if age is Age.OLD and (yield from commands.computing_failed(self.shared.keys, name)):
+        if age is Age.OLD and (yield from commands.computing_failed(shard.keys, name)):
             return None
         return Served(value, stale=stored.version)
 
@@ -212,7 +212,7 @@ class SingleFlight:
         compute_lease = None
         try:
             shared.flights.note_request(flight)
-            where, retry_ms = shared.keys, freshness.retry_ms
+            where, retry_ms = shared.shard(name).keys, freshness.retry_ms
             reply = yield from commands.claim(
                 where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
             )
@@ -267,8 +267,9 @@ class SingleFlight:
         shared = self.shared
         token, ignore, awaited, poll_s = secrets.token_hex(8), "", "", _MIN_POLL_S
         wake_up = None
+        shard = yield from shard_to_read(shared, name)
         if not look:
-            entry, _ = yield commands.read(shared.keys, name)
+            entry, _ = yield commands.read(shard.keys, name)
             ignore = entry_format.version_text(entry)
         try:
             while True:
@@ -276,14 +277,14 @@ class SingleFlight:
                     wake_up.reset()
                 shared.flights.note_request(flight)
                 reply = yield from commands.claim(
-                    shared.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
+                    shard.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
                 )
                 match reply:
                     case commands.Lead():
                         self._warn_of_wrong_type(name, reply)
                         return ComputeLease(shared, name, key, token, self.lease_ms, flight)
                     case Hit(found):
-                        value, stored = yield from self.reader.value(name, found, counted=False)
+                        value, stored = yield from self.reader.value(shard, name, found, counted=False)
                         if value is not MISSING and stored is not None:
                             shared.flights.end(flight, Computed(stored.data, stored.cost_ms))
                             return Served(value, stored.cost_ms)
@@ -309,7 +310,7 @@ class SingleFlight:
     def _warn_of_wrong_type(self, name: str, lead: commands.Lead) -> None:
         if lead.wrong_type:
             self.reader.warn_of_wrong_type(name)
-            self.shared.access_buffer.found_corrupt()
+            self.shared.shard(name).access_buffer.found_corrupt()
 
     def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
         """Release the lease after an interrupted claim. The lease may exist, and must delay no other caller.
@@ -317,7 +318,7 @@ class SingleFlight:
         If the server does not answer, the lease is released later: the caller has already waited a whole deadline.
         """
         if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
-            self.shared.release_later(name, token, self.lease_ms)
+            self.shared.shard(name).release_later(name, token, self.lease_ms)
         elif not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
@@ -423,7 +424,7 @@ class SingleFlight:
 
     def _release(self, compute_lease: ComputeLease, error: str | None, *, tagged: bool = False) -> Flow[bool]:
         """Release a lease. Returns whether it was still held, and the key not invalidated since the claim."""
-        where, origin = self.shared.keys, self.shared.origin
+        where, origin = self.shared.shard(compute_lease.name).keys, self.shared.origin
         return (
             yield from commands.release(
                 *(where, compute_lease.name, compute_lease.token),

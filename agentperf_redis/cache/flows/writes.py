@@ -12,14 +12,15 @@ from agentperf_redis.cache.arguments import stored_name, stored_tags
 from agentperf_redis.cache.commands.entries import Mode, PutReply, PutResult
 from agentperf_redis.cache.flows.access_reports import flush, under_way
 from agentperf_redis.cache.flows.cancelling import cancel_requests
-from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
+from agentperf_redis.cache.flows.settings import ATTEMPTS, shard_to_write
 from agentperf_redis.cache.freshness import Freshness
 from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, TIERS_OWN_TTL_MS, StoredCount, Tier, ttl_ms
-from agentperf_redis.cache.process.access_buffer import NO_REPORT
+from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
+from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
-from agentperf_redis.command import Batch, Command, Flow
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument, NoInteger
+from agentperf_redis.command import Batch, Command, Flow, WakeUp
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, NoInteger
 
 MAX_INTEGER = 2**53 - 1
 """Maximum of the numbers that `incr` adds and stores: up to here, every integer is an exact double in Lua."""
@@ -121,32 +122,61 @@ class Writer:
         items = [(key, stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
             return StoredCount(0)
-        # The first put deploys the settings and carries the report of reads. The other puts need neither.
-        first, *rest = items
         refused = []
-        if (yield from self.store(*first, chosen_ttl, names, tier)).outcome is not PutResult.STORED:
-            refused.append(first[0])
-        for start in range(0, len(rest), commands.MAX_KEYS):
-            chunk = rest[start : start + commands.MAX_KEYS]
-            until_ms = self.shared.until_ms()
-            puts = [self._put_command(*item, chosen_ttl, names, tier, until_ms) for item in chunk]
-            batch = tuple(command for _, command in puts)
-            try:
-                replies = yield from Batch(batch)
-            except BaseException as error:
-                yield from cancel_requests(self.shared, error, tuple(request for request, _ in puts), until_ms)
-                raise
-            finally:
-                for _, name, _ in chunk:
-                    self.shared.changed(name)
-            for item, reply in zip(chunk, replies, strict=True):
-                outcome = reply.outcome
+        for start in range(0, len(items), commands.MAX_KEYS):
+            chunk = items[start : start + commands.MAX_KEYS]
+            outcomes = yield from self._put_chunk(chunk, chosen_ttl, names, tier)
+            for at, item in enumerate(chunk):
+                outcome = outcomes[at]
                 if outcome in (PutResult.NO_SETTINGS, PutResult.LATE):
                     outcome = (yield from self.store(*item, chosen_ttl, names, tier)).outcome
-                self.shared.learn(reply.version if outcome is PutResult.STORED else 0)
                 if outcome is not PutResult.STORED:
                     refused.append(item[0])
         return StoredCount(len(items) - len(refused), tuple(refused))
+
+    def _put_chunk(
+        self, items: list[tuple[str, str, bytes]], chosen_ttl: int | str, tags: tuple[str, ...], tier: Tier | None
+    ) -> Flow[list[PutResult]]:
+        """Store encoded values side by side. The first put of each shard carries its report of reads."""
+        shared = self.shared
+        while True:
+            shards: list[Shard] = []
+            for _, name, _ in items:
+                shards.append((yield from shard_to_write(shared, name)))
+            if not any(shard.retired for shard in shards):
+                break
+        first = {shard: at for at, shard in reversed(list(enumerate(shards)))}
+        reports: dict[Shard, AccessReport] = {}
+        puts: list[tuple[str, Command[PutReply]]] = []
+        confirmed: set[Shard] = set()
+        until_ms: dict[Shard, int] = {}
+        try:
+            for shard in first:
+                reports[shard], _ = yield from _next_report(shard, None)
+            until_ms = {shard: shard.until_ms() for shard in first}
+            for at, (shard, item) in enumerate(zip(shards, items, strict=True)):
+                report = reports[shard] if first[shard] == at else NO_REPORT
+                puts.append(self._put_command(shard, *item, chosen_ttl, tags, tier, until_ms[shard], report))
+            replies = yield from Batch(tuple(command for _, command in puts)).settled()
+            stored = [isinstance(each, PutReply) and each.outcome is PutResult.STORED for each in replies]
+            confirmed = {shard for shard, at in first.items() if stored[at]}
+        except BaseException as error:
+            for of in until_ms:
+                requests = tuple(request for shard, (request, _) in zip(shards, puts, strict=False) if shard is of)
+                yield from cancel_requests(of, error, requests, until_ms[of])
+            raise
+        finally:
+            for shard, report in reports.items():
+                shard.access_buffer.settle(report, confirmed=shard in confirmed, unused=not puts)
+            for _, name, _ in items:
+                shared.changed(name)
+        outcomes = []
+        for shard, reply in zip(shards, replies, strict=True):
+            if isinstance(reply, AgentPerfError):
+                raise reply
+            shard.learn(reply.version if reply.outcome is PutResult.STORED else 0)
+            outcomes.append(reply.outcome)
+        return outcomes
 
     def store(
         self,
@@ -163,22 +193,18 @@ class Writer:
         mode: str = Mode.ALWAYS,
     ) -> Flow[PutReply]:
         """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
-        shared, access_buffer = self.shared, self.shared.access_buffer
-        request, seen, again, waited = entry_format.new_request(key, name), shared.seen, False, None
+        shared = self.shared
+        request, seen, again, waited = entry_format.new_request(key, name), None, False, None
         for _ in range(ATTEMPTS):
-            yield from ready(shared)
-            waited = yield from under_way(shared, waited)  # earlier reads are reported first, to keep the order exact
-            if access_buffer.is_full:
-                yield from flush(shared, waited)
-            report = access_buffer.take()
-            if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
-                waited = yield from under_way(shared, waited)
-                report = access_buffer.take()
-            sent_at, until_ms = time.monotonic(), shared.until_ms()
+            shard = yield from shard_to_write(shared, name)
+            seen = shard.seen if seen is None else seen
+            access_buffer = shard.access_buffer
+            report, waited = yield from _next_report(shard, waited)
+            sent_at, until_ms = time.monotonic(), shard.until_ms()
             confirmed = unused = False
             try:
                 reply = yield from commands.put(
-                    shared.keys,
+                    shard.keys,
                     name,
                     entry_format.payload(request, cost_ms, fresh_ms, tags, data, key),
                     request,
@@ -200,26 +226,27 @@ class Writer:
                 # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
                 # the put is refused.
                 if not token:
-                    yield from cancel_requests(shared, error, (request,), until_ms)
+                    yield from cancel_requests(shard, error, (request,), until_ms)
                 raise
             finally:
                 access_buffer.settle(report, confirmed=confirmed, unused=unused)
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
-                shared.deployed = False
+                shard.lose_settings()
                 again = again or mode != Mode.ALWAYS  # an earlier copy may be under way: a refusal must bind it
             elif reply.outcome is PutResult.LATE:
-                shared.set_clock(reply.version, sent_at)
+                shard.set_clock(reply.version, sent_at)
                 again = True  # an earlier copy of the request may have been executed
             else:
-                shared.learn(reply.version)
+                shard.learn(reply.version)
                 if reply.version:
-                    shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, sent_at)
+                    shard.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, sent_at)
                 return reply
         return PutReply(PutResult.LATE)
 
     def _put_command(
         self,
+        shard: Shard,
         key: str,
         name: str,
         data: bytes,
@@ -227,25 +254,38 @@ class Writer:
         tags: tuple[str, ...],
         tier: Tier | None,
         until_ms: int,
+        report: AccessReport,
     ) -> tuple[str, Command[commands.PutReply]]:
-        shared = self.shared
         request = entry_format.new_request(key, name)
         return request, commands.put(
-            shared.keys,
+            shard.keys,
             name,
             entry_format.payload(request, 0, 0, tags, data, key),
             request,
             until_ms=until_ms,
-            seen=shared.seen,
+            seen=shard.seen,
             again=False,
             ttl_ms=chosen_ttl_ms,
             tier=tier,
             token="",
-            origin=shared.origin,
-            writer=shared.access_buffer.writer,
-            report=NO_REPORT,
+            origin=self.shared.origin,
+            writer=shard.access_buffer.writer,
+            report=report,
             tags=tags,
         )
+
+
+def _next_report(shard: Shard, waited: WakeUp | None) -> Flow[tuple[AccessReport, WakeUp | None]]:
+    """Return the report that the next put carries, and the most recent report that was waited for; see `under_way`."""
+    access_buffer = shard.access_buffer
+    waited = yield from under_way(shard, waited)  # earlier reads are reported first, to keep the order exact
+    if access_buffer.is_full:
+        yield from flush(shard, waited)
+    report = access_buffer.take()
+    if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
+        waited = yield from under_way(shard, waited)
+        report = access_buffer.take()
+    return report, waited
 
 
 def _checked_version(if_version: object) -> int:

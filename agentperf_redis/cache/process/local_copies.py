@@ -90,7 +90,8 @@ class LocalCopies:
         max_entries: maximum number of copies.
         max_bytes: maximum bytes of all keys and values of the copies; None is no limit.
         proven_at: returns the time (`time.monotonic`) at which the newest answered ping of the bus was sent.
-        announce: called when a copy is read for the first time since its reads were last reported.
+        announce: called with the stored name of a copy that is read for the first time since its reads were last
+            reported.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class LocalCopies:
         max_entries: int,
         max_bytes: int | None,
         proven_at: Callable[[], float],
-        announce: Callable[[], None],
+        announce: Callable[[str], None],
     ) -> None:
         self.max_entries = max_entries
         self.max_bytes = max_bytes
@@ -162,7 +163,7 @@ class LocalCopies:
     def _list(self, copy: Copy) -> None:
         copy.listed = True
         self._read.append(copy)
-        self._announce()
+        self._announce(copy.name)
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""

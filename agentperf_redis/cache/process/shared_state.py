@@ -1,44 +1,28 @@
-"""The state that all objects of one cache share within a process: its settings, buffers, clock and waiters."""
+"""The state that all objects of one cache share within a process: its settings, shards, local copies and waiters."""
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from enum import Enum
-from typing import TypeAlias
+from collections.abc import Callable
+from dataclasses import replace
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.model import ARGUMENTS, Settings
-from agentperf_redis.cache.process.access_buffer import AccessBuffer
 from agentperf_redis.cache.process.flights import Flights
 from agentperf_redis.cache.process.local_copies import LocalCopies
+from agentperf_redis.cache.process.shard import InvalidationScope, Shard
 from agentperf_redis.command import WakeUp
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
 log = logging.getLogger("agentperf_redis")
 
-MAX_PENDING_INVALIDATIONS = 10_000
-"""Maximum keys and tags kept while the server is unreachable. Beyond that, recovery clears the whole cache."""
-MAX_PENDING_RELEASES = 1000
-"""Maximum compute leases to release after an outage. Leases beyond that end by their TTL."""
 _WARN_EVERY_S = 10.0
-
-
-class InvalidationScope(Enum):
-    """The scope of an invalidation that could not be sent."""
-
-    KEY = "a key, by its stored name"
-    TAG = "a tag, percent-encoded"
-    ALL = "everything"
-
-
-PendingInvalidation: TypeAlias = tuple[InvalidationScope, str]
 
 
 class SharedState:
@@ -50,8 +34,13 @@ class SharedState:
         name: name of the cache.
         settings: limits of the cache.
         given: marks the settings that a user chose; see `Settings.fields`.
-        filled: called when there is something to report.
+        filled: called when there is something to report about a shard.
         used: called before each write and before each report of reads; None calls nothing.
+
+    Attributes:
+        keys: key names of the cache itself, whose `meta` holds its settings. A cache with one shard has no other keys.
+        shards: the shards among which the entries are divided. A flow gets the shard of a key from
+            `flows.settings.shard_to_read` or `shard_to_write`, which first learn how many shards there are.
     """
 
     def __init__(
@@ -61,7 +50,7 @@ class SharedState:
         name: str,
         settings: Settings,
         given: str,
-        filled: Callable[[SharedState], None],
+        filled: Callable[[Shard], None],
         used: Callable[[SharedState], None] | None = None,
     ) -> None:
         self.backend = backend
@@ -71,18 +60,18 @@ class SharedState:
         self.settings = settings
         self.given = given
         self.deployed = False
-        self.seen = 0
-        """The newest version that this process has seen in a reply."""
+        """Whether this process has sent the settings of the cache. Each shard also gets its share of the limits."""
+        self.laid_out = False
+        """Whether the number of shards is known to be that of the server."""
         self._filled = filled
         self.used = used
-        self.access_buffer = AccessBuffer(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None
-        self._server_ahead_ms = 0.0
         self._warned_at = -_WARN_EVERY_S
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._off = False
         """Whether the objects of this cache are switched off."""
+        self.shards: tuple[Shard, ...] = self._new_shards(settings.shards)
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
         backend.on_recovery(self._recovered)
@@ -90,16 +79,67 @@ class SharedState:
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
-        self.pending_invalidations: dict[PendingInvalidation, None] = {}
-        """Invalidations that could not be sent, in order. They are sent before the next read or write."""
-        self.pending_releases: dict[tuple[str, str], float] = {}
-        """Compute leases whose end could not be reported: (stored name, token) -> its expiry, by `time.monotonic`.
-
-        A server may still hold them when it answers again. They are released before the next read or write, so that no
-        caller waits for their expiry.
-        """
+        self._drain_lock = threading.Lock()
         self._waiting: dict[str, list[WakeUp]] = {}
-        self._listening = False  # the bus of a forked child has no subscription yet
+        # the bus of a forked child has no subscriptions yet
+        self._subscriptions: dict[Shard, Subscription] = {}
+        self._listens_to_all = False
+        self._undelivered: dict[Shard, list[tuple[str, int, int]]] = {}
+        """Reads that local copies have counted, and that a shard has not taken yet; see `LocalCopies.drain`."""
+
+    def _new_shards(self, count: int) -> tuple[Shard, ...]:
+        where = key_names.cache_shards(self.backend.namespace, self.service, self.name, count)
+        shards = tuple(Shard(self, number, keys, self._filled) for number, keys in enumerate(where))
+        for shard in shards:
+            if self.local is not None:
+                self._report_copies(shard)
+        return shards
+
+    def shard(self, name: str) -> Shard:
+        """Return the shard of a key, given by its stored name."""
+        shards = self.shards
+        return shards[0] if len(shards) == 1 else shards[key_names.cache_shard(name, len(shards))]
+
+    def lay_out(self, stored: Settings) -> None:
+        """Use the number of shards that the server has.
+
+        Args:
+            stored: the settings in effect.
+
+        Raises:
+            InvalidArgument: a user of this process has chosen another number.
+        """
+        with self._lock:
+            if stored.shards != len(self.shards):
+                if self.given[-1] == "1":
+                    raise self._refused_shards(len(self.shards), stored.shards)
+                fields = zip(self.given, self.settings.fields, stored.fields, strict=True)
+                self.settings = Settings.of([own if given == "1" else other for given, own, other in fields])
+                self._divide(stored.shards)
+            self.laid_out = True
+
+    def _refused_shards(self, requested: int, present: object) -> InvalidArgument:
+        allowed = (
+            f"{present}, the number of shards of cache {self.name!r}; to create it again with another number, end "
+        )
+        return InvalidArgument("shards", requested, allowed + "its programs and run `agentperf cache drop` first")
+
+    def _divide(self, count: int) -> None:
+        """Replace the shards. What had to be sent to the old ones is sent to the new ones."""
+        old, subscriptions = self.shards, self._subscriptions
+        self.shards = self._new_shards(count)
+        self._subscriptions, self._listens_to_all = {}, False
+        for subscription in subscriptions.values():
+            subscription.close()
+        if self.local is not None:
+            self.local.flush()
+        for shard in old:
+            shard.retired = True
+            for scope, name in shard.pending_invalidations:
+                for concerned in (self.shard(name),) if scope is InvalidationScope.KEY else self.shards:
+                    concerned.add_pending([(scope, name)])
+        for wake_up in [wake_up for waiting in self._waiting.values() for wake_up in waiting]:
+            wake_up.send()  # so that the waiters ask their new shards
 
     def adopt(self, user: object, settings: Settings, given: str, *, off: bool = False) -> None:
         """Register one more object of this cache. Objects may differ in their TTLs: each applies its own TTLs.
@@ -122,8 +162,10 @@ class SharedState:
                 raise InvalidArgument(argument, size, allowed if self._off else allowed + is_on)
             self._off = off
             if not len(self._users):
+                if given[-1] == "0":  # the number that the server has, as far as it is known
+                    settings = replace(settings, shards=len(self.shards))
                 if (settings, given) != (self.settings, self.given):
-                    self.settings, self.given, self.deployed = settings, given, False
+                    self._set(settings, given)
             elif (settings, given) != (self.settings, self.given):
                 held, marks = list(self.settings.fields), list(self.given)
                 for at, (argument, requested) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
@@ -134,12 +176,24 @@ class SharedState:
                         is_open = f"cache {self.name!r} is open in this process with {argument}={held[at]}"
                         allowed = f"{held[at]}, since {is_open}; name='...' makes a cache of its own"
                         raise InvalidArgument(argument, value, allowed)
+                    if argument == "shards" and self.laid_out and requested != held[at]:
+                        raise self._refused_shards(settings.shards, held[at])
                     held[at], marks[at] = requested, "1"
-                    self.deployed = False
-                self.settings, self.given = Settings.of(held), "".join(marks)
+                merged = Settings.of(held)
+                if (merged, "".join(marks)) != (self.settings, self.given):
+                    self._set(merged, "".join(marks))
             self._users.add(user)
-        if self.unsent and self.local is not None:  # as in `change`
+        if self.local is not None and any(shard.unsent for shard in self.shards):  # as in `change`
             self.local.flush()
+
+    def _set(self, settings: Settings, given: str) -> None:
+        """Replace the settings. The next call of each shard deploys them."""
+        self.settings, self.given, self.deployed = settings, given, False
+        if settings.shards != len(self.shards):
+            self.laid_out = False
+            self._divide(settings.shards)
+        for shard in self.shards:
+            shard.deployed = False
 
     @property
     def users(self) -> int:
@@ -152,12 +206,17 @@ class SharedState:
         Args:
             argument: name of the setting in the constructor.
             field: the new value as text, as in `Settings.fields`.
+
+        Raises:
+            InvalidArgument: the shards of the cache cannot share this limit.
         """
         with self._lock:
             at = ARGUMENTS[self.service].index(argument)
             fields, marks = list(self.settings.fields), list(self.given)
             fields[at], marks[at] = field, "1"
-            self.settings, self.given, self.deployed = Settings.of(fields), "".join(marks), False
+            changed = Settings.of(fields)
+            changed.check_shards(self.service)
+            self._set(changed, "".join(marks))
         if self.local is not None:  # a read that a local copy answers sends nothing, so it would not deploy the setting
             self.local.flush()
 
@@ -169,33 +228,42 @@ class SharedState:
         """
         with self._lock:
             if self.local is None:
-                bus, channel = self.backend.bus, self.keys.bus
                 self.local = LocalCopies(
-                    max_entries, max_bytes, lambda: bus.confirmed_at(channel), self.access_buffer.announce
+                    *(max_entries, max_bytes, self._bus_confirmed_at),
+                    lambda name: self.shard(name).access_buffer.announce(),
                 )
-                self.access_buffer.drain = self.local.drain
+                for shard in self.shards:
+                    self._report_copies(shard)
             if (self.local.max_entries, self.local.max_bytes) != (max_entries, max_bytes):
                 held = f"local_size={self.local.max_entries}, local_bytes={self.local.max_bytes}"
                 raise InvalidArgument("local_size", max_entries, f"the limits of this cache in this process: {held}")
             return self.local
 
-    @property
-    def unsent(self) -> bool:
-        """Whether the next call must send something first.
+    def _bus_confirmed_at(self) -> float:
+        """Return the time before which every message about any shard was delivered.
 
-        This may be failed invalidations, leases to release, or settings that a user chose.
+        One lost node therefore stops the use of all local copies. Reads from the other nodes then cost a round trip.
         """
-        pending = self.pending_invalidations or self.pending_releases
-        return bool(pending) or (not self.deployed and "1" in self.given)
+        confirmed_at = self.backend.bus.confirmed_at
+        return min(confirmed_at(shard.keys.bus) for shard in self.shards)
+
+    def _report_copies(self, shard: Shard) -> None:
+        """Let the reports of a shard include the reads that local copies have answered."""
+
+        def drain() -> list[tuple[str, int, int]]:
+            if self.local is None or len(self.shards) == 1:
+                return [] if self.local is None else self.local.drain()
+            with self._drain_lock:
+                for read in self.local.drain():
+                    self._undelivered.setdefault(self.shard(read[0]), []).append(read)
+                return self._undelivered.pop(shard, [])
+
+        shard.access_buffer.drain = drain
 
     @property
     def origin(self) -> str:
         """The id of this process. Messages that this process causes on the bus contain it."""
         return self.backend.process
-
-    def learn(self, version: int) -> None:
-        """Record a version from a reply."""
-        self.seen = max(self.seen, version)
 
     def changed(self, name: str, *, computed: bool = False) -> None:
         """Record a write of this process, even if its result is unknown, so that the process reads no older value."""
@@ -203,54 +271,6 @@ class SharedState:
             self.flights.detach(name)
         if self.local is not None:
             self.local.drop(name)
-
-    def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Record failed invalidations. Although their callers got an error, no reader may get the values concerned."""
-        with self._lock:
-            self.pending_invalidations.update(dict.fromkeys(invalidations))
-            if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
-                self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
-        self._filled(self)  # so that the invalidations are sent even without further reads
-
-    def remove_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Record that invalidations were sent."""
-        with self._lock:
-            for invalidation in invalidations:
-                self.pending_invalidations.pop(invalidation, None)
-
-    def release_later(self, name: str, token: str, lease_ms: int) -> None:
-        """Release a compute lease as soon as the server answers. The lease may outlive the computation.
-
-        Args:
-            name: stored name of the key.
-            token: token of the lease.
-            lease_ms: TTL of the lease, ms.
-        """
-        with self._lock:
-            if len(self.pending_releases) < MAX_PENDING_RELEASES:
-                self.pending_releases[name, token] = time.monotonic() + lease_ms / 1000
-        self._filled(self)
-
-    def remove_released(self, leases: Iterable[tuple[str, str]]) -> None:
-        """Record that leases were released, or have ended."""
-        with self._lock:
-            for lease in leases:
-                self.pending_releases.pop(lease, None)
-
-    def set_clock(self, server_ms: float, sent_at: float) -> None:
-        """Record the server's time; `sent_at` is `time.monotonic()` before the request was sent."""
-        self._server_ahead_ms = server_ms - sent_at * 1000
-
-    def server_ms(self) -> int:
-        """Return an upper bound of the server's time.
-
-        The bound is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
-        """
-        return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
-
-    def until_ms(self) -> int:
-        """Return the server time after which a request that is sent now must have no effect."""
-        return self.server_ms() + math.ceil(self.backend.deadline * 1000)
 
     def warn(self, message: str, *args: object) -> None:
         """Log a warning, at most one every ten seconds."""
@@ -264,17 +284,24 @@ class SharedState:
         wake_up = WakeUp()
         with self._lock:
             self._waiting.setdefault(name, []).append(wake_up)
-        self.listen()
+        self._listen(self.shard(name))
         return wake_up
 
     def listen(self) -> None:
-        """Subscribe to the bus, if not done yet. Call this only when needed, since it starts the bus's thread."""
-        if self._listening:
+        """Subscribe to all changes, if not done yet. Call this only when needed, since it starts the bus's thread."""
+        if not self._listens_to_all:
+            shards = self.shards
+            for shard in shards:
+                self._listen(shard)
+            self._listens_to_all = shards is self.shards
+
+    def _listen(self, shard: Shard) -> None:
+        if shard in self._subscriptions:
             return
         with self._lock:
-            listen, self._listening = not self._listening, True
-        if listen:
-            self.backend.bus.subscribe(self.keys.bus, self._on_message, self._on_gap)
+            if shard not in self._subscriptions and not shard.retired:
+                subscribe = self.backend.bus.subscribe
+                self._subscriptions[shard] = subscribe(shard.keys.bus, self._on_message, self._on_gap)
 
     def forget_wake_up(self, name: str, wake_up: WakeUp) -> None:
         """Release a wake-up."""
@@ -320,17 +347,20 @@ class SharedState:
 
     def _deploy_again(self) -> None:
         self.deployed = False
+        for shard in self.shards:
+            shard.deployed = False
 
     def _recovered(self) -> None:
         if self.local is not None:
             self.local.flush()
-        if self.pending_invalidations or self.pending_releases:
-            self._filled(self)
+        for shard in self.shards:
+            shard.send_soon()
 
     def after_fork(self) -> None:
         """In the child: create new locks and buffers; the parent keeps the contents of the old ones."""
         self._start_empty()
-        self.access_buffer.start_empty()
+        for shard in self.shards:
+            shard.after_fork()
         self.flights.start_empty()
         if self.local is not None:
             self.local.start_empty()

@@ -42,7 +42,11 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- A script must not fail after its first write. So every field that a script needs is checked here.
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
-  if not is_short then return nil, corrupt(META, 'settings of another form') end
+  if not is_short then
+    -- The caller knows one shard, but meanwhile the cache was dropped and created again with several shards.
+    if string.match(m[1], ' shards %d+$') then return nil, {0} end
+    return nil, corrupt(META, 'settings of another form')
+  end
   local clock, held = whole_number(m[2], 0), whole_number(m[3], 0)
   local next_ms, deferred_count = m[4] and m[4] ~= '' and whole_number(m[4]), whole_number(m[5], 0)
   local resent = whole_number(m[6], 0)

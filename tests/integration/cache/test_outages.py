@@ -18,7 +18,8 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.flows import access_reports
 from agentperf_redis.cache.flows import settings as settings_flows
-from agentperf_redis.cache.process.shared_state import MAX_PENDING_INVALIDATIONS, InvalidationScope, SharedState
+from agentperf_redis.cache.process.shard import MAX_PENDING_INVALIDATIONS, InvalidationScope, Shard
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.transport.pubsub import connection as pubsub_connection
@@ -222,8 +223,8 @@ def test_failed_invalidation_is_sent_before_the_next_read(
 def test_unsent_invalidation_fails_the_check(
     start_server: Callable[..., Server], connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drop_pending(shared: SharedState) -> Flow[None]:
-        shared.pending_invalidations.clear()
+    def drop_pending(shard: Shard) -> Flow[None]:
+        shard.pending_invalidations.clear()
         yield from ()
 
     monkeypatch.setattr(settings_flows, "_flush_pending", drop_pending)
@@ -248,7 +249,7 @@ def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forge
             read.append(cache.get("k"))
         except BackendUnavailable:
             time.sleep(0.02)
-    assert not cache._shared_state.pending_invalidations
+    assert not cache._shared_state.shards[0].pending_invalidations
     return [value for value in read if value is not None]
 
 
@@ -273,10 +274,10 @@ def test_pending_invalidations_are_bounded(connect: Callable[..., Backend]) -> N
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.1))
     with pytest.raises(BackendUnavailable):
         cache.delete_many([f"k{number}" for number in range(MAX_PENDING_INVALIDATIONS)])
-    assert len(cache._shared_state.pending_invalidations) == MAX_PENDING_INVALIDATIONS
+    assert len(cache._shared_state.shards[0].pending_invalidations) == MAX_PENDING_INVALIDATIONS
     with pytest.raises(BackendUnavailable):
         cache.invalidate_tags("one more")
-    assert list(cache._shared_state.pending_invalidations) == [(InvalidationScope.ALL, "")]
+    assert list(cache._shared_state.shards[0].pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
 # Processes use the cache while the server is killed and restarted. A value is the time at which its computation began.

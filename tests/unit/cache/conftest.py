@@ -22,7 +22,8 @@ def deployed() -> Iterator[LRUCache]:
     """A cache without a server. Its settings count as deployed, and it reports no reads."""
     backend = Backend("redis://127.0.0.1:1", deadline=0.05)
     made = LRUCache(backend=backend)
-    made._shared_state.deployed = True
-    made._shared_state.access_buffer._filled = lambda: None
+    shared = made._shared_state
+    shared.laid_out = shared.deployed = shared.shards[0].deployed = True
+    shared.shards[0].access_buffer._filled = lambda: None
     yield made
     backend.close()

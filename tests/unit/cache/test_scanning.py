@@ -12,15 +12,19 @@ from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.flows import inspection
 from agentperf_redis.command import Flow
 
-PAGES = {"0": ("7", ["a", "b*"]), "7": ("9", []), "9": ("0", ["c", "ab", "a"])}
+PAGES: dict[inspection.Cursor, tuple[inspection.Cursor | None, list[str]]] = {
+    (0, "0"): ((0, "7"), ["a", "b*"]),
+    (0, "7"): ((1, "0"), []),
+    (1, "0"): (None, ["c", "ab", "a"]),
+}
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[inspection.Cursor]:
     """The cursors of the pages that were read."""
-    cursors: list[str] = []
+    cursors: list[inspection.Cursor] = []
 
-    def page(shared: Any, cursor: str, count: int) -> Flow[tuple[str, list[str]]]:
+    def page(shared: Any, cursor: inspection.Cursor, count: int) -> Flow[tuple[inspection.Cursor | None, list[str]]]:
         yield from ()
         cursors.append(cursor)
         return PAGES[cursor]
@@ -29,19 +33,19 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return cursors
 
 
-def test_pages_are_read_on_demand(dead_backend: Backend, read: list[str]) -> None:
+def test_pages_are_read_on_demand(dead_backend: Backend, read: list[inspection.Cursor]) -> None:
     keys = LRUCache(name="c", backend=dead_backend).scan()
     assert read == []
     assert [next(keys), next(keys)] == ["a", "b*"]
-    assert read == ["0"]
+    assert read == [(0, "0")]
     assert list(keys) == ["c", "ab", "a"]
-    assert read == ["0", "7", "9"]
+    assert read == [(0, "0"), (0, "7"), (1, "0")]
     assert list(keys) == []
 
 
 @pytest.mark.parametrize(("match", "found"), [("a*", ["a", "ab", "a"]), ("?[*]", ["b*"]), ("A", []), ("", [])])
 def test_match_is_a_pattern_for_the_whole_key(
-    dead_backend: Backend, read: list[str], match: str, found: list[str]
+    dead_backend: Backend, read: list[inspection.Cursor], match: str, found: list[str]
 ) -> None:
     cache = LRUCache(name="c", backend=dead_backend)
 

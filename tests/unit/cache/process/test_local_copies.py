@@ -31,7 +31,7 @@ class Bus:
         self.arrives()
         return time.monotonic() if self.at is None else self.at
 
-    def announce(self) -> None:
+    def announce(self, _name: str) -> None:
         self.announced += 1
 
 
