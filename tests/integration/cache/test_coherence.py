@@ -28,6 +28,11 @@ from tests.support.workers import Workers
 STALE_S = 0.25
 
 
+DIVIDED = {"max_size": 4000, "shards": 16}
+both = pytest.mark.parametrize("options", [{}, DIVIDED], ids=["one-shard", "16-shards"])
+"""Whether a cache lies in one slot or in several."""
+
+
 def with_copies(backend: Backend, **options: Any) -> LRUCache:
     return LRUCache(name="default", backend=backend, local_size=100, **options)
 
@@ -60,8 +65,9 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
     assert call(cache, "stats").hits >= 15, "hits of local copies count"
 
 
-def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend) -> None:
-    cache, plain = with_copies(backend), LRUCache(name="default", backend=backend)
+@both
+def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend, options: dict[str, int]) -> None:
+    cache, plain = with_copies(backend, **options), LRUCache(name="default", backend=backend)
     for which in (cache, plain):
         for forget, left in (
             (("put", "k", "new"), "new"),
@@ -76,8 +82,12 @@ def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend) -> No
             assert call(cache, "get", "k") == left, forget
 
 
-def test_writes_of_other_processes_are_seen_in_time(server: Server, connect: Callable[..., Backend]) -> None:
-    cache, remote = with_copies(connect(server.url)), LRUCache(name="default", backend=connect(server.url))
+@both
+def test_writes_of_other_processes_are_seen_in_time(
+    server: Server, connect: Callable[..., Backend], options: dict[str, int]
+) -> None:
+    cache = with_copies(connect(server.url), **options)
+    remote = LRUCache(name="default", backend=connect(server.url), **options)  # type: ignore[arg-type]
     for forget, left in (
         (lambda: remote.put("k", "new"), "new"),
         (lambda: remote.delete("k"), None),
@@ -248,9 +258,11 @@ def enough(writes: list[Write], reads: list[Read]) -> bool:
     return len(writes) > 10 and len(reads) > 300
 
 
-def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[list[Write], list[Read]]:
+def write_and_read(
+    url: str, namespace: str, me: int, seconds: float, options: dict[str, int]
+) -> tuple[list[Write], list[Read]]:
     """A worker process: write unique values to shared keys, invalidate the keys, read them, and record the times."""
-    cache = with_copies(Backend(url, namespace=namespace))
+    cache = with_copies(Backend(url, namespace=namespace), **options)
     writes, reads, chance, end = list[Write](), list[Read](), random.Random(me), time.monotonic() + seconds
     count = 0
     while time.monotonic() < end or not enough(writes, reads):
@@ -294,9 +306,12 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_no_process_reads_too_old_values(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
+@both
+def test_no_process_reads_too_old_values(
+    server: Server, namespace: str, workers: Workers, raw: Raw, options: dict[str, int]
+) -> None:
     seconds = 2.0
-    processes = [workers.start(write_and_read, server.url, namespace, me, seconds) for me in range(4)]
+    processes = [workers.start(write_and_read, server.url, namespace, me, seconds, options) for me in range(4)]
     end, chance = time.monotonic() + seconds, random.Random(3)
     nodes = [node.client() for node in server.nodes]
     while time.monotonic() < end:  # cut the buses' connections at random

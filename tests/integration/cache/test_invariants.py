@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import keys, script
+from agentperf_redis import script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.support.cache_scan import faults, without_value
@@ -22,6 +22,7 @@ _CACHES = {
     "small": {"max_size": 30, "default_ttl": None},
     "bytes": {"max_size": 1000, "max_bytes": 3000},
     "tinylfu": {"max_size": 50, "policy": "tinylfu"},
+    "divided": {"max_size": 1000, "max_bytes": 4000, "shards": 4},
 }
 _TIERED = {
     "tiers": {"hot_size": 3, "warm_size": 5, "cold_size": 12, "hot_ttl": 0.02, "warm_ttl": 0.05, "cold_ttl": 0.1},
@@ -147,7 +148,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         assert stats.hits > 0
         assert stats.misses > 0
 
-        for key in list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:e:*"))[::2]:
+        for key in list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}*}}:e:*"))[::2]:
             raw.unlink(key)  # as a server with an eviction policy does
         cache.put("soon over", 1, ttl=0.001)
         wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
@@ -158,9 +159,10 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 
         cache.clear()
         cache.sweep()
-        resent = keys.cache(namespace, service, cache.name).resent  # a busy machine may resend puts
-        wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
-        keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*"))
+        for shard in cache._shared_state.shards:  # a busy machine may resend puts
+            resent = shard.keys.resent
+            wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
+        keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}*}}:*"))
         replies = [key for key in keys_left if "}:r:" in key]
         assert all(raw.pttl(key) != -1 for key in replies), "the replies of requests expire"
         left = {key.rpartition("}:")[2] for key in keys_left if key not in replies}
@@ -176,7 +178,7 @@ def test_limits_and_counters_hold_after_every_script(
         assert workers.run(operate, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
     checks = [int(raw.get(key)) for key in raw.scan_iter(match=f"{namespace}:*:checks")]
-    assert len(checks) == len(_CACHES) + len(_TIERED)
+    assert len(checks) == len(_CACHES) + len(_TIERED) + 4, "the divided cache has four shards beside its settings"
     assert sum(checks) > 10_000
     agree_and_leave_nothing(backend, raw)
 
