@@ -96,7 +96,7 @@ class Command(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[T]):
-    """Run several commands as one pipeline. Not atomic: each command succeeds or fails on its own."""
+    """Run several commands as one pipeline for each node. Not atomic: each command succeeds or fails on its own."""
 
     commands: tuple[Command[T], ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 import time
@@ -30,15 +31,41 @@ from agentperf_redis.command import (
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, read, send
-from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, deliver, deliver_opened
+from agentperf_redis.transport.delivery import (
+    Backoff,
+    DeliveryFlow,
+    DeliveryStep,
+    Exchange,
+    ExchangeFailed,
+    deliver,
+    deliver_opened,
+)
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.handshake import Handshake
-from agentperf_redis.transport.permits import Permits
+from agentperf_redis.transport.permits import Permit, Permits
 from agentperf_redis.transport.topology import Topology
 
 T = TypeVar("T")
 
 Runnable = Command[T] | Batch[T] | Flow[T]
+
+
+_LATE_READ_S = 0.05
+"""Minimum time for reading replies that may have arrived while those of another node were awaited."""
+
+
+class _Sent:
+    """A request of a delivery that was sent, and whose replies were not read yet."""
+
+    __slots__ = ("connection", "end", "error", "permit", "step")
+
+    def __init__(self, step: DeliveryStep) -> None:
+        self.step = step
+        self.end = 0.0
+        self.permit: Permit | None = None
+        self.connection: Connection | None = None
+        """None if the request must still be sent."""
+        self.error: BaseException | None = None
 
 
 class Executor:
@@ -155,29 +182,107 @@ class Executor:
         return answer
 
     def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
-        results: list[Any] = [None] * len(commands)
         opening = self._opening  # read only once, because another thread may clear it
+        if len(commands) > 1 and opening is None and self._topology.scattered:
+            parts = self._topology.parts([command.keys for command in commands])
+            if len(parts) > 1:
+                return self._side_by_side(parts, commands, deadline_s)
+        results: list[Any] = [None] * len(commands)
         if opening is None:
             delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
         else:
             delivery = deliver_opened(
                 opening(), commands, self._topology, deadline_s, results.__setitem__, self._breaker, self._note_opened
             )
+        self._finish(delivery)
+        return results
+
+    def _side_by_side(self, parts: list[list[int]], commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
+        """Deliver commands to several nodes: send all requests, then read the replies of one node after the other.
+
+        Args:
+            parts: for each node, the positions of its commands.
+            commands: the commands.
+            deadline_s: seconds for all commands together.
+        """
+        results: list[Any] = [None] * len(commands)
+
+        def begun(part: list[int]) -> tuple[DeliveryFlow, _Sent | None]:
+            def settle(index: int, result: Any) -> None:
+                results[part[index]] = result
+
+            its = [commands[index] for index in part]
+            delivery = deliver(its, self._topology, deadline_s, settle, self._breaker)
+            return delivery, self._begin(delivery)
+
+        for delivery, sent in [begun(part) for part in parts]:
+            self._finish(delivery, sent)
+        return results
+
+    def _begin(self, delivery: DeliveryFlow) -> _Sent | None:
+        """Send the first request of a delivery, without waiting for the replies. Return None if there is none."""
         try:
             step = next(delivery)
+        except StopIteration:  # the breaker refuses all commands
+            return None
+        sent = _Sent(step)
+        if isinstance(step, Exchange):
+            sent.end = time.monotonic() + step.timeout_s
+            sent.permit = self._places.acquire(0)
+            with contextlib.suppress(ExchangeFailed):  # the connections are closed: `_finish` meets the error again
+                sent.connection = None if sent.permit is None else self._connections.idle(step.node)
+            if sent.connection is not None:
+                try:
+                    send(sent.connection, step.payload, sent.end)
+                except Exception as error:  # noqa: BLE001  interpreted when the replies are read
+                    sent.error = error
+            elif sent.permit is not None:
+                self._places.release(sent.permit)
+        return sent
+
+    def _finish(self, delivery: DeliveryFlow, sent: _Sent | None = None) -> None:
+        """Perform the steps of a delivery. `sent` is its first step, if this step has begun."""
+        try:
+            step = next(delivery) if sent is None else sent.step
             while True:
                 if isinstance(step, Backoff):
                     time.sleep(step.seconds)
-                    step = delivery.send(None)
+                    step, sent = delivery.send(None), None
                     continue
                 try:
-                    replies = self._exchange(step)
+                    if sent is None:
+                        replies = self._exchange(step)
+                    elif sent.connection is None:  # its time has run while other nodes were awaited
+                        step.timeout_s = max(_LATE_READ_S, sent.end - time.monotonic())
+                        replies = self._exchange(step)
+                    else:
+                        replies = self._received(step, sent.connection, sent)
                 except ExchangeFailed as failed:
-                    step = delivery.throw(failed)
+                    step, sent = delivery.throw(failed), None
                 else:
-                    step = delivery.send(replies)
+                    step, sent = delivery.send(replies), None
         except StopIteration:
-            return results
+            return
+
+    def _received(self, request: Exchange, connection: Connection, sent: _Sent) -> list[Reply]:
+        """Read the replies of a request that was sent. They may have arrived while those of other nodes were read."""
+        end = max(sent.end, time.monotonic() + _LATE_READ_S)
+        replies: list[Reply] = []
+        try:
+            if sent.error is not None:
+                raise sent.error
+            for _ in range(request.count):
+                replies.append(read(connection, end))  # noqa: PERF401  the replies before a failure are used
+        except BaseException as error:
+            failure = self._connections.failure(error, request, connection, replies)
+            if failure is None:
+                raise
+            raise failure from None
+        finally:
+            if sent.permit is not None:
+                self._places.release(sent.permit)
+        self._connections.keep(request.node, connection)
+        return replies
 
     def _note_opened(self) -> None:
         self._opening = None

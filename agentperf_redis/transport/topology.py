@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import crc_hqx
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from agentperf_redis.command import Reply
@@ -78,6 +79,25 @@ class Topology:
         if key is None:
             return next(iter(self._slots.values()), None)
         return self._slots.get(key_slot(key))
+
+    def parts(self, keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
+        """Group commands, given by their keys, by node. Returns no groups if the node of a command is not known.
+
+        Args:
+            keys: the keys of each command.
+
+        Returns:
+            For each node, the positions of its commands.
+        """
+        if self.doubtful:
+            return []
+        groups: dict[Node, list[int]] = {}
+        for index, its in enumerate(keys):
+            node = self.node_for(its[0] if its else None)
+            if node is None:
+                return []
+            groups.setdefault(node, []).append(index)
+        return list(groups.values())
 
     def located(self, node: Node | None, reason: str) -> str:
         """Return the reason of a failure with the node that failed. On a Cluster, the address names several nodes."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.command import Command
+from agentperf_redis.command import Batch, Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
 from agentperf_redis.script import Script, parse_header
+from agentperf_redis.transport import connector, executor
 from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.driving import Run, add
 from tests.support.servers import Node, Server, wait_until
@@ -125,3 +127,43 @@ def test_nodes_without_a_host_name_are_reached(
         for client in (new, old):
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
     assert run(backend, add(namespace, name=names[0])) == 2  # redirected (MOVED)
+
+
+@pytest.mark.servers("cluster")
+def test_batch_is_sent_to_all_nodes_before_any_reply_is_read(
+    backend: Backend, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"{namespace}:{number}" for number in range(60)]
+    batch = Batch(tuple(Command("EXISTS", (key,), (), lambda reply: reply) for key in keys))
+    assert backend.run(batch) == [0] * 60
+    done: list[str] = []
+
+    def noting(word: str, function: Any) -> Any:
+        def note(*args: Any) -> Any:
+            done.append(word)
+            return function(*args)
+
+        return note
+
+    monkeypatch.setattr(executor, "send", noting("send", connector.send))
+    monkeypatch.setattr(executor, "read", noting("read", connector.read))
+    assert backend.run(batch) == [0] * 60
+    assert done == ["send"] * 3 + ["read"] * 60
+
+
+@pytest.mark.servers("cluster")
+def test_batch_reaches_the_nodes_that_answer(
+    start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str
+) -> None:
+    server = start_server("cluster", "--cluster-require-full-coverage", "no")
+    backend = connect(server.url)
+    keys = [f"{namespace}:{number}" for number in range(60)]
+    batch = Batch(tuple(Command("EXISTS", (key,), (), lambda reply: reply) for key in keys))
+    assert backend.run(batch) == [0] * 60
+    lost = server.nodes[0]
+    lost.kill()
+    found = backend.run(batch.settled(), 1.0)
+    for key, result in zip(keys, found, strict=True):
+        node = backend.node_of(key)
+        assert node is not None
+        assert isinstance(result, BackendUnavailable) if node.port == lost.port else result == 0
