@@ -20,7 +20,7 @@ import importlib.util
 import multiprocessing
 import statistics
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import redis
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache.model import MIN_SHARD_ENTRIES
 from tests.benchmarks.measure import Bench, Row
 from tests.support.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
 from tests.support.workers import Workers
@@ -38,6 +39,8 @@ SHARE = 4
 """Number of accesses that a process takes at a time, when several processes share a trace."""
 BELOW_TINYLFU = 0.5
 """Percentage points by which the mean hit ratio may lie below that of W-TinyLFU."""
+BELOW_ONE_SHARD = 0.5
+"""Percentage points by which a hit ratio may lie below that of the same cache with one shard."""
 BELOW_LRU = 4.0
 """Percentage points by which a hit ratio may lie below that of an LRU, if the popularity of keys drifts."""
 TRACE_COUNT, TRACE_KEYS = 8000, 800
@@ -65,7 +68,8 @@ class Scene:
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     """Measure every trace at every size, first with one process, then with eight."""
-    scenes = list(chosen(rest)) or list(made(full=bench.full))
+    named = list(chosen(rest))
+    scenes = named or list(made(full=bench.full))
     peers = [percents(scene, theine_hits(scene)) for scene in scenes]
     bounds = [
         (percents(scene, lru_hits(scene.trace, scene.size)), percents(scene, optimal_hits(scene.trace, scene.size)))
@@ -91,6 +95,19 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
         yield Row(
             f"hit ratio, mean of {len(scenes)}, {by}", f"{mean:.1f} %", figures(lru, theirs, best), None, goal, met
         )
+    yield from divided(bench, named or made_large(full=bench.full))
+
+
+def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
+    """Compare each cache that is large enough with the same cache in several shards, at most 16."""
+    for scene in scenes:
+        shards = max((each for each in (2, 4, 8, 16) if scene.size >= each * MIN_SHARD_ENTRIES), default=1)
+        if shards == 1:
+            continue
+        one, many = (percents(scene, hits(bench.url, scene, 1, shards=each)) for each in (1, shards))
+        name = f"hit ratio, {scene.name} {scene.size:,}, {shards} shards"
+        goal = f">= {one - BELOW_ONE_SHARD:.1f} %"
+        yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, many >= one - BELOW_ONE_SHARD)
 
 
 def figures(lru: float, tinylfu: float | None, best: float) -> str:
@@ -156,6 +173,14 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
 
 
+def made_large(*, full: bool) -> Iterator[Scene]:
+    """Yield generated traces for caches of 16 shards."""
+    count = 100_000 if full else 15_000
+    yield Scene("zipf", zipf(count, 20_000, 0.9), 4000)
+    yield Scene("zipf, scan, loop", zipf_scan_loop(count, 20_000), 4000)
+    yield Scene("drifting zipf", drift(count, 20_000, 3), 4000, drifts=True)
+
+
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:
     """Return the hits of W-TinyLFU; None if theine is not installed.
 
@@ -179,18 +204,18 @@ def _theine_run(cache: Any, trace: Sequence[str]) -> int:
     return count
 
 
-def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
+def hits(url: str, scene: Scene, processes: int, *, lru: bool = False, shards: int = 1) -> int:
     """Play the trace in one or more processes. Return the hits of a TieredCache (default settings) or an LRUCache."""
     namespace, text = uuid.uuid4().hex, "\n".join(scene.trace)
     workers = Workers()
     try:
-        args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru)
+        args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru, shards)
         return sum(workers.run(play, [args] * processes, timeout=300))
     finally:
         workers.close()
 
 
-def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) -> int:
+def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool, shards: int = 1) -> int:
     """Play the trace in one process: read each key, and put a value after a miss. Returns the hits.
 
     Args:
@@ -200,12 +225,16 @@ def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) 
         text: the trace, one key per line.
         share: accesses to take at a time, when several processes share the trace; 0 takes all.
         lru: use an LRUCache.
+        shards: number of shards of the cache.
     """
     trace = text.split("\n")
     backend = Backend(url, namespace=namespace)
     hot, warm = max(1, round(size * HOT_PART)), max(1, round(size * WARM_PART))
     cache: LRUCache | TieredCache
-    cache = LRUCache(size, backend=backend) if lru else TieredCache(hot, warm, size - hot - warm, backend=backend)
+    if lru:
+        cache = LRUCache(size, shards=shards, backend=backend)
+    else:
+        cache = TieredCache(hot, warm, size - hot - warm, shards=shards, backend=backend)
     count = 0
     for start in shares(url, namespace, len(trace), share):
         for key in trace[start : start + (share or len(trace))]:
