@@ -39,8 +39,9 @@ SHARE = 4
 """Number of accesses that a process takes at a time, when several processes share a trace."""
 BELOW_TINYLFU = 0.5
 """Percentage points by which the mean hit ratio may lie below that of W-TinyLFU."""
+MOST_SHARDS = 16
 BELOW_ONE_SHARD = 0.5
-"""Percentage points by which a hit ratio may lie below that of the same cache with one shard."""
+"""Percentage points by which a hit ratio with 16 shards may lie below that of the same cache with one shard."""
 BELOW_LRU = 4.0
 """Percentage points by which a hit ratio may lie below that of an LRU, if the popularity of keys drifts."""
 TRACE_COUNT, TRACE_KEYS = 8000, 800
@@ -101,13 +102,15 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
     """Compare each cache that is large enough with the same cache in several shards, at most 16."""
     for scene in scenes:
-        shards = max((each for each in (2, 4, 8, 16) if scene.size >= each * MIN_SHARD_ENTRIES), default=1)
+        shards = max((each for each in (2, 4, 8, MOST_SHARDS) if scene.size >= each * MIN_SHARD_ENTRIES), default=1)
         if shards == 1:
             continue
         one, many = (percents(scene, hits(bench.url, scene, 1, shards=each)) for each in (1, shards))
         name = f"hit ratio, {scene.name} {scene.size:,}, {shards} shards"
-        goal = f">= {one - BELOW_ONE_SHARD:.1f} %"
-        yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, many >= one - BELOW_ONE_SHARD)
+        goal, met = "", None
+        if shards == MOST_SHARDS:  # with fewer entries, hit ratios of one trace vary by more than the goal
+            goal, met = f">= {one - BELOW_ONE_SHARD:.1f} %", many >= one - BELOW_ONE_SHARD
+        yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, met)
 
 
 def figures(lru: float, tinylfu: float | None, best: float) -> str:
