@@ -123,21 +123,21 @@ class Maintenance:
         self._schedule(due)
 
     def _send(self, compute_leases: list[ComputeLease], reports: list[Shard]) -> None:
-        failures = self._failure(self._renew, compute_leases)
+        first = self._failure(self._renew, compute_leases)
         for shard in reports:
             failure = self._failure(self._report, shard)
             if failure is not None:
-                failures = failures or failure
+                first = first or failure
                 with self._lock:
                     self._reports.setdefault(shard, time.monotonic() + _AFTER_FAILURE_S)
-        if failures is not None and not self._failing:
-            log.warning("caches: reads cannot be reported, leases are not renewed: %s", failures)
-        elif failures is None and self._failing:
+        if first is not None and not self._failing:
+            log.warning("caches: reads cannot be reported, leases are not renewed: %s", first)
+        elif first is None and self._failing:
             log.warning("caches: reads can be reported again")
-        self._failing = failures is not None
+        self._failing = first is not None
 
     def _failure(self, work: Callable[[T], None], subject: T) -> AgentPerfError | None:
-        """Do work; return its error. The shards of a cache lie on several nodes, so others may still answer."""
+        """Do work and return its error, if any. Nodes may fail one by one, so the other work is still done."""
         try:
             work(subject)
         except AgentPerfError as error:
