@@ -10,6 +10,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.hit_ratio import (
     BELOW_LRU,
+    BELOW_ONE_SHARD,
     BELOW_TINYLFU,
     TINYLFU_HITS,
     TRACE_COUNT,
@@ -20,7 +21,7 @@ from tests.benchmarks.hit_ratio import (
 )
 from tests.support.mutants import alter
 from tests.support.servers import Server
-from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf_scan_loop
+from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf, zipf_scan_loop
 
 COUNT, KEYS = TRACE_COUNT, TRACE_KEYS
 ABOVE_LRU = 4.0
@@ -102,3 +103,12 @@ def test_priority_decides_the_tier(backend: Backend, policy: str) -> None:
             entry = cache.entry(known)
             assert entry is not None
             assert entry.tier.value == tier
+
+
+@pytest.mark.thorough
+@pytest.mark.servers("valkey")
+@pytest.mark.parametrize("lru", [False, True], ids=["tiered", "lru"])
+def test_shards_keep_the_hit_ratio(server: Server, lru: bool) -> None:
+    scene = Scene("zipf", zipf(15_000, 20_000, 0.9), 4000)
+    one, many = (hits(server.url, scene, 1, lru=lru, shards=shards) for shards in (1, 16))
+    assert many >= one - BELOW_ONE_SHARD * len(scene.trace) / 100
