@@ -23,6 +23,9 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
 
+    agentperf:{lb:coder#3/8.17}:...           the same, for shard 3 of a pool with 8 shards (17: see `pool`)
+    agentperf:{lb:coder}:state                HASH  of such a pool: #pool, the number of shards; #settings
+
     agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX, as all of these
     agentperf:{lock:invoices}:state           HASH  @<token> -> held|grant|waiting, #fence
     agentperf:{lock:invoices}:queue           ZSET  @<token> -> arrival, us; also the channel of grants
@@ -82,6 +85,8 @@ from zlib import crc32
 
 from agentperf_redis.errors import InvalidArgument
 
+SLOTS = 16384
+"""Number of hash slots of a Cluster. The slot of a tag is its CRC16 (XMODEM) modulo this number."""
 METRICS_SHARDS = 16
 """Number of shards of the metrics. It must not change: data is stored under the number of its shard."""
 
@@ -201,10 +206,33 @@ class PoolKeys:
 _POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events", "away", "history")
 
 
-def pool(namespace: str, agent_type: str) -> PoolKeys:
-    """Return the keys of the pool of an agent type."""
-    tag = f"{namespace}:{{lb:{encoded(agent_type)}}}"
+def pool(namespace: str, agent_type: str, shard: int = 0, shards: int = 1) -> PoolKeys:
+    """Return the keys of the pool of an agent type, or of one of its shards."""
+    resource = f"lb:{encoded(agent_type)}"
+    tag = f"{namespace}:{{{resource if shards == 1 else _spread(resource, shard, shards)}}}"
     return PoolKeys(tag, *(f"{tag}:{part}" for part in _POOL_PARTS))
+
+
+def _spread(resource: str, shard: int, shards: int) -> str:
+    """Return the hash tag of a shard: ``lb:coder#3/8.17``.
+
+    The slots of a Cluster are divided into as many equal ranges as there are shards. The last number is the lowest with
+    which the tag lies in the range of its shard. So the shards are spread evenly over nodes that hold ranges of equal
+    size, as after `CLUSTER CREATE`. With arbitrary slots, one of three nodes would often have half of 16 shards.
+
+    The number of shards is part of the tag. So processes that know a different number never use the same keys.
+    """
+    attempt = 0
+    while True:
+        tag = f"{resource}#{shard}/{shards}.{attempt}"
+        if crc_hqx(tag.encode(), 0) % SLOTS * shards // SLOTS == shard:
+            return tag
+        attempt += 1
+
+
+def whole_resource(resource: str) -> str:
+    """Return the name of a resource without that of its shard: ``coder#3/8.17`` becomes ``coder``."""
+    return resource.partition("#")[0]
 
 
 @dataclass(frozen=True, slots=True)

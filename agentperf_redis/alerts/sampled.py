@@ -13,6 +13,9 @@ from agentperf_redis.alerts.rules import Rule
 from agentperf_redis.alerts.targets import cache_target
 from agentperf_redis.alerts.values import Judged
 from agentperf_redis.backend import Backend
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.history import read_pool
+from agentperf_redis.balancer.layouts import layouts_of
 from agentperf_redis.cache.history import history_of
 from agentperf_redis.cache.model import KINDS
 from agentperf_redis.cache.operator import keys_of
@@ -51,7 +54,8 @@ def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, Histo
     for service in ("lb",) if scope is Scope.POOL else ("cache", "tiered"):
         for name in (yield from backend.entered(service)):
             if scope is Scope.POOL:
-                target, history = name, (yield from read_history(keys.pool(backend.namespace, name).history))
+                pool = Pool.of(backend.namespace, name)
+                target, history = name, (yield from read_pool(layouts_of(backend), pool))
             else:
                 shards = yield from keys_of(backend, service, name)
                 target, history = cache_target(KINDS[service], name), (yield from history_of(shards))

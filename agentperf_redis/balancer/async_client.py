@@ -39,10 +39,11 @@ class AsyncLoadBalancer:
         heartbeat_ttl: float | None = None,
         requests_per_minute: float = math.inf,
         tokens_per_minute: float = math.inf,
+        shards: int | None = None,
     ) -> None:
         """See `LoadBalancer.register_instance`."""
         await self._backend.arun(
-            self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute)
+            self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute, shards)
         )
 
     async def update_instance(
@@ -184,6 +185,10 @@ class AsyncLoadBalancer:
     async def configure(self, agent_type: str, settings: PoolSettings) -> None:
         """See `LoadBalancer.configure`."""
         await self._backend.arun(self._operations.configure(agent_type, settings))
+
+    async def configure_pool(self, agent_type: str, *, shards: int) -> None:
+        """See `LoadBalancer.configure_pool`."""
+        await self._backend.arun(self._operations.configure_pool(agent_type, shards))
 
     async def run_checks(
         self,

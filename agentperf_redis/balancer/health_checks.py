@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import logging
 import math
 import threading
@@ -18,11 +19,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from agentperf_redis import arguments
+from agentperf_redis import arguments, random_numbers
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import BackgroundTask
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Claimed, Pool
+from agentperf_redis.balancer.layouts import Layout, layouts_of, over_shards
 from agentperf_redis.balancer.model import AgentInstance
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.command import Call, Flow
@@ -34,6 +36,28 @@ AT_ONCE = 8
 """Max checks that a process claims at once: small enough to leave some for other processes."""
 _RETRY_S = 0.5
 _MIN_PAUSE_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The checks that a process claimed in one round, by shard."""
+
+    parts: tuple[tuple[Pool, Claimed], ...]
+
+    @property
+    def instances(self) -> tuple[AgentInstance, ...]:
+        """The instances to check."""
+        return tuple(itertools.chain.from_iterable(claimed.instances for _, claimed in self.parts))
+
+    @property
+    def next_after(self) -> float:
+        """Seconds until the next check is due."""
+        return min(claimed.next_after for _, claimed in self.parts)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no check was due."""
+        return not self.instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +82,30 @@ class Checking:
     _raising: set[str] = field(default_factory=set, init=False, repr=False)
     """Instances whose last check in this process raised an exception."""
 
-    def claim(self) -> Flow[Claimed]:
-        """Claim due checks."""
-        return (yield from commands.claim_checks(self.pool, math.ceil(self.interval * 1000), AT_ONCE))
+    def claim(self) -> Flow[Claims]:
+        """Claim due checks, at most `AT_ONCE`."""
+        return (yield from over_shards(layouts_of(self.backend), self.pool, self._claim_in, lambda it: it.is_nothing))
 
-    def report(self, claimed: Claimed, results: Mapping[str, bool]) -> Flow[None]:
+    def _claim_in(self, layout: Layout) -> Flow[Claims]:
+        parts = []
+        left = AT_ONCE
+        first = random_numbers.bits(16)  # each round begins with another shard
+        for number in range(len(layout.shards)):
+            shard = layout.shards[(first + number) % len(layout.shards)]
+            claimed = yield from commands.claim_checks(shard, math.ceil(self.interval * 1000), left)
+            parts.append((shard, claimed))
+            left -= len(claimed.instances)
+            if left <= 0:
+                break
+        return Claims(tuple(parts))
+
+    def report(self, claims: Claims, results: Mapping[str, bool]) -> Flow[None]:
         """Report the results of claimed checks."""
-        reports = list(results.items())
-        request = partial(commands.report_checks, self.pool, claimed.at_ms, reports)
-        yield from self.clock.before_deadline(self.pool, request)
+        for shard, claimed in claims.parts:
+            reports = [(each.id, results[each.id]) for each in claimed.instances if each.id in results]
+            if reports:
+                request = partial(commands.report_checks, shard, claimed.at_ms, reports)
+                yield from self.clock.before_deadline(shard, request)
 
     def failed(self, instance: AgentInstance, why: object) -> None:
         """Log the reason why a check failed."""

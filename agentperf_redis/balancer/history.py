@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal
-from agentperf_redis.command import Command, Flow, Reply
-from agentperf_redis.history import HistoryStep, read_history, steps_of
+from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
+from agentperf_redis.command import Batch, Command, Flow, Reply
+from agentperf_redis.history import History, HistoryStep, read_history, steps_of
 from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
 
@@ -47,14 +49,41 @@ def sample(pool: Pool) -> Command[int]:
     return Command(_SAMPLE, (pool.keys.state, pool.keys.waitq, pool.keys.history), {}, decode)
 
 
-def series(pool: Pool, window: Window, step: Window, as_of: Timestamp) -> Flow[tuple[PoolSeriesRow, ...]]:
+def series(
+    layouts: Layouts, pool: Pool, window: Window, step: Window, as_of: Timestamp
+) -> Flow[tuple[PoolSeriesRow, ...]]:
     """Read the rows of a pool. The arguments are checked at the call, before the flow runs."""
-    return _series(pool, *asked_steps(window, step, as_of))
+    return _series(layouts, pool, *asked_steps(window, step, as_of))
 
 
-def _series(pool: Pool, time: TimeRange, step_ms: int) -> Flow[tuple[PoolSeriesRow, ...]]:
-    history = yield from read_history(pool.keys.history)
-    return tuple(map(_row, steps_of(history, time, step_ms)))
+def _series(layouts: Layouts, pool: Pool, time: TimeRange, step_ms: int) -> Flow[tuple[PoolSeriesRow, ...]]:
+    return tuple(map(_row, steps_of((yield from read_pool(layouts, pool)), time, step_ms)))
+
+
+def read_pool(layouts: Layouts, pool: Pool) -> Flow[History]:
+    """Read the history of a whole pool.
+
+    The figures of its shards are added slice by slice. The shards are sampled at slightly different times, so the sums
+    of the largest values are upper bounds.
+    """
+
+    def read_in(layout: Layout) -> Flow[History]:
+        found = yield from Batch(tuple(read_history(shard.keys.history) for shard in layout.shards))
+        return _added(found) if layout.is_divided else found[0]
+
+    return (yield from over_shards(layouts, pool, read_in, lambda history: not history.slices, plain=True))
+
+
+def _added(histories: Sequence[History]) -> History:
+    slices: dict[tuple[int, int], dict[str, int]] = {}
+    for history in histories:
+        for at, sample in history.slices.items():
+            total = slices.setdefault(at, {"samples": 1, "load": 0})
+            # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.
+            total["load"] += round(sample.get("load", 0) / sample["samples"])
+            for figure in ("waiters", "unhealthy"):
+                total[figure] = total.get(figure, 0) + sample.get(figure, 0)
+    return History(max(history.now_ms for history in histories), slices)
 
 
 def _row(step: HistoryStep) -> PoolSeriesRow:

@@ -23,6 +23,7 @@ from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.history import sample
+from agentperf_redis.balancer.layouts import layouts_of
 from agentperf_redis.balancer.lease import Lease, keepers
 from agentperf_redis.balancer.model import AttachedLease
 from agentperf_redis.balancer.registrations import Registrations
@@ -64,6 +65,7 @@ class LeaseKeeper:
     Attributes:
         jobs: the background thread of the keeper.
         registrations: the registrations of this process on the backend. The thread of `jobs` restores them.
+        layouts: the shards of the pools.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -73,6 +75,7 @@ class LeaseKeeper:
             backend, self.jobs, lambda pool: (sample(pool),), self._attempt_timeout_s, self._pools_in_use
         )
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
+        self.layouts = layouts_of(backend)
         self._presence = presence_of(backend)
         self._presence.leases = lambda: len(self.held())
         self.after_fork()
@@ -91,10 +94,10 @@ class LeaseKeeper:
 
     def used(self, pool: Pool) -> None:
         """Sample a pool for its history: in the next slice, and as long as this process holds leases of the pool."""
-        self._sampler.used(pool.agent_type, pool)
+        self._sampler.used(pool.keys.tag, pool)
 
     def _pools_in_use(self) -> dict[str, Pool]:
-        return {lease.pool.agent_type: lease.pool for lease in self.held()}
+        return {lease.pool.keys.tag: lease.pool for lease in self.held()}
 
     @property
     def deadline(self) -> float:

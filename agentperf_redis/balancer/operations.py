@@ -136,6 +136,7 @@ class Operations:
         heartbeat_ttl: float | None,
         requests_per_minute: float,
         tokens_per_minute: float,
+        shards: int | None,
     ) -> Flow[LoadBalancingStrategy]:
         """See `LoadBalancer.register_instance`."""
         if not isinstance(instance, AgentInstance):
@@ -143,7 +144,13 @@ class Operations:
         heartbeat_ttl_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
         rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
         wanted = Registered(instance, self.wanted, heartbeat_ttl_ms, rates, self.settings, 0)
-        return instances.register(self.backend, self.clock, self.registrations, wanted)
+        number = None if shards is None else _shards(shards)
+        return instances.register(self.backend, self.registrations, wanted, number)
+
+    def configure_pool(self, agent_type: str, shards: int) -> Flow[None]:
+        """See `LoadBalancer.configure_pool`."""
+        pool, number = self.pool(agent_type), _shards(shards)
+        return instances.divide(self.backend, self.registrations, pool, number, self.wanted, self.settings)
 
     def update(
         self,
@@ -192,13 +199,14 @@ class Operations:
         """See `LoadBalancer.events`."""
         if after is not None and not _CURSOR.fullmatch(arguments.name("after", after)):
             raise InvalidArgument("after", after, "the cursor of an event, or None")
-        return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, maximum=MAX_EVENTS)))
+        number = arguments.count("limit", limit, maximum=MAX_EVENTS)
+        return instances.events(self.registrations.layouts, self.pool(agent_type), after, number)
 
     def series(
         self, agent_type: str, window: Window, step: Window, as_of: Timestamp
     ) -> Flow[tuple[PoolSeriesRow, ...]]:
         """See `LoadBalancer.series`."""
-        return history.series(self.pool(agent_type), window, step, as_of)
+        return history.series(self.registrations.layouts, self.pool(agent_type), window, step, as_of)
 
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
@@ -217,17 +225,18 @@ class Operations:
     def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> Flow[bool]:
         """See `LoadBalancer.cool_down`."""
         name = arguments.name("instance_id", instance_id)
-        return instances.cool_down(self.clock, self.pool(agent_type), name, checked_rest("seconds", seconds))
+        rest = checked_rest("seconds", seconds)
+        return instances.cool_down(self.clock, self.registrations.layouts, self.pool(agent_type), name, rest)
 
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
         names = arguments.names("instance_ids", instance_ids)
         heartbeat_ttl_ms = 0 if within is None else _milliseconds("within", within)
-        return instances.heartbeat(self.pool(agent_type), names, heartbeat_ttl_ms)
+        return instances.heartbeat(self.registrations.layouts, self.pool(agent_type), names, heartbeat_ttl_ms)
 
     def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.select_instance`."""
-        found = iter(commands.select(self.pool(agent_type), self.choice(require, affinity)))
+        found = leases.select(self.registrations.layouts, self.pool(agent_type), self.choice(require, affinity))
         return self._or_none(found, None)
 
     def acquire(self, agent_type: str, request: LeaseRequest) -> Flow[AgentInstance | None]:
@@ -301,7 +310,7 @@ class Operations:
 
     def leases(self, agent_type: str) -> Flow[PoolLeases]:
         """See `LoadBalancer.leases`."""
-        return instances.leases(self.pool(agent_type))
+        return instances.leases(self.registrations.layouts, self.pool(agent_type))
 
     def end_lease(self, agent_type: str, token: str) -> Flow[bool]:
         """See `LoadBalancer.release_token`."""
@@ -314,22 +323,22 @@ class Operations:
         """See `LoadBalancer.repair`."""
         if progress is not None:
             arguments.callback("progress", progress, "a function that takes two numbers, or None")
-        return instances.repair(self.pool(agent_type), progress)
+        return instances.repair(self.registrations.layouts, self.pool(agent_type), progress)
 
     def wait_until_idle(self, agent_type: str, instance_id: str, wait: float) -> Flow[bool]:
         """See `LoadBalancer.wait_until_idle`."""
         limit = arguments.seconds("wait", wait, minimum=0.0, endless=True)
-        return instances.wait_until_idle(self.pool(agent_type), arguments.name("instance_id", instance_id), limit)
+        name, layouts = arguments.name("instance_id", instance_id), self.registrations.layouts
+        return instances.wait_until_idle(layouts, self.pool(agent_type), name, limit)
 
     def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
         """See `LoadBalancer.status`."""
-        return instances.status(
-            self.backend, self.registrations, arguments.names("agent_types", agent_types) if agent_types else None
-        )
+        names = arguments.names("agent_types", agent_types) if agent_types else None
+        return instances.status(self.backend, self.clock, self.registrations, names)
 
     def instances(self) -> Flow[dict[str, list[AgentInstance]]]:
         """See `LoadBalancer.instances`."""
-        pools = yield from instances.status(self.backend, self.registrations)
+        pools = yield from instances.status(self.backend, self.clock, self.registrations)
         return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
 
 
@@ -369,6 +378,11 @@ def _rate(argument: str, value: float) -> float:
     if rate != math.inf and not _MIN_RATE <= rate <= _MAX_RATE:
         raise InvalidArgument(argument, value, allowed)
     return rate
+
+
+def _shards(value: int) -> int:
+    """Check a number of shards."""
+    return arguments.count("shards", value, maximum=commands.MAX_SHARDS)
 
 
 def _milliseconds(argument: str, value: float) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool, Rates, RegisterReply, TooLate
+from agentperf_redis.balancer.commands import Division, Pool, PoolIsDivided, Rates, RegisterReply, TooLate
+from agentperf_redis.balancer.layouts import Layout, layouts_of, over_shards
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Command, Flow
-from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -81,6 +82,7 @@ class Registrations:
         self._clock = clock
         self._jobs = jobs
         self._attempt_timeout_s = attempt_timeout_s
+        self.layouts = layouts_of(backend)
         self.registered: dict[tuple[str, str], Registered] = {}
         """Registrations by agent type and instance id."""
         backend.on_new_epoch(self.restore_soon)
@@ -101,39 +103,123 @@ class Registrations:
         Returns:
             Whether this process now has instances registered in the pool.
         """
-        mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
+        layout = self.layouts.of(pool)
         lost: list[str] = []
-        names = list(mine)
-        for at in range(0, len(names), commands.MANY):
-            some = names[at : at + commands.MANY]
-            born, found = yield from commands.find_registered(pool, some)
-            for name, registered in zip(some, found, strict=True):
-                same = self.registered.get((pool.agent_type, name)) is mine[name]
-                if not registered and mine[name].born != born:
-                    lost.append(name)
-                elif same and registered and mine[name].born != born:
-                    self.registered[pool.agent_type, name] = replace(mine[name], born=born)
-                elif same and not registered:
-                    del self.registered[pool.agent_type, name]
+        for shard in layout.shards:
+            lost += yield from self._lost_in(shard, layout)
+        if lost and layout.is_divided:
+            shards = yield from commands.count_shards(pool)
+            if shards:
+                self.layouts.learn(pool.agent_type, shards)
         for name in lost:
             yield from self._register_again(pool, name)
         if lost:
             _log.warning("registered %d instances of %s again after the server lost them", len(lost), pool.agent_type)
         return any(of == pool.agent_type for of, _ in list(self.registered))
 
+    def _lost_in(self, shard: Pool, layout: Layout) -> Flow[list[str]]:
+        """Return this process's instances that a shard has lost, and forget those that others removed."""
+        registered_here = list(self.registered.items())
+        mine = {
+            name: known
+            for (of, name), known in registered_here
+            if of == shard.agent_type and layout.home(name) is shard
+        }
+        lost: list[str] = []
+        names = list(mine)
+        for at in range(0, len(names), commands.MANY):
+            some = names[at : at + commands.MANY]
+            born, found = yield from commands.find_registered(shard, some)
+            for name, registered in zip(some, found, strict=True):
+                same = self.registered.get((shard.agent_type, name)) is mine[name]
+                if not registered and mine[name].born != born:
+                    lost.append(name)
+                elif same and registered and mine[name].born != born:
+                    self.registered[shard.agent_type, name] = replace(mine[name], born=born)
+                elif same and not registered:
+                    del self.registered[shard.agent_type, name]
+        return lost
+
+    def place(self, pool: Pool, known: Registered) -> Flow[RegisterReply]:
+        """Register an instance in its shard. The reply names the replaced settings of the whole pool.
+
+        Args:
+            pool: the pool of one shard.
+            known: the registration.
+        """
+        return (yield from over_shards(self.layouts, pool, partial(self._place_in, pool, known)))
+
+    def _place_in(self, pool: Pool, known: Registered, layout: Layout) -> Flow[RegisterReply]:
+        home = layout.home(known.instance.id)
+        if not layout.is_divided:
+            return (yield from self._clock.before_deadline(home, partial(registration, home, known)))
+        shards = len(layout.shards)
+        division = yield from self._divide(pool, shards, known.strategy, known.settings)
+        if division.shards != shards:
+            raise PoolIsDivided(pool.agent_type, division.shards)
+        placed = replace(known, strategy=division.strategy, settings=division.settings)
+        reply = yield from self._clock.before_deadline(home, partial(registration, home, placed))
+        return replace(reply, replaced=division.replaced)
+
+    def divide(
+        self, pool: Pool, shards: int, strategy: LoadBalancingStrategy | None, settings: PoolSettings | None
+    ) -> Flow[str]:
+        """Divide a pool into shards, unless it is divided into this number of shards.
+
+        Args:
+            pool: the pool of one shard.
+            shards: the number of shards.
+            strategy: the strategy that the pool must have; None for any.
+            settings: the settings of the pool; None keeps the settings of an existing pool.
+
+        Returns:
+            The replaced settings, packed; empty if there were none.
+
+        Raises:
+            InvalidArgument: when the pool has another number of shards or another strategy.
+        """
+        done = yield from self._divide(pool, shards, strategy, settings)
+        if done.shards != shards:
+            raise InvalidArgument(
+                "shards",
+                shards,
+                f"{done.shards}, the number of shards of the pool {pool.agent_type!r}; to change it, delete the pool, "
+                "or remove all its instances",
+            )
+        self.layouts.learn(pool.agent_type, shards)
+        return done.replaced
+
+    def _divide(
+        self, pool: Pool, shards: int, strategy: LoadBalancingStrategy | None, settings: PoolSettings | None
+    ) -> Flow[Division]:
+        request = partial(commands.divide, pool, "set", shards, strategy, settings)
+        return (yield from self._clock.before_deadline(pool, request))
+
     def deploy(self, pool: Pool, settings: PoolSettings) -> Flow[str]:
         """Set the settings of a pool, and apply them to its instances page by page.
+
+        Args:
+            pool: the pool of one shard.
+            settings: the settings.
 
         Returns:
             The replaced settings, packed; empty if there were none.
         """
-        done = yield from self._clock.before_deadline(
-            pool, partial(commands.configure, pool, settings, 0, commands.MANY)
-        )
-        before = done.replaced
-        while done.next_rank:
-            request = partial(commands.configure, pool, settings, done.next_rank, commands.MANY)
-            done = yield from self._clock.before_deadline(pool, request)
+        return (yield from over_shards(self.layouts, pool, partial(self._deploy_in, pool, settings)))
+
+    def _deploy_in(self, pool: Pool, settings: PoolSettings, layout: Layout) -> Flow[str]:
+        before = ""
+        if layout.is_divided:
+            before = yield from self.divide(pool, len(layout.shards), None, settings)
+        for shard in layout.shards:
+            rank = 0
+            while True:
+                request = partial(commands.configure, shard, settings, rank, commands.MANY)
+                done = yield from self._clock.before_deadline(shard, request)
+                before = before or (done.replaced if rank == 0 else "")
+                rank = done.next_rank
+                if not rank:
+                    break
         return before
 
     def amend(
@@ -200,7 +286,7 @@ class Registrations:
         known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
             yield from self._backend.enter("lb", pool.agent_type, again=True)
-            reply = yield from self._clock.before_deadline(pool, partial(registration, pool, known))
+            reply = yield from self.place(pool, known)
             if (pool.agent_type, instance_id) in self.registered:
                 self.registered[pool.agent_type, instance_id] = replace(known, born=reply.born)
             if reply.replaced and known.settings is not None:

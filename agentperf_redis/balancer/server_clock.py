@@ -29,7 +29,8 @@ class ServerClock:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ahead_ms: dict[str, float] = {}
-        """By agent type: an upper bound on the server's clock minus `time.monotonic`, ms."""
+        """By hash tag, since shards may lie on different nodes: an upper bound on the node's clock minus
+        `time.monotonic`, ms."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
         """Send a request that the server refuses if, by the server's clock, the caller's deadline has passed.
@@ -37,18 +38,18 @@ class ServerClock:
         This prevents a late copy of the request from undoing later changes by other processes.
 
         Args:
-            pool: the pool that the request changes; in a Cluster, the clock is that of the pool's node.
+            pool: the shard that the request changes; in a Cluster, the clock is that of its node.
             request: builds the request. It is called with the time limit of the request, in ms of the server's clock.
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()
             # Without an estimate, the time limit lies far in the past. The server then refuses the request, and replies
             # with its own time.
-            ahead_ms = self._ahead_ms.get(pool.agent_type, 0.0)
+            ahead_ms = self._ahead_ms.get(pool.keys.tag, 0.0)
             answer = yield from request(math.ceil(ahead_ms + (sent_at + self._backend.deadline) * 1000))
             if not isinstance(answer, TooLate):
                 return answer
-            self._ahead_ms[pool.agent_type] = answer.now_ms + 1 - sent_at * 1000
+            self._ahead_ms[pool.keys.tag] = answer.now_ms + 1 - sent_at * 1000
         raise BackendUnavailable(self._backend.address.masked, "not_applied", "every attempt arrived too late")
 
 

@@ -221,7 +221,7 @@ def group_of(key: str) -> tuple[str, str]:
     found = _SERVICE.match(key)
     if found is None:
         return "namespace", ""
-    service, resource, part = found[1], keys.decoded(keys.cache_of(found[2] or "")[0]), found[3]
+    service, resource, part = found[1], keys.decoded(keys.whole_resource(found[2] or "")), found[3]
     if service == "metrics":
         return _METRICS.get(part, "metrics, indexes"), part
     if service == "cache":

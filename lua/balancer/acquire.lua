@@ -16,7 +16,8 @@
 --   random      int   random number, 0 to 2^52 - 1
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record}    granted now, or granted before to the same token
+--   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token; load, cap: sums of
+--     the loads, and of the capacities of the instances that take work, after the grant
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
 --     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy,
 --     resting or rate-limited, the time until the first one comes back, if known; registered, waiting: number of
@@ -95,7 +96,7 @@ if not look and not several then
         '#picks', seq, '#load', format('%d', sum + 1))
       if expiry_ms < next_ms then call('HSET', STATE, '#next', format('%d', expiry_ms)) end
       index(score, id, load, limit, seq, weight, labels, true)
-      return {DONE, id, expiry_ms, fence, record}
+      return {DONE, id, expiry_ms, fence, record, sum + 1, cap}
     end
   end
 end
@@ -141,7 +142,7 @@ if id then
   if r and r.load < r.limit then
     local fence, text = pool.grant(r, TOKEN, expiry_ms, write_lease, LATE, tonumber(TOKENS))
     pool.reschedule()
-    return {DONE, id, expiry_ms, fence, text}
+    return {DONE, id, expiry_ms, fence, text, sums()}
   end
 end
 

@@ -17,7 +17,8 @@
 --   whole       int   1 to lease all units or none, 0 to lease as many as are free
 --   leases...   text  @ and the client's token, one for each lease, at most 500
 -- RETURNS
---   {1, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before
+--   {1, load, cap, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before;
+--     load, cap: as in acquire
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted; the rest as in acquire
 --   {-1, why}   all tokens are spent, or whole is 1 and one token is spent; no lease is granted; why: as in acquire.
 --     Leases that an earlier copy of the request got stay; the caller releases them
@@ -73,7 +74,13 @@ for _, late in ipairs({'0', LATE}) do  -- the first round writes nothing: it onl
   end
 end
 if spent and (WHOLE == '1' or #fresh == 0 and #reply == 1) then return spent end
-if #fresh == 0 then return reply end
+local function granted_reply()
+  local load, cap = sums()
+  table.insert(reply, 2, cap)
+  table.insert(reply, 2, load)
+  return reply
+end
+if #fresh == 0 then return granted_reply() end
 local refused, strategy, _, how = opened(fact)
 if refused then return refused end
 if WANTED ~= '-' and WANTED ~= strategy then
@@ -155,5 +162,5 @@ if LATE == '1' then
   for _, name in ipairs(fresh) do pool.tombstone(name, 'refused') end
 end
 pool.reschedule()
-if #reply > 1 then return reply end
+if #reply > 1 then return granted_reply() end
 return refusal_reply(pool, IDS, now_us)

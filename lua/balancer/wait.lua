@@ -14,7 +14,8 @@
 --   ticket      text  the waiter's ticket from an earlier reply, or - for a new ticket
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record}   granted and fetched now, or fetched before by the same token
+--   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before by the same token; load,
+--     cap: as in acquire
 --   {0, ahead, poll_ms, ticket, back_ms}   queued; ahead: number of waiters before this one; poll_ms: time until a
 --     timer may free capacity, at most 1000; back_ms: if all instances are unhealthy, resting or rate-limited, the time
 --     until the first of them comes back, if known, else 0
@@ -107,4 +108,4 @@ if ticket then
 end
 if not id then return {SPENT, match(known, TOMBSTONE)} end
 if expiry_ms <= pool.now_ms then return {SPENT, 'expired'} end
-return {DONE, id, expiry_ms, tonumber(fence), call('HGET', STATE, id) or ''}
+return {DONE, id, expiry_ms, tonumber(fence), call('HGET', STATE, id) or '', sums()}

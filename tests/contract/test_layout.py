@@ -27,6 +27,7 @@ PROVEN_BY = {
     },
     "alerts/rules.py": "tests/unit/alerts/test_rules_file.py",
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
+    "balancer/flows/elsewhere.py": f"{INTEGRATION}/balancer/test_shards.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",
     "balancer/flows/queue.py": f"{INTEGRATION}/balancer/test_queue.py",

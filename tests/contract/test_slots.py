@@ -72,6 +72,13 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert balancer.release(leased)
         assert balancer.cool_down(agent, "p1", 1)
         assert balancer.remove_instance(agent, "p2")
+    perf.balancer().configure_pool("divided", shards=3)
+    for number in range(6):
+        perf.balancer().register_instance(AgentInstance(f"p{number}", "divided", max_capacity=1))
+    held = perf.balancer().acquire_many("divided", 6)
+    assert perf.balancer().acquire("divided", wait=0.01) is None  # watches the other shards
+    assert perf.balancer().release_many(held) == [True] * 6
+    assert perf.balancer().delete_pool("divided")
     perf.balancer().register_instance(AgentInstance("p1", "deleted", labels=frozenset({"gpu"})))
     assert perf.balancer().delete_pool("deleted")
 

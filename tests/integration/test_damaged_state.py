@@ -23,6 +23,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancingStrategy, Outcome
 from agentperf_redis.balancer import commands as lb
 from agentperf_redis.balancer import history as pool_history
+from agentperf_redis.balancer.layouts import Layouts, layouts_of
 from agentperf_redis.cache import commands as cached
 from agentperf_redis.cache import entry_format, operator
 from agentperf_redis.cache import history as cache_history
@@ -111,7 +112,7 @@ def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingS
     )
     resting = records.changed(stored.raw.hget(state, "+p1"), rest_until_ms=now_ms + HELD_MS, rest_set_ms=now_ms)
     stored.raw.hset(state, "+p1", resting)
-    stored.raw.hset(state, "#calm", now_ms - HELD_MS)
+    stored.raw.hset(state, mapping={"#calm": now_ms - HELD_MS, "#watched": now_ms + HELD_MS})
     timers = {"@granted": HELD_MS, "E:p2": HELD_MS, "P:0": HELD_MS, "V:p0": HELD_MS, "R:p1": HELD_MS, "C:p1": HELD_MS}
     stored.raw.zadd(pool.keys.due, {name: now_ms + left_ms for name, left_ms in timers.items()})
     stored.raw.zadd(pool.keys.ready, {"p0": 1.0, "p1": 2.0})
@@ -139,7 +140,7 @@ def many(pool: lb.Pool, tokens: list[str], choice: lb.Choice, whole: bool = Fals
     return replace(command, args={**command.args, "late": 1})  # so that it also writes tombstones
 
 
-def pool_operations(pool: lb.Pool) -> Operations:
+def pool_operations(pool: lb.Pool, layouts: Layouts) -> Operations:
     numbers = itertools.count()
     new, held = AgentInstance("p9", pool.agent_type, labels=GPU), AgentInstance("p0", pool.agent_type, labels=BOTH)
     found: Operations = {
@@ -164,6 +165,9 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "release by hand": lambda: lb.release(pool, "@granted", by_hand=True, tombstone_ms=1000),
         "cancel": lambda: lb.release(pool, "@wait:2", tombstone_ms=1000),
         "renew": lambda: lb.renew(pool, ["@held:0", "@held:1", "@held:2"], 30_000),
+        "watch": lambda: lb.watch(pool, frozenset(), 1000),
+        "divide": lambda: lb.divide(pool, "set", 4),
+        "count shards": lambda: lb.count_shards(pool),
         "select": lambda: lb.select(pool, lb.ANY),
         "select both": lambda: lb.select(pool, lb.Choice(require=BOTH)),
         "register": lambda: lb.register(pool, held, None, 0),
@@ -185,7 +189,7 @@ def pool_operations(pool: lb.Pool) -> Operations:
         "events": lambda: lb.events(pool, None, 100),
         "find registered": lambda: lb.find_registered(pool, ["p0", "p9"]),
         "sample": lambda: pool_history.sample(pool),
-        "series": lambda: pool_history.series(pool, "5m", "1m", None),
+        "series": lambda: pool_history.series(layouts, pool, "5m", "1m", None),
     }
     return found
 
@@ -201,7 +205,7 @@ def test_damaged_pool_is_reported_and_unchanged(
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
     damages = stored.damages(is_one_of(parts, POOL_PARTS))
-    assert shortened(faults(stored, backend.run, damages, pool_operations(pool))) == []
+    assert shortened(faults(stored, backend.run, damages, pool_operations(pool, layouts_of(backend)))) == []
 
 
 @PARTS
@@ -213,7 +217,7 @@ def test_damaged_pool_with_an_overdue_lease_is_unchanged(
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
     stored.raw.zadd(pool.keys.due, {"@held:1": 1.0})
-    operations = pool_operations(pool)
+    operations = pool_operations(pool, layouts_of(backend))
     names = ("acquire", "acquire many", "acquire whole gpu", "wait again", "release failed", "register", "status")
     operations = {name: operations[name] for name in names}
     damages = stored.damages(is_one_of(parts, POOL_PARTS))
@@ -232,13 +236,30 @@ def test_damaged_pool_of_other_strategy_is_unchanged(
     fill_pool(backend.run, pool, strategy, stored)
     stored.raw.zrem(pool.keys.waitq, *(f"@wait:{number}" for number in range(3)))
     stored.raw.hset(pool.keys.state, "#next", 4503599627370496)  # no maintenance is due: the fast paths run
-    operations = pool_operations(pool)
+    operations = pool_operations(pool, layouts_of(backend))
     operations = {
         name: operations[name]
         for name in ("acquire", "acquire many", "acquire whole both", "select", "release", "release neutral")
     }
     damages = stored.damages(is_one_of(("state", "ready", "ring")))
     assert shortened(faults(stored, backend.run, damages, operations)) == []
+
+
+def test_damaged_division_is_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    backend = connect(own_server.url)
+    pool = lb.Pool.of(backend.namespace, "planner")
+    backend.run(lb.divide(pool, "set", 4, LoadBalancingStrategy.WEIGHTED, SETTINGS))
+    operations: Operations = {
+        "divide": lambda: lb.divide(pool, "set", 4, None, SETTINGS),
+        "divide again": lambda: lb.divide(pool, "set", 4),
+        "divide otherwise": lambda: lb.divide(pool, "set", 8),
+        "lapse": lambda: lb.divide(pool, "lapse", 4),
+        "drop": lambda: lb.divide(pool, "drop", 4),
+        "count shards": lambda: lb.count_shards(pool),
+    }
+    assert shortened(faults(stored, backend.run, stored.damages(lambda _: True), operations)) == []
 
 
 # Locks

@@ -44,6 +44,7 @@ from agentperf_redis.balancer.commands.instances import (
     remove,
     update,
 )
+from agentperf_redis.balancer.commands.layout import LAYOUT, WATCH, Division, count_shards, divide, watch
 from agentperf_redis.balancer.commands.leases import (
     ACQUIRE,
     ACQUIRE_MANY,
@@ -66,9 +67,9 @@ from agentperf_redis.balancer.commands.leases import (
     select,
     wait,
 )
-from agentperf_redis.balancer.commands.pool import MANY, Pool
+from agentperf_redis.balancer.commands.pool import MANY, MAX_SHARDS, Pool
 from agentperf_redis.balancer.commands.records import facts_of, instance_status, packed_labels
-from agentperf_redis.balancer.commands.replies import SCHEMA, Status, settings_of
+from agentperf_redis.balancer.commands.replies import SCHEMA, PoolIsDivided, Status, settings_of
 
 __all__ = [
     "ACQUIRE",
@@ -80,8 +81,10 @@ __all__ = [
     "DELETE",
     "EXTEND",
     "HEARTBEAT",
+    "LAYOUT",
     "LEASES",
     "MANY",
+    "MAX_SHARDS",
     "REGISTER",
     "RELEASE",
     "REMOVE",
@@ -95,13 +98,16 @@ __all__ = [
     "UNLIMITED",
     "UPDATE",
     "WAIT",
+    "WATCH",
     "Choice",
     "Claimed",
     "Configured",
+    "Division",
     "Granted",
     "LeasesPage",
     "Page",
     "Pool",
+    "PoolIsDivided",
     "Queued",
     "Rates",
     "Refused",
@@ -117,7 +123,9 @@ __all__ = [
     "configure",
     "cool_down",
     "count_registered",
+    "count_shards",
     "delete",
+    "divide",
     "events",
     "extend",
     "facts_of",
@@ -137,4 +145,5 @@ __all__ = [
     "status",
     "update",
     "wait",
+    "watch",
 ]

@@ -62,6 +62,8 @@ def _point(affinity: str) -> int:
 
 
 ANY = Choice()
+_PARTS = 5
+"""Number of values for each lease in the reply of acquire_many."""
 _LATE = {"late": 1}
 _AGAIN = {"again": 1}
 
@@ -74,11 +76,15 @@ class Granted:
         facts: the fields of the instance right after the grant.
         expiry_ms: end of the lease by the server's clock, ms.
         fence: fencing token of the lease.
+        load: sum of the loads of all instances of the shard.
+        cap: sum of the capacities of the instances of the shard that take work.
     """
 
     facts: Facts
     expiry_ms: int
     fence: int
+    load: int = 0
+    cap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,24 @@ class Refused:
     out_of_rotation: int = 0
     unhealthy: int = 0
     rate_limited: int = 0
+
+    @staticmethod
+    def of_all(refusals: Iterable[Refused]) -> Refused:
+        """Return the refusal of a pool from those of its shards."""
+        found = list(refusals)
+        return Refused(
+            min(each.retry_after for each in found),
+            sum(each.registered for each in found),
+            sum(each.waiting for each in found),
+            sum(each.out_of_rotation for each in found),
+            sum(each.unhealthy for each in found),
+            sum(each.rate_limited for each in found),
+        )
+
+    @property
+    def crowd(self) -> float:
+        """Callers in the queue for each instance that is in rotation."""
+        return self.waiting / max(0.5, self.registered - self.out_of_rotation)
 
     def reason(self, agent_type: str) -> str:
         """Return the reason of the refusal as text."""
@@ -149,8 +173,8 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match opened(pool, reply):
-            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
-                return Granted(facts_of(pool, name, record), expiry_ms, fence)
+            case Status.DONE, [bytes() as name, int(expiry_ms), int(fence), bytes() as record, int(load), int(cap)]:
+                return Granted(facts_of(pool, name, record), expiry_ms, fence, load, cap)
             case status, values:
                 return _not_granted(pool, status, values, choice)
 
@@ -177,9 +201,10 @@ def acquire_many(
 
     def decode(reply: Reply) -> dict[str, Granted] | Refused | Spent:
         match opened(pool, reply):
-            case Status.DONE, [_, *_] as values if len(values) % 5 == 0:
-                found = [_granted(pool, *values[at : at + 5]) for at in range(0, len(values), 5)]
-                return dict(found)
+            case Status.DONE, [int(load), int(cap), _, *rest] if len(rest) % _PARTS == _PARTS - 1:
+                parts = reply[3:]
+                found = (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS))
+                return dict(_granted(pool, load, cap, *each) for each in found)
             case status, values:
                 return _not_granted(pool, status, values, choice)
 
@@ -198,11 +223,11 @@ def acquire_many(
 
 
 def _granted(
-    pool: Pool, token: Reply, name: Reply, expiry_ms: Reply, fence: Reply, record: Reply
+    pool: Pool, load: int, cap: int, token: Reply, name: Reply, expiry_ms: Reply, fence: Reply, record: Reply
 ) -> tuple[str, Granted]:
     if not isinstance(expiry_ms, int) or not isinstance(fence, int):
         raise CorruptState(pool.keys.state, f"the lease {shown((token, expiry_ms, fence))}")
-    return text_of(pool, token), Granted(facts_of(pool, name, record), expiry_ms, fence)
+    return text_of(pool, token), Granted(facts_of(pool, name, record), expiry_ms, fence, load, cap)
 
 
 def _not_granted(pool: Pool, status: int, values: list[Reply], choice: Choice) -> Refused | Spent:
@@ -238,8 +263,8 @@ def wait(
 
     def decode(reply: Reply) -> Granted | Queued | Spent:
         match opened(pool, reply):
-            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
-                return Granted(facts_of(pool, name, record), expiry_ms, fence)
+            case Status.DONE, [bytes() as name, int(expiry_ms), int(fence), bytes() as record, int(load), int(cap)]:
+                return Granted(facts_of(pool, name, record), expiry_ms, fence, load, cap)
             case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position, int() as back_ms]:
                 return Queued(ahead, retry_ms / 1000, text_of(pool, position), back_ms / 1000)
             case Status.SPENT, [bytes() as why]:

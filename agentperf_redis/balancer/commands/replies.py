@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 from agentperf_redis.balancer.commands.pool import Pool
@@ -12,6 +13,30 @@ from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument
 
 SCHEMA = "2"
 """Major version of the record format, as in #pool and records.lua. In version 1, fields had no names."""
+
+
+_DIVIDED = re.compile(r"shards=(\d{1,3}) strategy=\S+")
+"""The value of #pool that layout.lua writes for a pool with several shards."""
+
+
+class PoolIsDivided(AgentPerfError):
+    """A request for a pool of one shard was refused and changed nothing: the pool has several shards.
+
+    `layouts.over_shards` catches this error and repeats the operation.
+
+    Attributes:
+        shards: the number of shards.
+    """
+
+    def __init__(self, agent_type: str, shards: int) -> None:
+        super().__init__(f"the pool {agent_type!r} has {shards} shards")
+        self.shards = shards
+
+
+def shards_in(fact: str) -> int:
+    """Return the number of shards in the value of #pool; 0 if the pool is not divided into several shards."""
+    found = _DIVIDED.fullmatch(fact)
+    return int(found[1]) if found else 0
 
 
 class Status(IntEnum):
@@ -48,6 +73,8 @@ def refusal(
             f"{text!r}, the strategy of pool {pool.agent_type!r}, or None to accept the pool's own; to change "
             "it, remove all its instances and register them with the new one",
         )
+    if status == Status.OTHER_SCHEMA and shards_in(text) > 1:
+        return PoolIsDivided(pool.agent_type, shards_in(text))
     if status == Status.OTHER_SCHEMA:
         # The text is "schema=3 strategy=...", or in schema 1 "1 least_loaded".
         return SchemaMismatch(pool.keys.state, text.partition(" ")[0].removeprefix("schema="), SCHEMA)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
+from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Page, Pool
+from agentperf_redis.balancer.commands import Page, Pool, PoolIsDivided, Removed, TooLate
 from agentperf_redis.balancer.flows.leases import DEFAULT_TTL_S
+from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
+    InstanceStatus,
     LeaseStatus,
     LoadBalancingStrategy,
+    PoolEvent,
     PoolLeases,
     PoolStatus,
     Repaired,
     WaiterStatus,
 )
-from agentperf_redis.balancer.registrations import Registered, Registrations, registration
+from agentperf_redis.balancer.registrations import Registered, Registrations
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Batch, Flow, Pause
+from agentperf_redis.errors import AgentPerfError
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -37,15 +44,17 @@ _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
 
 def register(
     backend: Backend,
-    clock: ServerClock,
     registrations: Registrations,
     wanted: Registered,
+    shards: int | None,
 ) -> Flow[LoadBalancingStrategy]:
     """Add or change an instance. This process remembers the instance in case the server loses its data."""
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)
-    reply = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
+    if shards is not None and len(registrations.layouts.of(pool).shards) != shards:
+        yield from registrations.divide(pool, shards, wanted.strategy, None)
+    reply = yield from registrations.place(pool, wanted)
     registrations.remember(replace(wanted, born=reply.born))
     if reply.is_first:  # the pool may have been removed from the list of resources when it was empty
         yield from backend.enter("lb", agent_type, again=True)
@@ -64,6 +73,22 @@ def configure(backend: Backend, registrations: Registrations, pool: Pool, settin
         _log_change(pool, before, settings)
 
 
+def divide(
+    backend: Backend,
+    registrations: Registrations,
+    pool: Pool,
+    shards: int,
+    strategy: LoadBalancingStrategy | None,
+    settings: PoolSettings | None,
+) -> Flow[None]:
+    """Divide a pool into shards, before its first instance is registered."""
+    yield from backend.enter("lb", pool.agent_type)
+    before = yield from registrations.divide(pool, shards, strategy, settings)
+    if before and settings is not None:
+        yield from registrations.deploy(pool, settings)
+        _log_change(pool, before, settings)
+
+
 def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
     """Log which settings of a pool were changed, because the change applies to all processes."""
     old = commands.settings_of(pool, before.encode())
@@ -78,9 +103,14 @@ def remove(
 ) -> Flow[bool]:
     """Remove an instance, and forget this process's registration of it."""
     registrations.forget(pool.agent_type, instance_id)
-    done = yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id))
+
+    def remove_in(layout: Layout) -> Flow[Removed | None]:
+        home = layout.home(instance_id)
+        return clock.before_deadline(home, partial(commands.remove, home, instance_id))
+
+    done = yield from over_shards(registrations.layouts, pool, remove_in)
     if done is not None and done.is_empty:
-        yield from _unlist(backend, pool)
+        yield from _unlist(backend, clock, registrations, pool)
     return done is not None
 
 
@@ -89,20 +119,45 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
     for agent_type, instance_id in list(registrations.registered):
         if agent_type == pool.agent_type:
             registrations.forget(agent_type, instance_id)
-    existed = yield from clock.before_deadline(pool, partial(commands.delete, pool))
-    yield from _unlist(backend, pool)
+
+    def delete_in(layout: Layout) -> Flow[bool]:
+        existed = False
+        for shard in layout.shards:
+            if (yield from clock.before_deadline(shard, partial(commands.delete, shard))):
+                existed = True
+        if layout.is_divided:
+            done = yield from clock.before_deadline(
+                pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
+            )
+            existed = existed or done.shards == len(layout.shards)
+        return existed
+
+    existed = yield from over_shards(registrations.layouts, pool, delete_in, operator.not_)
+    yield from _unlist(backend, clock, registrations, pool)
     return existed
 
 
-def _unlist(backend: Backend, pool: Pool) -> Flow[None]:
-    """Remove a pool without instances from the list of resources.
+def _unlist(backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[None]:
+    """Remove a pool without instances from the list of resources. Does nothing if a shard has an instance.
 
     Another process may register an instance meanwhile. It lists the pool again after the registration, which may be
     before this removal. In this case, the instance is found here.
     """
+    layout = registrations.layouts.of(pool)
+    if layout.is_divided:
+        if (yield from _count(layout)):
+            return
+        yield from clock.before_deadline(pool, partial(commands.divide, pool, "lapse", len(layout.shards), None, None))
     yield from backend.leave("lb", pool.agent_type)
-    if (yield from commands.count_registered(pool)):
+    if (yield from _count(layout)):
         yield from backend.enter("lb", pool.agent_type, again=True)
+        if layout.is_divided:
+            yield from registrations.divide(pool, len(layout.shards), None, None)
+
+
+def _count(layout: Layout) -> Flow[int]:
+    """Count the instances of a pool."""
+    return sum((yield from Batch(tuple(commands.count_registered(shard) for shard in layout.shards))))
 
 
 def update(
@@ -118,18 +173,16 @@ def update(
     tokens_per_minute: float | None,
 ) -> Flow[bool]:
     """Change the fields of an instance on the server and in this process's registration of it."""
-    load = yield from clock.before_deadline(
+    load = yield from _update(
+        clock,
+        registrations,
         pool,
-        lambda until_ms: commands.update(
-            pool,
-            instance_id,
-            max_capacity=max_capacity,
-            weight=weight,
-            labels=labels,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            until_ms=until_ms,
-        ),
+        instance_id,
+        max_capacity=max_capacity,
+        weight=weight,
+        labels=labels,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
     )
     if load is None:
         return False
@@ -145,6 +198,20 @@ def update(
     return True
 
 
+def _update(
+    clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str, **changes: Any
+) -> Flow[int | None]:
+    """Change an instance. Returns its load, or None when it is not registered."""
+
+    def update_in(layout: Layout) -> Flow[int | None]:
+        home = layout.home(instance_id)
+        return clock.before_deadline(
+            home, lambda until_ms: commands.update(home, instance_id, until_ms=until_ms, **changes)
+        )
+
+    return (yield from over_shards(registrations.layouts, pool, update_in))
+
+
 def mark(
     clock: ServerClock,
     registrations: Registrations,
@@ -155,35 +222,42 @@ def mark(
     off: str = "",
 ) -> Flow[bool]:
     """Set and clear flags of an instance. Returns whether the instance is registered."""
-    load = yield from clock.before_deadline(
-        pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
-    )
+    load = yield from _update(clock, registrations, pool, instance_id, on=on, off=off)
     if load is None:
         return False
     registrations.mark(pool.agent_type, instance_id, on=on, off=off)
     return True
 
 
-def cool_down(clock: ServerClock, pool: Pool, instance_id: str, seconds: float) -> Flow[bool]:
+def cool_down(clock: ServerClock, layouts: Layouts, pool: Pool, instance_id: str, seconds: float) -> Flow[bool]:
     """Let an instance rest. Returns whether the instance is registered."""
     rest_ms = math.ceil(seconds * 1000)
-    return (
-        yield from clock.before_deadline(
-            pool, lambda until_ms: commands.cool_down(pool, instance_id, rest_ms, "cooled_down", until_ms)
+
+    def cool_down_in(layout: Layout) -> Flow[bool]:
+        home = layout.home(instance_id)
+        return clock.before_deadline(
+            home, lambda until_ms: commands.cool_down(home, instance_id, rest_ms, "cooled_down", until_ms)
         )
-    )
+
+    return (yield from over_shards(layouts, pool, cool_down_in, operator.not_))
 
 
-def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
+def heartbeat(layouts: Layouts, pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
     """Report that instances are alive. Returns the instances that are not registered."""
-    unknown: list[str] = []
-    for at in range(0, len(instance_ids), commands.MANY):
-        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], heartbeat_ttl_ms)
-    return unknown
+
+    def heartbeat_in(layout: Layout) -> Flow[list[str]]:
+        unknown: set[str] = set()
+        for shard in layout.shards:
+            names = [name for name in instance_ids if layout.home(name) is shard]
+            for at in range(0, len(names), commands.MANY):
+                unknown.update((yield from commands.heartbeat(shard, names[at : at + commands.MANY], heartbeat_ttl_ms)))
+        return [name for name in instance_ids if name in unknown]
+
+    return (yield from over_shards(layouts, pool, heartbeat_in, bool))
 
 
 def status(
-    backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
+    backend: Backend, clock: ServerClock, registrations: Registrations, agent_types: Iterable[str] | None = None
 ) -> Flow[list[PoolStatus]]:
     """Read the named pools, or all pools that are in use. Pools without instances are left out."""
     used: list[str] = []
@@ -191,51 +265,82 @@ def status(
         used = yield from backend.entered("lb")
         agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
     pools = [Pool.of(backend.namespace, name) for name in agent_types]
-    first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
+    first = yield from _first_pages(registrations.layouts, pools)
     found = []
-    for pool, seen in zip(pools, first, strict=True):
-        page = seen
-        if (page is None or not page.instances) and (yield from registrations.restore(pool)):
-            page = yield from commands.status(pool, 0, STATUS_PAGE)
-        if page is None and pool.agent_type in used:  # its keys have expired, since it was empty
-            yield from _unlist(backend, pool)
-        if page is None or not page.instances:
-            continue
-        instances = list(page.instances)
-        next_rank = page.next_rank
-        while next_rank:
-            more = yield from commands.status(pool, next_rank, STATUS_PAGE)
-            instances += more.instances if more else ()
-            next_rank = more.next_rank if more else 0
-        found.append(
-            PoolStatus(
-                pool.agent_type,
-                page.strategy,
-                tuple(instances),
-                page.waiting,
-                page.granted,
-                page.overdue,
-                page.panic_for,
-                page.settings,
-            )
-        )
+    for pool in pools:
+        pages = first[pool]
+        if not any(page.instances for _, page in pages) and (yield from registrations.restore(pool)):
+            pages = (yield from _first_pages(registrations.layouts, [pool]))[pool]
+        if not pages and pool.agent_type in used:  # its keys have expired, since it was empty
+            yield from _unlist(backend, clock, registrations, pool)
+        instances: list[InstanceStatus] = []
+        for shard, page in pages:
+            instances += page.instances
+            next_rank = page.next_rank
+            while next_rank:
+                more = yield from commands.status(shard, next_rank, STATUS_PAGE)
+                instances += more.instances if more else ()
+                next_rank = more.next_rank if more else 0
+        if instances:
+            found.append(_pool_status(pool, [page for _, page in pages], instances))
     return found
 
 
-def leases(pool: Pool) -> Flow[PoolLeases]:
+def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tuple[Pool, Page]]]]:
+    """Read the first page of each shard of pools. Returns, by pool, the shards that exist and their pages."""
+    found: dict[Pool, list[tuple[Pool, Page]]] = {pool: [] for pool in pools}
+    left = pools
+    while left:
+        shards = [(pool, shard) for pool in left for shard in layouts.of(pool).shards]
+        pages = yield from Batch(tuple(commands.status(shard, 0, STATUS_PAGE) for _, shard in shards)).settled()
+        left = []
+        for (pool, shard), page in zip(shards, pages, strict=True):
+            if isinstance(page, PoolIsDivided) and not shard.shard:
+                layouts.learn(pool.agent_type, page.shards)
+                left.append(pool)
+            elif isinstance(page, AgentPerfError):
+                raise page
+            elif page is not None:
+                found[pool].append((shard, page))
+    return found
+
+
+def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus]) -> PoolStatus:
+    """Return the status of a pool from the first pages of its shards."""
+    panics = [page.panic_for for page in pages if page.panic_for is not None]
+    return PoolStatus(
+        pool.agent_type,
+        pages[0].strategy,
+        tuple(instances),
+        sum(page.waiting for page in pages),
+        sum(page.granted for page in pages),
+        sum(page.overdue for page in pages),
+        max(panics, default=None),
+        pages[0].settings,
+    )
+
+
+def leases(layouts: Layouts, pool: Pool) -> Flow[PoolLeases]:
     """Read the leases and waiters of a pool."""
+    return (yield from over_shards(layouts, pool, _leases_in, lambda found: not found.leases and not found.waiters))
+
+
+def _leases_in(layout: Layout) -> Flow[PoolLeases]:
     held: list[LeaseStatus] = []
     waiters: list[WaiterStatus] = []
-    rank, going = 0, True
-    while going:
-        page = yield from commands.leases_page(pool, rank, STATUS_PAGE)
-        if page is None:
-            break
-        held += page.leases
-        waiters += page.waiters
-        rank, going = page.next_rank, page.next_rank > 0
+    for shard in layout.shards:
+        rank, going = 0, True
+        while going:
+            page = yield from commands.leases_page(shard, rank, STATUS_PAGE)
+            if page is None:
+                break
+            held += page.leases
+            waiters += page.waiters
+            rank, going = page.next_rank, page.next_rank > 0
+    if layout.is_divided:
+        held.sort(key=lambda lease: lease.expires_in)
     return PoolLeases(
-        pool.agent_type,
+        layout.shards[0].agent_type,
         tuple({lease.token: lease for lease in held}.values()),  # a renewal may move a lease to a later page
         tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
     )
@@ -243,31 +348,54 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
 
 def end_lease(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
     """End the lease with this token, which another process may hold, or remove the waiter with this token."""
-    return (yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
+    tombstone_ms = keeper.tombstone_ms(DEFAULT_TTL_S)
+
+    def end_in(layout: Layout) -> Flow[bool]:
+        for shard in layout.shards:
+            if (yield from commands.release(shard, token, tombstone_ms=tombstone_ms, by_hand=True)):
+                return True
+        return False
+
+    return (yield from over_shards(keeper.layouts, pool, end_in, operator.not_))
 
 
-def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
+def repair(layouts: Layouts, pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
     """Recompute all loads of a pool from its leases, page by page."""
-    first = wrong = orphans = done = 0
-    while True:
-        page = yield from commands.repair(pool, first, REPAIR_PAGE)
-        if page is None:
-            return Repaired(0, 0, 0)
-        wrong, orphans = wrong + page.wrong, orphans + page.orphans
-        done = page.next_rank or page.registered
-        if progress is not None:
-            arguments.refuse_unfinished("progress", progress, progress(done, page.registered))
-        if not page.next_rank:
-            return Repaired(page.registered, wrong, orphans)
-        first = page.next_rank
+    return (yield from over_shards(layouts, pool, partial(_repair_in, progress), lambda done: not done.instances))
 
 
-def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
+def _repair_in(progress: Callable[[int, int], None] | None, layout: Layout) -> Flow[Repaired]:
+    wrong = orphans = registered = 0
+    total = (yield from _count(layout)) if layout.is_divided else 0
+    for shard in layout.shards:
+        first = 0
+        while True:
+            page = yield from commands.repair(shard, first, REPAIR_PAGE)
+            if page is None:
+                break
+            wrong, orphans = wrong + page.wrong, orphans + page.orphans
+            done = registered + (page.next_rank or page.registered)
+            if progress is not None:
+                of = max(total, registered + page.registered)
+                arguments.refuse_unfinished("progress", progress, progress(done, of))
+            first = page.next_rank
+            if not first:
+                registered += page.registered
+                break
+    return Repaired(registered, wrong, orphans)
+
+
+def wait_until_idle(layouts: Layouts, pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
     """Wait until an instance has no leases or is not registered. Returns False when `wait` is over first."""
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
+
+    def look_in(layout: Layout) -> Flow[int | TooLate | None]:
+        # This only reads the load, so it needs no time limit.
+        return iter(commands.update(layout.home(instance_id), instance_id))
+
     while True:
-        load = yield from commands.update(pool, instance_id)  # only reads the load, so it needs no time limit
+        load = yield from over_shards(layouts, pool, look_in)
         if not load:
             return True
         left = until - time.monotonic()
@@ -275,3 +403,16 @@ def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
             return False
         yield from Pause(min(pause, left))
         pause = min(2 * pause, _LAST_LOOK_S)
+
+
+def events(layouts: Layouts, pool: Pool, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
+    """Read events of a pool, oldest first; those of several shards in the order of the clocks of their servers."""
+
+    def events_in(layout: Layout) -> Flow[list[PoolEvent]]:
+        found = yield from Batch(tuple(commands.events(shard, after, limit) for shard in layout.shards))
+        if not layout.is_divided:
+            return found[0]
+        merged = sorted(itertools.chain(*found), key=lambda event: tuple(map(int, event.cursor.split("-"))))
+        return merged[-limit:] if after is None else merged[:limit]
+
+    return (yield from over_shards(layouts, pool, events_in, operator.not_, plain=True))

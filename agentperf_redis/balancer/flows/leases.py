@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
+import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent
+from agentperf_redis.balancer.flows.elsewhere import Elsewhere
 from agentperf_redis.balancer.flows.queue import NEW_POSITION, QueueEntry, Queues, wait_in_queue
+from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import AgentInstance, Outcome
@@ -33,6 +37,12 @@ _CANCELLED_WAIT_S = 0.25
 """How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100
 """When a call with labels is refused, the reason is detailed only for pools of at most this many instances."""
+_OUTAGE_DEADLINES = 2
+"""While shards cannot be reached, a call tries others for at most so many deadlines.
+
+A node that has not answered for one deadline is not tried again while its breaker is open, so one dead node costs a
+call one deadline.
+"""
 _NEW_TOKENS = 3
 """Max tokens that one call may try.
 
@@ -99,10 +109,104 @@ def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequ
 
 def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
     """Lease one unit of an instance of this pool, or return the refusal. Does not try the fallback pools."""
+    acquiring = partial(_acquire_over, keeper, queues, request)
+    return (yield from over_shards(keeper.layouts, pool, acquiring, _has_no_instance))
+
+
+def _has_no_instance(answer: object) -> bool:
+    return isinstance(answer, Refused) and answer.registered == 0
+
+
+def _acquire_over(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, layout: Layout) -> Flow[Lease | Refused]:
+    """Try the shards one after the other. If none has a free unit, wait in the queue of one."""
+    if not layout.is_divided:
+        return (yield from _acquire_from(keeper, queues, layout.shards[0], request))
+    until = time.monotonic() + request.wait
+    refused: dict[Pool, Refused] = {}
+    take = partial(_take, keeper, queues, layout, replace(request, wait=0.0), refused)
+    lease, away = yield from _try_shards(keeper, layout, layout.in_order(request.choice.affinity), take)
+    if lease is not None:
+        return lease
+    while True:
+        if not refused:
+            assert away is not None  # noqa: S101  every shard was refused or could not be reached
+            raise away
+        answer = Refused.of_all(refused.values())
+        left = until - time.monotonic()
+        if left <= 0:
+            return answer
+        # The ticket goes to the shard with the fewest waiters for each instance. Shards without instances come last.
+        shard = min(refused, key=lambda each: (refused[each].registered == 0, refused[each].crowd))
+        try:
+            waiting = replace(request, wait=left)
+            return (yield from _acquire_from(keeper, queues, shard, waiting, answer, layout, take))
+        except BackendUnavailable as error:  # wait in another shard
+            layout.lose(shard)
+            del refused[shard]
+            away = error
+
+
+def _take(
+    keeper: LeaseKeeper,
+    queues: Queues,
+    layout: Layout,
+    request: LeaseRequest,
+    refused: dict[Pool, Refused],
+    shard: Pool,
+) -> Flow[Lease | None]:
+    """Lease a unit of a shard. If none is free, note the refusal. `request` does not wait."""
+    answer = yield from _acquire_from(keeper, queues, shard, request)
+    if isinstance(answer, Lease):
+        return answer
+    refused[shard] = answer
+    if not request.choice.require:
+        layout.full(shard)
+    return None
+
+
+def _try_shards(
+    keeper: LeaseKeeper, layout: Layout, shards: Iterable[Pool], take: Callable[[Pool], Flow[Lease | None]]
+) -> Flow[tuple[Lease | None, BackendUnavailable | None]]:
+    """Return the lease of the first shard that has a free unit, and the last outage."""
+    until = time.monotonic() + _OUTAGE_DEADLINES * keeper.deadline
+    away: BackendUnavailable | None = None
+    for shard in shards:
+        try:
+            lease = yield from take(shard)
+        except BackendUnavailable as error:
+            layout.lose(shard)
+            away = error
+            if time.monotonic() > until:
+                break
+        else:
+            if lease is not None:
+                return lease, None
+    return None, away
+
+
+def _acquire_from(
+    keeper: LeaseKeeper,
+    queues: Queues,
+    pool: Pool,
+    request: LeaseRequest,
+    refused: Refused | None = None,
+    layout: Layout | None = None,
+    take: Callable[[Pool], Flow[Lease | None]] | None = None,
+) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance of this shard, or return the refusal.
+
+    Args:
+        keeper: the lease keeper.
+        queues: this process's waiters.
+        pool: the shard.
+        request: the request.
+        refused: the refusal of an attempt before; None to try first.
+        layout: the shards of the pool, if the wait may end in another shard.
+        take: leases a unit of such a shard without waiting; None if none is free.
+    """
     keeper.used(pool)
     until = time.monotonic() + request.wait
     ttl_ms, tombstone_ms = math.ceil(request.ttl * 1000), keeper.tombstone_ms(request.ttl)
-    refused: Refused | None = None
     position = NEW_POSITION
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
@@ -128,9 +232,17 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
             tombstone_ms,
             request.tokens,
         )
-        waiting = wait_in_queue(queues, entry, until)
         undoing = partial(commands.release, pool, token, tombstone_ms=tombstone_ms)
-        queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
+        if layout is None or take is None:
+            waiting = wait_in_queue(queues, entry, until)
+            queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
+        else:
+            with Elsewhere(queues, layout, pool, token, request.choice.require, take) as others:
+                waiting = wait_in_queue(queues, entry, until, others)
+                queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
+        if queued.moved is not None:
+            keeper.undo(undoing(), request.ttl)
+            return queued.moved
         if queued.granted is not None:
             return (yield from _make_lease(keeper, pool, token, request, queued.granted, queued.sent_at))
         if not queued.spent:
@@ -164,21 +276,74 @@ def acquire_many(
             first = yield from acquire(keeper, queues, pool, request)
             if isinstance(first, Lease):
                 got.append(first)
-                chosen = request if first.pool is pool else fallback
+                its = next(each for each in (pool, *request.fallback) if each.agent_type == first.agent_type)
                 if count > 1:
-                    got += yield from _acquire_some(keeper, first.pool, chosen, count - 1, whole)
+                    got += yield from _acquire_some(keeper, its, request if its is pool else fallback, count - 1, whole)
         finished = True
         return got
     finally:
         if not finished:
-            for lease in got:
-                if lease.end():
-                    keeper.drop(lease)
-                    keeper.undo(commands.release(lease.pool, lease.token, lease.instance_id), lease.ttl)
+            _give_back(keeper, got)
 
 
 def _acquire_some(keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count: int, whole: bool) -> Flow[list[Lease]]:
-    """Lease up to `count` units of a pool in one request; without fallback pools, and without waiting."""
+    """Lease up to `count` units of a pool, in one request for each shard; without fallback pools and waiting."""
+    return (
+        yield from over_shards(
+            keeper.layouts, pool, partial(_acquire_some_over, keeper, request, count, whole), operator.not_
+        )
+    )
+
+
+def _acquire_some_over(
+    keeper: LeaseKeeper, request: LeaseRequest, count: int, whole: bool, layout: Layout
+) -> Flow[list[Lease]]:
+    """Lease units of the shards, in proportion to what is free, then what is missing wherever it is free."""
+    if not layout.is_divided:
+        return (yield from _acquire_some_from(keeper, layout.shards[0], request, count, whole))
+    got: list[Lease] = []
+    away: BackendUnavailable | None = None
+    finished = False
+    until = time.monotonic() + _OUTAGE_DEADLINES * keeper.deadline
+    affine = request.choice.affinity is not None
+    shares = [(each, count) for each in layout.in_order(request.choice.affinity)] if affine else layout.split(count)
+    try:
+        for shard, number in itertools.chain(list(shares), ((each, count) for each in layout.in_order())):
+            missing = min(number, count - len(got))
+            if missing <= 0:
+                continue
+            try:
+                found = yield from _acquire_some_from(keeper, shard, request, missing, False)
+            except BackendUnavailable as error:
+                layout.lose(shard)
+                away = error
+                if time.monotonic() > until:
+                    break
+            else:
+                got += found
+                if len(found) < missing and not request.choice.require:
+                    layout.full(shard)
+        if away is not None and not got:
+            raise away
+        finished = len(got) == count or not whole
+        return got if finished else []
+    finally:
+        if not finished:
+            _give_back(keeper, got)
+
+
+def _give_back(keeper: LeaseKeeper, leases: Iterable[Lease]) -> None:
+    """Release leases in the background."""
+    for lease in leases:
+        if lease.end():
+            keeper.drop(lease)
+            keeper.undo(commands.release(lease.pool, lease.token, lease.instance_id), lease.ttl)
+
+
+def _acquire_some_from(
+    keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count: int, whole: bool
+) -> Flow[list[Lease]]:
+    """Lease up to `count` units of a shard in one request."""
     keeper.used(pool)
     ttl_ms, tombstone_ms = math.ceil(request.ttl * 1000), keeper.tombstone_ms(request.ttl)
     for _ in range(_NEW_TOKENS):
@@ -247,6 +412,8 @@ def _make_lease(
 def _new_lease(
     keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, sent_at: float
 ) -> Lease:
+    if pool.shards > 1:
+        keeper.layouts.of(pool).hear(pool, granted.load, granted.cap)
     return Lease(
         keeper,
         pool,
@@ -332,12 +499,12 @@ def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
         require = request.choice.require
         reason, none_exists = answer.reason(pool.agent_type), answer.registered == 0
         if require and answer.registered:
-            reason, none_exists = yield from _reason_among(pool, require)
+            reason, none_exists = yield from _reason_among(keeper.layouts, pool, require)
         raise NoCapacity(pool.agent_type, reason, answer.retry_after, none_exists and not request.fallback)
     return answer
 
 
-def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]:
+def _reason_among(layouts: Layouts, pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]:
     """Explain why no instance with these labels is available. The text has details only for small pools.
 
     Returns:
@@ -345,12 +512,14 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[tuple[str, bool]]
     """
     labels = f"the {'label' if len(require) == 1 else 'labels'} {', '.join(map(repr, sorted(require)))}"
     try:
-        page = yield from commands.status(pool, 0, _EXPLAINED)
+        shards = layouts.of(pool).shards
+        pages = yield from Batch(tuple(commands.status(shard, 0, _EXPLAINED) for shard in shards))
     except AgentPerfError:
-        page = None
-    if page is None or page.next_rank:
+        pages = [None]
+    known = [page for page in pages if page is not None]
+    if not known or any(page.next_rank for page in known):
         return f"all instances with {labels}, if any, are full, resting, unhealthy or out of rotation", False
-    fitting = [each for each in page.instances if require <= each.instance.labels]
+    fitting = [each for page in known for each in page.instances if require <= each.instance.labels]
     if not fitting:
         return f"no instance of {pool.agent_type!r} has {labels}", True
     counts = Counter("full" if each.limit else each.state.value for each in fitting)
@@ -412,6 +581,8 @@ def _ending(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
     if not lease.end():
         return None
     keeper.drop(lease)
+    if lease.pool.shards > 1:
+        keeper.layouts.of(lease.pool).released(lease.pool)
     return commands.release(
         lease.pool,
         lease.token,
@@ -435,6 +606,19 @@ def _rest_anyway(lease: Lease, outcome: Outcome) -> Flow[None]:
     rest_ms = _rest_ms(lease, outcome)
     if rest_ms:
         yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, Outcome.RATE_LIMITED.value)
+
+
+def select(layouts: Layouts, pool: Pool, choice: Choice) -> Flow[AgentInstance | None]:
+    """Return the instance that `acquire` would pick now, without leasing it."""
+
+    def select_in(layout: Layout) -> Flow[AgentInstance | None]:
+        for shard in layout.in_order(choice.affinity):
+            found = yield from commands.select(shard, choice)
+            if found is not None:
+                return found
+        return None
+
+    return (yield from over_shards(layouts, pool, select_in))
 
 
 def release_nothing() -> Flow[bool]:

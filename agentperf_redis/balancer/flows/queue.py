@@ -2,7 +2,8 @@
 
 The queue is on the server, in order of arrival and priority. A script that frees capacity grants the capacity to the
 first waiter: the script stores the grant and publishes a message. The message is only a wake-up; the waiter reads the
-stored grant. Every waiter also polls at least once per second. A poll shows that the waiter is alive, ends expired
+stored grant. A pool with several shards has a queue in each; elsewhere.py describes how a waiter moves. Every waiter
+also polls at least once per second. A poll shows that the waiter is alive, ends expired
 leases, and grants free capacity to waiters. Therefore a lost message only causes a delay. Dead waiters are skipped, and
 a grant to a dead waiter blocks capacity only for a few seconds.
 """
@@ -12,12 +13,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Granted, Pool, Queued
+from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
@@ -30,6 +35,8 @@ Priorities are bounded, so no waiter starves.
 """
 NEW_POSITION = "-"
 """Sent by a new waiter, which has no position in the queue yet."""
+FREE = b"free"
+"""The message of a shard that has free capacity and no waiters of its own. Other messages are tokens."""
 _MIN_WAIT_S = 0.002
 
 
@@ -39,6 +46,9 @@ class Queues:
     The first wait in a pool subscribes to the pool's channel. The process stays subscribed, since one wait is usually
     followed by others.
     """
+
+    watched_until: dict[Pool, float]
+    """The shards that this process has watched for its waiters, until this time.monotonic. See elsewhere.py."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -50,16 +60,16 @@ class Queues:
         """In a forked child: drop the parent's waiters and subscriptions; the child subscribes on its first wait."""
         self._lock = threading.Lock()
         self._wake_ups: dict[str, WakeUp] = {}
+        self._freed_for: dict[str, tuple[str, list[Pool]]] = {}
+        self.watched_until: dict[Pool, float] = {}
         self._channels: dict[str, Subscription] = {}
 
     def join(self, pool: Pool, token: str) -> WakeUp:
         """Add a waiter. Returns the wake-up that is sent when a grant for its token is published."""
         wake_up = WakeUp()
-        channel = pool.keys.waitq
         with self._lock:
             self._wake_ups[token] = wake_up
-            if channel not in self._channels:
-                self._channels[channel] = self._backend.bus.subscribe(channel, self._on_message, self._on_gap)
+            self._subscribe(pool)
         return wake_up
 
     def leave(self, token: str) -> None:
@@ -67,13 +77,56 @@ class Queues:
         with self._lock:
             self._wake_ups.pop(token, None)
 
-    def _on_message(self, message: bytes) -> None:
+    def join_elsewhere(self, others: Sequence[Pool], token: str) -> None:
+        """Wake a waiter also when another shard than its own may have free capacity."""
+        with self._lock:
+            for shard in others:
+                self._subscribe(shard)
+            self._freed_for[token] = (others[0].agent_type, [])
+
+    def leave_elsewhere(self, token: str) -> None:
+        """Undo `join_elsewhere`. Shards that the waiter has not tried are passed on to other waiters."""
+        with self._lock:
+            _, shards = self._freed_for.pop(token, ("", []))
+        for shard in shards:
+            self.freed(shard)
+
+    def take_freed(self, token: str) -> Pool | None:
+        """Return a shard that may have free capacity for a waiter, once; None if there is none."""
+        with self._lock:
+            _, shards = self._freed_for.get(token, ("", []))
+            return shards.pop() if shards else None
+
+    def freed(self, shard: Pool) -> None:
+        """Wake the waiter of another shard that has waited longest: this shard may have free capacity."""
+        wake_up = None
+        with self._lock:
+            self.watched_until.pop(shard, None)
+            for token, (agent_type, shards) in self._freed_for.items():
+                if agent_type == shard.agent_type and shard not in shards:
+                    shards.append(shard)
+                    wake_up = self._wake_ups.get(token)
+                    break
+        if wake_up is not None:
+            wake_up.send()
+
+    def _subscribe(self, pool: Pool) -> None:
+        channel = pool.keys.waitq
+        if channel not in self._channels:
+            on_message = partial(self._on_message, pool)
+            self._channels[channel] = self._backend.bus.subscribe(channel, on_message, self._on_gap)
+
+    def _on_message(self, pool: Pool, message: bytes) -> None:
+        if message == FREE:
+            self.freed(pool)
+            return
         wake_up = self._wake_ups.get(message.decode(errors="replace"))
         if wake_up is not None:
             wake_up.send()
 
     def _on_gap(self) -> None:
         with self._lock:
+            self.watched_until.clear()
             wake_ups = list(self._wake_ups.values())
         for wake_up in wake_ups:
             wake_up.send()
@@ -123,6 +176,7 @@ class QueueResult:
         position: the most recent position of the waiter.
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
             instances are unhealthy, resting or rate-limited: seconds until the first of them comes back, if known.
+        moved: a lease of another shard; the place in the queue must be released.
     """
 
     granted: Granted | None
@@ -131,10 +185,23 @@ class QueueResult:
     ahead: int
     position: str
     retry_after: float = 1.0
+    moved: Lease | None = None
 
 
-def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[QueueResult]:
-    """Wait for a grant until time.monotonic reaches `until`, then leave the queue."""
+class OtherShards(Protocol):
+    """The other shards of a waiter's pool; elsewhere.py."""
+
+    poll_s: float
+    """Max seconds between two looks."""
+
+    def look(self) -> Flow[Lease | None]:
+        """Lease a unit in another shard if one has free capacity."""
+
+
+def wait_in_queue(
+    queues: Queues, entry: QueueEntry, until: float, others: OtherShards | None = None
+) -> Flow[QueueResult]:
+    """Wait for a grant until time.monotonic reaches `until`, then leave the queue. Moves to another shard if it can."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:
@@ -161,7 +228,13 @@ def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[Queue
                 yield from commands.release(entry.pool, entry.token, tombstone_ms=entry.tombstone_ms)
                 retry_after = answer.back_after or answer.retry_after
                 return QueueResult(None, sent_at, False, answer.ahead, held, retry_after)
-            yield from Wait(wake_up, min(left, max(_MIN_WAIT_S, answer.retry_after)))
+            pause = max(_MIN_WAIT_S, answer.retry_after)
+            if others is not None:
+                moved = yield from others.look()
+                if moved is not None:
+                    return QueueResult(None, sent_at, False, 0, held, moved=moved)
+                pause = min(pause, others.poll_s)
+            yield from Wait(wake_up, min(left, pause))
     finally:
         queues.leave(entry.token)
 

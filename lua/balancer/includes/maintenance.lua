@@ -94,12 +94,12 @@ local function maintenance(now_us)
   local now_ms = floor(now_us / 1000)
   local function number(text) return whole_number(text) or 0 end
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm',
-    '#next', '#picks', '#load', '#cap', '#clock')
+    '#next', '#picks', '#load', '#cap', '#clock', '#watched')
   local _, strategy, score, _, waiter = opened(known[1])
   if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
   local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
     or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap'
-    or read_clock(known[12], now_ms) == nil and '#clock' or nil
+    or read_clock(known[12], now_ms) == nil and '#clock' or not whole_number(known[13], 0) and '#watched' or nil
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy, invalid = invalid, changed = false}
   call('ZCARD', READY)
   call('ZCARD', DUE)
@@ -357,13 +357,31 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
+  -- In a pool with several shards, waiters of other shards may watch this one until the time in #watched, ms. If nobody
+  -- waits here and an instance is free, wake them, once: those that get nothing watch again.
+  function self.wake_watchers()
+    if not known[13] or call('ZCARD', READY) == 0 then return end
+    self.changed, known[13] = true, false
+    call('HDEL', STATE, '#watched')
+    call('SPUBLISH', WAITQ, 'free')
+  end
+
+  -- Have the next script that finds a free instance wake the watchers, until this time.
+  function self.watch(until_ms)
+    self.changed, known[13] = true, format('%.0f', math.max(until_ms, tonumber(known[13] or 0)))
+    call('HSET', STATE, '#watched', known[13])
+  end
+
   -- Grant free units to waiters in queue order, and skip waiters that have stopped polling. If no ready instance has
   -- the labels that a waiter requires, the waiter is skipped too and does not block the waiters behind it. The search
   -- ends after some 130 skipped waiters (FEW + 4 * MANY). Labels without a suitable instance are searched only once,
   -- since no unit becomes free during the search. A waiter has CLAIM_MS to fetch its grant; the published message is
   -- only a wake-up. Returns false if the search stopped after GRANTS grants. In this case, more grants may be possible.
   function self.dispatch()
-    if call('ZCARD', WAITQ) == 0 then return true end
+    if call('ZCARD', WAITQ) == 0 then
+      self.wake_watchers()
+      return true
+    end
     local at, granted, vain = 0, 0, {}
     for look = 1, LOOKS do
       if call('ZCARD', READY) == 0 then return true end
@@ -430,7 +448,11 @@ local function maintenance(now_us)
   -- if that time shows that the clock was set back, keep it, since only `expire` corrects the timers.
   function self.reschedule()
     local next_ms = '0'
-    if call('ZCARD', WAITQ) == 0 then
+    if known[13] and tonumber(known[13]) <= now_ms then
+      call('HDEL', STATE, '#watched')
+      known[13] = false
+    end
+    if call('ZCARD', WAITQ) == 0 and not known[13] then
       local first_ms = tonumber(call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER)
       next_ms = format('%.0f', math.max(0, math.min(NEVER, first_ms)))
     end

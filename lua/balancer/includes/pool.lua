@@ -57,6 +57,8 @@
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
+--                                                                 or watch
+--     #watched   the time until which waiters of other shards watch this one, ms; see watch.lua
 --     #expires   while the pool has no instance: the time after which its keys expire, ms
 --     #configured   1 if `configure` has set the settings
 --     #clock     the server's time, ms, at most 30 s old when the pool was last maintained; followed by a cursor of due

@@ -13,5 +13,5 @@ local function repeated(token, text, late, ttl_ms, now_ms)
   if late == '1' and was_late == '' and match(record, GRANT) then
     call('HSET', STATE, token, write_lease(instance, format('%d', fence), '1', ttl_ms))
   end
-  return {DONE, instance, math.min(expiry_ms, now_ms + ttl_ms), fence, record}
+  return {DONE, instance, math.min(expiry_ms, now_ms + ttl_ms), fence, record, sums()}
 end

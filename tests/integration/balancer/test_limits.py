@@ -321,7 +321,7 @@ def test_acquires_get_exactly_what_gcra_allows(
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     every_us = {"requests": 1_000_000, "tokens": 500_000}[rates]
-    given = {"requests": {"requests_per_minute": 60.0}, "tokens": {"tokens_per_minute": 6000.0}}[rates]
+    given: Any = {"requests": {"requests_per_minute": 60.0}, "tokens": {"tokens_per_minute": 6000.0}}[rates]
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1000), **given)
     results = workers.run(acquire_repeatedly, [(server.url, namespace, 250, tokens)] * 4)
     grants = sorted(at for granted, _ in results for at in granted)
@@ -383,7 +383,8 @@ def test_leases_per_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw
 
 def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
-    for name, rates in (("tokens", {"tokens_per_minute": 6000.0}), ("requests", {"requests_per_minute": 1.0})):
+    limits: dict[str, Any] = {"tokens": {"tokens_per_minute": 6000.0}, "requests": {"requests_per_minute": 1.0}}
+    for name, rates in limits.items():
         balancer.register_instance(AgentInstance("p0", name), **rates)
     for kind, tokens, backlog_s in (("tokens", 60_000, 600.0), ("requests", 0, 60.0)):
         begin = time.monotonic()

@@ -8,6 +8,7 @@ requests. The callers retry these requests, and release the leases before the de
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import random
@@ -29,6 +30,8 @@ from tests.support.servers import TIMEOUT, Raw, Server, wait_until
 from tests.support.workers import Worker, Workers
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
+DIVIDED = 8
+"""Number of shards of the pools that have several. Their instances are more, so that some share a shard."""
 LATE_S = 0.2
 """How long a request is delayed, s: much longer than a retry and a release take."""
 JUMPY = PoolSettings(
@@ -144,6 +147,41 @@ def check_history(history: list[str]) -> dict[str, str]:
     return live
 
 
+def pools_of(namespace: str, shards: int) -> list[keys.PoolKeys]:
+    """Return the keys of the shards of the pool."""
+    return [keys.pool(namespace, "planner", number, shards) for number in range(shards)]
+
+
+def units_of(shards: int) -> dict[str, int]:
+    """Return the instances of a pool with this number of shards, and their capacities: six units or ten."""
+    if shards == 1:
+        return {f"p{number}": CAPACITY for number in range(INSTANCES)}
+    return {f"p{number}": 1 for number in range(10)}
+
+
+def read_histories(raw: Raw, pools: list[keys.PoolKeys]) -> list[list[str]]:
+    """Read the history of each shard."""
+    return [raw.lrange(f"{pool.state}:log", 0, -1) for pool in pools]
+
+
+def check_histories(histories: list[list[str]]) -> dict[str, str]:
+    """Replay the histories of the shards of a pool; return the leases held at the end.
+
+    Raises:
+        Unsound: a history is unsound, a token was granted in two shards, or an instance lies in two shards.
+    """
+    live: dict[str, str] = {}
+    shard_of: dict[str, int] = {}
+    for shard, history in enumerate(histories):
+        live |= check_history(history)
+        for entry in history:
+            if entry.startswith("grant "):
+                for name in entry.split(" ")[1:3]:
+                    if shard_of.setdefault(name, shard) != shard:
+                        raise Unsound(f"{entry}, for the second time: also in shard {shard_of[name]}")
+    return live
+
+
 def check_clients(history: list[str], seen: list[str]) -> None:
     """Check that the replies received by the workers match the actions logged by the scripts."""
     granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
@@ -203,6 +241,7 @@ def torture(
     mutant: str | None,
     seconds: float,
     enough: Callable[[], bool],
+    shards: int = 1,
 ) -> None:
     """Let workers use one pool, and kill and pause some of them, for at least `seconds` and until `enough` is true.
 
@@ -214,10 +253,11 @@ def torture(
     # The mutant "no capacity check" raises a script error if the limit of an instance is 0, for example during its
     # ejection. Therefore mutants run without ejection.
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
-    for number in range(INSTANCES):
+    balancer.configure_pool("planner", shards=shards)
+    for name, capacity in units_of(shards).items():
         balancer.register_instance(
-            AgentInstance(f"p{number}", "planner", max_capacity=CAPACITY),
-            requests_per_minute=60_000 if number == 0 else math.inf,
+            AgentInstance(name, "planner", max_capacity=capacity),
+            requests_per_minute=60_000 if name == "p0" else math.inf,
         )
     backend.close()
 
@@ -250,12 +290,12 @@ def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
     return records.held(raw.hgetall(pool.state))
 
 
-def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
+def wait_until_all_end(raw: Raw, *pools: keys.PoolKeys) -> None:
     """Wait until all leases and waiters have expired by the server's clock, without running a script on the pool."""
 
     def over() -> bool:
         seconds, micros = raw.time()
-        due = raw.zrange(pool.due, 0, -1, withscores=True)
+        due = [timer for pool in pools for timer in raw.zrange(pool.due, 0, -1, withscores=True)]
         return all(at <= seconds * 1000 + micros // 1000 for name, at in due if name[0] == "@" or name[:2] == "W@")
 
     wait_until(over, "everything to have ended")
@@ -297,6 +337,7 @@ def test_killed_process_frees_all_units_after_ttl(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("shards", [1, DIVIDED])
 def test_crashes_and_pauses_leave_the_pool_consistent(
     server: Server,
     make_proxy: Callable[[Server], Proxy],
@@ -304,38 +345,40 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     raw: Raw,
     workers: Workers,
     tmp_path: Path,
+    shards: int,
 ) -> None:
-    pool = keys.pool(namespace, "planner")
+    pools, units = pools_of(namespace, shards), units_of(shards)
     proxy = None if server.kind == "cluster" else make_proxy(server)
 
     def enough() -> bool:
-        return bool(sum(entry.startswith("grant ") for entry in raw.lrange(f"{pool.state}:log", 0, -1)) > 500)
+        return sum(entry.startswith("grant ") for history in read_histories(raw, pools) for entry in history) > 500
 
-    torture(server, proxy, namespace, workers, tmp_path, None, SECONDS, enough)
+    torture(server, proxy, namespace, workers, tmp_path, None, SECONDS, enough, shards)
 
     backend = Backend(server.url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     # No process is left to renew leases, so all leases expire. A dead waiter loses its position after three seconds
     # without a poll; a grant expires after three seconds if it is not fetched.
-    wait_until_all_end(raw, pool)
+    wait_until_all_end(raw, *pools)
     first = balancer.acquire("planner")
     assert first is not None, "no capacity became free after the TTL and one operation"
     kinds = Counter(event.kind for event in balancer.events("planner", limit=1000))
     assert kinds[EventKind.EJECTED]
     assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
-    for number in range(INSTANCES):  # remove all limits
-        balancer.mark_healthy("planner", f"p{number}")
-        balancer.update_instance("planner", f"p{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
-    everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(INSTANCES * CAPACITY - 1))]
+    for name, capacity in units.items():  # remove all limits
+        balancer.mark_healthy("planner", name)
+        balancer.update_instance("planner", name, max_capacity=capacity, requests_per_minute=math.inf)
+    everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(sum(units.values()) - 1))]
     assert all(everything), "not all capacity became free"
-    history = raw.lrange(f"{pool.state}:log", 0, -1)
-    assert set(check_history(history)) == {instance.lease.token for instance in everything}
+    histories = read_histories(raw, pools)
+    assert set(check_histories(histories)) == {instance.lease.token for instance in everything}
+    history = list(itertools.chain(*histories))
     check_clients(history, observed(tmp_path))
     entries = Counter(entry.split(" ")[0] for entry in history)
     assert entries["grant"] > 500
     assert entries["end"] > 5
-    assert raw.hget(pool.state, "#load") == str(INSTANCES * CAPACITY)
+    assert sum(int(raw.hget(pool.state, "#load") or 0) for pool in pools) == sum(units.values())
     backend.close()
 
 
@@ -349,8 +392,17 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     ],
     indirect=["mutant"],
 )
+@pytest.mark.parametrize("shards", [1, DIVIDED])
 def test_torture_catches_all_mutants(
-    server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str, expected: str
+    server: Server,
+    proxy: Proxy,
+    namespace: str,
+    raw: Raw,
+    workers: Workers,
+    tmp_path: Path,
+    mutant: str,
+    expected: str,
+    shards: int,
 ) -> None:
     """Runs the same load and checks on mutants of the scripts, until a check fails."""
     complaints: list[str] = []
@@ -358,14 +410,14 @@ def test_torture_catches_all_mutants(
     def caught() -> bool:
         seen = observed(tmp_path)  # read before the history, so the history has the action of every reply
         try:
-            history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
-            check_history(history)
-            check_clients(history, seen)
+            histories = read_histories(raw, pools_of(namespace, shards))
+            check_histories(histories)
+            check_clients(list(itertools.chain(*histories)), seen)
         except Unsound as unsound:
             complaints.append(str(unsound))
         return bool(complaints)
 
-    torture(server, proxy, namespace, workers, tmp_path, mutant, 0.0, caught)
+    torture(server, proxy, namespace, workers, tmp_path, mutant, 0.0, caught, shards)
     assert complaints, "no check failed"
     assert expected in complaints[0]
 

@@ -53,6 +53,7 @@ def every_command() -> dict[str, Command[Any]]:
         "delete": commands.delete(POOL),
         "extend": commands.extend(POOL, "@a", 1000),
         "heartbeat": commands.heartbeat(POOL, ["p0"], 1000),
+        "layout": commands.divide(POOL, "set", 4),
         "leases": commands.leases_page(POOL, 0, 10),
         "register": commands.register(POOL, instance, None, 0),
         "release": commands.release(POOL, "@a", "p0"),
@@ -64,6 +65,7 @@ def every_command() -> dict[str, Command[Any]]:
         "status": commands.status(POOL, 0, 10),
         "update": commands.update(POOL, "p0", max_capacity=7),
         "wait": commands.wait(POOL, "@new", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), position="-"),
+        "watch": commands.watch(POOL, frozenset(), 1000),
     }
 
 
@@ -196,8 +198,8 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
     assert everything(fake) == before
 
 
-NEEDS_NO_RECORD = {"leases", "sample", "wait", "extend", "repair", "delete"}
-"""Scripts that do not fail on a foreign record: four read no instance records, repair and delete skip foreign ones."""
+NEEDS_NO_RECORD = {"leases", "sample", "wait", "extend", "layout", "watch", "repair", "delete"}
+"""Scripts that do not fail on a foreign record: six read no instance records, repair and delete skip foreign ones."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))

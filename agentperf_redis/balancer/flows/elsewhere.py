@@ -1,0 +1,114 @@
+"""How a waiter of a pool with several shards finds free capacity in other shards than its own.
+
+A waiter has a ticket in the queue of one shard. Its process watches the other shards: when a script frees an instance
+of a watched shard that has no waiters of its own, it publishes a message. The message wakes one waiter of each process
+that listens. The waiter requests a lease there, and leaves its queue when it gets one. If it gets none, its process
+watches the shard again. A process looks at each shard about once per second, since a lease may expire in a shard that
+no process uses. So a lost message only causes a delay.
+
+A message says nothing about labels. So a waiter with labels does not watch: it looks at the other shards more often.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+from agentperf_redis import random_numbers
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.flows.queue import Queues
+from agentperf_redis.balancer.layouts import Layout
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import AgentPerfError
+
+_WATCH_MS = 3000
+"""Time after which the server forgets that a shard is watched, ms. Watching processes watch about once per second."""
+_LOOK_S, _LABELS_LOOK_S = 1.0, 0.25
+"""Time after which a process looks at a shard again, s: usually, and for a waiter with labels."""
+_ROUNDS = 3
+"""How often one look tries shards that seemed free and were taken by others."""
+
+
+class Elsewhere:
+    """The shards of a pool other than the one in whose queue a waiter has its ticket.
+
+    Args:
+        queues: the waiters of this process.
+        layout: the shards of the pool.
+        own: the shard of the ticket.
+        token: the token of the waiter.
+        require: labels; the instance must have all of them.
+        take: leases a unit of a shard without waiting; None if none is free.
+
+    Attributes:
+        poll_s: max seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        queues: Queues,
+        layout: Layout,
+        own: Pool,
+        token: str,
+        require: frozenset[str],
+        take: Callable[[Pool], Flow[Lease | None]],
+    ) -> None:
+        self._queues = queues
+        self._layout = layout
+        self._others = [shard for shard in layout.shards if shard is not own]
+        self._token = token
+        self._require = require
+        self._take = take
+        self.poll_s = _LABELS_LOOK_S if require else _LOOK_S
+
+    def __enter__(self) -> Self:
+        if not self._require:
+            self._queues.join_elsewhere(self._others, self._token)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queues.leave_elsewhere(self._token)
+
+    def look(self) -> Flow[Lease | None]:
+        """Lease a unit in another shard if one has free capacity. Otherwise, watch the other shards."""
+        for _ in range(_ROUNDS):
+            free = yield from self._free()
+            while (freed := self._queues.take_freed(self._token)) is not None:
+                free.append(freed)
+            left = list(dict.fromkeys(free))
+            while left:
+                lease = yield from self._take(left[0])
+                if lease is not None:
+                    for shard in left:  # another waiter looks whether there is more
+                        self._queues.freed(shard)
+                    return lease
+                self._queues.watched_until.pop(left.pop(0), None)
+            if not free:
+                break
+        return None
+
+    def _free(self) -> Flow[list[Pool]]:
+        """Return the shards with free capacity, of those that this process does not watch, and watch the rest."""
+        now = time.monotonic()
+        watched = self._queues.watched_until
+        asked = [shard for shard in self._others if self._require or watched.get(shard, 0.0) <= now]
+        if not asked:
+            return []
+        if not self._require:
+            until = now + _LOOK_S * (0.8 + 0.2 * random_numbers.fraction())
+            for shard in asked:  # before the request: a message that arrives during the request ends this
+                watched[shard] = until
+        live_ms = 0 if self._require else _WATCH_MS
+        commands_ = tuple(commands.watch(shard, self._require, live_ms) for shard in asked)
+        answers = yield from Batch(commands_).settled()
+        free = []
+        for shard, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, AgentPerfError):
+                self._layout.lose(shard)
+            elif answer:
+                watched.pop(shard, None)
+                free.append(shard)
+        return free

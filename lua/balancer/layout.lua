@@ -1,0 +1,82 @@
+-- layout: divide a pool into shards, confirm the division, let it expire, or end it.
+-- A pool with several shards keeps its number of shards, strategy and settings under the keys of a pool with one shard. The
+-- value of #pool there refuses all other scripts, whose callers then use the keys of the shards.
+-- KEYS
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
+-- ARGV
+--   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless it is
+--                     confirmed before; drop: end the division
+--   shards      int   the number of shards
+--   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
+--   settings    text  settings of the pool, see pool.lua
+--   chosen      int   1 when the settings replace those of an existing pool, else 0
+--   until_ms    int   server time after which this request is refused, ms; 0: never
+-- RETURNS
+--   {1, shards, strategy, settings, before}   done; strategy, settings: those of the pool; before: the replaced settings,
+--     empty when none were replaced
+--   {0, shards}       the pool has this number of shards, which is 1 or not the requested one; if it has instances,
+--     nothing was changed
+--   {-2, strategy}    the pool has another strategy
+--   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
+--   {-6, now_ms}      the request came after until_ms; nothing was changed
+-- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
+-- ERRORS  none
+-- COST    O(1): at most 12 commands
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ACTION, SHARDS, WANTED, SETTINGS, CHOSEN, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+--@include strategies
+--@include whole_number
+--@include records
+
+local LAPSE_MS = '86400000'
+local TAG = string.sub(READY, 1, -6)
+local clock = call('TIME')
+local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
+if UNTIL_MS ~= '0' and now_ms > tonumber(UNTIL_MS) then return {TOO_LATE, now_ms} end
+local known = call('HMGET', STATE, '#pool', '#settings', '#load', '#born')
+local registered, waiting = call('ZCARD', IDS), call('ZCARD', WAITQ)
+local shards, strategy = match(known[1] or '', '^shards=(%d+) strategy=(%S+)$')
+if shards and (not rules(strategy) or not whole_number(shards)) then return corrupt('#pool') end
+if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+if not shards then
+  local refused = opened(known[1])
+  if refused then return refused end
+  local load = whole_number(known[3], 0)
+  if not load then return corrupt('#load') end
+  -- The pool has one shard. If it has instances or leases, it stays so.
+  if ACTION ~= 'set' or SHARDS == '1' or registered > 0 or load > 0 then return {NOTHING, 1} end
+elseif shards ~= SHARDS then
+  if ACTION ~= 'set' or call('PTTL', STATE) == -1 then return {NOTHING, tonumber(shards)} end
+  if SHARDS == '1' then  -- no shard has an instance
+    call('HDEL', STATE, '#pool', '#settings')
+    return {NOTHING, 1}
+  end
+end
+if ACTION == 'drop' then
+  call('HDEL', STATE, '#pool', '#settings')
+  return {DONE, tonumber(shards), strategy, known[2] or '', ''}
+elseif ACTION == 'lapse' then
+  call('PEXPIRE', STATE, LAPSE_MS)
+  return {DONE, tonumber(shards), strategy, known[2] or '', ''}
+end
+local before, settings = '', known[2]
+if shards and call('PTTL', STATE) == -1 then
+  if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
+elseif WANTED ~= '-' or not strategy then  -- no shard has an instance
+  strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
+end
+if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
+if not shards then
+  -- Waiters may have queued before the pool had instances. They queue again, in the shards.
+  call('UNLINK', STATE, READY, DUE, WAITQ, IDS, RING)
+  for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
+  if known[4] then call('HSET', STATE, '#born', known[4]) end
+end
+call('HSET', STATE, '#pool', 'shards=' .. SHARDS .. ' strategy=' .. strategy, '#settings', settings)
+call('PERSIST', STATE)
+return {DONE, tonumber(SHARDS), strategy, settings, before}

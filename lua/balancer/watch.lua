@@ -1,0 +1,44 @@
+-- watch: look whether a shard has a free instance. If it has none, have the next script that frees one publish a wake-up.
+-- Waiters of other shards call this, so that free capacity of one shard does not stay idle while they wait.
+-- KEYS
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq; the message "free" is published on its channel
+-- ARGV
+--   labels      text  comma-separated labels; the instance must have all of them; - for none
+--   live_ms     int   time for which the shard is watched, ms; 0: only look
+-- RETURNS
+--   1   an instance is free now
+--   0   none is free; the shard is watched
+--   {-3, fact}  {-4, field}   as in records.lua
+-- REPEAT  watches again
+-- ERRORS  none
+-- COST    O(log N): some 20 commands, and at most 64 expiries; N instances
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local LABELS, LIVE_MS = ARGV[1], ARGV[2]
+--@include strategies
+--@include whole_number
+--@include records
+--@include pool
+--@include whole_records
+--@include labels
+--@include health
+--@include maintenance
+
+local EXPIRIES = 64
+local fact = call('HGET', STATE, '#pool')
+if not fact then return NOTHING end
+local refused = opened(fact)
+if refused then return refused end
+if LABELS ~= '-' then check_types(LABELS) end
+local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+pool.maintain(EXPIRIES)
+if call('ZCARD', WAITQ) == 0 and pool.best(LABELS) then return DONE end
+if LIVE_MS ~= '0' then
+  pool.watch(pool.now_ms + LIVE_MS)
+  pool.reschedule()
+end
+return NOTHING
