@@ -217,15 +217,17 @@ def _spread(resource: str, shard: int, shards: int) -> str:
     """Return the hash tag of a shard: ``lb:coder#3/8.17``.
 
     The slots of a Cluster are divided into as many equal ranges as there are shards. The last number is the lowest with
-    which the tag lies in the range of its shard. So the shards are spread evenly over nodes that hold ranges of equal
-    size, as after `CLUSTER CREATE`. With arbitrary slots, one of three nodes would often have half of 16 shards.
+    which the tag lies in the middle quarter of the range of its shard. So the shards are spread evenly over nodes that
+    hold ranges of equal size, as in a new Cluster. With arbitrary slots, one of three nodes would often have half of 16
+    shards.
 
     The number of shards is part of the tag. So processes that know a different number never use the same keys.
     """
+    middle = (2 * shard + 1) * SLOTS // (2 * shards)
     attempt = 0
     while True:
         tag = f"{resource}#{shard}/{shards}.{attempt}"
-        if crc_hqx(tag.encode(), 0) % SLOTS * shards // SLOTS == shard:
+        if abs(crc_hqx(tag.encode(), 0) % SLOTS - middle) <= SLOTS // (8 * shards):
             return tag
         attempt += 1
 

@@ -20,7 +20,7 @@ from agentperf_redis.cache.history import history_of
 from agentperf_redis.cache.model import KINDS
 from agentperf_redis.cache.operator import keys_of
 from agentperf_redis.command import Flow
-from agentperf_redis.history import History, read_history
+from agentperf_redis.history import History
 from agentperf_redis.metrics.model import Interval
 
 _RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))

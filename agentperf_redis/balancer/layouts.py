@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _AWAY_S = 3.0
 """For this time after a shard could not be reached, the other shards are tried first."""
+_PARTS = 16
 _CHANGES = 3
 """How often one operation follows a change of the number of shards. The number rarely changes, and by hand."""
 
@@ -74,8 +75,8 @@ class Layout:
 
     def free_share(self, shard: Pool) -> float:
         """Return the share of the capacity of a shard that is free, as last heard; 1.0 if nothing was heard."""
-        heard = self._sums[shard.shard]
-        if self._away_until[shard.shard] > time.monotonic():
+        away_until, heard = self._away_until[shard.shard], self._sums[shard.shard]
+        if away_until and away_until > time.monotonic():
             return -1.0
         return 1.0 if heard is None else 0.0 if heard[1] <= 0 else max(0.0, 1.0 - heard[0] / heard[1])
 
@@ -102,11 +103,17 @@ class Layout:
         yield from sorted((each for each in shards if each is not first), key=self.free_share, reverse=True)
 
     def split(self, count: int) -> Iterator[tuple[Pool, int]]:
-        """Divide a number of leases over the shards, in proportion to what is free. Yields shards with their numbers.
+        """Divide a number of leases over shards, in proportion to what is free. Yields shards with their numbers.
 
-        The shards with the largest free share come first.
+        Each shard is a request, so as few shards are used as keep their load about equal: no shard gets more than a
+        sixteenth of its capacity, as last heard. The shards with the largest free share come first.
         """
-        ordered = sorted(self.in_order(), key=self.free_share, reverse=True)
+        heard = [sums[1] for sums in self._sums if sums is not None and sums[1] > 1]
+        part = max(1, sum(heard) // len(heard) // _PARTS) if heard else _PARTS
+        if count <= part:
+            yield next(self.in_order()), count
+            return
+        ordered = sorted(self.in_order(), key=self.free_share, reverse=True)[: -(-count // part)]
         weights = [max(self.free_share(each), 0.001) for each in ordered]
         left, total = count, sum(weights)
         for shard, weight in zip(ordered, weights, strict=True):

@@ -426,6 +426,7 @@ class PoolStatus:
         overdue: number of leases that have expired but are not ended yet. Only the first 5000 due timers are counted.
         panic_for: seconds since the start of the panic; None when there is no panic.
         settings: the settings of the pool; None if they are missing on the server.
+        shards: number of shards of the pool. The instances are in the order of the shards first.
     """
 
     agent_type: str
@@ -436,6 +437,7 @@ class PoolStatus:
     overdue: int
     panic_for: float | None = None
     settings: PoolSettings | None = None
+    shards: int = 1
 
     @property
     def healthy(self) -> int:

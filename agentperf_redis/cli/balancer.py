@@ -97,6 +97,10 @@ def status(
         )
     out.print(table)
     out.print()
+    divided = [f"{each.agent_type} has {each.shards} shards" for each in pools if each.shards > 1]
+    if divided:
+        out.print(f"{', '.join(divided)}.")
+        out.print()
     instances = pools_table(pools)
     instances.title = "instances"
     out.print(instances)
@@ -456,6 +460,7 @@ def _plain_pool(pool: PoolStatus, reasons: Mapping[tuple[str, str], Reason]) -> 
     return {
         "pool": pool.agent_type,
         "strategy": pool.strategy.value,
+        "shards": pool.shards,
         "load": pool.current_load,
         "capacity": pool.total_capacity,
         "waiting": pool.waiting,

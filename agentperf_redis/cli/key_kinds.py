@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score, unpack_size
-from agentperf_redis.keys import cache_of, decoded
+from agentperf_redis.keys import decoded, whole_resource
 from agentperf_redis.metrics.histogram import bucket_bounds
 
-_SHARDED = ("cache", "tiered")
 _MAX_S = 253_402_300_799
 """The end of the year 9999, s since 1970. A later time means never."""
 
@@ -154,10 +153,10 @@ def known(key: str) -> Known | None:
     for kind in KINDS:
         groups = re.fullmatch(kind.part, part, re.DOTALL)
         if groups is not None and re.fullmatch(kind.service, service):
-            encoded, shard = cache_of(resource) if service in _SHARDED else (resource, None)
-            name = decoded(encoded)
-            words = name if shard is None else f"{name}, shard {shard},"
-            return Known(kind, namespace, service, name, kind.holds.format(words, *map(_named, groups.groups())))
+            name = decoded(whole_resource(resource))
+            shard = _SHARD.search(resource)
+            where = name if shard is None else f"{name} (shard {shard[1]} of {shard[2]})"
+            return Known(kind, namespace, service, name, kind.holds.format(where, *map(_named, groups.groups())))
     return None
 
 
@@ -165,6 +164,9 @@ _KEY = re.compile(
     r"(?P<namespace>[A-Za-z0-9_.-]{1,64}):(?:\{(?P<service>[a-z]+)(?::(?P<resource>[^{}]+))?\}:)?(?P<part>.+)",
     re.DOTALL,
 )
+
+
+_SHARD = re.compile(r"#(\d+)/(\d+)(?:\.\d+)?$")
 
 
 def _named(group: str | None) -> str:
@@ -285,7 +287,7 @@ KINDS = (
         "hash",
         "instances, leases, queue entries and facts of the pool {0}",
         (
-            Meaning("#pool", "strategy of the pool"),
+            Meaning("#pool", "strategy of the pool, or of a pool with several shards their number"),
             Meaning("#settings", "settings of the pool"),
             Meaning("#born", "time when the pool was created", at_us),
             Meaning("#picks", "leases granted so far"),
@@ -299,6 +301,7 @@ KINDS = (
             Meaning("#arrived", "arrival of the last waiter", at_us),
             Meaning("#claimed", "time when active checks were last claimed", at_ms),
             Meaning("#next", "time of the next maintenance; 0 while callers wait", at_ms_or_unknown),
+            Meaning("#watched", "time until which waiters of other shards watch this one", at_ms),
             Meaning("#expires", "time after which the keys of the pool expire, since it has no instance", length_ms),
             Meaning("#configured", "1 if the settings were configured"),
             Meaning("#clock", "the server's time at the last maintenance, ms"),

@@ -319,11 +319,19 @@ def hand_off(bench: Bench) -> Iterator[Row]:
     taker.close()
 
 
-def saturated(bench: Bench) -> Row:
-    """Measure the share of the capacity that is in use while there are more callers than slots."""
+def saturated(bench: Bench, shards: int = 1) -> Row:
+    """Measure the share of the capacity that is in use while there are more callers than slots.
+
+    In a pool with several shards, each slot is an instance, so that most shards have slots.
+    """
     backend = Backend(bench.url)
     balancer = LoadBalancer(backend=backend)
-    balancer.register_instance(AgentInstance("one", "busy", max_capacity=SLOTS))
+    if shards == 1:
+        balancer.register_instance(AgentInstance("one", "busy", max_capacity=SLOTS))
+    else:
+        balancer.configure_pool("busy", shards=shards)
+        for number in range(SLOTS):
+            balancer.register_instance(AgentInstance(f"one-{number}", "busy", max_capacity=1))
     seconds = 5.0 if bench.full else 2.0
     end = time.perf_counter() + seconds
     held: list[float] = []
@@ -343,7 +351,8 @@ def saturated(bench: Bench) -> Row:
     backend.close()
     use = sum(held) / (SLOTS * seconds)
     return Row(
-        f"use of {SLOTS} slots, each held {HELD_S * 1e3:.0f} ms, {3 * SLOTS} callers",
+        f"use of {SLOTS} slots, each held {HELD_S * 1e3:.0f} ms, {3 * SLOTS} callers"
+        + f", {shards} shards" * (shards > 1),
         f"{use:.1%}",
         "all of the time",
         use,

@@ -504,6 +504,7 @@ SCHEMAS: dict[str, Schema] = {
             fields(
                 pool=TEXT,
                 strategy=TEXT,
+                shards=COUNT,
                 load=COUNT,
                 capacity=COUNT,
                 waiting=COUNT,

@@ -282,7 +282,8 @@ def status(
                 instances += more.instances if more else ()
                 next_rank = more.next_rank if more else 0
         if instances:
-            found.append(_pool_status(pool, [page for _, page in pages], instances))
+            number = len(registrations.layouts.of(pool).shards)
+            found.append(_pool_status(pool, [page for _, page in pages], instances, number))
     return found
 
 
@@ -305,7 +306,7 @@ def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tu
     return found
 
 
-def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus]) -> PoolStatus:
+def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus], shards: int) -> PoolStatus:
     """Return the status of a pool from the first pages of its shards."""
     panics = [page.panic_for for page in pages if page.panic_for is not None]
     return PoolStatus(
@@ -317,6 +318,7 @@ def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus])
         sum(page.overdue for page in pages),
         max(panics, default=None),
         pages[0].settings,
+        shards,
     )
 
 

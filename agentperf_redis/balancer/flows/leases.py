@@ -121,25 +121,38 @@ def _acquire_over(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, la
     """Try the shards one after the other. If none has a free unit, wait in the queue of one."""
     if not layout.is_divided:
         return (yield from _acquire_from(keeper, queues, layout.shards[0], request))
-    until = time.monotonic() + request.wait
+    begin = time.monotonic()
+    without_wait = replace(request, wait=0.0) if request.wait > 0 else request
     refused: dict[Pool, Refused] = {}
-    take = partial(_take, keeper, queues, layout, replace(request, wait=0.0), refused)
-    lease, away = yield from _try_shards(keeper, layout, layout.in_order(request.choice.affinity), take)
-    if lease is not None:
-        return lease
+    away: BackendUnavailable | None = None
+    for shard in layout.in_order(request.choice.affinity):
+        try:
+            answer = yield from _acquire_from(keeper, queues, shard, without_wait)
+        except BackendUnavailable as error:
+            layout.lose(shard)
+            away = error
+            if time.monotonic() > begin + _OUTAGE_DEADLINES * keeper.deadline:
+                break
+        else:
+            if isinstance(answer, Lease):
+                return answer
+            refused[shard] = answer
+            if not request.choice.require:
+                layout.full(shard)
+    take = partial(_take, keeper, queues, layout, without_wait)
     while True:
         if not refused:
             assert away is not None  # noqa: S101  every shard was refused or could not be reached
             raise away
-        answer = Refused.of_all(refused.values())
-        left = until - time.monotonic()
+        whole = Refused.of_all(refused.values())
+        left = begin + request.wait - time.monotonic()
         if left <= 0:
-            return answer
+            return whole
         # The ticket goes to the shard with the fewest waiters for each instance. Shards without instances come last.
         shard = min(refused, key=lambda each: (refused[each].registered == 0, refused[each].crowd))
         try:
             waiting = replace(request, wait=left)
-            return (yield from _acquire_from(keeper, queues, shard, waiting, answer, layout, take))
+            return (yield from _acquire_from(keeper, queues, shard, waiting, whole, layout, take))
         except BackendUnavailable as error:  # wait in another shard
             layout.lose(shard)
             del refused[shard]
@@ -147,41 +160,15 @@ def _acquire_over(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, la
 
 
 def _take(
-    keeper: LeaseKeeper,
-    queues: Queues,
-    layout: Layout,
-    request: LeaseRequest,
-    refused: dict[Pool, Refused],
-    shard: Pool,
+    keeper: LeaseKeeper, queues: Queues, layout: Layout, request: LeaseRequest, shard: Pool
 ) -> Flow[Lease | None]:
-    """Lease a unit of a shard. If none is free, note the refusal. `request` does not wait."""
-    answer = yield from _acquire_from(keeper, queues, shard, request)
-    if isinstance(answer, Lease):
-        return answer
-    refused[shard] = answer
-    if not request.choice.require:
-        layout.full(shard)
-    return None
-
-
-def _try_shards(
-    keeper: LeaseKeeper, layout: Layout, shards: Iterable[Pool], take: Callable[[Pool], Flow[Lease | None]]
-) -> Flow[tuple[Lease | None, BackendUnavailable | None]]:
-    """Return the lease of the first shard that has a free unit, and the last outage."""
-    until = time.monotonic() + _OUTAGE_DEADLINES * keeper.deadline
-    away: BackendUnavailable | None = None
-    for shard in shards:
-        try:
-            lease = yield from take(shard)
-        except BackendUnavailable as error:
-            layout.lose(shard)
-            away = error
-            if time.monotonic() > until:
-                break
-        else:
-            if lease is not None:
-                return lease, None
-    return None, away
+    """Lease a unit of a shard; None if none is free, or the shard cannot be reached. `request` does not wait."""
+    try:
+        answer = yield from _acquire_from(keeper, queues, shard, request)
+    except BackendUnavailable:
+        layout.lose(shard)
+        return None
+    return answer if isinstance(answer, Lease) else None
 
 
 def _acquire_from(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ from agentperf_redis.balancer import (
     AgentInstance,
     EventKind,
     InstanceState,
+    Lease,
     LoadBalancer,
     LoadBalancingStrategy,
     PoolSettings,
 )
 from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.history import sample
 from agentperf_redis.balancer.layouts import layouts_of
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
 from tests.support import records
@@ -193,6 +196,7 @@ def test_reads_show_all_shards_as_one_pool(
     assert {each.token for each in leases.leases} == {each.lease.token for each in found}
     (status,) = call(newcomer, "status")
     assert (status.current_load, status.waiting, status.granted) == (2 * FLEET, 1, 2 * FLEET)
+    assert status.shards == SHARDS
     assert call(newcomer, "get_status")["planner"]["instances"] == FLEET
     events = call(newcomer, "events", "planner")
     assert Counter(each.kind for each in events) == {EventKind.REGISTERED: FLEET}
@@ -210,22 +214,20 @@ def test_reads_show_all_shards_as_one_pool(
     assert kept[-1] is not None
 
 
+def units(found: list[AgentInstance]) -> list[tuple[AgentInstance, Lease]]:
+    """Return instances with their leases, of which the tests need the shards."""
+    return [(each, each.lease) for each in found if isinstance(each.lease, Lease)]
+
+
 def test_history_adds_the_shards(call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, backend: Backend) -> None:
     found = balancer.acquire_many("planner", 10)
-    layout = layouts_of(backend).of(found[0].lease.pool)
-    for shard in layout.shards:
-        backend.run(commands_sample(shard))
+    for shard in layouts_of(backend).of(shard_of(balancer, "p0")).shards:
+        backend.run(sample(shard))
     rows = [row for row in call(newcomer, "series", "planner", window="5m", step="10s") if row.load is not None]
     assert rows
     assert max(row.load for row in rows) == 10
     assert rows[-1].waiters == 0
     balancer.release_many(found)
-
-
-def commands_sample(shard: Pool) -> Any:
-    from agentperf_redis.balancer.history import sample
-
-    return sample(shard)
 
 
 def test_checks_cover_all_shards(balancer: LoadBalancer) -> None:
@@ -334,8 +336,8 @@ def test_waiter_moves_to_a_shard_with_free_capacity(
 ) -> None:
     """A unit becomes free in each of the shards in turn, and each time the waiter gets it without a poll's delay."""
     found = balancer.acquire_many("planner", 2 * FLEET)
-    for shard in {each.lease.pool: each for each in found}:
-        freed = next(each for each in found if each.lease.pool is shard)
+    for shard in {lease.pool for _, lease in units(found)}:
+        freed = next(each for each, lease in units(found) if lease.pool is shard)
         results: list[Any] = []
         thread = threading.Thread(
             target=lambda into=results: into.append(call(newcomer, "acquire", "planner", wait=TIMEOUT))
@@ -382,11 +384,11 @@ def test_lease_that_expires_in_another_shard_is_noticed(
     wait_until(lambda: len(balancer.leases("planner").waiters) == 1, "the waiter to queue")
     (waiter,) = [
         pool
-        for pool in layouts_of(balancer._operations.backend).of(found[0].lease.pool).shards
+        for pool in layouts_of(balancer._operations.backend).of(shard_of(balancer, "p0")).shards
         if raw.zcard(pool.keys.waitq)
     ]
-    ended = next(each for each in found if each.lease.pool is not waiter)
-    raw.zadd(ended.lease.pool.keys.due, {ended.lease.token: 1})  # no script runs in that shard by itself
+    ended, lease = next(unit for unit in units(found) if unit[1].pool is not waiter)
+    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # no script runs in that shard by itself
     thread.join(TIMEOUT)
     assert results[0].id == ended.id
 
@@ -404,12 +406,15 @@ def test_queue_of_a_shard_is_first_in_first_out(
         with balancer.lease("planner", wait=TIMEOUT):
             order.append(number)
 
+    def queued(count: int) -> bool:
+        return bool(raw.zcard(home.waitq) == count)
+
     threads = []
     home = shard_of(balancer, "p0").keys
     for number in range(6):
         threads.append(threading.Thread(target=wait, args=(number,)))
         threads[-1].start()
-        wait_until(lambda expected=number + 1: raw.zcard(home.waitq) == expected, "the waiter to queue")
+        wait_until(partial(queued, number + 1), "the waiter to queue")
     assert balancer.release(kept[0])
     for thread in threads:
         thread.join(TIMEOUT)

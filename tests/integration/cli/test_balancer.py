@@ -43,6 +43,31 @@ def test_status_lists_pools_and_their_instances(lb: Run, perf: AgentPerf) -> Non
     assert perf.balancer().release(held)
 
 
+def test_commands_show_and_change_all_shards_as_one_pool(agentperf: Run, perf: AgentPerf) -> None:
+    balancer = perf.balancer()
+    balancer.configure_pool("divided", shards=4)
+    for number in range(8):
+        balancer.register_instance(AgentInstance(f"p{number}", "divided", max_capacity=1))
+    held = balancer.acquire_many("divided", 8)
+    lb = partial(agentperf, "lb")
+    text = shown(lb("status", "divided"))
+    assert has_line(text, "divided", "least_loaded", "8/8"), text
+    assert "divided has 4 shards." in text
+    (pool,) = document(lb("status", "divided", "--json"), "lb status")["pools"]
+    assert (pool["shards"], pool["load"], pool["granted"], len(pool["instances"])) == (4, 8, 8, 8)
+    assert len(document(lb("leases", "divided", "--json"), "lb leases")["leases"]) == 8
+    assert len(document(lb("events", "divided", "--once", "--json"), "lb events")["events"]) == 8
+    assert document(lb("repair", "divided", "--json"), "lb repair")["instances"] == 8
+    lease = held[0].lease
+    assert lease is not None
+    assert document(lb("release", "divided", lease.token, "--yes", "--json"), "lb release")["freed"] is True
+    assert document(lb("drain", "divided", held[1].id, "--json"), "lb drain")["draining"] is True
+    assert document(lb("remove", "divided", held[2].id, "--yes", "--json"), "lb remove")["removed"] is True
+    assert len(balancer.status("divided")[0].instances) == 7
+    assert has_line(shown(agentperf("series", "--pool", "divided")), "load")
+    balancer.release_many(held)
+
+
 def test_shown_lease_tokens_can_be_released(
     lb: Run, perf: AgentPerf, raw: Raw, namespace: str, start_waiting: Callable[[], None]
 ) -> None:

@@ -38,8 +38,10 @@ def slot(tag: str) -> int:
 def test_shards_are_spread_over_equal_ranges_of_slots(count: int) -> None:
     slots = [slot(keys.pool("n", "a#b {1}", number, count).tag) for number in range(count)]
     assert [each * count // keys.SLOTS for each in slots] == list(range(count))
-    nodes = Counter(min(2, each // 5461) for each in slots)
-    assert max(nodes.values()) <= count // 3 + 1
+    for nodes in (2, 3, 4, 5, 6):
+        held = Counter(each * nodes // keys.SLOTS for each in slots)
+        assert max(held.values()) <= -(-count // nodes) + 1
+    assert max(Counter(each * 3 // keys.SLOTS for each in slots).values()) <= -(-count // 3)
 
 
 def test_keys_of_other_numbers_of_shards_differ() -> None:
@@ -116,13 +118,23 @@ def test_own_releases_are_counted_until_the_next_reply() -> None:
 def test_split_covers_the_count(count: int) -> None:
     found = layout(8)
     for shard in found.shards:
-        found.hear(shard, shard.shard, 8)
+        found.hear(shard, 10 * shard.shard, 80)
     parts = list(found.split(count))
     assert sum(number for _, number in parts) == count
     assert all(number > 0 for _, number in parts)
-    assert parts[0][0].shard == 0
+    assert len(parts) == {1: 1, 3: 1, 8: 2, 100: 8, 500: 8}[count]
+    if len(parts) > 1:
+        assert parts[0][0].shard == 0
     if count == 500:
         assert parts[0][1] > 4 * parts[-1][1]
+
+
+def test_split_uses_one_shard_of_a_large_pool() -> None:
+    found = layout(16)
+    assert len(list(found.split(16))) == 1, "nothing was heard yet"
+    for shard in found.shards:
+        found.hear(shard, 0, 5000)
+    assert len(list(found.split(300))) == 1
 
 
 def run(flow: Flow[Any], *answers: object) -> tuple[Any, list[Any]]:
