@@ -24,6 +24,11 @@ from agentperf_redis.command import Flow
 
 T = TypeVar("T")
 
+_HEARD_S = 1.0
+"""After this time, what a shard reported counts no more, s.
+
+Otherwise a shard that was once full would never be picked first again, and so would never report free capacity.
+"""
 _AWAY_S = 3.0
 """For this time after a shard could not be reached, the other shards are tried first."""
 _PARTS = 16
@@ -38,11 +43,12 @@ class Layout:
         shards: the shards, in order.
     """
 
-    __slots__ = ("_away_until", "_sums", "shards")
+    __slots__ = ("_away_until", "_heard_at", "_sums", "shards")
 
     def __init__(self, shards: Sequence[Pool]) -> None:
         self.shards = tuple(shards)
         self._sums: list[tuple[int, int] | None] = [None] * len(shards)
+        self._heard_at = [0.0] * len(shards)
         self._away_until = [0.0] * len(shards)
 
     @property
@@ -57,6 +63,7 @@ class Layout:
     def hear(self, shard: Pool, load: int, cap: int) -> None:
         """Remember the load and the capacity that a reply of a shard reported."""
         self._sums[shard.shard] = (load, cap)
+        self._heard_at[shard.shard] = time.monotonic()
         self._away_until[shard.shard] = 0.0
 
     def released(self, shard: Pool) -> None:
@@ -67,18 +74,24 @@ class Layout:
 
     def full(self, shard: Pool) -> None:
         """Remember that a shard had no free instance."""
-        self._sums[shard.shard] = (1, 1)
+        self.hear(shard, 1, 1)
 
     def lose(self, shard: Pool) -> None:
         """Remember that a shard could not be reached."""
         self._away_until[shard.shard] = time.monotonic() + _AWAY_S
 
     def free_share(self, shard: Pool) -> float:
-        """Return the share of the capacity of a shard that is free, as last heard; 1.0 if nothing was heard."""
-        away_until, heard = self._away_until[shard.shard], self._sums[shard.shard]
-        if away_until and away_until > time.monotonic():
+        """Return the share of the capacity of a shard that is free, as last heard.
+
+        Returns 1.0 if the shard has reported nothing lately, and -1.0 for a while after it could not be reached.
+        """
+        number, now = shard.shard, time.monotonic()
+        heard = self._sums[number]
+        if self._away_until[number] > now:
             return -1.0
-        return 1.0 if heard is None else 0.0 if heard[1] <= 0 else max(0.0, 1.0 - heard[0] / heard[1])
+        if heard is None or now - self._heard_at[number] > _HEARD_S:
+            return 1.0
+        return 0.0 if heard[1] <= 0 else max(0.0, 1.0 - heard[0] / heard[1])
 
     def in_order(self, affinity: str | None = None) -> Iterator[Pool]:
         """Yield the shards in the order in which a call tries them.

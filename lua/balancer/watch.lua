@@ -35,8 +35,8 @@ if LABELS ~= '-' then check_types(LABELS) end
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
 call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
-pool.maintain(EXPIRIES)
-if call('ZCARD', WAITQ) == 0 and pool.best(LABELS) then return DONE end
+local _, dispatched = pool.maintain(EXPIRIES)
+if dispatched and pool.best(LABELS) then return DONE end
 if LIVE_MS ~= '0' then
   pool.watch(pool.now_ms + LIVE_MS)
   pool.reschedule()

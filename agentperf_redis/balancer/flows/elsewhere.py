@@ -94,7 +94,11 @@ class Elsewhere:
         """Return the shards with free capacity, of those that this process does not watch, and watch the rest."""
         now = time.monotonic()
         watched = self._queues.watched_until
-        asked = [shard for shard in self._others if self._require or watched.get(shard, 0.0) <= now]
+        asked = [
+            shard
+            for shard in self._others
+            if (self._require or watched.get(shard, 0.0) <= now) and self._layout.free_share(shard) >= 0
+        ]
         if not asked:
             return []
         if not self._require:
@@ -102,8 +106,8 @@ class Elsewhere:
             for shard in asked:  # before the request: a message that arrives during the request ends this
                 watched[shard] = until
         live_ms = 0 if self._require else _WATCH_MS
-        commands_ = tuple(commands.watch(shard, self._require, live_ms) for shard in asked)
-        answers = yield from Batch(commands_).settled()
+        batch = Batch(tuple(commands.watch(shard, self._require, live_ms) for shard in asked))
+        answers = yield from batch.settled()
         free = []
         for shard, answer in zip(asked, answers, strict=True):
             if isinstance(answer, AgentPerfError):

@@ -2,10 +2,11 @@
 
 The queue is on the server, in order of arrival and priority. A script that frees capacity grants the capacity to the
 first waiter: the script stores the grant and publishes a message. The message is only a wake-up; the waiter reads the
-stored grant. A pool with several shards has a queue in each; elsewhere.py describes how a waiter moves. Every waiter
-also polls at least once per second. A poll shows that the waiter is alive, ends expired
+stored grant. Every waiter also polls at least once per second. A poll shows that the waiter is alive, ends expired
 leases, and grants free capacity to waiters. Therefore a lost message only causes a delay. Dead waiters are skipped, and
 a grant to a dead waiter blocks capacity only for a few seconds.
+
+A pool with several shards has a queue in each of them. A waiter is in one queue; elsewhere.py describes how it moves.
 """
 
 from __future__ import annotations

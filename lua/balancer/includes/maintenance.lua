@@ -357,15 +357,6 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- In a pool with several shards, waiters of other shards may watch this one until the time in #watched, ms. If nobody
-  -- waits here and an instance is free, wake them, once: those that get nothing watch again.
-  function self.wake_watchers()
-    if not known[13] or call('ZCARD', READY) == 0 then return end
-    self.changed, known[13] = true, false
-    call('HDEL', STATE, '#watched')
-    call('SPUBLISH', WAITQ, 'free')
-  end
-
   -- Have the next script that finds a free instance wake the watchers, until this time.
   function self.watch(until_ms)
     self.changed, known[13] = true, format('%.0f', math.max(until_ms, tonumber(known[13] or 0)))
@@ -377,11 +368,8 @@ local function maintenance(now_us)
   -- ends after some 130 skipped waiters (FEW + 4 * MANY). Labels without a suitable instance are searched only once,
   -- since no unit becomes free during the search. A waiter has CLAIM_MS to fetch its grant; the published message is
   -- only a wake-up. Returns false if the search stopped after GRANTS grants. In this case, more grants may be possible.
-  function self.dispatch()
-    if call('ZCARD', WAITQ) == 0 then
-      self.wake_watchers()
-      return true
-    end
+  local function grant_to_waiters()
+    if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
     for look = 1, LOOKS do
       if call('ZCARD', READY) == 0 then return true end
@@ -409,6 +397,19 @@ local function maintenance(now_us)
           if labels == '-' and not id then return true end
         end
       end
+    end
+    return true
+  end
+
+  -- Grant free units to waiters, then wake the waiters of other shards if an instance is still free and they watch this
+  -- shard (see #watched). They are woken once: those that get nothing watch again. Returns whether all possible grants
+  -- were made.
+  function self.dispatch()
+    if not grant_to_waiters() then return false end
+    if known[13] and call('ZCARD', READY) > 0 then
+      self.changed, known[13] = true, false
+      call('HDEL', STATE, '#watched')
+      call('SPUBLISH', WAITQ, 'free')
     end
     return true
   end

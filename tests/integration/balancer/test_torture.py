@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -387,7 +388,10 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     ("mutant", "expected"),
     [
         ("no capacity check", "were held"),
-        ("no tombstone", "for the second time"),
+        (
+            "no tombstone",
+            "for the second time|which was not held",
+        ),  # a late request, or the release of an expired lease
         ("token made by the server", "granted 0 times"),
     ],
     indirect=["mutant"],
@@ -419,7 +423,7 @@ def test_torture_catches_all_mutants(
 
     torture(server, proxy, namespace, workers, tmp_path, mutant, 0.0, caught, shards)
     assert complaints, "no check failed"
-    assert expected in complaints[0]
+    assert re.search(expected, complaints[0])
 
 
 @pytest.mark.parametrize("mutant", [None, "no tombstone", "token made by the server"], indirect=True)

@@ -435,6 +435,15 @@ class PoolMachine(RuleBasedStateMachine):
             assert isinstance(answer, Queued)
             assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.positions[each])).index(token)
 
+    @rule(require=st.frozensets(st.sampled_from(LABELS)))
+    def watch(self, require: frozenset[str]) -> None:
+        """Watch for a waiter of another shard. The next free instance, if nobody waits here, wakes it."""
+        free = [each for name, each in self.instances.items() if self.load(name) < each.limit]
+        found = self.fake.run(commands.watch(self.pool, require, 0 if require else DAY_MS))
+        assert found is any(require <= each.labels for each in free)
+        if not found and not require:
+            assert self.fake.client.hget(self.pool.keys.state, "#watched") is not None
+
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def leave_queue(self, data: st.DataObject) -> None:
@@ -594,7 +603,8 @@ class PoolMachine(RuleBasedStateMachine):
             n for n, each in self.instances.items() if each.health & (UNHEALTHY | BLOCKED) and not each.flags
         ]
         assert sorted(away) == sorted(unhealthy_or_rate_limited)
-        if self.waiting:
+        assert not (ready and "#watched" in state), "a free instance wakes the watchers"
+        if self.waiting or "#watched" in state:
             assert state["#next"] == "0"
         elif due:
             assert int(state["#next"]) <= min(due.values())

@@ -100,6 +100,16 @@ def test_unreachable_shard_comes_last_for_a_while(monkeypatch: pytest.MonkeyPatc
     assert found.free_share(found.shards[1]) == 1.0
 
 
+def test_old_reports_count_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = layout(3)
+    for shard in found.shards:
+        found.hear(shard, 5, 10)
+    found.full(found.shards[1])
+    assert {next(found.in_order()).shard for _ in range(50)} == {0, 2}
+    monkeypatch.setattr(module, "_HEARD_S", -1.0)
+    assert {next(found.in_order()).shard for _ in range(50)} == {0, 1, 2}
+
+
 def test_own_releases_are_counted_until_the_next_reply() -> None:
     found = layout(2)
     shard = found.shards[0]
