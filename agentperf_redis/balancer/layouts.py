@@ -39,6 +39,8 @@ _CHANGES = 3
 class Layout:
     """The shards of a pool, and what this process last heard from each of them. Methods take no lock.
 
+    Reports on a shard of another layout, such as that of a lease from before the number of shards changed, are ignored.
+
     Args:
         shards: the shards, in order.
     """
@@ -62,13 +64,14 @@ class Layout:
 
     def hear(self, shard: Pool, load: int, cap: int) -> None:
         """Remember the load and the capacity that a reply of a shard reported."""
-        self._sums[shard.shard] = (load, cap)
-        self._heard_at[shard.shard] = time.monotonic()
-        self._away_until[shard.shard] = 0.0
+        if self._has(shard):
+            self._sums[shard.shard] = (load, cap)
+            self._heard_at[shard.shard] = time.monotonic()
+            self._away_until[shard.shard] = 0.0
 
     def released(self, shard: Pool) -> None:
         """Count a lease of a shard that this process has released."""
-        heard = self._sums[shard.shard]
+        heard = self._sums[shard.shard] if self._has(shard) else None
         if heard is not None:
             self._sums[shard.shard] = (heard[0] - 1, heard[1])
 
@@ -78,7 +81,11 @@ class Layout:
 
     def lose(self, shard: Pool) -> None:
         """Remember that a shard could not be reached."""
-        self._away_until[shard.shard] = time.monotonic() + _AWAY_S
+        if self._has(shard):
+            self._away_until[shard.shard] = time.monotonic() + _AWAY_S
+
+    def _has(self, shard: Pool) -> bool:
+        return shard.shards == len(self.shards)
 
     def free_share(self, shard: Pool) -> float:
         """Return the share of the capacity of a shard that is free, as last heard.
@@ -157,6 +164,10 @@ class Layouts:
                 return self.learn(pool.agent_type, pool.shards)
             found = self._known[pool.agent_type] = Layout([pool])
         return found
+
+    def whole(self, shard: Pool) -> Pool:
+        """Return the pool of one shard, which stands for the whole pool."""
+        return Pool.of(self._namespace, shard.agent_type)
 
     def learn(self, agent_type: str, shards: int) -> Layout:
         """Remember the number of shards of a pool."""

@@ -17,15 +17,17 @@ from typing import Self
 
 from agentperf_redis import random_numbers
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.commands import Pool, PoolIsDivided
 from agentperf_redis.balancer.flows.queue import Queues
 from agentperf_redis.balancer.layouts import Layout
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 _WATCH_MS = 3000
 """Time after which the server forgets that a shard is watched, ms. Watching processes watch about once per second."""
+_COUNT_S = 2.0
+"""How often a waiter reads whether the pool still has as many shards, s. It changes by hand, and rarely."""
 _LOOK_S, _LABELS_LOOK_S = 1.0, 0.25
 """Time after which a process looks at a shard again, s: usually, and for a waiter with labels."""
 _ROUNDS = 3
@@ -37,6 +39,7 @@ class Elsewhere:
 
     Args:
         queues: the waiters of this process.
+        whole: the pool of one shard.
         layout: the shards of the pool.
         own: the shard of the ticket.
         token: the token of the waiter.
@@ -50,6 +53,7 @@ class Elsewhere:
     def __init__(
         self,
         queues: Queues,
+        whole: Pool,
         layout: Layout,
         own: Pool,
         token: str,
@@ -57,12 +61,14 @@ class Elsewhere:
         take: Callable[[Pool], Flow[Lease | None]],
     ) -> None:
         self._queues = queues
+        self._whole = whole
         self._layout = layout
         self._others = [shard for shard in layout.shards if shard is not own]
         self._token = token
         self._require = require
         self._take = take
         self.poll_s = _LABELS_LOOK_S if require else _LOOK_S
+        self._count_at = time.monotonic() + _COUNT_S
 
     def __enter__(self) -> Self:
         if not self._require:
@@ -73,7 +79,14 @@ class Elsewhere:
         self._queues.leave_elsewhere(self._token)
 
     def look(self) -> Flow[Lease | None]:
-        """Lease a unit in another shard if one has free capacity. Otherwise, watch the other shards."""
+        """Lease a unit in another shard if one has free capacity. Otherwise, watch the other shards.
+
+        Raises:
+            PoolIsDivided: when the pool has another number of shards now, so that this queue leads nowhere.
+        """
+        if time.monotonic() >= self._count_at:
+            self._count_at = time.monotonic() + _COUNT_S
+            yield from self._check_count()
         for _ in range(_ROUNDS):
             free = yield from self._free()
             while (freed := self._queues.take_freed(self._token)) is not None:
@@ -89,6 +102,14 @@ class Elsewhere:
             if not free:
                 break
         return None
+
+    def _check_count(self) -> Flow[None]:
+        try:
+            shards = yield from commands.count_shards(self._whole)
+        except BackendUnavailable:
+            return
+        if shards and shards != len(self._layout.shards):
+            raise PoolIsDivided(self._whole.agent_type, shards)
 
     def _free(self) -> Flow[list[Pool]]:
         """Return the shards with free capacity, of those that this process does not watch, and watch the rest."""

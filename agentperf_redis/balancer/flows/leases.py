@@ -43,6 +43,7 @@ _OUTAGE_DEADLINES = 2
 A node that has not answered for one deadline is not tried again while its breaker is open, so one dead node costs a
 call one deadline.
 """
+_SLACK_S = 0.01
 _NEW_TOKENS = 3
 """Max tokens that one call may try.
 
@@ -109,7 +110,7 @@ def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequ
 
 def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
     """Lease one unit of an instance of this pool, or return the refusal. Does not try the fallback pools."""
-    acquiring = partial(_acquire_over, keeper, queues, request)
+    acquiring = partial(_acquire_over, keeper, queues, request, time.monotonic() + request.wait)
     return (yield from over_shards(keeper.layouts, pool, acquiring, _has_no_instance))
 
 
@@ -117,11 +118,23 @@ def _has_no_instance(answer: object) -> bool:
     return isinstance(answer, Refused) and answer.registered == 0
 
 
-def _acquire_over(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, layout: Layout) -> Flow[Lease | Refused]:
-    """Try the shards one after the other. If none has a free unit, wait in the queue of one."""
+def _acquire_over(
+    keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, until: float, layout: Layout
+) -> Flow[Lease | Refused]:
+    """Try the shards one after the other. If none has a free unit, wait in the queue of one.
+
+    Args:
+        keeper: the lease keeper.
+        queues: this process's waiters.
+        request: the request.
+        until: when the wait is over, by time.monotonic. It may have begun in another layout of the pool.
+        layout: the shards of the pool.
+    """
+    begin = time.monotonic()
+    if begin + request.wait > until + _SLACK_S:
+        request = replace(request, wait=max(0.0, until - begin))
     if not layout.is_divided:
         return (yield from _acquire_from(keeper, queues, layout.shards[0], request))
-    begin = time.monotonic()
     without_wait = replace(request, wait=0.0) if request.wait > 0 else request
     refused: dict[Pool, Refused] = {}
     away: BackendUnavailable | None = None
@@ -145,7 +158,7 @@ def _acquire_over(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, la
             assert away is not None  # noqa: S101  every shard was refused or could not be reached
             raise away
         whole = Refused.of_all(refused.values())
-        left = begin + request.wait - time.monotonic()
+        left = until - time.monotonic()
         if left <= 0:
             return whole
         # The ticket goes to the shard with the fewest waiters for each instance. Shards without instances come last.
@@ -224,7 +237,8 @@ def _acquire_from(
             waiting = wait_in_queue(queues, entry, until)
             queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
         else:
-            with Elsewhere(queues, layout, pool, token, request.choice.require, take) as others:
+            whole = keeper.layouts.whole(pool)
+            with Elsewhere(queues, whole, layout, pool, token, request.choice.require, take) as others:
                 waiting = wait_in_queue(queues, entry, until, others)
                 queued = yield from or_undo(keeper, undoing, request.ttl, waiting, in_queue=True)
         if queued.moved is not None:
@@ -599,10 +613,18 @@ def select(layouts: Layouts, pool: Pool, choice: Choice) -> Flow[AgentInstance |
     """Return the instance that `acquire` would pick now, without leasing it."""
 
     def select_in(layout: Layout) -> Flow[AgentInstance | None]:
+        away: BackendUnavailable | None = None
         for shard in layout.in_order(choice.affinity):
-            found = yield from commands.select(shard, choice)
-            if found is not None:
-                return found
+            try:
+                found = yield from commands.select(shard, choice)
+            except BackendUnavailable as error:
+                layout.lose(shard)
+                away = error
+            else:
+                if found is not None:
+                    return found
+        if away is not None:
+            raise away
         return None
 
     return (yield from over_shards(layouts, pool, select_in))

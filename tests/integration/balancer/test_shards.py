@@ -434,6 +434,28 @@ def test_waiter_before_the_division_finds_the_shards(
     assert raw.zcard(whole.waitq) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_waiter_follows_a_change_of_the_number(
+    call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, raw: Raw, namespace: str, kept: list[Any], count: int
+) -> None:
+    kept.append(balancer.acquire_many("planner", 2 * FLEET))
+    results: list[Any] = []
+    begin = time.monotonic()
+    thread = threading.Thread(target=lambda: results.append(call(newcomer, "acquire", "planner", wait=TIMEOUT)))
+    thread.start()
+    wait_until(lambda: len(balancer.leases("planner").waiters) == 1, "the waiter to queue")
+    balancer.delete_pool("planner")
+    balancer.configure_pool("planner", shards=count)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1))
+    thread.join(TIMEOUT)
+    (moved,) = results
+    assert moved.lease.pool.shards == count
+    assert call(newcomer, "acquire", "planner", wait=0.1) is None
+    assert call(newcomer, "release", moved)
+    assert time.monotonic() - begin < TIMEOUT
+    assert not any(balancer.release_many(kept[0])), "leases of the deleted pool have ended"
+
+
 def spread(url: str, namespace: str, grants: int, exchanges: int) -> Iterator[None]:
     """Acquire leases; after the signal, release a random one and acquire another, many times."""
     import random

@@ -139,6 +139,15 @@ def test_split_covers_the_count(count: int) -> None:
         assert parts[0][1] > 4 * parts[-1][1]
 
 
+def test_shards_of_another_layout_are_ignored() -> None:
+    found, other = layout(2), layout(8)
+    found.hear(other.shards[7], 1, 2)
+    found.released(other.shards[7])
+    found.lose(other.shards[1])
+    found.full(other.shards[0])
+    assert [found.free_share(each) for each in found.shards] == [1.0, 1.0]
+
+
 def test_split_uses_one_shard_of_a_large_pool() -> None:
     found = layout(16)
     assert len(list(found.split(16))) == 1, "nothing was heard yet"
