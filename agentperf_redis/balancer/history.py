@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.commands.replies import Status, opened, refusal
+from agentperf_redis.balancer.commands.replies import PoolIsDivided, Status, opened, refusal
 from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
 from agentperf_redis.command import Batch, Command, Flow, Reply
 from agentperf_redis.history import History, HistoryStep, read_history, steps_of
@@ -44,7 +44,10 @@ def sample(pool: Pool) -> Command[int]:
             case ((Status.DONE | Status.NOTHING), [int(wait_ms)]) if wait_ms >= 0:
                 return wait_ms
             case code, values:
-                raise refusal(pool, code, values)
+                error = refusal(pool, code, values)
+                if isinstance(error, PoolIsDivided):  # the pool was used before this process knew its shards
+                    return 0
+                raise error
 
     return Command(_SAMPLE, (pool.keys.state, pool.keys.waitq, pool.keys.history), {}, decode)
 

@@ -167,7 +167,7 @@ class Layouts:
 
     def whole(self, shard: Pool) -> Pool:
         """Return the pool of one shard, which stands for the whole pool."""
-        return Pool.of(self._namespace, shard.agent_type)
+        return shard if shard.shards == 1 else Pool.of(self._namespace, shard.agent_type)
 
     def learn(self, agent_type: str, shards: int) -> Layout:
         """Remember the number of shards of a pool."""

@@ -150,7 +150,7 @@ class Operations:
     def configure_pool(self, agent_type: str, shards: int) -> Flow[None]:
         """See `LoadBalancer.configure_pool`."""
         pool, number = self.pool(agent_type), _shards(shards)
-        return instances.divide(self.backend, self.registrations, pool, number, self.wanted, self.settings)
+        return instances.divide(self.backend, self.clock, self.registrations, pool, number, self.wanted, self.settings)
 
     def update(
         self,

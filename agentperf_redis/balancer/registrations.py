@@ -100,31 +100,38 @@ class Registrations:
     def restore(self, pool: Pool) -> Flow[bool]:
         """Restore a pool: register again the instances that the server lost, and forget those that others removed.
 
+        Args:
+            pool: the pool of one shard, for all shards; or a shard, for the instances in this shard.
+
         Returns:
-            Whether this process now has instances registered in the pool.
+            Whether this process now has instances registered in the pool or shard.
         """
-        layout = self.layouts.of(pool)
+        whole, layout = self.layouts.whole(pool), self.layouts.of(pool)
+        shards = layout.shards if pool.shards == 1 else (pool,)
         lost: list[str] = []
-        for shard in layout.shards:
+        for shard in shards:
             lost += yield from self._lost_in(shard, layout)
-        if lost and layout.is_divided:
-            shards = yield from commands.count_shards(pool)
-            if shards:
-                self.layouts.learn(pool.agent_type, shards)
+        if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
+            # If a process died while it let the division of an empty pool expire, this keeps the division.
+            division = yield from self._divide(whole, len(layout.shards), None, None)
+            self.layouts.learn(pool.agent_type, division.shards)
         for name in lost:
-            yield from self._register_again(pool, name)
+            yield from self._register_again(whole, name)
         if lost:
             _log.warning("registered %d instances of %s again after the server lost them", len(lost), pool.agent_type)
-        return any(of == pool.agent_type for of, _ in list(self.registered))
+        return bool(self._mine_in(pool, layout))
+
+    def _mine_in(self, pool: Pool, layout: Layout) -> dict[str, Registered]:
+        """Return this process's registrations in a pool, or in a shard, by instance."""
+        return {
+            name: known
+            for (of, name), known in list(self.registered.items())
+            if of == pool.agent_type and (pool.shards == 1 or layout.home(name) == pool)
+        }
 
     def _lost_in(self, shard: Pool, layout: Layout) -> Flow[list[str]]:
         """Return this process's instances that a shard has lost, and forget those that others removed."""
-        registered_here = list(self.registered.items())
-        mine = {
-            name: known
-            for (of, name), known in registered_here
-            if of == shard.agent_type and layout.home(name) is shard
-        }
+        mine = self._mine_in(shard, layout)
         lost: list[str] = []
         names = list(mine)
         for at in range(0, len(names), commands.MANY):

@@ -26,7 +26,7 @@
 --   {-6, now_ms}      the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(1): at most 12 commands
+-- COST    O(1): at most 20 commands; the server frees the memory in the background
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ACTION, SHARDS, WANTED, SETTINGS, CHOSEN, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 --@include strategies
@@ -39,7 +39,7 @@ local clock = call('TIME')
 local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
 if UNTIL_MS ~= '0' and now_ms > tonumber(UNTIL_MS) then return {TOO_LATE, now_ms} end
 local known = call('HMGET', STATE, '#pool', '#settings', '#load', '#born')
-local registered, waiting = call('ZCARD', IDS), call('ZCARD', WAITQ)
+local registered = call('ZCARD', IDS)
 local shards, strategy = match(known[1] or '', '^shards=(%d+) strategy=(%S+)$')
 if shards and (not rules(strategy) or not whole_number(shards)) then return corrupt('#pool') end
 if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
@@ -73,7 +73,7 @@ end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
 if not shards then
   -- Waiters may have queued before the pool had instances. They queue again, in the shards.
-  call('UNLINK', STATE, READY, DUE, WAITQ, IDS, RING)
+  for _, key in ipairs({STATE, READY, DUE, WAITQ, IDS, RING}) do call('UNLINK', key) end
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end
 end

@@ -75,6 +75,7 @@ def configure(backend: Backend, registrations: Registrations, pool: Pool, settin
 
 def divide(
     backend: Backend,
+    clock: ServerClock,
     registrations: Registrations,
     pool: Pool,
     shards: int,
@@ -87,6 +88,7 @@ def divide(
     if before and settings is not None:
         yield from registrations.deploy(pool, settings)
         _log_change(pool, before, settings)
+    yield from _let_lapse(clock, registrations, pool)
 
 
 def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
@@ -144,15 +146,23 @@ def _unlist(backend: Backend, clock: ServerClock, registrations: Registrations, 
     before this removal. In this case, the instance is found here.
     """
     layout = registrations.layouts.of(pool)
-    if layout.is_divided:
-        if (yield from _count(layout)):
-            return
-        yield from clock.before_deadline(pool, partial(commands.divide, pool, "lapse", len(layout.shards), None, None))
+    if layout.is_divided and not (yield from _let_lapse(clock, registrations, pool)):
+        return
     yield from backend.leave("lb", pool.agent_type)
     if (yield from _count(layout)):
         yield from backend.enter("lb", pool.agent_type, again=True)
-        if layout.is_divided:
-            yield from registrations.divide(pool, len(layout.shards), None, None)
+
+
+def _let_lapse(clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[bool]:
+    """Let the division of a pool without instances expire in a day. Returns whether the pool has no instance."""
+    layout = registrations.layouts.of(pool)
+    if not layout.is_divided or (yield from _count(layout)):
+        return False
+    yield from clock.before_deadline(pool, partial(commands.divide, pool, "lapse", len(layout.shards), None, None))
+    if (yield from _count(layout)):  # registered meanwhile, and perhaps before the division began to expire
+        yield from registrations.divide(pool, len(layout.shards), None, None)
+        return False
+    return True
 
 
 def _count(layout: Layout) -> Flow[int]:

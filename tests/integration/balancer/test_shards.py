@@ -71,9 +71,9 @@ def held(raw: Raw, namespace: str) -> list[str]:
     return [token for pool in shards(namespace) for token in records.held(raw.hgetall(pool.state))]
 
 
-def shard_of(balancer: LoadBalancer, instance_id: str) -> Pool:
+def shard_of(balancer: LoadBalancer, instance_id: str, agent_type: str = "planner") -> Pool:
     backend = balancer._operations.backend
-    return layouts_of(backend).of(Pool.of(backend.namespace, "planner")).home(instance_id)
+    return layouts_of(backend).of(Pool.of(backend.namespace, agent_type)).home(instance_id)
 
 
 def test_instances_lie_in_one_shard_each(balancer: LoadBalancer, raw: Raw, namespace: str) -> None:
@@ -281,6 +281,30 @@ def test_registration_may_divide_a_new_pool(call: Call, backend: Backend, newcom
     assert len(balancer.status("planner")[0].instances) == 2
 
 
+def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    balancer = LoadBalancer(backend=backend)
+    whole = keys.pool(namespace, "planner")
+    call(balancer, "configure_pool", "planner", shards=SHARDS)
+    assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
+    call(balancer, "register_instance", AgentInstance("p0", "planner"))
+    assert raw.pttl(whole.state) == -1
+    call(balancer, "configure_pool", "planner", shards=SHARDS)
+    assert raw.pttl(whole.state) == -1
+    raw.pexpire(whole.state, 60_000)  # as if a process had died just after the registration of another
+    wait_until(lambda: raw.pttl(whole.state) == -1, "the process of the instance to keep the division")
+    call(balancer, "remove_instance", "planner", "p0")
+    assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
+
+
+def test_use_before_the_division_is_known_logs_nothing(
+    balancer: LoadBalancer, newcomer: LoadBalancer, caplog: pytest.LogCaptureFixture, namespace: str
+) -> None:
+    backend = newcomer._operations.backend
+    assert newcomer.release(newcomer.acquire("planner"))
+    assert backend.run(sample(Pool.of(namespace, "planner"))) == 0
+    assert caplog.messages == []
+
+
 def test_pool_of_one_shard_keeps_its_keys(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(backend=backend)
     call(balancer, "register_instance", AgentInstance("p0", "planner"), shards=1)
@@ -329,6 +353,20 @@ def test_instances_are_registered_again_in_their_shards(own_server: Server, conn
         )
         assert raw.zcard(keys.pool(backend.namespace, "planner").ids) == 0
     assert len(balancer.status("planner")[0].instances) == FLEET
+
+
+def test_empty_shards_stay_empty(balancer: LoadBalancer, backend: Backend, raw: Raw, namespace: str) -> None:
+    """A process with registrations looks for them in a shard without instances, and changes nothing there."""
+    other = LoadBalancer(backend=backend)
+    other.configure_pool("small", shards=SHARDS)
+    other.register_instance(AgentInstance("p0", "small", max_capacity=1))
+    held = [other.acquire("small") for _ in range(5)]
+    assert sum(each is not None for each in held) == 1
+    assert {key for key in raw.scan_iter(f"{namespace}:{{lb:small*") if key.endswith(":state")} == {
+        keys.pool(namespace, "small").state,
+        shard_of(other, "p0", "small").keys.state,
+    }
+    assert other.release(held[0])
 
 
 def test_waiter_moves_to_a_shard_with_free_capacity(
