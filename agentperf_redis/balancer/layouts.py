@@ -43,12 +43,14 @@ class Layout:
 
     Args:
         shards: the shards, in order.
+        node_of: returns the node that holds a key, as far as it is known.
     """
 
-    __slots__ = ("_away_until", "_heard_at", "_sums", "shards")
+    __slots__ = ("_away_until", "_heard_at", "_node_of", "_sums", "shards")
 
-    def __init__(self, shards: Sequence[Pool]) -> None:
+    def __init__(self, shards: Sequence[Pool], node_of: Callable[[str], object] = str) -> None:
         self.shards = tuple(shards)
+        self._node_of = node_of
         self._sums: list[tuple[int, int] | None] = [None] * len(shards)
         self._heard_at = [0.0] * len(shards)
         self._away_until = [0.0] * len(shards)
@@ -80,9 +82,17 @@ class Layout:
         self.hear(shard, 1, 1)
 
     def lose(self, shard: Pool) -> None:
-        """Remember that a shard could not be reached."""
+        """Remember that a shard could not be reached, and so neither the other shards on its node."""
         if self._has(shard):
-            self._away_until[shard.shard] = time.monotonic() + _AWAY_S
+            until = time.monotonic() + _AWAY_S
+            node = self._node_of(shard.keys.state)
+            for each in self.shards:
+                if self._node_of(each.keys.state) == node:
+                    self._away_until[each.shard] = until
+
+    def is_away(self, shard: Pool) -> bool:
+        """Return whether a shard could not be reached a moment ago."""
+        return self._away_until[shard.shard] > time.monotonic()
 
     def _has(self, shard: Pool) -> bool:
         return shard.shards == len(self.shards)
@@ -150,6 +160,7 @@ class Layouts:
 
     def __init__(self, backend: Backend) -> None:
         self._namespace = backend.namespace
+        self._node_of = backend.node_of
         self._known: dict[str, Layout] = {}
 
     def of(self, pool: Pool) -> Layout:
@@ -174,7 +185,8 @@ class Layouts:
         known = self._known.get(agent_type)
         if known is not None and len(known.shards) == shards:
             return known
-        layout = Layout([Pool.of(self._namespace, agent_type, number, shards) for number in range(shards)])
+        found = [Pool.of(self._namespace, agent_type, number, shards) for number in range(shards)]
+        layout = Layout(found, self._node_of)
         self._known[agent_type] = layout
         return layout
 

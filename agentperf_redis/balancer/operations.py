@@ -136,7 +136,7 @@ class Operations:
         heartbeat_ttl: float | None,
         requests_per_minute: float,
         tokens_per_minute: float,
-        shards: int | None,
+        shards: int | None = None,
     ) -> Flow[LoadBalancingStrategy]:
         """See `LoadBalancer.register_instance`."""
         if not isinstance(instance, AgentInstance):

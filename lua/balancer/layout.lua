@@ -17,8 +17,8 @@
 --   chosen      int   1 when the settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, shards, strategy, settings, before}   done; strategy, settings: those of the pool; before: the replaced settings,
---     empty when none were replaced
+--   {1, shards, strategy, settings, before}   done; strategy, settings: those of the pool, the settings only after set;
+--     before: the replaced settings, empty when none were replaced
 --   {0, shards}       the pool has this number of shards, which is 1 or not the requested one; if it has instances,
 --     nothing was changed
 --   {-2, strategy}    the pool has another strategy
@@ -59,13 +59,14 @@ elseif shards ~= SHARDS then
 end
 if ACTION == 'drop' then
   call('HDEL', STATE, '#pool', '#settings')
-  return {DONE, tonumber(shards), strategy, known[2] or '', ''}
+  return {DONE, tonumber(shards), strategy, '', ''}
 elseif ACTION == 'lapse' then
   call('PEXPIRE', STATE, LAPSE_MS)
-  return {DONE, tonumber(shards), strategy, known[2] or '', ''}
+  return {DONE, tonumber(shards), strategy, '', ''}
 end
 local before, settings = '', known[2]
-if shards and call('PTTL', STATE) == -1 then
+local is_kept = shards and call('PTTL', STATE) == -1
+if is_kept then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then  -- no shard has an instance
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
@@ -77,6 +78,8 @@ if not shards then
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end
 end
-call('HSET', STATE, '#pool', 'shards=' .. SHARDS .. ' strategy=' .. strategy, '#settings', settings)
-call('PERSIST', STATE)
+if not is_kept or settings ~= known[2] then
+  call('HSET', STATE, '#pool', 'shards=' .. SHARDS .. ' strategy=' .. strategy, '#settings', settings)
+  call('PERSIST', STATE)
+end
 return {DONE, tonumber(SHARDS), strategy, settings, before}

@@ -118,7 +118,7 @@ class Elsewhere:
         asked = [
             shard
             for shard in self._others
-            if (self._require or watched.get(shard, 0.0) <= now) and self._layout.free_share(shard) >= 0
+            if (self._require or watched.get(shard, 0.0) <= now) and not self._layout.is_away(shard)
         ]
         if not asked:
             return []

@@ -37,12 +37,6 @@ _CANCELLED_WAIT_S = 0.25
 """How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100
 """When a call with labels is refused, the reason is detailed only for pools of at most this many instances."""
-_OUTAGE_DEADLINES = 2
-"""While shards cannot be reached, a call tries others for at most so many deadlines.
-
-A node that has not answered for one deadline is not tried again while its breaker is open, so one dead node costs a
-call one deadline.
-"""
 _SLACK_S = 0.01
 _NEW_TOKENS = 3
 """Max tokens that one call may try.
@@ -139,13 +133,13 @@ def _acquire_over(
     refused: dict[Pool, Refused] = {}
     away: BackendUnavailable | None = None
     for shard in layout.in_order(request.choice.affinity):
+        if away is not None and layout.is_away(shard):  # on the same node; so a dead node costs one deadline
+            continue
         try:
             answer = yield from _acquire_from(keeper, queues, shard, without_wait)
         except BackendUnavailable as error:
             layout.lose(shard)
             away = error
-            if time.monotonic() > begin + _OUTAGE_DEADLINES * keeper.deadline:
-                break
         else:
             if isinstance(answer, Lease):
                 return answer
@@ -305,21 +299,18 @@ def _acquire_some_over(
     got: list[Lease] = []
     away: BackendUnavailable | None = None
     finished = False
-    until = time.monotonic() + _OUTAGE_DEADLINES * keeper.deadline
     affine = request.choice.affinity is not None
     shares = [(each, count) for each in layout.in_order(request.choice.affinity)] if affine else layout.split(count)
     try:
         for shard, number in itertools.chain(list(shares), ((each, count) for each in layout.in_order())):
             missing = min(number, count - len(got))
-            if missing <= 0:
+            if missing <= 0 or (away is not None and layout.is_away(shard)):
                 continue
             try:
                 found = yield from _acquire_some_from(keeper, shard, request, missing, False)
             except BackendUnavailable as error:
                 layout.lose(shard)
                 away = error
-                if time.monotonic() > until:
-                    break
             else:
                 got += found
                 if len(found) < missing and not request.choice.require:
@@ -615,6 +606,8 @@ def select(layouts: Layouts, pool: Pool, choice: Choice) -> Flow[AgentInstance |
     def select_in(layout: Layout) -> Flow[AgentInstance | None]:
         away: BackendUnavailable | None = None
         for shard in layout.in_order(choice.affinity):
+            if away is not None and layout.is_away(shard):
+                continue
             try:
                 found = yield from commands.select(shard, choice)
             except BackendUnavailable as error:

@@ -12,7 +12,9 @@ local function write_lease(id, fence, late, ttl_ms)
   return 'lease instance=' .. id .. ' fence=' .. fence .. (late == '1' and ' late=1 ttl_ms=' or ' ttl_ms=') .. ttl_ms
 end
 -- Return the sums of the loads, and of the capacities of the instances that take work, for the reply to a grant.
+-- A field that the library did not write counts as 0.
 local function sums()
   local found = call('HMGET', STATE, '#load', '#cap')
-  return tonumber(found[1] or 0) or 0, tonumber(found[2] or 0) or 0
+  local load, cap = match(found[1] or '0', '^%d+$') or '0', match(found[2] or '0', '^%d+$') or '0'
+  return #load <= 15 and load + 0 or 0, #cap <= 15 and cap + 0 or 0
 end

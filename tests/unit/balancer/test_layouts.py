@@ -23,6 +23,9 @@ def layout(count: int) -> Layout:
 class NoBackend:
     namespace = "n"
 
+    def node_of(self, key: str) -> int:
+        return slot(key) * 3 // keys.SLOTS
+
 
 @pytest.fixture
 def layouts() -> Layouts:
@@ -30,13 +33,13 @@ def layouts() -> Layouts:
     return Layouts(backend)
 
 
-def slot(tag: str) -> int:
-    return crc_hqx(tag.partition("{")[2].rstrip("}").encode(), 0) % keys.SLOTS
+def slot(key: str) -> int:
+    return crc_hqx(key.partition("{")[2].partition("}")[0].encode(), 0) % keys.SLOTS
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 16, 256])
 def test_shards_are_spread_over_equal_ranges_of_slots(count: int) -> None:
-    slots = [slot(keys.pool("n", "a#b {1}", number, count).tag) for number in range(count)]
+    slots = [slot(keys.pool("n", "a#b", number, count).tag) for number in range(count)]
     assert [each * count // keys.SLOTS for each in slots] == list(range(count))
     for nodes in (2, 3, 4, 5, 6):
         held = Counter(each * nodes // keys.SLOTS for each in slots)
@@ -108,6 +111,13 @@ def test_old_reports_count_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {next(found.in_order()).shard for _ in range(50)} == {0, 2}
     monkeypatch.setattr(module, "_HEARD_S", -1.0)
     assert {next(found.in_order()).shard for _ in range(50)} == {0, 1, 2}
+
+
+def test_shards_of_an_unreachable_node_come_last(layouts: Layouts) -> None:
+    found = layouts.learn("coder", 9)
+    found.lose(found.shards[4])
+    assert [found.is_away(each) for each in found.shards] == [False] * 3 + [True] * 3 + [False] * 3
+    assert {each.shard for each in list(found.in_order())[-3:]} == {3, 4, 5}
 
 
 def test_own_releases_are_counted_until_the_next_reply() -> None:
