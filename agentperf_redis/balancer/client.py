@@ -289,7 +289,7 @@ class LoadBalancer:
         Args:
             agent_type: the pool.
             wait: max seconds in the queue when no instance has free capacity; math.inf for no limit. The queue is
-                first in, first out.
+                first in, first out; in a pool with several shards, each has a queue, see `configure_pool`.
             priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
             require: labels; the instance must have all of them.
             affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
@@ -357,7 +357,9 @@ class LoadBalancer:
     ) -> list[AgentInstance]:
         """Lease up to `count` units of a pool in one round trip. End the leases with `release_many`, or one by one.
 
-        Each lease is picked, renewed and fenced as one from `acquire`. The server grants all of them in one step.
+        Each lease is picked, renewed and fenced as one from `acquire`. The server grants all of them in one step. In a
+        pool with several shards, it is one step and one round trip for each shard that is used, and a call with
+        `all_or_none` that gets too few leases releases them again.
 
         Args:
             agent_type: the pool.

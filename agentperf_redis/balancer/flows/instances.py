@@ -52,7 +52,7 @@ def register(
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)
-    if shards is not None and len(registrations.layouts.of(pool).shards) != shards:
+    if shards is not None:
         yield from registrations.divide(pool, shards, wanted.strategy, None)
     reply = yield from registrations.place(pool, wanted)
     registrations.remember(replace(wanted, born=reply.born))
@@ -319,15 +319,16 @@ def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tu
 def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus], shards: int) -> PoolStatus:
     """Return the status of a pool from the first pages of its shards."""
     panics = [page.panic_for for page in pages if page.panic_for is not None]
+    used = next((page for page in pages if page.instances), pages[0])  # a shard that became empty may keep old settings
     return PoolStatus(
         pool.agent_type,
-        pages[0].strategy,
+        used.strategy,
         tuple(instances),
         sum(page.waiting for page in pages),
         sum(page.granted for page in pages),
         sum(page.overdue for page in pages),
         max(panics, default=None),
-        pages[0].settings,
+        used.settings,
         shards,
     )
 

@@ -278,6 +278,8 @@ def test_registration_may_divide_a_new_pool(call: Call, backend: Backend, newcom
         call(newcomer, "register_instance", AgentInstance("p2", "planner"), shards=8)
     with pytest.raises(InvalidArgument, match="shards is 1; allowed: 4"):
         call(newcomer, "configure_pool", "planner", shards=1)
+    with pytest.raises(InvalidArgument, match="shards is 1; allowed: 4"):
+        call(newcomer, "register_instance", AgentInstance("p2", "planner"), shards=1)
     assert len(balancer.status("planner")[0].instances) == 2
 
 
