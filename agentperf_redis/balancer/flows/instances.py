@@ -282,7 +282,9 @@ def status(
         if not any(page.instances for _, page in pages) and (yield from registrations.restore(pool)):
             pages = (yield from _first_pages(registrations.layouts, [pool]))[pool]
         if not pages and pool.agent_type in used:  # its keys have expired, since it was empty
-            yield from _unlist(backend, clock, registrations, pool)
+            is_divided = registrations.layouts.of(pool).is_divided
+            if not (is_divided and (yield from commands.count_shards(pool))):
+                yield from _unlist(backend, clock, registrations, pool)
         instances: list[InstanceStatus] = []
         for shard, page in pages:
             instances += page.instances

@@ -288,6 +288,8 @@ def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Bac
     whole = keys.pool(namespace, "planner")
     call(balancer, "configure_pool", "planner", shards=SHARDS)
     assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
+    assert call(balancer, "status") == []
+    assert raw.zscore(keys.resources(namespace), "lb:planner") is not None
     call(balancer, "register_instance", AgentInstance("p0", "planner"))
     assert raw.pttl(whole.state) == -1
     call(balancer, "configure_pool", "planner", shards=SHARDS)
@@ -296,6 +298,12 @@ def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Bac
     wait_until(lambda: raw.pttl(whole.state) == -1, "the process of the instance to keep the division")
     call(balancer, "remove_instance", "planner", "p0")
     assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
+    assert raw.zscore(keys.resources(namespace), "lb:planner") is None
+    call(balancer, "configure_pool", "planner", shards=SHARDS)
+    for pool in (whole, *shards(namespace)):  # as if everything had expired
+        raw.unlink(pool.state)
+    assert call(balancer, "status") == []
+    assert raw.zscore(keys.resources(namespace), "lb:planner") is None
 
 
 def test_use_before_the_division_is_known_logs_nothing(
