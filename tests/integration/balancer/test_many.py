@@ -19,6 +19,7 @@ from tests.support import records
 from tests.support.calls import Call
 from tests.support.proxy import Proxy
 from tests.support.servers import TIMEOUT, Raw, wait_until
+from tests.support.stalls import hurry
 
 Connect = Callable[..., Backend]
 
@@ -145,8 +146,10 @@ def test_lost_reply_of_release_frees_each_lease_once(
 def test_unreachable_server_ends_requested_leases_later(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
-    balancer = balancer_with(connect(proxy.url, deadline=0.5), 5)
+    backend = connect(proxy.url)
+    balancer = balancer_with(backend, 5)
     call(balancer, "release_many", call(balancer, "acquire_many", "planner", 1))
+    hurry(backend, 0.5)
     met = proxy.swallow(only=commands.ACQUIRE_MANY, times=100)
     with pytest.raises(BackendUnavailable):
         call(balancer, "acquire_many", "planner", 3, ttl=60)
