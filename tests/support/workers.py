@@ -129,16 +129,20 @@ class Workers:
         worker.go()
         return worker
 
-    def run(
-        self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
-    ) -> list[Any]:
-        """Run one worker per tuple of arguments. All workers start together. Return their results in order."""
+    def start_all(self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]]) -> list[Worker]:
+        """Start one worker per tuple of arguments. All workers start together."""
         workers = [self._launch(function, each) for each in args]
         for worker in workers:
             worker.ready()
         for worker in workers:
             worker.go()
-        return [worker.result(timeout) for worker in workers]
+        return workers
+
+    def run(
+        self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
+    ) -> list[Any]:
+        """Run one worker per tuple of arguments. All workers start together. Return their results in order."""
+        return [worker.result(timeout) for worker in self.start_all(function, args)]
 
     def _launch(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Worker:
         worker = Worker(function, args)

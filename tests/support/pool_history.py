@@ -1,0 +1,90 @@
+"""The history of a pool: the scripts of the balancer log their actions, and a check replays the log.
+
+The list beside the pool's keys is in the order of execution, so one pass over it finds every violation. The list also
+has the actions whose replies were lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from agentperf_redis.balancer import commands
+from agentperf_redis.script import Script
+from tests.support.mutants import Change
+
+SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
+
+_LOG = "call('RPUSH', STATE .. ':log', {})\n"
+_LOGGED = (
+    # (line of a script, entry to log, whether to log it before or after this line)
+    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
+    (
+        "call('HSET', STATE, token, write(r.id",
+        "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
+        "before",
+    ),
+    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
+    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
+)
+LOGGING: tuple[Change, ...] = tuple(
+    (line, line + _LOG.format(what) if side == "after" else _LOG.format(what) + line) for line, what, side in _LOGGED
+)
+"""Changes that make the scripts log each grant, each release and each expiry."""
+
+
+class Unsound(Exception):
+    """Raised when a history violates a guarantee."""
+
+
+def check_history(history: Iterable[str]) -> dict[str, str]:
+    """Replay the actions of the scripts; return the leases held at the end.
+
+    Raises:
+        Unsound: a grant exceeded the capacity, a token was granted twice, a fencing token did not rise, or a script
+            freed capacity that no lease held.
+    """
+    live: dict[str, str] = {}
+    held = Counter[str]()
+    granted: set[str] = set()
+    fences: dict[str, int] = {}
+    for number, entry in enumerate(history):
+        what, token, instance, *rest = entry.split(" ")
+        if what != "grant":
+            if live.pop(token, None) != instance:
+                raise Unsound(f"{number}: {entry}, which was not held")
+            held[instance] -= 1
+            continue
+        fence, limit = map(int, rest)
+        if held[instance] >= limit:
+            raise Unsound(f"{number}: {entry}, but all {limit} were held")
+        if token in granted:
+            raise Unsound(f"{number}: {entry}, for the second time")
+        if fence <= fences.get(instance, 0):
+            raise Unsound(f"{number}: {entry}, after fence {fences[instance]}")
+        live[token] = instance
+        held[instance] += 1
+        granted.add(token)
+        fences[instance] = fence
+    return live
+
+
+def check_replies(history: Iterable[str], seen: Iterable[str]) -> None:
+    """Check that the replies received by the workers match the actions logged by the scripts.
+
+    Args:
+        history: the log of the scripts.
+        seen: ``got TOKEN`` for each lease that a worker received, ``freed TOKEN`` for each that it released.
+
+    Raises:
+        Unsound: a worker got a token that was not granted exactly once, or freed one that was not freed exactly once.
+    """
+    entries = [entry.split(" ")[:2] for entry in history]
+    granted = Counter(token for what, token in entries if what == "grant")
+    freed = Counter(token for what, token in entries if what == "free")
+    for line in seen:
+        what, token = line.split(" ")
+        if what == "got" and granted[token] != 1:
+            raise Unsound(f"a worker got {token}, which was granted {granted[token]} times")
+        if what == "freed" and freed[token] != 1:
+            raise Unsound(f"a worker freed {token}, which was freed {freed[token]} times")

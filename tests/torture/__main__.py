@@ -1,0 +1,40 @@
+"""`python -m tests.torture [--seconds N] [--seed S] [--server KIND] [--mutant NAME]`: all services under random faults.
+
+Worker processes use the balancer, the caches, the metrics and the alerts of one server. Meanwhile, workers are killed
+and paused, replies are lost, requests are delayed, and the server is paused, restarted, filled up, and loses its
+scripts and clients. Afterwards, the journals of the workers and the log of the scripts are checked. With a mutant, the
+run must find the fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import get_args
+
+from tests.support.servers import ServerKind
+from tests.torture.mutants import MUTANTS
+from tests.torture.run import Torture
+
+
+def main() -> int:
+    """Run once, and print what happened."""
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the run")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="seed of the random choices")
+    parser.add_argument("--server", choices=get_args(ServerKind), default="valkey", help="kind of the server")
+    parser.add_argument("--mutant", choices=MUTANTS, default="", help="a fault in the library, which must be found")
+    options = parser.parse_args()
+    print(
+        f"{options.server}, {options.seconds:g} s, seed {options.seed}" + f", {options.mutant}" * bool(options.mutant)
+    )
+    report = Torture(options.server, options.seconds, options.seed, options.mutant).run()
+    print(*report.lines(), sep="\n")
+    if options.mutant:
+        return 0 if report.complaints else 1
+    return 1 if report.complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

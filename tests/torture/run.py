@@ -1,0 +1,225 @@
+"""One torture run: starts the server and the workers, injects faults, and checks what is left."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from agentperf_redis import AgentInstance, AgentPerf, keys
+from agentperf_redis.alerts.notify import deliver_all
+from agentperf_redis.balancer import PoolSettings
+from tests.support.alert_rules import History, Receiver
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, ServerKind, wait_until
+from tests.support.workers import Worker, Workers
+from tests.torture import checks, journal
+from tests.torture.trouble import Trouble
+from tests.torture.work import DEADLINE_S, LEASE_TTL_S, POOL, Job, work
+
+NAMESPACE = "torture"
+PROCESSES, INSTANCES, CAPACITY = 4, 3, 2
+LEASE_S = 1.0
+"""TTL of the lease under which a value is computed, s."""
+_STORM_FAULTS, _CALM_S = 12, 1.0
+"""Number of faults in a row, and the length of a time without faults or their effects after them, s."""
+_JUMPY = PoolSettings(
+    eject_after=1,
+    base_ejection_time=0.005,
+    max_ejection_time=0.01,
+    adaptive=True,
+    slow_after=0.1,
+    slow_start=0.01,
+    rate_burst=0.05,
+)
+"""With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
+_RULES = """
+[[alert]]
+name = "failing"
+agents = "moody"
+when = "errors > 3"
+window = "1m"
+notify = ["ops"]
+
+[notify.ops]
+urls = ["{url}"]
+"""
+_HISTORY_MINUTES, _MOOD_MINUTES = 600, 10
+"""Length, in minutes, of the history on which the alerts are evaluated, and of each of its good and bad times."""
+
+
+@dataclass
+class Report:
+    """What happened in a run.
+
+    Attributes:
+        faults: number of injected faults of each kind.
+        done: number of lines of each kind in the journals.
+        grants: number of leases that the scripts granted.
+        complaints: what was wrong, a sentence each.
+        folder: the folder of the journals; kept only if something was wrong.
+    """
+
+    faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    grants: int = 0
+    complaints: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+    def lines(self) -> Iterator[str]:
+        """Return the report in words."""
+        yield f"{self.faults.total()} faults: " + ", ".join(f"{count} {kind}" for kind, count in self.faults.items())
+        yield f"{self.grants} leases; " + ", ".join(f"{count} {kind}" for kind, count in sorted(self.done.items()))
+        yield from (f"WRONG  {each}" for each in self.complaints[:20])
+        if len(self.complaints) > 20:
+            yield f"and {len(self.complaints) - 20} more"
+
+
+class Torture:
+    """A run on a server of its own.
+
+    Args:
+        kind: kind of the server.
+        seconds: length of the run, s, without its begin and end.
+        seed: seed of all random choices. The processes race, so that two runs with one seed differ.
+        mutant: name of a mutant; empty for none.
+    """
+
+    def __init__(self, kind: ServerKind, seconds: float, seed: int, mutant: str = "") -> None:
+        self._kind, self._seconds, self._seed, self._mutant = kind, seconds, seed, mutant
+        self._outages: list[tuple[float, float]] = []
+
+    def run(self) -> Report:
+        """Run until the time is over, or until a mutant is caught."""
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentperf-torture-")))
+            server = Server(self._kind, "--appendfsync", "everysec", aof=True)
+            stack.callback(server.stop)
+            proxy = None if server.clustered else Proxy(server.port)
+            if proxy is not None:
+                stack.callback(proxy.close)
+            receiver = stack.enter_context(Receiver())
+            workers = Workers()
+            stack.callback(workers.close)
+            job = self._prepare(server, proxy, receiver, folder)
+
+            def start(number: int) -> Worker:
+                return workers.start(work, job, number)
+
+            crowd = dict(enumerate(workers.start_all(work, [(job, number) for number in range(PROCESSES)])))
+            trouble = Trouble(server, proxy, crowd, start, self._seed)
+            report = Report(faults=trouble.happened)
+            until = time.monotonic() + self._seconds
+            while time.monotonic() < until and not (self._mutant and self._complaints_so_far(server, folder)):
+                begun = time.monotonic()
+                for _ in range(_STORM_FAULTS):
+                    trouble.strike()
+                    time.sleep(0.1)
+                trouble.end()
+                self._outages.append((begun, time.monotonic() + DEADLINE_S + LEASE_S))
+                if not self._mutant:
+                    time.sleep(DEADLINE_S + LEASE_S + _CALM_S)
+            self._finish(server, job, crowd, trouble, receiver, report)
+            return report
+
+    def _prepare(self, server: Server, proxy: Proxy | None, receiver: Receiver, folder: Path) -> Job:
+        """Register the instances, write the history of the alerts, deploy the rule, and return the job of a worker."""
+        with AgentPerf(server.url, namespace=NAMESPACE) as perf:
+            # The mutant "no capacity check" raises an error of the script if the limit of an instance is 0, as during
+            # its ejection. Therefore mutants run without ejection.
+            balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else _JUMPY)
+            for number in range(INSTANCES):
+                balancer.register_instance(
+                    AgentInstance(f"i{number}", POOL, max_capacity=CAPACITY),
+                    requests_per_minute=60_000 if number == 0 else math.inf,
+                )
+            history = History(perf.backend)
+            for number, at in enumerate(history.minutes(_HISTORY_MINUTES, 1)):
+                history.record("moody", at - 30, 0.1, failed=5 * (number // _MOOD_MINUTES % 2))
+            history.count()
+            perf.alerts.deploy(text=_RULES.format(url=receiver.url))
+            start = history.now - 60 * _HISTORY_MINUTES
+        url = server.url if proxy is None else proxy.url
+        return Job(url, NAMESPACE, folder, folder / "stop", self._seed, self._mutant, start, time.monotonic())
+
+    def _history(self, raw: Raw) -> list[str]:
+        entries: list[str] = raw.lrange(f"{keys.pool(NAMESPACE, POOL).state}:log", 0, -1)
+        return entries
+
+    def _complaints_so_far(self, server: Server, folder: Path) -> list[str]:
+        """Return what is wrong already. The journals are read first, so the history has the action of each line."""
+        if not server.healthy:
+            return []
+        lines = list(journal.lines(folder))
+        with server.client() as raw:
+            return [*checks.unsound_leases(self._history(raw), lines), *checks.stale_reads(lines)]
+
+    def _finish(
+        self,
+        server: Server,
+        job: Job,
+        crowd: dict[int, Worker],
+        trouble: Trouble,
+        receiver: Receiver,
+        report: Report,
+    ) -> None:
+        """Let the workers end, and check everything."""
+        job.stop.touch()
+        for worker in crowd.values():
+            worker.said()
+            worker.answer()
+        for worker in crowd.values():
+            worker.result()
+        lines = list(journal.lines(job.folder))
+        report.done = Counter(line.kind for line in lines)
+        complain = report.complaints.extend
+        with server.client() as raw, AgentPerf(server.url, namespace=NAMESPACE) as perf:
+            complain(self._units_that_stay_taken(perf, raw))
+            history = self._history(raw)
+            report.grants = sum(entry.startswith("grant") for entry in history)
+            complain(checks.unsound_leases(history, lines))
+            agents = {f"agent-{line.worker}" for line in lines}
+            stored = {agent: perf.metrics.get_or_create_metrics(agent).task_count for agent in agents}
+            complain(checks.lost_or_doubled_counts(lines, stored, trouble.killed))
+            self._deliver_everything(perf, raw)
+            logged = [event.id for event in perf.alerts.log("failing", limit=5000)]
+            complain(checks.lost_or_renamed_alerts(lines, logged, receiver.ids()))
+        complain(checks.undocumented_errors(lines))
+        complain(checks.stale_reads(lines))
+        complain(checks.values_past_their_ttl(lines))
+        complain(checks.double_computations(lines, LEASE_S, self._outages))
+
+    def _units_that_stay_taken(self, perf: AgentPerf, raw: Raw) -> Iterator[str]:
+        """After the TTL and one operation, all capacity is free."""
+        due = keys.pool(NAMESPACE, POOL).due
+
+        def over() -> bool:
+            seconds, micros = raw.time()
+            entries = raw.zrange(due, 0, -1, withscores=True)
+            return all(
+                at <= seconds * 1000 + micros // 1000 for name, at in entries if name[0] == "@" or name[:2] == "W@"
+            )
+
+        wait_until(over, "the end of all leases and waits")
+        balancer = perf.balancer()
+        first = balancer.acquire(POOL, ttl=LEASE_TTL_S * 20)
+        for number in range(INSTANCES):  # remove all limits
+            balancer.mark_healthy(POOL, f"i{number}")
+            balancer.update_instance(POOL, f"i{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
+        acquire = partial(balancer.acquire, POOL, ttl=LEASE_TTL_S * 20)
+        got = [first, *(acquire() for _ in range(INSTANCES * CAPACITY - (first is not None)))]
+        free = sum(each is not None for each in got)
+        if free != INSTANCES * CAPACITY and not self._mutant:
+            yield f"only {free} of {INSTANCES * CAPACITY} units are free at the end"
+
+    def _deliver_everything(self, perf: AgentPerf, raw: Raw) -> None:
+        """Deliver the waiting notifications, also those whose process was killed while it delivered them."""
+        for outbox in raw.keys(f"{NAMESPACE}:*:outbox:*"):
+            raw.zadd(outbox, dict.fromkeys(raw.zrange(outbox, 0, -1), 1.0))
+        deliver_all(perf.alerts._service, 30.0)
