@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.alerts.notify import Deliveries
