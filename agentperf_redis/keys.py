@@ -57,10 +57,11 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
     agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
-    agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; also 1m, 1h, 1d; expires
-    agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
-    agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
-    agentperf:{metrics:03}:settings           HASH  10s 1m 1h 1d: TTL of these slices after their end, ms
+    agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for an open slice of 10 s; also 1m, 1h, 1d; expires
+    agentperf:{metrics:03}:slices:1h:research   LIST  "<UTC> n=60 ... | <bucket>:<counts>": closed slices; expires
+    agentperf:{metrics:03}:latest:research    LIST  <end ms>|734210us|err:TimeoutError: latest samples; bounded
+    agentperf:{metrics:03}:slow:research      ZSET  <end ms>|734210us|ok|<id> -> duration, us; the slowest
+    agentperf:{metrics:03}:settings           STRING  schema=2 10s= 1m= 1h= 1d=: TTL of slices after their end, ms
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 
     agentperf:{alerts}:rules                  HASH  version, deployed_ms, alert:<name>, slo:<name>, notify:<name>: JSON
@@ -385,9 +386,9 @@ def metrics_total(namespace: str, shard: int, series: str) -> str:
     return f"{metrics_tag(namespace, shard)}:total:{series}"
 
 
-def metrics_recent(namespace: str, shard: int, series: str) -> str:
-    """``agentperf:{metrics:03}:recent:research``."""
-    return f"{metrics_tag(namespace, shard)}:recent:{series}"
+def metrics_latest(namespace: str, shard: int, series: str) -> str:
+    """``agentperf:{metrics:03}:latest:research``."""
+    return f"{metrics_tag(namespace, shard)}:latest:{series}"
 
 
 def metrics_slow(namespace: str, shard: int, series: str) -> str:

@@ -41,7 +41,7 @@ def _keys(namespace: str) -> Iterator[str]:
         yield keys.metrics_agents(namespace, shard)
         yield keys.metrics_settings(namespace, shard)
         yield keys.metrics_parts(namespace, shard, agent)
-        for key in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
+        for key in (keys.metrics_total, keys.metrics_latest, keys.metrics_slow):
             yield key(namespace, shard, series)
     for service, name in (("cache", FILES_CACHE), ("tiered", MODULES_CACHE)):
         its = keys.cache(namespace, service, name)

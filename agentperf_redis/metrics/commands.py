@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from agentperf_redis.metrics.accumulator import (
     slowest_of,
 )
 from agentperf_redis.metrics.buffer import WRITER_KEEP_S, FlushBatch
+from agentperf_redis.metrics.closed_slices import add_closed
 from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
@@ -115,7 +117,7 @@ def flush(
             keys.metrics_settings(namespace, shard),
             keys.metrics_writer(namespace, shard, batch.writer),
             *(keys.metrics_total(namespace, shard, name) for name in names),
-            *(keys.metrics_recent(namespace, shard, name) for name in names),
+            *(keys.metrics_latest(namespace, shard, name) for name in names),
             *(keys.metrics_slow(namespace, shard, name) for name in names),
         ),
         {
@@ -156,19 +158,26 @@ def last_seen(namespace: str, shard: int) -> Command[dict[str, float]]:
 
 
 def stored_retention(namespace: str, shard: int) -> Command[Retention | None]:
-    """Return the stored TTLs of slices, with the defaults for the rest; None if no process has stored any."""
+    """Return the stored TTLs of slices; None if no process of this version has stored any."""
     key = keys.metrics_settings(namespace, shard)
 
     def decode(reply: Reply) -> Retention | None:
         try:
-            if all(text is None for text in reply):
+            (text,) = reply
+            if text is None:
                 return None
-            of_10s, of_1m, of_1h, of_1d = (whole_number(text) / 1000 for text in reply)
+            found = _SETTINGS.fullmatch(text.decode())
+            if found is None:
+                raise ValueError(text)
+            of_10s, of_1m, of_1h, of_1d = (whole_number(ms) / 1000 for ms in found.groups())
             return Retention(of_10s, of_1m, of_1h, of_1d)
         except (AttributeError, TypeError, ValueError):  # one of them is the InvalidArgument of Retention
             raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
-    return Command("HMGET", (key,), ("10s", "1m", "1h", "1d"), decode)
+    return Command("MGET", (key,), (), decode)
+
+
+_SETTINGS = re.compile(r"schema=2 10s=(\d+) 1m=(\d+) 1h=(\d+) 1d=(\d+)")
 
 
 def parts(namespace: str, agent: str) -> Command[list[str]]:
@@ -215,7 +224,7 @@ def forget(namespace: str, agent: str, shard: int) -> Command[bool]:
             agents_key,
             keys.metrics_parts(namespace, shard, agent),
             keys.metrics_total(namespace, shard, series),
-            keys.metrics_recent(namespace, shard, series),
+            keys.metrics_latest(namespace, shard, series),
             keys.metrics_slow(namespace, shard, series),
         ),
         {"agent": series},
@@ -235,8 +244,13 @@ def _forgotten(key: str, reply: Reply) -> bool:
 
 def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
     """Return the latest raw samples of an agent, the newest first."""
-    key = keys.metrics_recent(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
-    return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
+    key = keys.metrics_latest(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
+
+    def decode(reply: Reply) -> tuple[Execution, ...]:  # the list is in the order of the flushes
+        newest_first = sorted(_executions(key, reply[::-1]), key=lambda each: each.ended, reverse=True)
+        return tuple(newest_first[:limit])
+
+    return Command("LRANGE", (key,), (0, -1), decode)
 
 
 def slowest(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
@@ -249,7 +263,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
     found = []
     try:
         for member in reply:
-            end_ms, duration, outcome, _ = member.decode().split("|")
+            end_ms, duration, outcome, *_ = member.decode().split("|")
             if len(duration) > _MAX_DURATION_CHARACTERS:
                 raise ValueError(duration)
             kind, _, error = outcome.partition(":")
@@ -339,9 +353,13 @@ def _read_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Coun
     at = 4
     while at < len(reply):
         first, end = at + 2, at + 2 + 2 * reply[at + 1]
-        fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
-        counter_sets[reply[at].decode()] = _counters(fields, reply[end], interval_ms)
-        at = end + 1
+        fields = dict(zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True))
+        buckets: dict[int, int] = {}
+        for line in reply[end + 1].split(b"\n"):
+            if line:
+                add_closed(line, fields, buckets)
+        counter_sets[reply[at].decode()] = _counters(fields, buckets, reply[end], interval_ms)
+        at = end + 2
     return counter_sets
 
 
@@ -380,15 +398,16 @@ def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[i
     return interval_ms if start else (counts.get("first_ms", end), end)
 
 
-def _counters(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Counters:
+def _counters(
+    fields: Mapping[bytes, int], buckets: dict[int, int], durations: bytes, interval_ms: tuple[int, int]
+) -> Counters:
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
-    buckets: dict[int, int] = {}
     models: dict[str, dict[str, int]] = {}
-    for field, value in fields:
+    for field, value in fields.items():
         kind, name, bucket = _field(field)
         if kind == _BUCKET:
-            buckets[bucket] = value
+            buckets[bucket] = buckets.get(bucket, 0) + value
         elif kind == _COUNT:
             counts[name] = value
         elif kind == _ERROR:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from agentperf_redis import arguments, keys
 from agentperf_redis.command import Batch, Command, Flow, Reply
 from agentperf_redis.errors import CorruptState, InvalidArgument
+from agentperf_redis.metrics.closed_slices import add_closed
 from agentperf_redis.metrics.flows import listed_names, own_records_counted
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, merged
@@ -337,7 +338,13 @@ def _rows(text: bytes, empty: Rows) -> Rows:
             if not 0 <= at < len(rows):
                 raise ValueError(text)
             # Written for speed: an hour of a thousand agents has 60,000 steps.
-            fields = dict(zip(words[1::2], map(int, words[2::2]), strict=True))
+            first = 1
+            while words[first : first + 1] == [b"|"]:
+                first += 2
+            fields = dict(zip(words[first::2], map(int, words[first + 1 :: 2]), strict=True))
+            buckets = {index: count for field, count in fields.items() if (index := _BUCKETS[field]) is not None}
+            for closed in words[2:first:2]:
+                add_closed(closed, fields, buckets)
             get = fields.get
             rows[at] = SeriesRow(
                 empty[at].interval,
@@ -350,7 +357,7 @@ def _rows(text: bytes, empty: Rows) -> Rows:
                 get(b"tok_in", 0),
                 get(b"tok_out", 0),
                 get(b"cost_nano", 0) / 1e9,
-                {index: count for field, count in fields.items() if (index := _BUCKETS[field]) is not None},
+                buckets,
                 get(b"h:zero", 0),
                 _error_types(fields) if b"err" in fields else {},
             )

@@ -1,13 +1,13 @@
 -- flush: add the records of one process to the shared counts, exactly once.
 -- KEYS
 --   agents          ZSET    agentperf:{metrics:<shard>}:agents
---   settings        HASH    agentperf:{metrics:<shard>}:settings
+--   settings        STRING  agentperf:{metrics:<shard>}:settings; this script replaces the HASH of an older version
 --   writer          STRING  agentperf:{metrics:<shard>}:w:<writer>
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
---   recents...      ZSET    agentperf:{metrics:<shard>}:recent:<series>, one for each series
+--   latests...      LIST    agentperf:{metrics:<shard>}:latest:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   This script computes more keys under the same hash tag: those of slices, of indexes of parts, of __other__ and of
---   names that give way (see idle_ms).
+--   This script computes more keys under the same hash tag: those of slices, of lists of closed slices, of indexes of
+--   parts, of __other__ and of names that give way (see idle_ms).
 -- ARGV
 --   seq             int     number of this flush, rising for this writer and shard: its idempotency key
 --   writer_keep_ms  int     how long the number is remembered, ms
@@ -36,7 +36,8 @@
 --   {0, now_ms, 0, 0}  this flush was counted before: its number is not new
 -- REPEAT  the number of the flush is known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
--- COST    O(series x tiers x fields) + O(samples log N); at a limit, + O(fields) for each name that gives way, at most
+-- COST    O(series x tiers x fields) + O(samples log N), + O(fields) for each slice that is closed, + O(256 lines) for
+--         each list that gets late samples; at a limit, + O(fields) for each name that gives way, at most
 --         16 agents, max_parts + 3 parts of these agents, 16 spans of an agent that stays, and 64 errors or models of a
 --         series
 --@include corrupt
@@ -61,8 +62,7 @@ local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
 local KEEP = {KEEP_10S_MS, KEEP_1M_MS, KEEP_1H_MS, KEEP_1D_MS}
-local MIN = {min_us = true, first_ms = true}
-local MAX = {max_us = true, last_ms = true}
+local EXTREME = {min_us = 'min', first_ms = 'min', max_us = 'max', last_ms = 'max'}
 
 local wrong_key, wrong_type
 local function holds(key, type)
@@ -72,22 +72,27 @@ local function holds(key, type)
   return false
 end
 
-if holds(WRITER, 'string') then
-  local known = whole_number(call('GET', WRITER))
-  if not known then return corrupt(WRITER, 'a text that is no number') end
-  if SEQ <= known then return {0, now, 0, 0} end
+-- In the usual case, each key is read by one call: only after an error, its type is asked for.
+local known_seq = redis.pcall('GET', WRITER)
+if type(known_seq) == 'string' then
+  known_seq = whole_number(known_seq)
+  if not known_seq then return corrupt(WRITER, 'a text that is no number') end
+  if SEQ <= known_seq then return {0, now, 0, 0} end
+elseif known_seq then
+  holds(WRITER, 'string')
 end
-holds(AGENTS, 'zset')
 -- Readers compute from the stored TTLs which slices exist, so writers must use the stored TTLs too.
-local stored_keep = holds(SETTINGS, 'hash') and call('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
-if stored_keep then
-  local is_complete = stored_keep[1] and stored_keep[2] and stored_keep[3] and stored_keep[4]
-  local ttls, is_valid = stored_ttls(stored_keep)
-  if not is_valid and not FIRM then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
-  stored_keep = is_valid and is_complete and ttls
-  if stored_keep and not FIRM then KEEP = ttls end
-end
+local stored_keep, in_form, is_complete = settings_ttls(SETTINGS, KEEP)
+if not stored_keep and not (FIRM and in_form == WRONG_TTLS) then return corrupt(SETTINGS, in_form) end
+if stored_keep and is_complete and not FIRM then KEEP = stored_keep end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
+
+-- A usual flush needs no closed slice. It would take 3 % longer if it created these functions.
+local function closed_functions()
+--@include sums
+--@include closed
+  return closed_key, stamp_of, add_head, add_line, closed_range, closed_lines, encode_name
+end
 
 -- Each name is counted under a series: its own, or __other__ beyond a limit.
 local series, indexes, leaving = {}, {}, {}
@@ -131,7 +136,12 @@ end
 local function admit(index, member, limit)  -- returns whether the member is known or within the limit
   local known = indexes[index]
   if not known then
-    known = {size = holds(index, 'zset') and call('ZCARD', index) or 0, seen = {}}
+    local size = redis.pcall('ZCARD', index)
+    if type(size) ~= 'number' then
+      holds(index, 'zset')
+      size = 0
+    end
+    known = {size = size, seen = {}}
     indexes[index] = known
   end
   if wrong_key then return false end
@@ -153,7 +163,7 @@ end
 for i = 1, series_count do
   local name = ARGV[NAMES + i - 1]
   local agent, part = string.match(name, '^([^/#]+)(.*)$')
-  local one = {total = KEYS[3 + i], recent = KEYS[3 + series_count + i], slow = KEYS[3 + 2 * series_count + i]}
+  local one = {total = KEYS[3 + i], latest = KEYS[3 + series_count + i], slow = KEYS[3 + 2 * series_count + i]}
   local moved = not admit(AGENTS, agent, MAX_AGENTS)
   if moved then agent = OTHER; admit(AGENTS, agent, MAX_AGENTS) end
   if part ~= '' then
@@ -165,7 +175,7 @@ for i = 1, series_count do
   end
   one.agent, one.part, one.name, one.moved, one.fresh, one.slowest = agent, part, agent .. part, moved, {}, {}
   if moved then
-    one.total, one.recent = tag .. 'total:' .. one.name, tag .. 'recent:' .. one.name
+    one.total, one.latest = tag .. 'total:' .. one.name, tag .. 'latest:' .. one.name
     one.slow = tag .. 'slow:' .. one.name
   end
   series[i] = one
@@ -182,9 +192,9 @@ local function aggregate(sum, field, value)
   if not old then
     values[field] = value
     sum.names[#sum.names + 1] = field
-  elseif MIN[field] then if value < old then values[field] = value end
-  elseif MAX[field] then if value > old then values[field] = value end
-  else values[field] = old + value end
+  elseif not EXTREME[field] then values[field] = old + value
+  elseif EXTREME[field] == 'min' then if value < old then values[field] = value end
+  elseif value > old then values[field] = value end
 end
 local function add(key, sum, expires)
   local known = sums[key]
@@ -226,12 +236,24 @@ local function take_out_idle(total, guard, prefix)
       if word and word ~= OTHER and not mentioned[guard.stored[i]] then fields[#fields + 1] = guard.stored[i] end
     end
     local name, day = string.sub(total, #tag + 7), TIERS[4]
-    local used = {}
-    for ago = 0, math.ceil(IDLE_MS / day[WIDTH]) do
-      local key = slice_key(tag, day, (floor(now / day[WIDTH]) - ago) * day[WIDTH], name)
+    local closed_key, _, add_head, _, closed_range, closed_lines = closed_functions()
+    local used, closed = {}, {}
+    local today, days = floor(now / day[WIDTH]) * day[WIDTH], math.ceil(IDLE_MS / day[WIDTH])
+    local range = closed_range(day, today - days * day[WIDTH])
+    for ago = 0, days do
+      local start = today - ago * day[WIDTH]
+      local key = slice_key(tag, day, start, name)
+      range.last, range.at[stamp(start, day[SHOWN])] = today, true
       if #fields > 0 and call('TYPE', key).ok == 'hash' then
         for i, value in ipairs(call('HMGET', key, unpack(fields))) do used[i] = used[i] or value end
       end
+    end
+    local key = closed_key(tag, day, name)
+    if #fields > 0 and call('TYPE', key).ok == 'list' then
+      pcall(function()  -- a line that another program has written names no type or model
+        for _, line in ipairs(closed_lines(key, range, now)) do add_head(line, closed) end
+      end)
+      for i, field in ipairs(fields) do used[i] = used[i] or closed[field] end
     end
     for i, field in ipairs(fields) do
       if not used[i] and KEEP[4] >= IDLE_MS then idle[#idle + 1] = field end
@@ -292,7 +314,7 @@ end
 -- another program has written is dropped, since it would damage __other__ too. Slices keep the name until they expire.
 local gone = {}
 local function give_way(name, other)  -- both are names of series
-  for _, kind in ipairs({'total:', 'recent:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
+  for _, kind in ipairs({'total:', 'latest:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
   if call('TYPE', tag .. 'total:' .. name).ok == 'hash' then
     local counted, sum = call('HGETALL', tag .. 'total:' .. name), {names = {}, values = {}, own = true}
     for i = 1, #counted, 2 do
@@ -337,18 +359,19 @@ local function sample(one, texts, from, to, slow)
       outdated = outdated + 1
     else
       sampled = sampled + 1
-      local size = #fresh
-      local member = ms .. '|' .. text .. '|' .. SAMPLE_TAG .. '-' .. sampled
-      fresh[size + 1], fresh[size + 2] = ms, member
+      local member = ms .. '|' .. text
+      fresh[#fresh + 1] = member
       if slow then
-        size = #slowest
-        slowest[size + 1], slowest[size + 2] = tonumber(string.match(text, '^%d+')), member
+        local size = #slowest
+        slowest[size + 1] = tonumber(string.match(text, '^%d+'))
+        slowest[size + 2] = member .. '|' .. SAMPLE_TAG .. '-' .. sampled
       end
     end
   end
 end
 
 local at, last, redirected = CELLS, #ARGV, 0
+local late = {}  -- slices of this flush that may have been closed, by key
 while at <= last do
   local one = series[tonumber(ARGV[at])]
   local oldest, newest, width = base - ARGV[at + 1], base - ARGV[at + 2], tonumber(ARGV[at + 3])
@@ -369,58 +392,265 @@ while at <= last do
   aggregate(sum, 'first_ms', first_ms)
   aggregate(sum, 'last_ms', last_ms)
   if one.moved then redirected = redirected + (sum.values.n or 0) end
+  add(one.total, sum)
+  local is_late = to + SETTLE_MS < base
+  local shown = stamp(floor(centre / TIERS[1][WIDTH]) * TIERS[1][WIDTH], TIERS[1][SHOWN])
   for t = 1, 4 do
     local tier = TIERS[t]
     local start = floor(centre / tier[WIDTH]) * tier[WIDTH]
     local expires = start + tier[WIDTH] + KEEP[t]
     if tier[WIDTH] >= width and KEEP[t] > 0 and expires > now then
-      add(slice_key(tag, tier, start, one.name), sum, expires)
+      local key = tag .. tier[NAME] .. ':' .. string.sub(shown, 1, tier[SHOWN]) .. ':' .. one.name  -- as `slice_key`
+      add(key, sum, expires)
+      if is_late and t >= MIN_CLOSED then late[key] = {tier = t, start = start, one = one} end
     end
   end
-  add(one.total, sum)
   at = at + 2 * count
   sample(one, ARGV[at], from, to, true)
   sample(one, ARGV[at + 1], from, to, false)
   at = at + 2
 end
 
-local writes = {}
+local writes, last_before = {}, {}  -- `last_before`: the stored time of the last sample, by key
 for _, key in ipairs(order) do
   local names, values = sums[key].names, sums[key].values
-  local stored = {}
-  if holds(key, 'hash') then
-    stored = call('HMGET', key, unpack(names))
-    expiries[key] = nil  -- the call that created the slice has set its expiry
+  local stored = redis.pcall('HMGET', key, unpack(names))
+  if stored.err then
+    holds(key, 'hash')
+    stored = {}
   end
-  local write = {}
+  local write, is_stored = {}, false
   for i = 1, #names do
-    local field, value = names[i], values[names[i]]
-    local old = stored[i] and counter(stored[i])
-    if stored[i] and not old then wrong_key, wrong_type = key, 'a field that is no number' end
-    if old then
-      if MIN[field] then if old < value then value = old end
-      elseif MAX[field] then if old > value then value = old end
-      else value = old + value end
+    local field = names[i]
+    local value, text = values[field], stored[i]
+    if text then
+      local old = tonumber(text)  -- as `counter`, but this is the innermost loop
+      if not (old and old >= 0 and old < 1e24) then wrong_key, wrong_type = key, 'a field that is no number'
+      else
+        local extreme = EXTREME[field]
+        if not extreme then value = old + value
+        elseif extreme == 'min' then if old < value then value = old end
+        else
+          if field == 'last_ms' then last_before[key] = old end
+          if old > value then value = old end
+        end
+      end
+      is_stored = true
     end
     write[2 * i - 1], write[2 * i] = field, value  -- redis.call writes all digits of a number, unlike tostring
   end
+  if is_stored then expiries[key] = nil end  -- the call that created the slice has set its expiry
   writes[key] = write
 end
 for i = 1, series_count do
   local one = series[i]
-  if #one.fresh > 0 then holds(one.recent, 'zset'); holds(one.slow, 'zset') end
+  if #one.fresh > 0 then
+    holds(one.latest, 'list')
+    one.slow_count = redis.pcall('ZCARD', one.slow)
+    if type(one.slow_count) ~= 'number' then holds(one.slow, 'zset') end
+  end
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
+
+-- Close slices, see includes/closed.lua. A flush closes those that the last sample of their series has left behind, and
+-- late ones. The newest slices before this flush follow from the last sample before this flush. So the script looks
+-- at each slice once, and searches for none.
+local MIN_FIELDS = 24  -- closing a slice with fewer fields would save less memory than it is worth in time
+local MAX_TAIL = 256  -- a slice with this many closed slices after it stays a hash
+local to_close, closing  -- by list: its slices to close; what to write
+local function is_closed(t, start, last_ms)
+  return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
+end
+local function last_sample(one)  -- before this flush, and after it
+  local before, own = last_before[one.total], sums[one.total].values.last_ms
+  return before, before and before > own and before or own
+end
+local function close_later(t, start, name, key, last_ms)
+  local size = redis.pcall('HLEN', key)
+  if type(size) ~= 'number' or size + (writes[key] and #writes[key] / 2 or 0) < MIN_FIELDS then return end
+  to_close = to_close or {}
+  local list = tag .. t .. name
+  local one = to_close[list]
+  if not one then
+    one = {tier = TIERS[t], name = name, keep = KEEP[t], keys = {}, starts = {}}
+    one.newest = floor(last_ms / TIERS[t][WIDTH])
+    to_close[list] = one
+  end
+  if not one.keys[start] then
+    one.keys[start] = key
+    one.starts[#one.starts + 1] = start
+  end
+end
+for i = 1, series_count do
+  local one, step = series[i], TIERS[MIN_CLOSED][WIDTH]
+  local before, after = last_sample(one)
+  if before and floor((before - SETTLE_MS) / step) < floor((after - SETTLE_MS) / step) then
+    for t = MIN_CLOSED, 4 do
+      local width = TIERS[t][WIDTH]
+      local start = floor(before / width) * width
+      for each = start - width, start, width do
+        if is_closed(t, each, after) and not is_closed(t, each, before) and each + width + KEEP[t] > now then
+          close_later(t, each, one.name, slice_key(tag, TIERS[t], each, one.name), after)
+        end
+      end
+    end
+  end
+end
+for key, slice in pairs(late) do
+  local _, after = last_sample(slice.one)
+  if is_closed(slice.tier, slice.start, after) then
+    close_later(slice.tier, slice.start, slice.one.name, key, after)
+  end
+end
+
+local function close_slices()
+  local closed_key, stamp_of, _, add_line, _, _, encode_name = closed_functions()
+  local HEAD = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'min_us', 'max_us', 'last_ms'}
+  local NOT_IN_LINE = {first_ms = true}  -- only the total of a series needs it
+  for _, name in ipairs(HEAD) do NOT_IN_LINE[name] = true end
+  local function digits(value)
+    local number = counter(value)
+    if not number then error('a field that is no number', 0) end
+    return number < 9e15 and whole(number) or format('%.17g', number)
+  end
+  local function line_of(start, tier, fields)  -- `fields` is flat, as the reply of HGETALL
+    local head, rest, counts, least, most = {}, {}, {}, nil, nil
+    for i = 1, #fields, 2 do
+      local name, value = fields[i], fields[i + 1]
+      local index = string.match(name, '^h:(%-?[1-9]?%d?%d)$')
+      if index then
+        local count = value + 0
+        index = index + 0
+        if not (count >= 0 and count < 9e15) or counts[index] then error('a field that is no number', 0) end
+        counts[index] = value
+        if not least or index < least then least = index end
+        if not most or index > most then most = index end
+      elseif NOT_IN_LINE[name] then
+        head[name] = digits(value)
+      else
+        if string.find(name, '[%% =|]') then name = encode_name(name) end
+        rest[#rest + 1] = ' ' .. name .. '=' .. digits(value)
+      end
+    end
+    local line = stamp(start, tier[SHOWN])
+    for _, name in ipairs(HEAD) do
+      if head[name] then line = line .. ' ' .. name .. '=' .. head[name] end
+    end
+    line = line .. table.concat(rest)
+    if not least then return line end
+    local runs, size, previous = {}, 0, least - 5
+    for index = least, most do
+      local count = counts[index]
+      if count then
+        local distance = index - previous
+        if distance > 3 then runs[size + 1] = ' ' .. index .. ':'  -- shorter than a zero for each empty bucket
+        elseif distance == 1 then runs[size + 1] = ','
+        else runs[size + 1] = distance == 2 and ',0,' or ',0,0,' end
+        runs[size + 2] = count
+        size, previous = size + 2, index
+      end
+    end
+    runs = table.concat(runs)
+    if string.find(runs, '[^%d,: -]') then error('a field that is no number', 0) end
+    return line .. ' |' .. runs
+  end
+
+  closing = {}
+  local function counters_of(key, line)  -- as after this flush, flat; nil if the slice has no hash
+    local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
+    if not (write or line) then return stored, stored end
+    if not (write or stored) then return nil end
+    local fields, flat = {}, {}
+    for i = 1, stored and #stored or 0, 2 do fields[stored[i]] = stored[i + 1] + 0 end
+    for i = 1, write and #write or 0, 2 do fields[write[i]] = write[i + 1] end
+    if line then add_line(line, fields) end
+    for name, value in pairs(fields) do flat[#flat + 1], flat[#flat + 2] = name, value end
+    return flat, stored
+  end
+  local function close(one)
+    local list = closed_key(tag, one.tier, one.name)
+    local found = call('TYPE', list).ok
+    if found ~= 'list' and found ~= 'none' then return end
+    local tier, starts = one.tier, one.starts
+    table.sort(starts)
+    local first = 1
+    while one.newest - starts[first] / tier[WIDTH] > MAX_TAIL do
+      first = first + 1
+      if first > #starts then return end
+    end
+    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- no more slices can lie after the first one
+    local lines = found == 'list' and call('LRANGE', list, -wanted, -1) or {}
+    local stamps, position = {}, {}
+    for l = 1, #lines do
+      stamps[l] = stamp_of(lines[l], tier)
+      position[stamps[l]] = l
+    end
+    if #lines == wanted and stamps[1] > stamp(starts[first], tier[SHOWN]) then return end
+    local add_lines, moved, delete, kept = {}, {}, {}, #lines
+    for s = first, #starts do
+      local key, shown = one.keys[starts[s]], stamp(starts[s], tier[SHOWN])
+      local fields, is_stored = counters_of(key, position[shown] and lines[position[shown]])
+      if fields then
+        add_lines[#add_lines + 1] = {shown = shown, line = line_of(starts[s], tier, fields)}
+        if is_stored then delete[#delete + 1] = key end
+        moved[#moved + 1] = key
+        while kept > 0 and stamps[kept] >= shown do kept = kept - 1 end
+      end
+    end
+    if #add_lines == 0 then return end
+    -- The lines after the first `kept` ones are written again, with the new ones in their places.
+    local push, next_line = {}, 1
+    for l = kept + 1, #lines do
+      while add_lines[next_line] and add_lines[next_line].shown < stamps[l] do
+        push[#push + 1] = add_lines[next_line].line
+        next_line = next_line + 1
+      end
+      if add_lines[next_line] and add_lines[next_line].shown == stamps[l] then
+        push[#push + 1] = add_lines[next_line].line
+        next_line = next_line + 1
+      else
+        push[#push + 1] = lines[l]
+      end
+    end
+    for i = next_line, #add_lines do push[#push + 1] = add_lines[i].line end
+    local outdated_to = stamp(floor((now - one.keep) / tier[WIDTH]) * tier[WIDTH] - tier[WIDTH], tier[SHOWN])
+    local outdated_lines = 0
+    local oldest = found == 'list' and call('LINDEX', list, 0)
+    if oldest and stamp_of(oldest, tier) <= outdated_to then
+      for _, line in ipairs(call('LRANGE', list, 0, 3)) do
+        if stamp_of(line, tier) <= outdated_to then outdated_lines = outdated_lines + 1 end
+      end
+    end
+    closing[#closing + 1] = {
+      list = list, removed = #lines - kept, push = push, delete = delete, outdated = outdated_lines,
+      expires = (kept == #lines and starts[#starts] + tier[WIDTH] or now) + one.keep,
+    }
+    for _, key in ipairs(moved) do writes[key] = nil end  -- nothing can fail any more
+  end
+  for _, one in pairs(to_close) do
+    pcall(close, one)  -- an error means that another program has written a field or a line: the slices remain hashes
+  end
+end
+if to_close then close_slices() end
 
 -- The sequence number is written first. A server at maxmemory refuses this write, so the script writes nothing at all.
 call('SET', WRITER, whole(SEQ), 'PX', WRITER_KEEP_MS)
 for _, key in ipairs(order) do
-  call('HSET', key, unpack(writes[key]))
-  if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
+  if writes[key] then
+    call('HSET', key, unpack(writes[key]))
+    if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
+  end
 end
-for t = 1, 4 do
-  if not stored_keep or stored_keep[t] ~= KEEP[t] then call('HSET', SETTINGS, TIERS[t][NAME], KEEP[t]) end
+for _, one in ipairs(closing or {}) do
+  if one.removed > 0 then call('LTRIM', one.list, 0, -one.removed - 1) end
+  call('RPUSH', one.list, unpack(one.push))
+  if one.outdated > 0 then call('LTRIM', one.list, one.outdated, -1) end
+  call('PEXPIREAT', one.list, whole(one.expires))
+  if #one.delete > 0 then call('UNLINK', unpack(one.delete)) end
 end
+local is_kept = stored_keep and in_form
+for t = 1, 4 do is_kept = is_kept and stored_keep[t] == KEEP[t] end
+if not is_kept then call('SET', SETTINGS, format(SETTINGS_FORM, KEEP[1], KEEP[2], KEEP[3], KEEP[4])) end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
 end
@@ -433,12 +663,22 @@ end
 for i = 1, series_count do
   local one = series[i]
   if #one.fresh > 0 then
-    zadd(one.recent, one.fresh)
-    call('ZREMRANGEBYSCORE', one.recent, '-inf', now - RECENT_KEEP_MS)
-    call('ZREMRANGEBYRANK', one.recent, 0, -MAX_RECENT - 1)
-    call('PEXPIRE', one.recent, RECENT_KEEP_MS)
+    local size, excess = 0, 0
+    for first = 1, #one.fresh, 4000 do
+      size = call('RPUSH', one.latest, unpack(one.fresh, first, math.min(first + 3999, #one.fresh)))
+    end
+    local outdated_to = whole(now - RECENT_KEEP_MS)  -- a sample begins with 13 digits of ms, so texts can be compared
+    if string.sub(call('LINDEX', one.latest, 0), 1, 13) <= outdated_to then
+      for _, member in ipairs(call('LRANGE', one.latest, 0, math.min(#one.fresh, 64))) do
+        if string.sub(member, 1, 13) > outdated_to then break end
+        excess = excess + 1
+      end
+    end
+    excess = math.max(excess, size - MAX_RECENT)
+    if excess > 0 then call('LTRIM', one.latest, excess, -1) end
+    call('PEXPIRE', one.latest, RECENT_KEEP_MS)
     local min_us = -1  -- duration of the fastest kept sample, if the set is full; only slower samples are added
-    if call('ZCARD', one.slow) >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
+    if one.slow_count >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}
     for s = 1, #one.slowest, 2 do
       if one.slowest[s] > min_us then

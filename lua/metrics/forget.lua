@@ -3,9 +3,9 @@
 --   agents  ZSET  agentperf:{metrics:<shard>}:agents
 --   parts   ZSET  agentperf:{metrics:<shard>}:parts:<agent>
 --   total   HASH  agentperf:{metrics:<shard>}:total:<agent>
---   recent  ZSET  agentperf:{metrics:<shard>}:recent:<agent>
+--   latest  LIST  agentperf:{metrics:<shard>}:latest:<agent>
 --   slow    ZSET  agentperf:{metrics:<shard>}:slow:<agent>
---   total, recent and slow of each span and measure are computed here, under the same hash tag. Slices remain until
+--   total, latest and slow of each span and measure are computed here, under the same hash tag. Slices remain until
 --   they expire.
 -- ARGV
 --   agent   text  percent-encoded
@@ -16,7 +16,7 @@
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was removed
 -- COST    O(spans), which flush limits to some 200
 --@include corrupt
-local AGENTS, PARTS, TOTAL, RECENT, SLOW = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local AGENTS, PARTS, TOTAL, LATEST, SLOW = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local AGENT = ARGV[1]
 
 local call = redis.call
@@ -26,8 +26,8 @@ for _, index in ipairs({AGENTS, PARTS}) do
 end
 local names = call('ZRANGE', PARTS, 0, -1)
 if not call('ZSCORE', AGENTS, AGENT) then return {0, 0} end
-for _, name in ipairs(names) do call('UNLINK', TOTAL .. name, RECENT .. name, SLOW .. name) end
-call('UNLINK', TOTAL, RECENT, SLOW)
+for _, name in ipairs(names) do call('UNLINK', TOTAL .. name, LATEST .. name, SLOW .. name) end
+call('UNLINK', TOTAL, LATEST, SLOW)
 call('UNLINK', PARTS)  -- the indexes come last: if the server breaks the script off, a repeat finds what is left
 call('ZREM', AGENTS, AGENT)
 return {1, #names}

@@ -1,17 +1,19 @@
 -- read: the counters of some series, of all time or aggregated over the slices that cover a window.
 -- KEYS
---   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
---   settings   HASH  agentperf:{metrics:<shard>}:settings
---   The names of the totals, slices and recent samples of the series are computed here, under the same hash tag.
+--   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
+--   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
+--   The names of the totals, slices and latest samples of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms  int   length of the window, ms; 0 for all time
---   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
---   max_exact  int   return the raw durations of a series if all are stored and there are at most this many. -1 returns
---                    only the plain counters, without buckets, error types and models: the second form below
---   names...   text  the series, percent-encoded
+--   window_ms  int     length of the window, ms; 0 for all time
+--   as_of_ms   int     end of the window, ms since 1970; it may be in the future; -1 for now
+--   max_exact  int     return the raw durations of a series if all are stored and there are at most this many. -1
+--                      returns only the plain counters, without buckets, error types and models: the second form below
+--   names...   text    the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
---                     durations in us separated by spaces; none unless all are stored. The window is [from_ms, to_ms).
+--                     durations in us separated by spaces, none unless all are stored; the lines of closed slices,
+--                     which the client adds to the fields, because it reads them faster. The window is
+--                     [from_ms, to_ms)
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
 --                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
@@ -23,16 +25,15 @@
 --@include slices
 --@include cover
 --@include sums
+--@include closed
 local AGENTS, SETTINGS = KEYS[1], KEYS[2]
 local WINDOW_MS, AS_OF_MS = tonumber(ARGV[1]), tonumber(ARGV[2])
 local MAX_EXACT, NAMES = tonumber(ARGV[3]), 4
 
 local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
-local KEEP, is_valid = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d'), nil
-if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
-KEEP, is_valid = stored_ttls(KEEP)
-if not is_valid then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
+local KEEP, wrong_settings = settings_ttls(SETTINGS)
+if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
 -- The first slice starts at a border of the narrowest slices that are kept for the start of the window.
@@ -62,7 +63,22 @@ end
 -- these keys. The name of the series follows each prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
-for s = 1, #slices do starts[s] = slice_key(tag, slices[s][1], slices[s][2], '') end
+local ranges, of_ranges, outside = {}, {}, {}  -- slices that may be closed; the prefixes of these, and of the others
+for s = 1, #slices do
+  local tier, start = slices[s][1], slices[s][2]
+  starts[s] = slice_key(tag, tier, start, '')
+  if tier == TIERS[1] or start + tier[WIDTH] + SETTLE_MS > now then
+    outside[#outside + 1] = starts[s]
+  else
+    local range = ranges[#ranges]
+    if not range or range.tier ~= tier or range.last + tier[WIDTH] ~= start then
+      range = closed_range(tier, start)
+      ranges[#ranges + 1] = range
+    end
+    range.last, range.at[stamp(start, tier[SHOWN])] = start, true
+    of_ranges[#of_ranges + 1] = starts[s]
+  end
+end
 
 local reply, size, key = {1, now, from, to}, 4, nil
 local function append(item)
@@ -73,13 +89,36 @@ end
 -- slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded. The
 -- counters of models and tools are read only if one of them exists (all are written together). The last timestamp is
 -- read only from the newest slice that has one.
+-- A closed slice seldom has a hash too. So if all slices of the ranges are closed, one call checks that none has.
 local call = redis.call
+local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
+local function find_slices(name)
+  local count, all = 0, #of_ranges > 0
+  for r = 1, #ranges do
+    key = closed_key(tag, ranges[r].tier, name)
+    local found, is_complete = closed_lines(key, ranges[r], now)
+    all = all and is_complete
+    if count == 0 then lines, count = found, #found
+    else
+      for l = 1, #found do lines[count + l] = found[l] end
+      count = count + #found
+    end
+  end
+  hashes = starts
+  if all then
+    local keys = {}
+    for s = 1, #of_ranges do keys[s] = of_ranges[s] .. name end
+    if call('EXISTS', unpack(keys)) == 0 then hashes = outside end
+  end
+end
+
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
   local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
   local min_us, max_us, last_ms, first_ms = -1, -1, -1, -1
-  for s = #starts, 1, -1 do
-    key = starts[s] .. name
+  find_slices(name)
+  for s = #hashes, 1, -1 do
+    key = hashes[s] .. name
     local got
     if last_ms < 0 then
       got = call('HMGET', key, 'n', 'ok', 'sum_us', 'min_us', 'max_us', 'llm_calls', 'last_ms')
@@ -103,21 +142,94 @@ local function plain(name)
       tok_reasoning = tok_reasoning + (used[7] or 0)
     end
   end
+  for l = 1, #lines do
+    local line_n, line_ok, line_sum, line_min, line_max, line_last = string.match(lines[l], USUAL)
+    if not line_n then
+      local fields = {}
+      add_head(lines[l], fields)
+      line_n, line_ok, err = fields.n or 0, fields.ok or 0, err + (fields.err or 0)
+      line_sum, line_min, line_max = fields.sum_us or 0, fields.min_us or -1, fields.max_us or -1
+      line_last = fields.last_ms or -1
+      if fields.llm_calls then
+        llm_calls, tool_calls = llm_calls + fields.llm_calls, tool_calls + (fields.tool_calls or 0)
+        tok_in, tok_out = tok_in + (fields.tok_in or 0), tok_out + (fields.tok_out or 0)
+        cost_nano = cost_nano + (fields.cost_nano or 0)
+        tok_cached_in = tok_cached_in + (fields.tok_cached_in or 0)
+        tok_cache_write = tok_cache_write + (fields.tok_cache_write or 0)
+        tok_reasoning = tok_reasoning + (fields.tok_reasoning or 0)
+      end
+    end
+    n, ok, sum_us = n + line_n, ok + line_ok, sum_us + line_sum
+    line_min, line_max, line_last = line_min + 0, line_max + 0, line_last + 0
+    if min_us < 0 or (line_min >= 0 and line_min < min_us) then min_us = line_min end
+    if line_max > max_us then max_us = line_max end
+    if line_last > last_ms then last_ms = line_last end
+  end
   if WINDOW_MS == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end
-  reply[size + 1], reply[size + 2], reply[size + 3] = clamped(n), clamped(ok), clamped(err)
-  reply[size + 4], reply[size + 5], reply[size + 6] = clamped(sum_us), clamped(llm_calls), clamped(tool_calls)
-  reply[size + 7] = clamped(tok_in)
-  reply[size + 8], reply[size + 9], reply[size + 10] = clamped(tok_out), clamped(cost_nano), extreme(min_us)
-  reply[size + 11], reply[size + 12], reply[size + 13] = extreme(max_us), extreme(last_ms), extreme(first_ms)
-  reply[size + 14], reply[size + 15] = clamped(tok_cached_in), clamped(tok_cache_write)
-  reply[size + 16] = clamped(tok_reasoning)
+  local all = n + ok + err + sum_us + llm_calls + tool_calls + tok_in + tok_out + cost_nano
+    + tok_cached_in + tok_cache_write + tok_reasoning
+  if not (all < 9e15 and n >= 0 and ok >= 0 and err >= 0 and sum_us >= 0 and llm_calls >= 0 and tool_calls >= 0
+    and tok_in >= 0 and tok_out >= 0 and cost_nano >= 0 and tok_cached_in >= 0 and tok_cache_write >= 0
+    and tok_reasoning >= 0) then  -- the usual case needs no calls
+    n, ok, err, sum_us = clamped(n), clamped(ok), clamped(err), clamped(sum_us)
+    llm_calls, tool_calls, tok_in, tok_out = clamped(llm_calls), clamped(tool_calls), clamped(tok_in), clamped(tok_out)
+    cost_nano, tok_cached_in = clamped(cost_nano), clamped(tok_cached_in)
+    tok_cache_write, tok_reasoning = clamped(tok_cache_write), clamped(tok_reasoning)
+  end
+  reply[size + 1], reply[size + 2], reply[size + 3], reply[size + 4] = n, ok, err, sum_us
+  reply[size + 5], reply[size + 6], reply[size + 7], reply[size + 8] = llm_calls, tool_calls, tok_in, tok_out
+  reply[size + 9], reply[size + 10], reply[size + 11] = cost_nano, extreme(min_us), extreme(max_us)
+  reply[size + 12], reply[size + 13] = extreme(last_ms), extreme(first_ms)
+  reply[size + 14], reply[size + 15], reply[size + 16] = tok_cached_in, tok_cache_write, tok_reasoning
   size = size + 16
+end
+
+-- Return the n durations of the samples in the window, in the order of their ends; nil unless all are stored. The list
+-- is in the order of the flushes, and a late flush may bring earlier samples. So the script first looks where the
+-- samples lie in a sorted list, with a margin, and then in the whole list. A sample begins with 13 digits of ms.
+local MARGIN = 32
+local function durations(name, n)
+  key = tag .. 'latest:' .. name
+  local after, before = whole(from), whole(to)
+  local found
+  local function look(first, last)
+    local samples, in_order = call('LRANGE', key, first, last), true
+    for s = 2, #samples do
+      if samples[s] < samples[s - 1] then
+        in_order = false
+        break
+      end
+    end
+    if not in_order then table.sort(samples) end
+    local low, high = 1, #samples
+    while low <= high and samples[low] < after do low = low + 1 end
+    while low <= high and samples[high] >= before do high = high - 1 end
+    if high - low + 1 ~= n then return false end
+    found = {}
+    for s = low, high do
+      local us = string.match(samples[s], '^|(%d+)us|', 14)
+      if not us or #us > 15 then return false end
+      found[s - low + 1] = us
+    end
+    return true
+  end
+  local size = call('LLEN', key)
+  local below, above = 0, size
+  if to > now then below = size end
+  while below < above do
+    local middle = floor((below + above) / 2)
+    if call('LRANGE', key, middle, middle)[1] < before then below = middle + 1 else above = middle end
+  end
+  local is_found = look(math.max(0, below - n - MARGIN), below + MARGIN)
+  if not is_found and size > n and size <= MAX_EXACT then is_found = look(0, -1) end
+  return is_found and table.concat(found, ' ') or nil
 end
 
 local function full(name)
   local fields = {}
-  for s = 1, #starts do
-    key = starts[s] .. name
+  find_slices(name)
+  for s = 1, #hashes do
+    key = hashes[s] .. name
     local got = call('HGETALL', key)
     for i = 1, #got, 2 do
       local field = got[i]
@@ -135,19 +247,9 @@ local function full(name)
   end
   reply[counted] = (size - counted) / 2
   local n = fields.n or 0
-  local durations = {}
-  if n > 0 and n <= MAX_EXACT then
-    key = tag .. 'recent:' .. name
-    local members = call('ZRANGEBYSCORE', key, whole(from), '(' .. whole(to), 'LIMIT', 0, n + 1)
-    if #members == n then
-      for m = 1, n do
-        local us = string.match(members[m], '^|(%d+)us|', 14)  -- after 13 digits of ms
-        if not us or #us > 15 then durations = {}; break end
-        durations[m] = us
-      end
-    end
-  end
-  append(table.concat(durations, ' '))
+  for l = 1, #lines do n = n + (string.match(lines[l], '^%S+ n=(%d+) ') or 0) end
+  append(n > 0 and n <= MAX_EXACT and durations(name, n) or '')
+  append(table.concat(lines, '\n'))
 end
 
 local read = MAX_EXACT < 0 and plain or full

@@ -1,16 +1,17 @@
 -- series: the counters of some series, step by step over a window.
 -- KEYS
---   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
---   settings   HASH  agentperf:{metrics:<shard>}:settings
+--   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
+--   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
 --   The names of the slices of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms  int   length of the window, ms
---   as_of_ms   int   end of the window, ms since 1970, which may be in the future; -1 for now
---   step_ms    int   length of a step, ms: a multiple of 10000. Steps begin at its multiples since 1970
---   names...   text  the series, percent-encoded
+--   window_ms  int     length of the window, ms
+--   as_of_ms   int     end of the window, ms since 1970, which may be in the future; -1 for now
+--   step_ms    int     length of a step, ms: a multiple of 10000. Steps begin at its multiples since 1970
+--   names...   text    the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A line has
---                     the number of the step, counted from 0, and field and value of each counter, separated by spaces.
+--                     the number of the step, counted from 0, a bar and the line of each closed slice, and field and
+--                     value of each counter of the open slices; all are separated by the character 31.
 --                     A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
 --                     up to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
@@ -22,6 +23,7 @@
 --@include slices
 --@include cover
 --@include sums
+--@include closed
 local AGENTS, SETTINGS = KEYS[1], KEYS[2]
 local WINDOW_MS, AS_OF_MS, STEP_MS = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local NAMES = 4
@@ -29,18 +31,17 @@ local SEPARATOR = '\31'  -- error types may contain spaces, but no control chara
 
 local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
-local KEEP, is_valid = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d'), nil
-if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
-KEEP, is_valid = stored_ttls(KEEP)
-if not is_valid then return corrupt(SETTINGS, 'TTLs that are no numbers of ms') end
+local KEEP, wrong_settings = settings_ttls(SETTINGS)
+if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 
 local ending = AS_OF_MS < 0 and now or AS_OF_MS
 local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
 -- The slices of a step are those of a window with the same start and end. `starts` holds the prefixes of their keys;
--- the name of the series follows each prefix. A step is empty if none of its slices is kept any longer.
-local starts = {}
+-- the name of the series follows each prefix. A step is empty if none of its slices is kept any longer. `ranges` holds
+-- the same slices for `closed_lines`, with the number of the step of each.
+local starts, ranges, of_tier = {}, {}, {}
 for begin = from, to - STEP_MS, STEP_MS do
   local to_now = begin + STEP_MS > now
   local stop = to_now and now + 1 or begin + STEP_MS
@@ -49,7 +50,18 @@ for begin = from, to - STEP_MS, STEP_MS do
   local slices, _, _, misfit = covering(at, stop, to_now, now, KEEP)
   if misfit then return {0, misfit, 0, 0} end
   local prefixes = {}
-  for s = 1, #slices do prefixes[s] = slice_key(tag, slices[s][1], slices[s][2], '') end
+  for s = 1, #slices do
+    local tier, start = slices[s][1], slices[s][2]
+    prefixes[s] = slice_key(tag, tier, start, '')
+    local range = of_tier[tier]
+    if tier ~= TIERS[1] then
+      if not range or range.last + tier[WIDTH] ~= start then
+        range = closed_range(tier, start)
+        of_tier[tier], ranges[#ranges + 1] = range, range
+      end
+      range.last, range.at[stamp(start, tier[SHOWN])] = start, #starts + 1
+    end
+  end
   starts[#starts + 1] = prefixes
 end
 
@@ -84,7 +96,8 @@ end
 -- its fields are returned as they are. There are two exceptions. A number may be so large that it is stored in the form
 -- 1.5e+17. Or the slice has many fields, most of which count error types and models.
 local MAX_PLAIN = 128
-local function append_step(number, prefixes, name)
+local NO_LINES = {}
+local function append_step(number, prefixes, name, lines)
   key = prefixes[1] .. name
   local got = call('HGETALL', key)
   local most = #prefixes == 1 and #got <= MAX_PLAIN and 0 or 1e14
@@ -93,29 +106,52 @@ local function append_step(number, prefixes, name)
     if not (value >= 0) then clamped(value) end
     if value > most then most = value end
   end
-  if most < 1e14 then
-    if #got == 0 then return end
-    text[size + 1], text[size + 2] = number, table.concat(got, SEPARATOR)
+  if most < 1e14 and #got == 0 and #lines == 0 then return end
+  size = size + 1
+  text[size] = number
+  for l = 1, #lines do
+    text[size + 1], text[size + 2] = '|', lines[l]
     size = size + 2
-  else
-    text[size + 1] = number
-    size = size + 1
+  end
+  if most >= 1e14 then
     append_sums(got, prefixes, name)
+  elseif #got > 0 then
+    size = size + 1
+    text[size] = table.concat(got, SEPARATOR)
   end
   text[size + 1] = '\n'
   size = size + 1
+end
+
+local function lines_of_steps(name)  -- the closed slices of a series, by the number of their step
+  local found = {}
+  for _, range in ipairs(ranges) do
+    key = closed_key(tag, range.tier, name)
+    for _, line in ipairs(closed_lines(key, range, now)) do
+      local number = range.at[stamp_of(line, range.tier)]
+      local lines = found[number] or {}
+      found[number], lines[#lines + 1] = lines, line
+    end
+  end
+  return found
+end
+
+local function wrong_text(wrong)
+  return 'something else (' .. (type(wrong) == 'table' and wrong.err or wrong) .. ')'
 end
 
 local reply = {1, now, from, math.max(from, to)}
 for i = NAMES, #ARGV do
   local name = ARGV[i]
   text, size = {}, 0
+  local fine, lines = pcall(lines_of_steps, name)
+  if not fine then return corrupt(key, wrong_text(lines)) end
   for number = 1, #starts do
-    local fine, wrong = true, nil
-    if #starts[number] > 0 then fine, wrong = pcall(append_step, number - 1, starts[number], name) end
-    if not fine then
-      return corrupt(key, 'something else (' .. (type(wrong) == 'table' and wrong.err or wrong) .. ')')
+    local wrong
+    if #starts[number] > 0 then
+      fine, wrong = pcall(append_step, number - 1, starts[number], name, lines[number] or NO_LINES)
     end
+    if not fine then return corrupt(key, wrong_text(wrong)) end
   end
   reply[#reply + 1] = name
   reply[#reply + 1] = table.concat(text, SEPARATOR)

@@ -16,7 +16,7 @@ from agentperf_redis.script import Script
 Change = tuple[str, str]
 """A text of a script, and the text that replaces it."""
 
-SEQUENCE_CHECK = "  if SEQ <= known then return {0, now, 0, 0} end\n"
+SEQUENCE_CHECK = "  if SEQ <= known_seq then return {0, now, 0, 0} end\n"
 """The line of the flush script that recognizes a repeated delivery."""
 
 

@@ -5,6 +5,8 @@ local floor, format = math.floor, string.format
 local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
 local NAME, WIDTH, SHOWN = 1, 2, 3
 local OTHER = '__other__'
+local MIN_CLOSED = 2  -- slices of 10 s are not closed: they have few fields and expire soon
+local SETTLE_MS = 10000  -- processes flush the last samples of a slice within this time after its end, as a rule
 
 local function whole(number)  -- tostring would lose digits from 2^47 up
   return format('%.0f', number)
@@ -27,6 +29,30 @@ local function stored_ttls(texts)
     is_valid = is_valid and ttls[t] and ttls[t] <= 10080 * TIERS[t][WIDTH]
   end
   return ttls, is_valid
+end
+
+-- Return the stored TTLs, and whether they are stored in the form of this version. Returns nil and a reason if they
+-- cannot be used. Older versions store a hash. This version stores a text, which scripts of older versions refuse: they
+-- would miss the closed slices. If the stored TTLs are `expected` ones, they need no parsing.
+local SETTINGS_FORM = 'schema=2 10s=%.0f 1m=%.0f 1h=%.0f 1d=%.0f'
+local WRONG_TTLS = 'TTLs that are no numbers of ms'
+local function settings_ttls(key, expected)
+  local text, texts = redis.call('MGET', key)[1], nil  -- MGET finds no text in a hash
+  if text then
+    if expected and text == format(SETTINGS_FORM, expected[1], expected[2], expected[3], expected[4]) then
+      return expected, true, true
+    end
+    local schema = string.match(text, '^schema=(%d+) ')
+    if schema and schema ~= '2' then return nil, 'the schema ' .. schema .. ', which another version has written' end
+    texts = {string.match(text, '^schema=2 10s=(%d+) 1m=(%d+) 1h=(%d+) 1d=(%d+)$')}
+    if not texts[1] then return nil, schema and WRONG_TTLS or 'a string' end
+  else
+    texts = redis.pcall('HMGET', key, '10s', '1m', '1h', '1d')
+    if texts.err then return nil, 'something else (' .. texts.err .. ')' end
+  end
+  local ttls, is_valid = stored_ttls(texts)
+  if not is_valid then return nil, WRONG_TTLS end
+  return ttls, text and true or false, texts[1] and texts[2] and texts[3] and texts[4] and true or false
 end
 
 local function clock_ms()

@@ -61,10 +61,9 @@ def test_executions_are_those_of_the_api(agentperf: Run, perf: AgentPerf) -> Non
 
 def test_executions_before_the_window_are_omitted(agentperf: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     fill(perf)
-    key = keys.metrics_recent(namespace, keys.metrics_shard("planner"), "planner")
-    ((member, ended_ms),) = raw.zrange(key, 0, 0, withscores=True)
-    earlier = int(ended_ms) - 300_000
-    raw.zadd(key, {str(earlier) + member[13:] + "-earlier": earlier})
+    key = keys.metrics_latest(namespace, keys.metrics_shard("planner"), "planner")
+    (sample,) = raw.lrange(key, 0, 0)
+    raw.lpush(key, f"{int(sample[:13]) - 300_000}{sample[13:]}")
     assert len(shown(agentperf("export", "csv", "executions", "planner", "--window", "1h")).splitlines()) == 7
     assert len(shown(agentperf("export", "csv", "executions", "planner", "--window", "2m")).splitlines()) == 6
 

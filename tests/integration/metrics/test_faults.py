@@ -170,7 +170,7 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
     return {key: raw.dump(key) for key in raw.keys(f"{namespace}:*")}
 
 
-@pytest.mark.parametrize("part", ["agents", "settings", "total", "recent", "slow", "10s", "1m", "1h", "1d"])
+@pytest.mark.parametrize("part", ["agents", "settings", "total", "latest", "slow", "10s", "1m", "1h", "1d"])
 def test_wrong_key_type_is_named_and_nothing_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:

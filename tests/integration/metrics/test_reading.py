@@ -20,7 +20,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import DEFAULT_NAMESPACE, Backend
 from agentperf_redis.background import Background, Job
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands, spans
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.client import MetricsCollector
@@ -616,8 +616,8 @@ def test_namespace_stores_its_retention(
     other.flush()
 
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
-    assert {key.split(":")[3] for key in raw.keys(f"{tag}:*:research")} == {"total", "1m", "1h", "recent", "slow"}
-    assert raw.hgetall(f"{tag}:settings") == {"10s": "0", "1m": "1800000", "1h": "7200000", "1d": "0"}
+    assert {key.split(":")[3] for key in raw.keys(f"{tag}:*:research")} == {"total", "1m", "1h", "latest", "slow"}
+    assert raw.get(f"{tag}:settings") == "schema=2 10s=0 1m=1800000 1h=7200000 1d=0"
     assert other.get_or_create_metrics("research", window="5m").task_count == 11, "reads use the stored retention"
     assert keeper.get_or_create_metrics("research", window="3d").task_count == 11
     assert not keeper.get_or_create_metrics("research").exact, "five samples are not all eleven"
@@ -625,7 +625,32 @@ def test_namespace_stores_its_retention(
     firm = MetricsCollector(backend=connect(server.url), retention=Retention())
     firm.record_execution("research", 0.5, True)
     firm.flush()
-    assert raw.hget(f"{tag}:settings", "10s") == "900000", "the last writer's retention applies"
+    assert "10s=900000" in raw.get(f"{tag}:settings"), "the last writer's retention applies"
+
+
+def test_settings_of_an_older_version_are_replaced(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
+    raw.delete(key)
+    raw.hset(key, mapping={"10s": 0, "1m": 1_800_000, "1h": 7_200_000, "1d": 0})
+    assert collector.get_or_create_metrics("research", window="5m").task_count == 1
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    assert raw.get(key) == "schema=2 10s=0 1m=1800000 1h=7200000 1d=0"
+    assert collector.get_or_create_metrics("research", window="5m").task_count == 2
+
+
+def test_settings_of_a_newer_version_are_refused(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+    key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
+    raw.set(key, "schema=3 10s=0 1m=1800000 1h=7200000 1d=0")
+    collector.record_execution("research", 0.5, True)
+    for use in (collector.flush, lambda: collector.get_or_create_metrics("research", window="5m")):
+        with pytest.raises(CorruptState, match="the schema 3") as met:
+            use()
+        assert met.value.key == key
+    raw.delete(key)
+    assert collector.flush(), "the record is kept until the settings can be read"
 
 
 def test_outdated_raw_samples_count_as_dropped(

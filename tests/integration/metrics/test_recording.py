@@ -251,7 +251,7 @@ def test_slices_have_their_ttls(collector: MetricsCollector, raw: Raw, namespace
     assert ttls["total"] < 0, "totals never expire"
     for width, name, ttl in ((10, "10s", quarter), (60, "1m", hours), (3600, "1h", days), (86_400, "1d", months)):
         assert ttl - 5 < ttls[name] <= ttl + width
-    assert 3590 < ttls["recent"] <= 3600
+    assert 3590 < ttls["latest"] <= 3600
     assert 8 * 86_400 - 5 < ttls["slow"] <= 8 * 86_400
 
 
@@ -266,8 +266,8 @@ def test_recent_and_slow_samples_are_bounded(collector: MetricsCollector, raw: R
     slow = raw.zrange(keys.metrics_slow(namespace, shard, "research"), 0, -1, withscores=True)
     assert [score for _, score in slow] == sorted(us for us in range(675_000, 700_000, 500))
     assert slow[-1][0].split("|")[1:3] == ["699500us", "err:E"]
-    recent = keys.metrics_recent(namespace, shard, "research")
-    assert 350 < raw.zcard(recent) <= 1000
+    recent = keys.metrics_latest(namespace, shard, "research")
+    assert 350 < raw.llen(recent) <= 1000
     delivery = collector.delivery()
     assert delivery.samples_dropped > 0
     assert (delivery.recorded, delivery.counted, delivery.pending) == (1400, 1400, 0)

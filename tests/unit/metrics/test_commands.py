@@ -211,9 +211,12 @@ def test_idle_span_gives_way_to_a_new_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["err:", "mdl:"])
-def test_idle_error_or_model_gives_way_to_a_new_one(world: World, kind: str) -> None:
+@pytest.mark.parametrize("durations", [1, 30])
+def test_idle_error_or_model_gives_way_to_a_new_one(world: World, kind: str, durations: int) -> None:
     def use(*names: str) -> None:
         def record(buffer: Buffer) -> None:
+            for number in range(1, durations):  # the slice of a day with many fields is closed on the next day
+                buffer.record(stored_name("a"), 1.3**number, OK)
             for name in names:
                 if kind == "err:":
                     buffer.record(stored_name("a"), 0.5, f"err:{name}")
@@ -237,6 +240,7 @@ def test_idle_error_or_model_gives_way_to_a_new_one(world: World, kind: str) -> 
     use("new", "two")
     found = counted()
     assert (found["new"], found["two"], len(found), sum(found.values())) == (1, 4, 4, 11)
+    assert any(":slices:1d:" in key for key in world.stored()) == (durations == 30)
     if kind == "mdl:":
         models = world.total("a").models
         assert sum(use["tok_in"] for use in models.values()) == 110
