@@ -49,15 +49,17 @@ class Past:
         self._clock = -age
         return self.buffer
 
-    def count(self) -> None:
-        """Send everything recorded, in the slices that the default retention allows."""
+    def count(self, retention: Retention = Retention()) -> None:  # noqa: B008  it is immutable
+        """Send everything recorded, in the slices that the retention allows."""
         self._clock = 0.0
         self.buffer.aggregate()
-        self.buffer.downsample(Retention().ttls)
+        self.buffer.downsample(retention.ttls)
         while batches := self.buffer.batches():
             for batch in batches:
                 now_ms = round(self.now * 1000)
-                command = commands.flush(self._namespace, batch, now=0.0, retention=Retention(), server_ms=now_ms)
+                command = commands.flush(
+                    self._namespace, batch, now=0.0, retention=retention, firm=True, server_ms=now_ms
+                )
                 assert isinstance(command.script, Script)
                 reply = self._raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
                 assert reply[0] == commands.COUNTED
@@ -67,42 +69,59 @@ class Past:
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
     """Write the metrics of agents that have run at a constant rate for longer than the retention.
 
-    Flushes write one slice of each width, with the right number of executions and with lognormal durations of sigma
-    0.8. Each slice is copied to the keys of all other slices of its width within the TTL, and to all agents. The
-    all-time counts are those of one day.
+    Flushes write one open slice of each width, and a closed one if it would be closed, with the right number of
+    executions and with lognormal durations of sigma 0.8. Each is copied to all other slices of its width within the
+    TTL, and to all agents. The all-time counts are those of one day.
 
     Returns:
         The server's memory that the metrics use, in bytes.
     """
     source = random.Random(1)
-    agent, slices = "busy-00", dict[int, Any]()
+    agent = "busy-00"
+    shard = keys.metrics_shard(agent)
+    tag = keys.metrics_tag(namespace, shard)
     scratch = [f"{namespace}.{width}" for width in WIDTHS]
+    lines: dict[int, str] = {}
+    open_slices: dict[int, Any] = {}
     for (width, (kind, _)), of in zip(WIDTHS.items(), scratch, strict=True):
+        times = [source.lognormvariate(0.7, 0.8) for _ in range(width * per_second)]
         buffer = Buffer(on_first=lambda: None, clock=lambda: 0.0)
-        for _ in range(width * per_second):
-            buffer.record(agent, source.lognormvariate(0.7, 0.8), OK)
+        for seconds in times:
+            buffer.record(agent, seconds, OK)
         flush(client, of, buffer, retention)
+        past = Past(client, f"{of}.closed")
+        for seconds in times:
+            past.at(past.now % width + 1.5 * width).record(agent, seconds, OK)
+        past.at(0.0).record(agent, 1.0, OK)
+        past.count(retention)
         if retention.ttls[width]:
-            (slices[width],) = client.scan_iter(f"{of}:*:{kind}:*:{agent}", count=1000)
+            (open_slices[width],) = client.scan_iter(f"{of}:*:{kind}:*:{agent}", count=1000)
+            for line in client.lrange(f"{keys.metrics_tag(f'{of}.closed', shard)}:slices:{kind}:{agent}", 0, -1):
+                lines[width] = (line if isinstance(line, str) else line.decode()).partition(" ")[2]
     whole = scratch[-1]
     before = used_memory(client)
     pipeline = client.pipeline(transaction=False)
     now = datetime.now(UTC)
     for name in (f"busy-{number:02d}" for number in range(agents)):
-        for key_of in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
-            shard = keys.metrics_shard(agent)
+        for key_of in (keys.metrics_total, keys.metrics_latest, keys.metrics_slow):
             pipeline.copy(key_of(whole, shard, agent), key_of(namespace, shard, name))
-        for width, ttl in retention.ttls.items():
+        for width, open_slice in open_slices.items():
             kind, spelt = WIDTHS[width]
-            for number in range(round(ttl / width) + 1 if ttl else 0):
+            ttl_ms = round(retention.ttls[width] * 1000) + 1
+            closed = f"{tag}:slices:{kind}:{name}"
+            for number in range(round(retention.ttls[width] / width), -1, -1):
                 begin = (now - timedelta(seconds=width * number)).strftime(spelt)
-                key = f"{keys.metrics_tag(namespace, keys.metrics_shard(agent))}:{kind}:{begin}:{name}"
-                pipeline.copy(slices[width], key)
-                pipeline.pexpire(key, round(ttl * 1000) + 1)
+                if number and width in lines:
+                    pipeline.rpush(closed, f"{begin} {lines[width]}")
+                else:
+                    key = f"{tag}:{kind}:{begin}:{name}"
+                    pipeline.copy(open_slice, key)
+                    pipeline.pexpire(key, ttl_ms)
+            pipeline.pexpire(closed, ttl_ms)
         pipeline.execute()
     taken = used_memory(client) - before
     for of in scratch:
-        client.unlink(*client.scan_iter(f"{of}:*", count=1000))
+        client.unlink(*client.scan_iter(f"{of}*", count=1000))
     return taken
 
 
