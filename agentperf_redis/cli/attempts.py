@@ -98,6 +98,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("HLEN", key),
         ("HMGET", key, "field"),
         ("HSCAN", key, "0", "COUNT", "1"),
+        ("LRANGE", key, "0", "0"),
         ("XRANGE", key, "-", "+", "COUNT", "1"),
         ("XREVRANGE", key, "+", "-", "COUNT", "1"),
         ("ZCARD", key),
@@ -129,6 +130,8 @@ def script_calls(key: str, channel: str) -> list[tuple[str, ...]]:
         ("LINDEX", key, "0"),
         ("LLEN", key),
         ("LPOP", key),
+        ("LRANGE", key, "0", "0"),
+        ("LTRIM", key, "0", "-1"),
         ("MGET", key),
         ("PERSIST", key),
         ("PEXPIRE", key, _SCRATCH_MS),  # after PERSIST: the scratch key always expires

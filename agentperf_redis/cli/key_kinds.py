@@ -554,10 +554,16 @@ KINDS = (
     ),
     Kind(
         "metrics",
-        "recent:(.+)",
-        "zset",
-        "the latest executions of {1}, at most 1000: duration and outcome, by their end",
-        (Meaning(_SAMPLE, "an execution of {0} us, outcome {1}, ended", at_ms),),
+        "slices:(1m|1h|1d):(.+)",
+        "list",
+        "the counts of {2} in the past slices of {1}: start in UTC, counters, and after the bar the buckets of the "
+        "durations, as the first bucket of a run and the counts from it on; it expires",
+    ),
+    Kind(
+        "metrics",
+        "latest:(.+)",
+        "list",
+        "the latest executions of {1}, at most 1000: end in ms, duration and outcome",
     ),
     Kind(
         "metrics",
@@ -569,9 +575,8 @@ KINDS = (
     Kind(
         "metrics",
         "settings",
-        "hash",
-        "TTLs of the time slices in the shard {0} of the metrics",
-        (Meaning("(10s|1m|1h|1d)", "slices of {0} are kept after their end for", length_ms),),
+        "string",
+        "TTLs after the end of the time slices in the shard {0} of the metrics, ms",
     ),
     Kind(
         "metrics",

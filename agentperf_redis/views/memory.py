@@ -208,7 +208,8 @@ _METRICS = {
     "1m": "metrics, slices of a minute",
     "1h": "metrics, slices of an hour",
     "1d": "metrics, slices of a day",
-    "recent": "metrics, latest executions",
+    "latest": "metrics, latest executions",
+    "slices": "metrics, closed slices",
     "slow": "metrics, slowest executions",
 }
 

@@ -474,6 +474,23 @@ def flush(namespace: str, seq: int, *, firm: bool = False, server_ms: int = -1, 
     return metered.flush(namespace, batch, now=0.0, retention=Retention(), firm=firm, server_ms=server_ms)
 
 
+def flush_late(namespace: str, seq: int, now_s: float) -> Command[Any]:
+    """Flush many different durations of three minutes ago, as the process "late". This closes their minute."""
+    clock = [-190.0]
+    buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
+    buffer.synchronise(now_s, 0.0)
+    for number in range(30):
+        buffer.record("a", 1.3**number / 1000, OK)
+    buffer.record("a", 0.5, f"{FAILED}:Timeout Error")
+    clock[0] = 0.0
+    buffer.record("a", 0.5, OK)
+    buffer.aggregate()
+    (batch,) = buffer.batches()
+    batch.writer, batch.seq = "late", seq
+    server_ms = round(now_s * 1000)
+    return metered.flush(namespace, batch, now=0.0, retention=Retention(), server_ms=server_ms)
+
+
 def metrics_operations(backend: Backend) -> Operations:
     space = backend.namespace
     numbers = itertools.count(100)
@@ -512,22 +529,29 @@ def metrics_operations(backend: Backend) -> Operations:
     return found
 
 
-@pytest.mark.parametrize("part", ["total", "slices", "others"])
+@pytest.mark.parametrize("part", ["total", "slices", "closed", "others"])
 def test_damaged_metrics_are_reported_and_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], part: str
 ) -> None:
     backend = connect(own_server.url)
     backend.run(flush(backend.namespace, 1))
-    widths = ("10s", "1m", "1h", "1d")
+    seconds, micros = stored.raw.time()
+    now_s, numbers = seconds + micros / 1e6, itertools.count(2)
+    operations = metrics_operations(backend)
+    if part == "closed":
+        backend.run(flush_late(backend.namespace, 1, now_s))
+        operations["late flush"] = lambda: flush_late(backend.namespace, next(numbers), now_s)
+    kinds = {"total": ("total",), "slices": ("10s", "1m", "1h", "1d"), "closed": ("slices",)}
 
     def is_part(key: str) -> bool:
         kind = key.rpartition("}:")[2].partition(":")[0]
-        return {"total": kind == "total", "slices": kind in widths, "others": kind not in (*widths, "total")}[part]
+        return kind in kinds[part] if part in kinds else not any(kind in each for each in kinds.values())
 
     def run(what: Any) -> Any:
         return what() if callable(what) else backend.run(what)
 
-    found = faults(stored, run, stored.damages(is_part), metrics_operations(backend))
+    assert any(map(is_part, stored.raw.scan_iter()))
+    found = faults(stored, run, stored.damages(is_part), operations)
     assert shortened(found) == []
 
 

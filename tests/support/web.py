@@ -219,6 +219,7 @@ READ_RIGHTS = [
     "+evalsha",
     "+time",
     "+type",
+    "+exists",
     "+getrange",
     "+mget",
     "+hget",
@@ -229,6 +230,8 @@ READ_RIGHTS = [
     "+zcard",
     "+zrange",
     "+zrangebyscore",
+    "+lrange",
+    "+llen",
     "+xlen",
     "+xrevrange",
 ]

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.web import app
 from tests.support.every_command import fill, release
+from tests.support.filled import Past
 from tests.support.markup import parsed
 from tests.support.servers import Raw, Server
 from tests.support.web import MEMORY_RIGHTS, READ_RIGHTS, Browser
@@ -42,7 +44,15 @@ def hold(url: str, namespace: str) -> Iterator[None]:
 
 @pytest.fixture
 def filled(server: Server, namespace: str, workers: Workers) -> None:
-    """A namespace in which each service was used. A process has died with a lease, which has expired."""
+    """A namespace in which each service was used. A process has died with a lease, which has expired.
+
+    An agent was busy for an hour and a half, so that its past minutes are closed slices.
+    """
+    with server.client() as raw:
+        past = Past(raw, namespace)
+        for age in range(5400, 0, -2):
+            past.at(float(age)).record("planner", 0.01 * 1.3 ** (age % 31), OK)
+        past.count()
     with AgentPerf(server.url, namespace=namespace) as perf:
         fill(perf)
         release(perf)

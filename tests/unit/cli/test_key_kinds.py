@@ -45,6 +45,7 @@ def test_every_kind_is_in_the_legend() -> None:
         ("n:{lb:a%20b#3/8.17}:due", "timers of the pool a b (shard 3 of 8)"),
         ("n.s-1:{cache:answers}:e:a:b|c\n", "the entry a:b|c\n of the cache answers"),
         ("n:{metrics:03}:10s:2026-11-29T16:45:10:research/a%2Fb", "the counts of research/a/b in the 10s from 2026-11-29T16:45:10 UTC on"),
+        ("n:{metrics:03}:slices:1h:research/a%2Fb", "the counts of research/a/b in the past slices of 1h"),
         ("n:{metrics:03}:1d:2026-11-29:a", "the counts of a in the 1d from 2026-11-29 UTC on"),
         ("n:{tiered:docs}:deferred:123", "the entries that a clear of the cache docs removed"),
     ],
@@ -76,8 +77,7 @@ def test_other_keys_are_unknown(key: str) -> None:
         ("n:{metrics:03}:total:a", "h:16", "5", "executions that took more than 2 s and at most 2.08855 s", ""),
         ("n:{metrics:03}:total:a", "mdl:m%2F1:tok_in", "5", "tok_in of the model m/1", ""),
         ("n:{metrics:03}:total:a", "unheard_of", "5", "", ""),
-        ("n:{metrics:03}:settings", "10s", "900000", "slices of 10s are kept after their end for", "900 s"),
-        ("n:{metrics:03}:recent:a", "1|73us|err:KeyError|x", "1795967996721", "an execution of 73 us, outcome err:KeyError, ended", "2026-11-29"),
+        ("n:{metrics:03}:slow:a", "1|73us|err:KeyError|x", "73", "an execution of 73 us, outcome err:KeyError", ""),
     ],
 )  # fmt: skip
 def test_fields_are_explained(key: str, name: str, value: str, meaning: str, words: str) -> None:

@@ -14,7 +14,7 @@ from agentperf_redis.views.memory import MAX_KINDS, KindMemory, _rows, group_of
         (keys.meta("n"), "namespace"),
         (keys.metrics_total("n", 3, "a"), "metrics, counts of all time"),
         ("n:{metrics:03}:1m:2026-11-29T12:00:a", "metrics, slices of a minute"),
-        (keys.metrics_recent("n", 3, "a"), "metrics, latest executions"),
+        (keys.metrics_latest("n", 3, "a"), "metrics, latest executions"),
         (keys.metrics_agents("n", 3), "metrics, indexes"),
         (keys.cache("n", "cache", "an swers:1").entry("k:1"), "cache an swers:1"),
         (keys.cache("n", "tiered", "docs").size, "tiered cache docs"),
