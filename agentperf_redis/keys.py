@@ -23,7 +23,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
 
-    agentperf:{lb:coder#3/8.17}:...           the same, for shard 3 of a pool with 8 shards (17: see `pool`)
+    agentperf:{lb:coder#3/8.30}:...           the same, for shard 3 of a pool with 8 shards (30: see `_shard_tag`)
     agentperf:{lb:coder}:state                HASH  of such a pool: #pool, the number of shards; #settings
 
     agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX, as all of these
@@ -50,7 +50,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
-    agentperf:{cache:answers#03/16}:...       the same, for shard 3 of a cache with shards=16. A key's shard is
+    agentperf:{cache:answers#3/16.68}:...      the same, for shard 3 of a cache with shards=16. A key's shard is
                                               crc16(<key>) % 16, where crc16 is that of CLUSTER KEYSLOT. In such a
                                               cache, {cache:answers} has only the key meta, with the settings
 
@@ -210,31 +210,45 @@ _POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "event
 def pool(namespace: str, agent_type: str, shard: int = 0, shards: int = 1) -> PoolKeys:
     """Return the keys of the pool of an agent type, or of one of its shards."""
     resource = f"lb:{encoded(agent_type)}"
-    tag = f"{namespace}:{{{resource if shards == 1 else _spread(resource, shard, shards)}}}"
+    tag = f"{namespace}:{{{_shard_tag(resource, shard, shards)}}}"
     return PoolKeys(tag, *(f"{tag}:{part}" for part in _POOL_PARTS))
 
 
-def _spread(resource: str, shard: int, shards: int) -> str:
-    """Return the hash tag of a shard: ``lb:coder#3/8.17``.
+def key_slot(key: str) -> int:
+    """Return the Cluster slot of a key: CRC16 (XMODEM) of its hash tag, modulo 16384 (Redis Cluster specification)."""
+    data = key.encode()
+    start = data.find(b"{")
+    if start >= 0:
+        end = data.find(b"}", start + 1)
+        if end > start + 1:
+            data = data[start + 1 : end]
+    return crc_hqx(data, 0) % SLOTS
+
+
+def _shard_tag(resource: str, shard: int, shards: int) -> str:
+    """Return the hash tag of a shard of a pool or cache: ``lb:coder#3/8.30``. With one shard, it is the resource.
 
     The slots of a Cluster are divided into as many equal ranges as there are shards. The last number is the lowest with
-    which the tag lies in the middle quarter of the range of its shard. So the shards are spread evenly over nodes that
-    hold ranges of equal size, as in a new Cluster. With arbitrary slots, one of three nodes would often have half of 16
-    shards.
+    which the tag lies in the middle of the range of its shard: in the middle quarter of the range, or at most 128 slots
+    from its middle. So the shards are spread evenly over nodes that hold ranges of equal size, as in a new Cluster.
+    With arbitrary slots, one of three nodes would often have half of 16 shards.
 
     The number of shards is part of the tag. So processes that know a different number never use the same keys.
     """
+    if shards == 1:
+        return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
+    off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))  # narrow ranges would take many attempts
     attempt = 0
     while True:
         tag = f"{resource}#{shard}/{shards}.{attempt}"
-        if abs(crc_hqx(tag.encode(), 0) % SLOTS - middle) <= SLOTS // (8 * shards):
+        if abs(crc_hqx(tag.encode(), 0) % SLOTS - middle) <= off:
             return tag
         attempt += 1
 
 
 def whole_resource(resource: str) -> str:
-    """Return the name of a resource without that of its shard: ``coder#3/8.17`` becomes ``coder``."""
+    """Return the name of a resource without that of its shard: ``coder#3/8.30`` becomes ``coder``."""
     return resource.partition("#")[0]
 
 
@@ -306,18 +320,11 @@ def _cache_keys(tag: str) -> CacheKeys:
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 
+@lru_cache(maxsize=256)
 def cache_shards(namespace: str, service: str, name: str, shards: int) -> tuple[CacheKeys, ...]:
-    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache.
-
-    The number in a tag, such as ``answers#03/16``, has leading zeros and is followed by the number of shards. Slots are
-    a checksum of the tag, and this form spreads them well: on three nodes, 14 of 15 names give no node more than 6 of
-    16 shards, and no name gives it more than 7. With ``answers#3``, a third of the names would give one node 8 to 10.
-    """
-    if shards == 1:
-        return (cache(namespace, service, name),)
-    digits = len(str(shards))
-    start = f"{namespace}:{{{service}:{encoded(name)}#"
-    return tuple(_cache_keys(f"{start}{shard:0{digits}d}/{shards}}}") for shard in range(shards))
+    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache."""
+    resource = f"{service}:{encoded(name)}"
+    return tuple(_cache_keys(f"{namespace}:{{{_shard_tag(resource, shard, shards)}}}") for shard in range(shards))
 
 
 def cache_shard(name: str, shards: int) -> int:
@@ -331,13 +338,6 @@ def cache_shard(name: str, shards: int) -> int:
         shards: number of shards of the cache.
     """
     return crc_hqx(name.encode(), 0) % shards
-
-
-def cache_of(resource: str) -> tuple[str, int | None]:
-    """Split the resource in the tag of a cache, such as ``answers#03/16``, into its encoded name and the shard."""
-    name, _, shard = resource.partition("#")
-    number = shard.partition("/")[0]
-    return name, int(number) if number.isdigit() else None
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agentperf_redis import keys
 from agentperf_redis.alerts.evaluation import Verdict, verdict
 from agentperf_redis.alerts.expression import Scope
 from agentperf_redis.alerts.model import Measured

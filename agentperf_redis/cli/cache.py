@@ -402,8 +402,8 @@ def _print_spread(perf: AgentPerf, cache: ExistingCache) -> None:
     out.print(table)
     shards = len(cache.shards)
     start, _, _ = cache.shards[0].tag.partition("#")
-    where = f"Entries lie at {start}#<shard>/{shards}}}:e:<key>; the shard is crc16(<key>) % {shards}"
-    out.print(f"{where} with leading zeros, as CLUSTER KEYSLOT computes crc16.", soft_wrap=True)
+    where = f"Entries lie at {start}#<shard>/{shards}.<number>}}:e:<key>; the shard is crc16(<key>) % {shards}"
+    out.print(f"{where}, as CLUSTER KEYSLOT computes it. `agentperf cache get` prints the whole key.", soft_wrap=True)
 
 
 def _gone(cache: ExistingCache) -> Exit:

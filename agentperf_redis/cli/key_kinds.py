@@ -166,7 +166,7 @@ _KEY = re.compile(
 )
 
 
-_SHARD = re.compile(r"#(\d+)/(\d+)(?:\.\d+)?$")
+_SHARD = re.compile(r"#(\d+)/(\d+)\.\d+$")
 
 
 def _named(group: str | None) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from agentperf_redis.command import Reply
+from agentperf_redis.keys import key_slot
 from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.resp import ServerError, pack
 
-SLOTS = 16384
 _UNKNOWN_HOST = "?"
 """Announced instead of a host name by a node that is to announce its host name and has none."""
 
@@ -21,17 +20,6 @@ class Node(NamedTuple):
     host: str
     port: int
     sentinel: bool = False
-
-
-def key_slot(key: str) -> int:
-    """Return the Cluster slot of a key: CRC16 (XMODEM) of its hash tag, modulo 16384 (Redis Cluster specification)."""
-    data = key.encode()
-    start = data.find(b"{")
-    if start >= 0:
-        end = data.find(b"}", start + 1)
-        if end > start + 1:
-            data = data[start + 1 : end]
-    return crc_hqx(data, 0) % SLOTS
 
 
 class Topology:

@@ -22,6 +22,7 @@ from redis.cluster import ClusterNode
 from redis.retry import Retry
 
 from agentperf_redis.embedded import start_bound
+from agentperf_redis.keys import SLOTS
 
 ServerKind = Literal["valkey", "redis82", "cluster", "redis70", "cluster82"]
 CLUSTERS = ("cluster", "cluster82")
@@ -32,7 +33,6 @@ Raw: TypeAlias = Any
 TIMEOUT = 30.0
 """Seconds that a server may take to start. It takes 0.1 s on an idle machine, and more on a loaded one. The limit makes
 a broken server fail."""
-SLOTS = 16_384
 
 
 class ServerFailed(Exception):

@@ -10,8 +10,8 @@ from typing import Any
 
 import redis
 
-from agentperf_redis.transport.topology import key_slot
-from tests.support.servers import SLOTS, Node, Server, wait_until
+from agentperf_redis.keys import SLOTS, key_slot
+from tests.support.servers import Node, Server, wait_until
 
 _TIMEOUT_MS = 5000
 _ATOMIC_TIMEOUT_S = 120.0

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.transport.topology import key_slot
+from agentperf_redis.keys import key_slot
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200)
 
@@ -67,3 +69,30 @@ def test_invalid_namespaces_are_refused(namespace: object) -> None:
 def test_agent_keeps_its_metrics_shard() -> None:
     assert keys.metrics_shard("research") == 2
     assert keys.metrics_total("agentperf", 2, keys.metrics_series("a b")) == "agentperf:{metrics:02}:total:a%20b"
+
+
+def tags_of(count: int) -> list[tuple[str, ...]]:
+    """Return the tags of the shards of a pool, and of a cache."""
+    pools = tuple(keys.pool("n", "a#b", number, count).tag for number in range(count))
+    return [pools, tuple(where.tag for where in keys.cache_shards("n", "cache", "a#b", count))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 16, 256])
+def test_shards_are_spread_over_equal_ranges_of_slots(count: int) -> None:
+    for tags in tags_of(count):
+        slots = list(map(key_slot, tags))
+        assert [each * count // keys.SLOTS for each in slots] == list(range(count))
+        for nodes in (2, 3, 4, 5, 6):
+            held = Counter(each * nodes // keys.SLOTS for each in slots)
+            assert max(held.values()) <= -(-count // nodes) + 1
+        assert max(Counter(each * 3 // keys.SLOTS for each in slots).values()) <= -(-count // 3) + (count > 16)
+
+
+def test_keys_of_other_numbers_of_shards_differ() -> None:
+    for tags in zip(*map(tags_of, (1, 2, 4, 8)), strict=True):
+        all_tags = [tag for some in tags for tag in some]
+        assert len(set(all_tags)) == len(all_tags)
+        assert {keys.whole_resource(tag.partition("{")[2].rstrip("}")).partition(":")[2] for tag in all_tags} == {
+            "a%23b"
+        }
+    assert [tags[0] for tags in tags_of(1)] == ["n:{lb:a%23b}", "n:{cache:a%23b}"]

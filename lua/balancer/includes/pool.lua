@@ -4,7 +4,7 @@
 -- WAITQ. The functions use these names directly: parameters for the keys would cost time on every acquire and release.
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool may be
--- divided into shards, each with all of these keys under a <tag> of its own, such as agentperf:{lb:<type>#3/8.17}. The
+-- divided into shards, each with all of these keys under a <tag> of its own, such as agentperf:{lb:<type>#3/8.30}. The
 -- scripts see one shard; layout.lua divides a pool, and writes the only other value of #pool. A pool without instances,
 -- leases and waiters leaves no key: a minute later, all of its keys have expired.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.

@@ -57,7 +57,9 @@ def test_entries_lie_in_the_documented_shards(
     call(make(backend), "put_many", dict.fromkeys([*NAMES, LONG], 1))
     found = sorted(raw.scan_iter(match=f"{namespace}:*:e:*"))
     shards = {name: key_slot(name.encode()) % 4 for name in map(keys.stored_name, [*NAMES, LONG])}
-    assert found == sorted(f"{namespace}:{{{service}:answers#{shard}/4}}:e:{name}" for name, shard in shards.items())
+    tags = [where.tag for where in keys.cache_shards(namespace, service, "answers", 4)]
+    assert found == sorted(f"{tags[shard]}:e:{name}" for name, shard in shards.items())
+    assert all(tag.startswith(f"{namespace}:{{{service}:answers#{shard}/4.") for shard, tag in enumerate(tags))
     assert set(shards.values()) == {0, 1, 2, 3}
     own = keys.cache(namespace, service, "answers")
     assert list(raw.scan_iter(match=f"{own.tag}:*")) == [own.meta]
@@ -279,12 +281,12 @@ def test_operators_see_one_cache(agentperf: Run, backend: Backend, namespace: st
     assert sum(row["entries"] for row in stats["spread"]) == stats["entries"] == len(NAMES) + 1
     assert sum(row["bytes"] for row in stats["spread"]) == stats["bytes"]
     shown = agentperf("cache", "stats", "answers").stdout
-    assert f"{namespace}:{{cache:answers#<shard>/4}}:e:<key>; the shard is crc16(<key>) % 4" in shown
+    assert f"{namespace}:{{cache:answers#<shard>/4.<number>}}:e:<key>; the shard is crc16(<key>) % 4" in shown
     got = document(agentperf("cache", "get", "answers", NAMES[3], "--json"), "cache get")
     shard = key_slot(NAMES[3].encode()) % 4
-    assert got["redis_key"] == f"{namespace}:{{cache:answers#{shard}/4}}:e:{NAMES[3]}"
+    assert got["redis_key"] == keys.cache_shards(namespace, "cache", "answers", 4)[shard].entry(NAMES[3])
     assert document(agentperf("inspect", got["redis_key"], "--json"), "inspect")["resource"] == "answers"
-    assert f"the cache answers, shard {shard}," in " ".join(agentperf("inspect", got["redis_key"]).stdout.split())
+    assert f"the cache answers (shard {shard} of 4)" in " ".join(agentperf("inspect", got["redis_key"]).stdout.split())
     shown_keys = document(agentperf("cache", "keys", "answers", "--json"), "cache keys")["keys"]
     assert sorted(shown_keys) == sorted([*NAMES, "large"])
     assert document(agentperf("cache", "keys", "answers", "--limit", "5", "--json"), "cache keys")["complete"] is False

@@ -11,9 +11,9 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.command import Batch, Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
+from agentperf_redis.keys import SLOTS, key_slot
 from agentperf_redis.script import Script, parse_header
 from agentperf_redis.transport import connector, executor
-from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.driving import Run, add
 from tests.support.servers import Node, Server, wait_until
 

@@ -19,8 +19,8 @@ from itertools import count
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, LRUCache, TieredCache, keys
-from agentperf_redis.transport.topology import key_slot
-from tests.support.servers import SLOTS, Server, ServerKind, wait_until
+from agentperf_redis.keys import SLOTS, key_slot
+from tests.support.servers import Server, ServerKind, wait_until
 from tests.support.slot_moves import SlotMover
 
 ROUNDS = 2

@@ -13,8 +13,8 @@ import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, keys
 from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.keys import key_slot
 from agentperf_redis.transport import delivery, resp
-from agentperf_redis.transport.topology import key_slot
 from tests.support.servers import Node, Servers, wait_until
 from tests.support.slot_moves import SlotMover
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -24,34 +23,13 @@ class NoBackend:
     namespace = "n"
 
     def node_of(self, key: str) -> int:
-        return slot(key) * 3 // keys.SLOTS
+        return keys.key_slot(key) * 3 // keys.SLOTS
 
 
 @pytest.fixture
 def layouts() -> Layouts:
     backend: Any = NoBackend()
     return Layouts(backend)
-
-
-def slot(key: str) -> int:
-    return crc_hqx(key.partition("{")[2].partition("}")[0].encode(), 0) % keys.SLOTS
-
-
-@pytest.mark.parametrize("count", [2, 3, 8, 16, 256])
-def test_shards_are_spread_over_equal_ranges_of_slots(count: int) -> None:
-    slots = [slot(keys.pool("n", "a#b", number, count).tag) for number in range(count)]
-    assert [each * count // keys.SLOTS for each in slots] == list(range(count))
-    for nodes in (2, 3, 4, 5, 6):
-        held = Counter(each * nodes // keys.SLOTS for each in slots)
-        assert max(held.values()) <= -(-count // nodes) + 1
-    assert max(Counter(each * 3 // keys.SLOTS for each in slots).values()) <= -(-count // 3)
-
-
-def test_keys_of_other_numbers_of_shards_differ() -> None:
-    tags = [keys.pool("n", "coder", number, count).tag for count in (1, 2, 4, 8) for number in range(count)]
-    assert len(set(tags)) == len(tags)
-    assert tags[0] == "n:{lb:coder}"
-    assert {keys.whole_resource(tag.partition("{lb:")[2].rstrip("}")) for tag in tags} == {"coder"}
 
 
 def test_instances_are_spread_over_shards() -> None:

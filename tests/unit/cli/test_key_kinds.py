@@ -42,7 +42,7 @@ def test_every_kind_is_in_the_legend() -> None:
     ("key", "holds"),
     [
         ("agentperf:{lb:a%20b}:ready@gpu%2F1", "instances of the pool a b with free capacity and the label gpu/1"),
-        ("n:{lb:a%20b#3/8.17}:due", "timers of the pool a b (shard 3 of 8)"),
+        ("n:{lb:a%20b#3/8.30}:due", "timers of the pool a b (shard 3 of 8)"),
         ("n.s-1:{cache:answers}:e:a:b|c\n", "the entry a:b|c\n of the cache answers"),
         ("n:{metrics:03}:10s:2026-11-29T16:45:10:research/a%2Fb", "the counts of research/a/b in the 10s from 2026-11-29T16:45:10 UTC on"),
         ("n:{metrics:03}:slices:1h:research/a%2Fb", "the counts of research/a/b in the past slices of 1h"),

@@ -11,11 +11,12 @@ import pytest
 
 from agentperf_redis.command import Arg, Command
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
+from agentperf_redis.keys import key_slot
 from agentperf_redis.script import Script
 from agentperf_redis.transport.address import parse_url
 from agentperf_redis.transport.delivery import Backoff, DeliveryFlow, Exchange, ExchangeFailed, deliver, deliver_opened
 from agentperf_redis.transport.resp import ServerError
-from agentperf_redis.transport.topology import Node, Topology, key_slot
+from agentperf_redis.transport.topology import Node, Topology
 
 SCRIPT = Script("namespace/open")
 RELEASE_CLAIM = Script("cache/release_claim")

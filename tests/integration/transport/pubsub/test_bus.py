@@ -18,9 +18,9 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.command import Command
+from agentperf_redis.keys import SLOTS, key_slot
 from agentperf_redis.transport.pubsub.bus import Bus
 from agentperf_redis.transport.pubsub.connection import BusConnection
-from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.proxy import Proxy
 from tests.support.servers import Node, Raw, Server, wait_until
 from tests.support.stalls import StallDetector
