@@ -7,7 +7,7 @@ has the actions whose replies were lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agentperf_redis.balancer import commands
 from agentperf_redis.script import Script
@@ -66,6 +66,24 @@ def check_history(history: Iterable[str]) -> dict[str, str]:
         held[instance] += 1
         granted.add(token)
         fences[instance] = fence
+    return live
+
+
+def check_histories(histories: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Replay the histories of the shards of a pool; return the leases held at the end.
+
+    Raises:
+        Unsound: a history is unsound, a token was granted in two shards, or an instance lies in two shards.
+    """
+    live: dict[str, str] = {}
+    shard_of: dict[str, int] = {}
+    for shard, history in enumerate(histories):
+        live |= check_history(history)
+        for entry in history:
+            if entry.startswith("grant "):
+                for name in entry.split(" ")[1:3]:
+                    if shard_of.setdefault(name, shard) != shard:
+                        raise Unsound(f"{entry}, for the second time: also in shard {shard_of[name]}")
     return live
 
 

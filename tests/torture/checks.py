@@ -6,9 +6,10 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import inf
 
-from tests.support.pool_history import Unsound, check_history, check_replies
+from tests.support.pool_history import Unsound, check_histories, check_replies
 from tests.torture.journal import Line
 from tests.torture.work import TTL_KEYS, TTL_S
 
@@ -28,12 +29,17 @@ def undocumented_errors(lines: Iterable[Line]) -> Iterator[str]:
 # The balancer
 
 
-def unsound_leases(history: Sequence[str], lines: Iterable[Line]) -> Iterator[str]:
-    """No grant exceeds the capacity, no token is granted twice, fencing tokens rise, and the replies tell the truth."""
+def unsound_leases(histories: Sequence[Sequence[str]], lines: Iterable[Line]) -> Iterator[str]:
+    """No grant exceeds the capacity, no token is granted twice, fencing tokens rise, and the replies tell the truth.
+
+    Args:
+        histories: the log of the scripts in each shard of the pool.
+        lines: the journals.
+    """
     seen = [f"{line.kind} {line.values[0]}" for line in lines if line.kind in ("got", "freed")]
     try:
-        check_history(history)
-        check_replies(history, seen)
+        check_histories(histories)
+        check_replies(chain.from_iterable(histories), seen)
     except Unsound as unsound:
         yield str(unsound)
 

@@ -24,6 +24,7 @@ POOL_MUTANTS: dict[str, tuple[Change, ...]] = {
         ("  if load < limit then\n    if score", "  if true then\n    if score"),
         ("    if load >= limit then\n", "    if false then\n"),
         ("  if r and r.load < r.limit then\n    local fence", "  if r then\n    local fence"),
+        ("  if r and r.load < r.limit then return r, id end\n", "  if r then return r, id end\n"),
     ),
     "no tombstone": (
         ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),

@@ -17,7 +17,7 @@ from agentperf_redis.alerts.notify import deliver_all
 from agentperf_redis.balancer import PoolSettings
 from tests.support.alert_rules import History, Receiver
 from tests.support.proxy import Proxy
-from tests.support.servers import Raw, Server, ServerKind, wait_until
+from tests.support.servers import CLUSTERS, Raw, Server, ServerKind, wait_until
 from tests.support.workers import Worker, Workers
 from tests.torture import checks, journal
 from tests.torture.trouble import Trouble
@@ -25,6 +25,8 @@ from tests.torture.work import DEADLINE_S, LEASE_TTL_S, POOL, Job, work
 
 NAMESPACE = "torture"
 PROCESSES, INSTANCES, CAPACITY = 4, 3, 2
+SHARDS = 4
+"""Number of shards of the pool, and of the cache, on a Cluster. On one server, each has one."""
 LEASE_S = 1.0
 """TTL of the lease under which a value is computed, s."""
 _STORM_FAULTS, _CALM_S = 12, 1.0
@@ -95,6 +97,7 @@ class Torture:
 
     def __init__(self, kind: ServerKind, seconds: float, seed: int, mutant: str = "") -> None:
         self._kind, self._seconds, self._seed, self._mutant = kind, seconds, seed, mutant
+        self._shards = SHARDS if kind in CLUSTERS else 1
         self._outages: list[tuple[float, float]] = []
 
     def run(self) -> Report:
@@ -136,6 +139,7 @@ class Torture:
             # The mutant "no capacity check" raises an error of the script if the limit of an instance is 0, as during
             # its ejection. Therefore mutants run without ejection.
             balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else _JUMPY)
+            balancer.configure_pool(POOL, shards=self._shards)
             for number in range(INSTANCES):
                 balancer.register_instance(
                     AgentInstance(f"i{number}", POOL, max_capacity=CAPACITY),
@@ -148,11 +152,12 @@ class Torture:
             perf.alerts.deploy(text=_RULES.format(url=receiver.url))
             start = history.now - 60 * _HISTORY_MINUTES
         url = server.url if proxy is None else proxy.url
-        return Job(url, NAMESPACE, folder, folder / "stop", self._seed, self._mutant, start, time.monotonic())
+        return Job(
+            url, NAMESPACE, folder, folder / "stop", self._seed, self._mutant, self._shards, start, time.monotonic()
+        )
 
-    def _history(self, raw: Raw) -> list[str]:
-        entries: list[str] = raw.lrange(f"{keys.pool(NAMESPACE, POOL).state}:log", 0, -1)
-        return entries
+    def _pools(self) -> list[keys.PoolKeys]:
+        return [keys.pool(NAMESPACE, POOL, number, self._shards) for number in range(self._shards)]
 
     def _finish(
         self,
@@ -175,9 +180,9 @@ class Torture:
         complain = report.complaints.extend
         with server.client() as raw, AgentPerf(server.url, namespace=NAMESPACE) as perf:
             complain(self._units_that_stay_taken(perf, raw))
-            history = self._history(raw)
-            report.grants = sum(entry.startswith("grant") for entry in history)
-            complain(checks.unsound_leases(history, lines))
+            histories = [raw.lrange(f"{pool.state}:log", 0, -1) for pool in self._pools()]
+            report.grants = sum(entry.startswith("grant") for history in histories for entry in history)
+            complain(checks.unsound_leases(histories, lines))
             agents = {f"agent-{line.worker}" for line in lines}
             stored = {agent: perf.metrics.get_or_create_metrics(agent).task_count for agent in agents}
             complain(checks.lost_or_doubled_counts(lines, stored, trouble.killed))
@@ -191,11 +196,10 @@ class Torture:
 
     def _units_that_stay_taken(self, perf: AgentPerf, raw: Raw) -> Iterator[str]:
         """After the TTL and one operation, all capacity is free."""
-        due = keys.pool(NAMESPACE, POOL).due
 
         def over() -> bool:
             seconds, micros = raw.time()
-            entries = raw.zrange(due, 0, -1, withscores=True)
+            entries = [due for pool in self._pools() for due in raw.zrange(pool.due, 0, -1, withscores=True)]
             return all(
                 at <= seconds * 1000 + micros // 1000 for name, at in entries if name[0] == "@" or name[:2] == "W@"
             )

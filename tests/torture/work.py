@@ -18,6 +18,7 @@ from pathlib import Path
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.alerts.notify import Deliveries
+from agentperf_redis.cache.model import MIN_SHARD_ENTRIES
 from agentperf_redis.errors import BackendFull, BackendUnavailable, ComputeFailed, LeaseLost, NoCapacity
 from tests.torture.journal import Journal
 from tests.torture.mutants import applied
@@ -26,6 +27,7 @@ POOL = "coder"
 LEASE_TTL_S = 0.5
 CACHE = "answers"
 CACHE_SIZE = 30
+"""Maximum number of entries of the cache in one shard, so that entries are evicted, and of local copies."""
 PUT_KEYS = tuple(f"put{number}" for number in range(8))
 FILL_KEYS = tuple(f"fill{number}" for number in range(4))
 TTL_KEYS = tuple(f"brief{number}" for number in range(4))
@@ -49,6 +51,7 @@ class Job:
         stop: the worker ends when this file exists.
         seed: seed of the random choices.
         mutant: name of a mutant; empty for none.
+        shards: number of shards of the pool, and of the cache.
         alerts_from: virtual start time of the alerts, s since 1970.
         epoch: real time of that start, s of `time.monotonic`.
     """
@@ -59,6 +62,7 @@ class Job:
     stop: Path
     seed: int
     mutant: str
+    shards: int
     alerts_from: float
     epoch: float
 
@@ -70,7 +74,7 @@ def tag_of(key: str) -> str:
 
 def work(job: Job, number: int) -> Iterator[None]:
     """Work until the stop file exists. Yields once, when the threads run, and ends when everything is counted."""
-    logging.getLogger("agentperf_redis").addHandler(logging.NullHandler())  # outages are expected
+    logging.getLogger("agentperf_redis").addHandler(logging.FileHandler(job.folder / f"{number}.log"))
     with ExitStack() as stack:
         stack.enter_context(applied(job.mutant))
         perf = stack.enter_context(AgentPerf(job.url, namespace=job.namespace, deadline=DEADLINE_S))
@@ -94,7 +98,8 @@ class Worker:
         self._number = number
         self._agent = f"agent-{number}"
         self._balancer = perf.balancer()
-        self._cache = perf.cache(CACHE, max_size=CACHE_SIZE, local_size=CACHE_SIZE, lease=1.0)
+        size = CACHE_SIZE if job.shards == 1 else MIN_SHARD_ENTRIES * job.shards
+        self._cache = perf.cache(CACHE, max_size=size, local_size=CACHE_SIZE, lease=1.0, shards=job.shards)
         self._deliveries = Deliveries(perf.alerts._service)
         self._writes = self._recorded = 0
         self.loops: tuple[Callable[[], None], ...] = (

@@ -7,7 +7,6 @@ requests. The callers retry these requests, and release the leases before the de
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -16,19 +15,22 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, PoolSettings, commands
-from agentperf_redis.script import Script
 from tests.support import records
+from tests.support.mutants import changed
+from tests.support.pool_history import LOGGING, SCRIPTS, Unsound, check_histories, check_history, check_replies
 from tests.support.proxy import Proxy
 from tests.support.servers import TIMEOUT, Raw, Server, wait_until
 from tests.support.workers import Worker, Workers
+from tests.torture.mutants import POOL_MUTANTS
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
 DIVIDED = 8
@@ -46,63 +48,10 @@ JUMPY = PoolSettings(
 )
 """With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
 
-SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 
-LOG = "call('RPUSH', STATE .. ':log', {})\n"
-HISTORY = (
-    # (line of a script, entry to log, whether to log it before or after this line)
-    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
-    (
-        "call('HSET', STATE, token, write(r.id",
-        "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
-        "before",
-    ),
-    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
-    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
-)
-MUTANTS = {
-    "no capacity check": (
-        ("  if load < limit then\n    if score", "  if true then\n    if score"),
-        ("    if load >= limit then\n", "    if false then\n"),
-        ("  if r and r.load < r.limit then\n    local fence", "  if r then\n    local fence"),
-        ("  if r and r.load < r.limit then return r, id end\n", "  if r then return r, id end\n"),
-    ),
-    "no tombstone": (
-        ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),
-    ),
-    "token made by the server": (
-        (
-            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1],",
-            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1] .. redis.call('TIME')[2],",
-        ),
-    ),
-}
-
-
-def rewrite(mutant: str | None) -> Iterator[None]:
-    """Make the scripts log their history, and optionally apply a mutant to them, until the generator is resumed."""
-    plain = Script.__dict__["source"]
-    changed = Counter[str]()
-    texts: dict[str, str] = {}
-    for script in SCRIPTS:
-        text = script.source
-        for anchor, what, side in HISTORY:
-            entry = LOG.format(what)
-            changed[anchor] += text.count(anchor)
-            text = text.replace(anchor, anchor + entry if side == "after" else entry + anchor)
-        for sound, broken in MUTANTS.get(mutant or "", ()):
-            changed[sound] += text.count(sound)
-            text = text.replace(sound, broken)
-        texts[script.name] = text
-    assert all(changed.values()), f"anchors missing from the scripts: {changed}"
-
-    def source(script: Script) -> str:
-        return texts.get(script.name) or str(plain.__get__(script, Script))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Script, "source", property(source))
-        patch.setattr(Script, "sha", property(lambda script: hashlib.sha1(script.source.encode()).hexdigest()))
-        yield
+def logged(mutant: str | None) -> AbstractContextManager[None]:
+    """Make the scripts of this process log their history, and optionally apply a mutant to them."""
+    return changed(SCRIPTS, LOGGING, POOL_MUTANTS[mutant] if mutant else ())
 
 
 @pytest.fixture
@@ -112,40 +61,8 @@ def mutant(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(autouse=True)
 def history_is_written(mutant: str | None) -> Iterator[None]:
-    yield from rewrite(mutant)
-
-
-class Unsound(Exception):
-    """Raised when the history violates a guarantee."""
-
-
-def check_history(history: list[str]) -> dict[str, str]:
-    """Replay the actions of the scripts; return the leases held at the end.
-
-    Raises:
-        Unsound: a grant exceeded the capacity, a token was granted twice, a fencing token did not rise, or a script
-            freed capacity that no lease held.
-    """
-    live: dict[str, str] = {}
-    granted: set[str] = set()
-    fences: dict[str, int] = {}
-    for number, entry in enumerate(history):
-        what, token, instance, *rest = entry.split(" ")
-        if what != "grant":
-            if live.pop(token, None) != instance:
-                raise Unsound(f"{number}: {entry}, which was not held")
-            continue
-        fence, limit = map(int, rest)
-        if sum(holder == instance for holder in live.values()) >= limit:
-            raise Unsound(f"{number}: {entry}, but all {limit} were held")
-        if token in granted:
-            raise Unsound(f"{number}: {entry}, for the second time")
-        if fence <= fences.get(instance, 0):
-            raise Unsound(f"{number}: {entry}, after fence {fences[instance]}")
-        live[token] = instance
-        granted.add(token)
-        fences[instance] = fence
-    return live
+    with logged(mutant):
+        yield
 
 
 def pools_of(namespace: str, shards: int) -> list[keys.PoolKeys]:
@@ -165,42 +82,14 @@ def read_histories(raw: Raw, pools: list[keys.PoolKeys]) -> list[list[str]]:
     return [raw.lrange(f"{pool.state}:log", 0, -1) for pool in pools]
 
 
-def check_histories(histories: list[list[str]]) -> dict[str, str]:
-    """Replay the histories of the shards of a pool; return the leases held at the end.
-
-    Raises:
-        Unsound: a history is unsound, a token was granted in two shards, or an instance lies in two shards.
-    """
-    live: dict[str, str] = {}
-    shard_of: dict[str, int] = {}
-    for shard, history in enumerate(histories):
-        live |= check_history(history)
-        for entry in history:
-            if entry.startswith("grant "):
-                for name in entry.split(" ")[1:3]:
-                    if shard_of.setdefault(name, shard) != shard:
-                        raise Unsound(f"{entry}, for the second time: also in shard {shard_of[name]}")
-    return live
-
-
-def check_clients(history: list[str], seen: list[str]) -> None:
-    """Check that the replies received by the workers match the actions logged by the scripts."""
-    granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
-    freed = Counter(entry.split(" ")[1] for entry in history if entry.startswith("free"))
-    for line in seen:
-        what, token = line.split(" ")
-        if what == "got" and granted[token] != 1:
-            raise Unsound(f"a worker got {token}, which was granted {granted[token]} times")
-        if what == "freed" and freed[token] != 1:
-            raise Unsound(f"a worker freed {token}, which was freed {freed[token]} times")
-
-
 def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
     """Acquire leases with random waits and priorities until SIGKILL. The file of replies survives the signal."""
-    running = rewrite(mutant)
-    next(running)
-    chance = random.Random(seed)
-    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    with logged(mutant):
+        use_pool(LoadBalancer(backend=Backend(url, namespace=namespace)), file, random.Random(seed))
+
+
+def use_pool(balancer: LoadBalancer, file: str, chance: random.Random) -> NoReturn:
+    """Acquire and release leases, and report them to the file."""
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     forgotten = []
     while True:
@@ -304,11 +193,10 @@ def wait_until_all_end(raw: Raw, *pools: keys.PoolKeys) -> None:
 
 def acquire_all(url: str, namespace: str) -> Iterator[list[str]]:
     """Acquire leases until no capacity of the pool is left, and yield the tokens of the leases."""
-    running = rewrite(None)
-    next(running)
-    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
-    held = [balancer.acquire("planner", ttl=TTL) for _ in range(INSTANCES * CAPACITY)]
-    yield [each.lease.token for each in held if each is not None and each.lease is not None]
+    with logged(None):
+        balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+        held = [balancer.acquire("planner", ttl=TTL) for _ in range(INSTANCES * CAPACITY)]
+        yield [each.lease.token for each in held if each is not None and each.lease is not None]
 
 
 def test_killed_process_frees_all_units_after_ttl(
@@ -375,7 +263,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     histories = read_histories(raw, pools)
     assert set(check_histories(histories)) == {instance.lease.token for instance in everything}
     history = list(itertools.chain(*histories))
-    check_clients(history, observed(tmp_path))
+    check_replies(history, observed(tmp_path))
     entries = Counter(entry.split(" ")[0] for entry in history)
     assert entries["grant"] > 500
     assert entries["end"] > 5
@@ -416,7 +304,7 @@ def test_torture_catches_all_mutants(
         try:
             histories = read_histories(raw, pools_of(namespace, shards))
             check_histories(histories)
-            check_clients(list(itertools.chain(*histories)), seen)
+            check_replies(list(itertools.chain(*histories)), seen)
         except Unsound as unsound:
             complaints.append(str(unsound))
         return bool(complaints)
@@ -447,28 +335,10 @@ def test_checker_detects_mutants_with_late_requests(
     complaint = ""
     try:
         live = check_history(history)
-        check_clients(history, seen)
+        check_replies(history, seen)
     except Unsound as unsound:
         complaint = str(unsound)
     assert expected in complaint
     if mutant is None:
         assert complaint == ""
         assert live == {}
-
-
-@pytest.mark.parametrize(
-    ("history", "complaint"),
-    [
-        (["grant @a p 1 1", "free @a p", "grant @b p 2 1"], ""),
-        (["grant @a p 1 1", "grant @b p 2 1"], "were held"),
-        (["grant @a p 2 2", "grant @b p 2 2"], "after fence"),
-        (["grant @a p 1 1", "end @a p", "grant @a p 2 1"], "second time"),
-        (["grant @a p 1 1", "end @a p", "free @a p"], "not held"),
-    ],
-)
-def test_checker_accepts_sound_and_rejects_unsound_histories(history: list[str], complaint: str) -> None:
-    if complaint:
-        with pytest.raises(Unsound, match=complaint):
-            check_history(history)
-    else:
-        assert check_history(history) == {"@b": "p"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pool_history import Unsound, check_histories
 from tests.torture import checks
 from tests.torture.journal import Line
 from tests.torture.work import PUT_KEYS, TTL_KEYS, TTL_S
@@ -124,3 +125,32 @@ def test_lost_or_renamed_alert_is_found(logged: list[str], received: list[str], 
 def test_undocumented_error_is_found() -> None:
     lines = journal((3, "fault", 1.0, "_record", "KeyError", "Traceback …"), (3, "error", 1.0, "_record", "X", ""))
     assert list(checks.undocumented_errors(lines)) == ["worker 3, _record: Traceback …"]
+
+
+@pytest.mark.parametrize(
+    ("histories", "complaint"),
+    [
+        ([["grant @a p 1 1", "free @a p", "grant @b p 2 1"]], ""),
+        ([["grant @a p 1 1", "free @a p", "grant @b p 2 1"], ["grant @c q 1 1", "end @c q"]], ""),
+        ([["grant @a p 1 1", "grant @b p 2 1"]], "were held"),
+        ([["grant @a p 2 2", "grant @b p 2 2"]], "after fence"),
+        ([["grant @a p 1 1", "end @a p", "grant @a p 2 1"]], "second time"),
+        ([["grant @a p 1 1", "end @a p", "free @a p"]], "not held"),
+        ([["grant @b p 1 1"], ["grant @b q 1 1"]], "also in shard 0"),
+        ([["grant @b p 1 1"], ["grant @c p 2 1"]], "also in shard 0"),
+    ],
+)
+def test_unsound_history_of_a_pool_is_found(histories: list[list[str]], complaint: str) -> None:
+    if complaint:
+        with pytest.raises(Unsound, match=complaint):
+            check_histories(histories)
+    else:
+        assert check_histories(histories) == {"@b": "p"}
+
+
+@pytest.mark.parametrize(
+    ("seen", "sound"), [("got @a", True), ("freed @a", True), ("got @b", False), ("freed @b", False)]
+)
+def test_reply_that_the_history_lacks_is_found(seen: str, sound: bool) -> None:
+    lines = journal((0, seen.split(" ", maxsplit=1)[0], 1.0, seen.split(" ")[1]))
+    assert bool(list(checks.unsound_leases([["grant @a p 1 1", "free @a p"]], lines))) is not sound
