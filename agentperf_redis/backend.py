@@ -131,7 +131,7 @@ class Backend:
         return self._topology.primaries
 
     def node_of(self, key: str) -> Node | None:
-        """Return the node that holds a key, as known from the commands so far; None if it is not known."""
+        """Return the node that holds a key; None if this process does not know it yet. The answer may be outdated."""
         return self._topology.node_for(key)
 
     def run(self, flow: Runnable[T], deadline: float | None = None) -> T:

@@ -80,7 +80,7 @@ class HistoryStep:
 
 
 def steps_of(history: History, time_range: TimeRange, step_ms: int) -> list[HistoryStep]:
-    """Return the steps of a window. As in a series of an agent, they cover the window, and none begins after now.
+    """Return the steps that cover a window. As in the series of an agent, no step begins after now.
 
     `windows.asked_steps` returns the last two arguments.
 
@@ -154,7 +154,7 @@ class Sampler(Generic[T]):
         samples: returns the commands that sample a resource, one for each of its shards. The result of a command is the
             time in ms until the next slice begins.
         timeout_s: returns the maximum duration, in seconds, of a command on this thread.
-        in_use: returns, by name, the resources that are in use without calls of `used`, such as pools with leases.
+        in_use: returns, by name, the resources that are sampled without calls of `used`, such as pools with leases.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
 
     agentperf:{lb:coder#3/8.30}:...           the same, for shard 3 of a pool with 8 shards (30: see `_shard_tag`)
-    agentperf:{lb:coder}:state                HASH  of such a pool: #pool, the number of shards; #settings
+    agentperf:{lb:coder}:state                HASH  of the same pool: its number of shards in #pool; #settings
 
     agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX, as all of these
     agentperf:{lock:invoices}:state           HASH  @<token> -> held|grant|waiting, #fence
@@ -44,15 +44,15 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process>: last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX: lease TTL
     agentperf:{cache:answers}:r:<request>     STRING  reply of an add, incr, ..., or the entry that a pop removed; PX
-    agentperf:{cache:answers}:resent          ZSET  resent request -> when the last copy of it may arrive, ms
-    agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
-                                              HASH :deferred:<version> of its keys
+    agentperf:{cache:answers}:resent          ZSET  resent request -> when its last copy may arrive, ms
+    agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later; the HASH
+                                              :deferred:<version> has the keys of a clear
     agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
     agentperf:{cache:answers#3/16.68}:...      the same, for shard 3 of a cache with shards=16. A key's shard is
                                               crc16(<key>) % 16, where crc16 is that of CLUSTER KEYSLOT. In such a
-                                              cache, {cache:answers} has only the key meta, with the settings
+                                              cache, the tag {cache:answers} has only the key meta: the settings
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
@@ -60,9 +60,9 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for an open slice of 10 s; also 1m, 1h, 1d; expires
     agentperf:{metrics:03}:slices:1h:research   LIST  "<UTC> n=60 ... | <bucket>:<counts>": closed slices; expires
     agentperf:{metrics:03}:latest:research    LIST  <end ms>|734210us|err:TimeoutError: latest samples; bounded
-    agentperf:{metrics:03}:slow:research      ZSET  <end ms>|734210us|ok|<id> -> duration, us; the slowest
+    agentperf:{metrics:03}:slow:research      ZSET  <end ms>|734210us|ok|<id> -> duration, us; the slowest samples
     agentperf:{metrics:03}:settings           STRING  schema=2 10s= 1m= 1h= 1d=: TTL of slices after their end, ms
-    agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
+    agentperf:{metrics:03}:w:<writer>         STRING  number of the last flush of that process; expires
 
     agentperf:{alerts}:rules                  HASH  version, deployed_ms, alert:<name>, slo:<name>, notify:<name>: JSON
     agentperf:{alerts}:schedule               HASH  <rule> -> every=<ms> next=<ms> token=<claim>
@@ -226,14 +226,15 @@ def key_slot(key: str) -> int:
 
 
 def _shard_tag(resource: str, shard: int, shards: int) -> str:
-    """Return the hash tag of a shard of a pool or cache: ``lb:coder#3/8.30``. With one shard, it is the resource.
+    """Return the hash tag of a shard of a pool or cache: ``lb:coder#3/8.30``. With one shard, the tag is `resource`.
 
-    The slots of a Cluster are divided into as many equal ranges as there are shards. The last number is the lowest with
-    which the tag lies in the middle of the range of its shard: in the middle quarter of the range, or at most 128 slots
-    from its middle. So the shards are spread evenly over nodes that hold ranges of equal size, as in a new Cluster.
-    With arbitrary slots, one of three nodes would often have half of 16 shards.
+    The slots of a Cluster are divided into as many equal ranges as there are shards, one range for each shard. The last
+    number of the tag is the lowest that puts the tag near the middle of the shard's range: into the middle quarter of
+    the range, or at most 128 slots from its middle. So if all nodes hold ranges of equal size, as in a new Cluster, the
+    shards are spread evenly over the nodes. With arbitrary slots, one of three nodes would often have half of 16
+    shards.
 
-    The number of shards is part of the tag. So processes that know a different number never use the same keys.
+    The number of shards is part of the tag. So processes that assume different numbers never use the same keys.
     """
     if shards == 1:
         return resource
@@ -248,7 +249,7 @@ def _shard_tag(resource: str, shard: int, shards: int) -> str:
 
 
 def whole_resource(resource: str) -> str:
-    """Return the name of a resource without that of its shard: ``coder#3/8.30`` becomes ``coder``."""
+    """Return the name of a resource without its shard: ``coder#3/8.30`` becomes ``coder``."""
     return resource.partition("#")[0]
 
 
@@ -310,7 +311,7 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache).
 
-    A cache with several shards stores its settings under `meta`, and nothing else under these keys.
+    A cache with several shards uses only one of these keys: `meta`, for its settings.
     """
     return _cache_keys(f"{namespace}:{{{service}:{encoded(name)}}}")
 
@@ -322,7 +323,7 @@ def _cache_keys(tag: str) -> CacheKeys:
 
 @lru_cache(maxsize=256)
 def cache_shards(namespace: str, service: str, name: str, shards: int) -> tuple[CacheKeys, ...]:
-    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache."""
+    """Return the keys of each shard of a cache. With one shard, these are the keys of the cache itself."""
     resource = f"{service}:{encoded(name)}"
     return tuple(_cache_keys(f"{namespace}:{{{_shard_tag(resource, shard, shards)}}}") for shard in range(shards))
 
@@ -330,8 +331,8 @@ def cache_shards(namespace: str, service: str, name: str, shards: int) -> tuple[
 def cache_shard(name: str, shards: int) -> int:
     """Return the number of the shard of a cache entry.
 
-    For a name without braces, this is also the remainder of ``CLUSTER KEYSLOT <name>``, since `shards` is a power of
-    two.
+    For a name without braces, this equals the result of ``CLUSTER KEYSLOT <name>`` modulo `shards`, since `shards` is a
+    power of two.
 
     Args:
         name: stored name of the key; see `stored_name`.

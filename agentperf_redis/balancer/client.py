@@ -121,12 +121,12 @@ class LoadBalancer:
             requests_per_minute: max leases per minute; the pool's `rate_burst` limits how many are granted at once.
             tokens_per_minute: max tokens per minute. The argument `tokens` of `acquire` and `release` is the number of
                 tokens of one lease.
-            shards: the number of shards of the pool, see `configure_pool`; None for that of an existing pool, and one
-                for a new pool.
+            shards: the number of shards of the pool; see `configure_pool`. With None, an existing pool keeps its number
+                of shards, and a new pool gets one shard.
 
         Raises:
-            InvalidArgument: when the strategy of the pool differs from that of this balancer, or its number of shards
-                from `shards`.
+            InvalidArgument: when the pool has another strategy than this balancer, or another number of shards than
+                `shards`.
         """
         self._backend.run(
             self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute, shards)
@@ -289,11 +289,11 @@ class LoadBalancer:
         Args:
             agent_type: the pool.
             wait: max seconds in the queue when no instance has free capacity; math.inf for no limit. The queue is
-                first in, first out; in a pool with several shards, each has a queue, see `configure_pool`.
+                first in, first out. In a pool with several shards, each shard has its own queue; see `configure_pool`.
             priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
             require: labels; the instance must have all of them.
-            affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
-                a session.
+            affinity: under CONSISTENT_HASH, calls with the same value, such as the name of a session, go to the same
+                instance.
             ttl: seconds, at least 0.05, after which the lease expires unless it is renewed.
             max_hold: seconds after which the lease is no longer renewed; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
@@ -357,9 +357,10 @@ class LoadBalancer:
     ) -> list[AgentInstance]:
         """Lease up to `count` units of a pool in one round trip. End the leases with `release_many`, or one by one.
 
-        Each lease is picked, renewed and fenced as one from `acquire`. The server grants all of them in one step. In a
-        pool with several shards, it is one step and one round trip for each shard that is used, and a call with
-        `all_or_none` that gets too few leases releases them again.
+        As with `acquire`, the strategy picks an instance for each lease, and each lease is renewed and has a fencing
+        token. The server grants all leases in one step. In a pool with several shards, each shard that is used usually
+        takes one step and one round trip. In such a pool, a call with `all_or_none` releases its leases if it gets too
+        few.
 
         Args:
             agent_type: the pool.
@@ -467,13 +468,16 @@ class LoadBalancer:
     def configure_pool(self, agent_type: str, *, shards: int) -> None:
         """Divide a pool into shards, before its first instance is registered.
 
-        All keys of a pool with one shard lie on one node of a Cluster, which serves some 15,000 pairs of acquire and
-        release a second. With several shards, the instances lie on several nodes, each in one shard. Calls pick a shard
-        by the free share of its capacity as last heard, and try all shards before they find nothing free. Each instance
-        is never leased beyond its capacity, as before. Other promises hold for each shard: the strategy picks within a
-        shard, and the queue is first in, first out within a shard. A waiter has a place in the queue of one shard, and
-        moves when another shard has free capacity. Panic, slow start and the share of ejected instances are decided
-        within a shard, so a shard should have ten instances or more.
+        All keys of a pool with one shard lie on one node of a Cluster. One node serves some 15,000 pairs of acquire and
+        release per second. With several shards, the instances are spread over several nodes; each instance lies in one
+        shard. A call prefers a shard with a large free share of its capacity, as last reported to this process. The
+        call tries all shards before it waits or gives up.
+
+        No instance is ever leased beyond its capacity, as with one shard. Other promises hold only within a shard: the
+        strategy picks among the instances of one shard, and the queue of each shard is first in, first out. A waiter
+        has a place in the queue of one shard. It moves to another shard when that shard has free capacity. Panic, slow
+        start and the limit on ejected instances apply to each shard separately, so a shard should have ten instances or
+        more.
 
         Args:
             agent_type: the pool.
@@ -526,8 +530,8 @@ class LoadBalancer:
                 returns the last `limit` events.
             limit: max number of events.
 
-        The events of a pool with several shards are in the order of the clocks of their servers. If these differ, an
-        event may be missed after a cursor.
+        The events of a pool with several shards are ordered by the clocks of the shards' servers. If these clocks
+        differ, a call with the argument `after` may miss an event.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
 

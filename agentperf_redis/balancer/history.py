@@ -66,8 +66,8 @@ def _series(layouts: Layouts, pool: Pool, time: TimeRange, step_ms: int) -> Flow
 def read_pool(layouts: Layouts, pool: Pool) -> Flow[History]:
     """Read the history of a whole pool.
 
-    The figures of its shards are added slice by slice. The shards are sampled at slightly different times, so the sums
-    of the largest values are upper bounds.
+    The figures of its shards are added slice by slice. The shards are sampled at slightly different times, so a sum of
+    their largest values is an upper bound for the pool.
     """
 
     def read_in(layout: Layout) -> Flow[History]:

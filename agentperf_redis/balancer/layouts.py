@@ -1,10 +1,10 @@
 """The shards of each pool, as this process knows them, and the share of their capacity that is free.
 
 A pool with several shards may use several nodes of a Cluster. Each instance lies in one shard. The number of shards is
-stored under the keys of the pool of one shard. A process that does not know it uses these keys, and learns the number
-from the refusal. If the pool has one shard, as most do, this costs nothing.
+stored under the keys that the pool would have with one shard. A process that does not know the number sends its first
+request to these keys, and learns the number from the refusal. Most pools have one shard, and then this costs nothing.
 
-A flow for a whole pool takes its pool of one shard, and runs over its layout:
+A flow for a whole pool takes a `Pool` with one shard, and runs over the layout of the pool:
 
     done = yield from over_shards(layouts, pool, lambda layout: commands.remove(layout.home(name), name))
 """
@@ -37,13 +37,14 @@ _CHANGES = 3
 
 
 class Layout:
-    """The shards of a pool, and what this process last heard from each of them. Methods take no lock.
+    """The shards of a pool, and what this process last heard from each of them. The methods take no lock.
 
-    Reports on a shard of another layout, such as that of a lease from before the number of shards changed, are ignored.
+    A lease may have been granted before the number of shards changed. Therefore a layout ignores reports on a shard of
+    another layout.
 
     Args:
         shards: the shards, in order.
-        node_of: returns the node that holds a key, as far as it is known.
+        node_of: returns the node that holds a key; None if the node is not known.
     """
 
     __slots__ = ("_away_until", "_heard_at", "_node_of", "_sums", "shards")
@@ -72,7 +73,7 @@ class Layout:
             self._away_until[shard.shard] = 0.0
 
     def released(self, shard: Pool) -> None:
-        """Count a lease of a shard that this process has released."""
+        """Subtract one from the remembered load of a shard, because this process has released a lease."""
         heard = self._sums[shard.shard] if self._has(shard) else None
         if heard is not None:
             self._sums[shard.shard] = (heard[0] - 1, heard[1])
@@ -82,7 +83,7 @@ class Layout:
         self.hear(shard, 1, 1)
 
     def lose(self, shard: Pool) -> None:
-        """Remember that a shard could not be reached, and so neither the other shards on its node."""
+        """Mark a shard, and all other shards on its node, as unreachable for a while."""
         if self._has(shard):
             until = time.monotonic() + _AWAY_S
             node = self._node_of(shard.keys.state)
@@ -91,16 +92,16 @@ class Layout:
                     self._away_until[each.shard] = until
 
     def is_away(self, shard: Pool) -> bool:
-        """Return whether a shard could not be reached a moment ago."""
+        """Return whether a shard is marked as unreachable."""
         return self._away_until[shard.shard] > time.monotonic()
 
     def _has(self, shard: Pool) -> bool:
         return shard.shards == len(self.shards)
 
     def free_share(self, shard: Pool) -> float:
-        """Return the share of the capacity of a shard that is free, as last heard.
+        """Return the free share of a shard's capacity, as last reported.
 
-        Returns 1.0 if the shard has reported nothing lately, and -1.0 for a while after it could not be reached.
+        Returns 1.0 if there was no report within `_HEARD_S`, and -1.0 while the shard is marked as unreachable.
         """
         number, now = shard.shard, time.monotonic()
         heard = self._sums[number]
@@ -113,9 +114,10 @@ class Layout:
     def in_order(self, affinity: str | None = None) -> Iterator[Pool]:
         """Yield the shards in the order in which a call tries them.
 
-        The first is the shard of the affinity, or the better of two random shards: the one with the larger free share.
-        Two random choices keep the load of the shards about equal, even if what this process heard is a little old. The
-        other shards follow by their free share.
+        With an affinity, the first shard is the one to which the affinity is mapped. Without one, the first shard is
+        the better of two random shards: the one with the larger free share. Comparing two random shards keeps the loads
+        of all shards about equal, even if the last reports are a little old. The other shards follow, those with the
+        largest free share first.
         """
         shards = self.shards
         if len(shards) == 1:
@@ -133,10 +135,11 @@ class Layout:
         yield from sorted((each for each in shards if each is not first), key=self.free_share, reverse=True)
 
     def split(self, count: int) -> Iterator[tuple[Pool, int]]:
-        """Divide a number of leases over shards, in proportion to what is free. Yields shards with their numbers.
+        """Divide a number of leases over shards, in proportion to their free shares. Yields shards and their numbers.
 
-        Each shard is a request, so as few shards are used as keep their load about equal: no shard gets more than a
-        sixteenth of its capacity, as last heard. The shards with the largest free share come first.
+        Each shard costs a request, so few shards are used: those with the largest free shares. But if possible, a shard
+        gets, on average, at most a sixteenth of the mean capacity of a shard, as last reported. This keeps the loads of
+        the shards about equal.
         """
         heard = [sums[1] for sums in self._sums if sums is not None and sums[1] > 1]
         part = max(1, sum(heard) // len(heard) // _PARTS) if heard else _PARTS
@@ -156,7 +159,7 @@ class Layout:
 
 
 class Layouts:
-    """The layouts of the pools of a backend in this process. `layouts_of` returns the object of a backend."""
+    """The layouts of a backend's pools, as this process knows them. `layouts_of` returns this object for a backend."""
 
     def __init__(self, backend: Backend) -> None:
         self._namespace = backend.namespace
@@ -164,7 +167,7 @@ class Layouts:
         self._known: dict[str, Layout] = {}
 
     def of(self, pool: Pool) -> Layout:
-        """Return the layout of a whole pool, as this process knows it: one shard, unless it has learned another number.
+        """Return the known layout of a whole pool: one shard, until this process learns another number of shards.
 
         Args:
             pool: any shard of the pool.
@@ -177,7 +180,7 @@ class Layouts:
         return found
 
     def whole(self, shard: Pool) -> Pool:
-        """Return the pool of one shard, which stands for the whole pool."""
+        """Return the `Pool` with one shard, which stands for the whole pool of this shard."""
         return shard if shard.shards == 1 else Pool.of(self._namespace, shard.agent_type)
 
     def learn(self, agent_type: str, shards: int) -> Layout:
@@ -199,16 +202,16 @@ def over_shards(
     *,
     plain: bool = False,
 ) -> Flow[T]:
-    """Run a flow over the shards of a pool. If the pool has another number of shards, run it again over these.
+    """Run a flow over the shards of a pool. If this process assumed a wrong number of shards, run the flow again.
 
     Args:
         layouts: the layouts of this process.
-        pool: the pool of one shard.
-        flow: makes the flow.
-        is_nothing: whether a result says that the flow has found nothing. If it finds nothing in a pool of several
-            shards, this may be because the number of shards has changed, so it is read from the server.
-        plain: whether the flow has only plain commands. A pool with several shards does not refuse them, so the number
-            of shards is read whenever the flow finds nothing.
+        pool: the whole pool, as a `Pool` with one shard.
+        flow: returns the flow for a layout.
+        is_nothing: whether a result says that the flow has found nothing. In a pool with several shards, the cause may
+            be that the number of shards has changed. So this number is then read from the server.
+        plain: whether the flow uses only plain commands, no scripts. The server never refuses plain commands, even if
+            the pool has several shards. So the number of shards is read whenever the flow finds nothing.
     """
     for left in reversed(range(_CHANGES)):
         layout = layouts.of(pool)
@@ -229,5 +232,5 @@ def over_shards(
 
 
 def layouts_of(backend: Backend) -> Layouts:
-    """Return the layouts of this process for a backend."""
+    """Return the `Layouts` object of this process for a backend."""
     return backend.share("lb-layouts", lambda: Layouts(backend))

@@ -420,13 +420,13 @@ class PoolStatus:
     Attributes:
         agent_type: the name of the pool.
         strategy: how the pool picks an instance.
-        instances: the instances in the order of their registration.
+        instances: the instances, shard by shard; within a shard, in the order of their registration.
         waiting: number of callers in the queue.
         granted: number of leases granted so far.
-        overdue: number of leases that have expired but are not ended yet. Only the first 5000 due timers are counted.
+        overdue: number of expired leases that no script has ended yet. Only the first 5000 due timers are counted.
         panic_for: seconds since the start of the panic; None when there is no panic.
         settings: the settings of the pool; None if they are missing on the server.
-        shards: number of shards of the pool. The instances are in the order of the shards first.
+        shards: number of shards of the pool.
     """
 
     agent_type: str

@@ -101,7 +101,7 @@ class Registrations:
         """Restore a pool: register again the instances that the server lost, and forget those that others removed.
 
         Args:
-            pool: the pool of one shard, for all shards; or a shard, for the instances in this shard.
+            pool: the whole pool, as a `Pool` with one shard; or a shard, to restore only the instances in this shard.
 
         Returns:
             Whether this process now has instances registered in the pool or shard.
@@ -112,7 +112,8 @@ class Registrations:
         for shard in shards:
             lost += yield from self._lost_in(shard, layout)
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
-            # If a process died while it let the division of an empty pool expire, this keeps the division.
+            # A process may have let the division expire, and then died before it saw a new instance. This keeps the
+            # division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
             self.layouts.learn(pool.agent_type, division.shards)
         for name in lost:
@@ -122,7 +123,7 @@ class Registrations:
         return bool(self._mine_in(pool, layout))
 
     def _mine_in(self, pool: Pool, layout: Layout) -> dict[str, Registered]:
-        """Return this process's registrations in a pool, or in a shard, by instance."""
+        """Return this process's registrations in a whole pool or in one shard, by instance id."""
         return {
             name: known
             for (of, name), known in list(self.registered.items())
@@ -148,10 +149,10 @@ class Registrations:
         return lost
 
     def place(self, pool: Pool, known: Registered) -> Flow[RegisterReply]:
-        """Register an instance in its shard. The reply names the replaced settings of the whole pool.
+        """Register an instance in its shard. The reply has the replaced settings of the whole pool.
 
         Args:
-            pool: the pool of one shard.
+            pool: the whole pool, as a `Pool` with one shard.
             known: the registration.
         """
         return (yield from over_shards(self.layouts, pool, partial(self._place_in, pool, known)))
@@ -171,10 +172,10 @@ class Registrations:
     def divide(
         self, pool: Pool, shards: int, strategy: LoadBalancingStrategy | None, settings: PoolSettings | None
     ) -> Flow[str]:
-        """Divide a pool into shards, unless it is divided into this number of shards.
+        """Divide a pool into shards, unless it already has this number of shards.
 
         Args:
-            pool: the pool of one shard.
+            pool: the whole pool, as a `Pool` with one shard.
             shards: the number of shards.
             strategy: the strategy that the pool must have; None for any.
             settings: the settings of the pool; None keeps the settings of an existing pool.
@@ -206,7 +207,7 @@ class Registrations:
         """Set the settings of a pool, and apply them to its instances page by page.
 
         Args:
-            pool: the pool of one shard.
+            pool: the whole pool, as a `Pool` with one shard.
             settings: the settings.
 
         Returns:

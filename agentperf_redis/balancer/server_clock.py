@@ -38,8 +38,8 @@ class ServerClock:
         This prevents a late copy of the request from undoing later changes by other processes.
 
         Args:
-            pool: the shard that the request changes; in a Cluster, the clock is that of its node.
-            request: builds the request. It is called with the time limit of the request, in ms of the server's clock.
+            pool: the shard that the request changes. In a Cluster, the clock of this shard's node is used.
+            request: builds the request from its time limit, in ms of the server's clock.
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()

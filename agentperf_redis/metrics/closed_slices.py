@@ -1,4 +1,4 @@
-"""The lines of closed time slices, as `lua/metrics/includes/closed.lua` describes them."""
+"""Reads the lines of closed time slices. `lua/metrics/includes/closed.lua` describes the lines."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _MAX_SUM, _LARGEST = 10**24, 2**63 - 1024
 
 
 def add_closed(line: bytes, fields: MutableMapping[bytes, int], buckets: MutableMapping[int, int]) -> None:
-    """Add the counters of a closed slice to others.
+    """Add the counters of a closed slice to `fields` and `buckets`.
 
     Args:
         line: the slice, such as ``2026-11-22T16 n=4 ok=4 sum_us=812 min_us=90 max_us=412 | -49:1 -44:2,0,1``.
-        fields: counters by their names in an open slice.
-        buckets: buckets of the histogram, by their index.
+        fields: counters, by the names that they have in an open slice.
+        buckets: counts of the histogram's buckets, by index.
 
     Raises:
-        ValueError: the text is no line of a closed slice.
+        ValueError: `line` is not the line of a closed slice.
     """
     head, _, runs = line.partition(b" | ")
     for word in head.split(b" ")[1:]:
@@ -57,7 +57,7 @@ def _bucket(text: bytes) -> int:
 
 
 def _large(text: bytes) -> int:
-    """Read a sum beyond 2^53, which is stored in the form 1.5e+17."""
+    """Read a number that has more than 15 digits, or is stored in the form 1.5e+17."""
     number = float(text)
     if not 0 <= number < _MAX_SUM:
         raise ValueError(text)

@@ -55,7 +55,7 @@ _LATE_READ_S = 0.05
 
 
 class _Sent:
-    """A request of a delivery that was sent, and whose replies were not read yet."""
+    """The first step of a delivery. If `connection` is set, its request was sent, but the replies are not read yet."""
 
     __slots__ = ("connection", "end", "error", "permit", "step")
 
@@ -220,7 +220,7 @@ class Executor:
         return results
 
     def _begin(self, delivery: DeliveryFlow) -> _Sent | None:
-        """Send the first request of a delivery, without waiting for the replies. Return None if there is none."""
+        """Begin the first step of a delivery without waiting for replies. Return None if the delivery has no step."""
         try:
             step = next(delivery)
         except StopIteration:  # the breaker refuses all commands
@@ -229,19 +229,19 @@ class Executor:
         if isinstance(step, Exchange):
             sent.end = time.monotonic() + step.timeout_s
             sent.permit = self._places.acquire(0)
-            with contextlib.suppress(ExchangeFailed):  # the connections are closed: `_finish` meets the error again
+            with contextlib.suppress(ExchangeFailed):  # if the connections are closed, `_finish` gets this error again
                 sent.connection = None if sent.permit is None else self._connections.idle(step.node)
             if sent.connection is not None:
                 try:
                     send(sent.connection, step.payload, sent.end)
-                except Exception as error:  # noqa: BLE001  interpreted when the replies are read
+                except Exception as error:  # noqa: BLE001  `_received` handles it
                     sent.error = error
             elif sent.permit is not None:
                 self._places.release(sent.permit)
         return sent
 
     def _finish(self, delivery: DeliveryFlow, sent: _Sent | None = None) -> None:
-        """Perform the steps of a delivery. `sent` is its first step, if this step has begun."""
+        """Perform the steps of a delivery. `sent` is its first step, if `_begin` has begun this step."""
         try:
             step = next(delivery) if sent is None else sent.step
             while True:
@@ -252,7 +252,7 @@ class Executor:
                 try:
                     if sent is None:
                         replies = self._exchange(step)
-                    elif sent.connection is None:  # its time has run while other nodes were awaited
+                    elif sent.connection is None:  # not sent yet, but its timeout began in `_begin`
                         step.timeout_s = max(_LATE_READ_S, sent.end - time.monotonic())
                         replies = self._exchange(step)
                     else:
@@ -272,7 +272,7 @@ class Executor:
             if sent.error is not None:
                 raise sent.error
             for _ in range(request.count):
-                replies.append(read(connection, end))  # noqa: PERF401  the replies before a failure are used
+                replies.append(read(connection, end))  # noqa: PERF401  after a failure, earlier replies are used
         except BaseException as error:
             failure = self._connections.failure(error, request, connection, replies)
             if failure is None:
@@ -302,7 +302,7 @@ class Executor:
             try:
                 send(connection, request.payload, end)
                 for _ in range(request.count):
-                    replies.append(read(connection, end))  # noqa: PERF401  the replies before a failure are used
+                    replies.append(read(connection, end))  # noqa: PERF401  after a failure, earlier replies are used
             except BaseException as error:
                 failure = self._connections.failure(error, request, connection, replies)
                 if failure is None:

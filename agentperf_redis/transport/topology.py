@@ -69,7 +69,7 @@ class Topology:
         return self._slots.get(key_slot(key))
 
     def parts(self, keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        """Group commands, given by their keys, by node. Returns no groups if the node of a command is not known.
+        """Group commands by the node that holds their keys. Returns no groups if the node of any command is not known.
 
         Args:
             keys: the keys of each command.
@@ -88,7 +88,7 @@ class Topology:
         return list(groups.values())
 
     def located(self, node: Node | None, reason: str) -> str:
-        """Return the reason of a failure with the node that failed. On a Cluster, the address names several nodes."""
+        """Return the reason of a failure. On a Cluster, add the failed node, since the address names several nodes."""
         name = "" if node is None or not self.scattered else f"{node.host}:{node.port}"
         return reason if name in reason else f"node {name}: {reason}"
 

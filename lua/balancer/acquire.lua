@@ -16,14 +16,14 @@
 --   random      int   random number, 0 to 2^52 - 1
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token; load, cap: sums of
---     the loads, and of the capacities of the instances that take work, after the grant
+--   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token; load: sum of all
+--     loads after the grant; cap: sum of the capacities of the instances that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
 --     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy,
 --     resting or rate-limited, the time until the first one comes back, if known; registered, waiting: number of
 --     instances and of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
---     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: number of
---     the other instances that rest or whose rate limits are used up
+--     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: of the
+--     other instances, the number of those that rest or whose rate limits are used up
 --   {-1, why}                            the token is spent; why: the tombstone's reason, or the word waiting or grant
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua

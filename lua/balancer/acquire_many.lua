@@ -21,15 +21,15 @@
 --     load, cap: as in acquire
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted; the rest as in acquire
 --   {-1, why}   all tokens are spent, or whole is 1 and one token is spent; no lease is granted; why: as in acquire.
---     Leases that an earlier copy of the request got stay; the caller releases them
+--     If an earlier copy of the request got leases, these stay until the caller releases them
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1, each token that gets no
 --         lease gets a tombstone, so that a late copy of the request gets no lease for this token
 -- ERRORS  none
--- COST    O(n log N + n log L): some 25 + 8 n commands; also 1 for each label of an instance, 1 for the first lease of
---         an instance with rate limits, at most n to find all units if whole is 1, and some 8 for each of at most 512
---         expiries; n leases, N instances, L leases in the pool
+-- COST    O(n log N + n log L): some 25 + 8 n commands. Further commands: 1 for each label of an instance, 1 for the
+--         first lease of an instance with rate limits, at most n to find all units if whole is 1, and some 8 for each
+--         of at most 512 expiries; n leases, N instances, L leases in the pool
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9

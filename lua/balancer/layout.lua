@@ -1,6 +1,7 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
--- A pool with several shards keeps its number of shards, strategy and settings under the keys of a pool with one shard. The
--- value of #pool there refuses all other scripts, whose callers then use the keys of the shards.
+-- A pool with several shards keeps its number of shards, strategy and settings under the keys of a pool with one shard.
+-- All other scripts recognize the value of #pool there, and refuse the request. Their callers then use the keys of the
+-- shards.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -9,17 +10,17 @@
 --   ids         ZSET  agentperf:{lb:<type>}:ids
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless it is
---                     confirmed before; drop: end the division
+--   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless
+--                     set confirms it before; drop: end the division
 --   shards      int   the number of shards
 --   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
 --   settings    text  settings of the pool, see pool.lua
 --   chosen      int   1 when the settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, shards, strategy, settings, before}   done; strategy, settings: those of the pool, the settings only after set;
---     before: the replaced settings, empty when none were replaced
---   {0, shards}       the pool has this number of shards, which is 1 or not the requested one; if it has instances,
+--   {1, shards, strategy, settings, before}   done; strategy: that of the pool; settings: those of the pool if the
+--     action is set, else empty; before: the replaced settings, empty when none were replaced
+--   {0, shards}       not done: the pool has one shard, or another number than the requested one; if it has instances,
 --     nothing was changed
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
@@ -48,7 +49,7 @@ if not shards then
   if refused then return refused end
   local load = whole_number(known[3], 0)
   if not load then return corrupt('#load') end
-  -- The pool has one shard. If it has instances or leases, it stays so.
+  -- The pool has one shard. While it has instances or leases, it is not divided.
   if ACTION ~= 'set' or SHARDS == '1' or registered > 0 or load > 0 then return {NOTHING, 1} end
 elseif shards ~= SHARDS then
   if ACTION ~= 'set' or call('PTTL', STATE) == -1 then return {NOTHING, tonumber(shards)} end
@@ -73,7 +74,7 @@ elseif WANTED ~= '-' or not strategy then  -- no shard has an instance
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
 if not shards then
-  -- Waiters may have queued before the pool had instances. They queue again, in the shards.
+  -- Waiters may have queued here before the pool had instances. They queue again in the shards.
   for _, key in ipairs({STATE, READY, DUE, WAITQ, IDS, RING}) do call('UNLINK', key) end
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end

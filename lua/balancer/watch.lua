@@ -1,4 +1,4 @@
--- watch: look whether a shard has a free instance. If it has none, have the next script that frees one publish a wake-up.
+-- watch: return whether a shard has a free instance. If not, the next script that frees one publishes a wake-up.
 -- Waiters of other shards call this, so that free capacity of one shard does not stay idle while they wait.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
@@ -7,10 +7,10 @@
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq; the message "free" is published on its channel
 -- ARGV
 --   labels      text  comma-separated labels; the instance must have all of them; - for none
---   live_ms     int   time for which the shard is watched, ms; 0: only look
+--   live_ms     int   time for which the shard is watched, ms; 0: it is not watched
 -- RETURNS
---   1   an instance is free now
---   0   none is free; the shard is watched
+--   1   an instance with these labels is free now
+--   0   no such instance is free; from now on, the shard is watched if the pool exists and live_ms is not 0
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  watches again
 -- ERRORS  none

@@ -23,8 +23,9 @@
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
---   idle_ms         int     time after which an unused name gives way to a new one at a limit, ms; its counts are added
---                           to __other__, those of an agent's spans to the span __other__ of the agent __other__
+--   idle_ms         int     if a limit is reached, a name that was not used for this time, ms, gives way to a new name;
+--                           the counts of the old name are added to __other__. If the old name is an agent, the counts
+--                           of its spans are added to the span __other__ of the agent __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -72,7 +73,7 @@ local function holds(key, type)
   return false
 end
 
--- In the usual case, each key is read by one call: only after an error, its type is asked for.
+-- In the usual case, one call reads each key. The type of a key is read only after an error.
 local known_seq = redis.pcall('GET', WRITER)
 if type(known_seq) == 'string' then
   known_seq = whole_number(known_seq)
@@ -87,7 +88,7 @@ if not stored_keep and not (FIRM and in_form == WRONG_TTLS) then return corrupt(
 if stored_keep and is_complete and not FIRM then KEEP = stored_keep end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- A usual flush needs no closed slice. It would take 3 % longer if it created these functions.
+-- Most flushes read and write no closed slices. They would take 3 % longer if they created these functions.
 local function closed_functions()
 --@include sums
 --@include closed
@@ -452,9 +453,10 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- Close slices, see includes/closed.lua. A flush closes those that the last sample of their series has left behind, and
--- late ones. The newest slices before this flush follow from the last sample before this flush. So the script looks
--- at each slice once, and searches for none.
+-- Close slices; see includes/closed.lua. A flush closes two kinds of slices: those that its own samples make old
+-- enough, and old ones to which it adds late samples. Of the first kind, a series can have two slices of each width:
+-- the slice of its last sample before this flush, and the slice before that one. So the script looks at each slice
+-- once, and searches for none.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields would save less memory than it is worth in time
 local MAX_TAIL = 256  -- a slice with this many closed slices after it stays a hash
 local to_close, closing  -- by list: its slices to close; what to write
@@ -598,7 +600,7 @@ local function close_slices()
       end
     end
     if #add_lines == 0 then return end
-    -- The lines after the first `kept` ones are written again, with the new ones in their places.
+    -- The first `kept` lines stay. The lines after them are written again, with the new lines in their places.
     local push, next_line = {}, 1
     for l = kept + 1, #lines do
       while add_lines[next_line] and add_lines[next_line].shown < stamps[l] do

@@ -1,4 +1,4 @@
--- read: the counters of some series, of all time or aggregated over the slices that cover a window.
+-- read: return the counters of some series, either of all time or added up over the slices that cover a window.
 -- KEYS
 --   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
 --   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
@@ -11,9 +11,9 @@
 --   names...   text    the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
---                     durations in us separated by spaces, none unless all are stored; the lines of closed slices,
---                     which the client adds to the fields, because it reads them faster. The window is
---                     [from_ms, to_ms)
+--                     durations in us separated by spaces (empty unless all are stored); lines of the closed slices.
+--                     The client adds these lines to the fields, because it parses them faster than the script. The
+--                     window is [from_ms, to_ms)
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
 --                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
@@ -85,11 +85,12 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
--- slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded. The
--- counters of models and tools are read only if one of them exists (all are written together). The last timestamp is
--- read only from the newest slice that has one.
--- A closed slice seldom has a hash too. So if all slices of the ranges are closed, one call checks that none has.
+-- The loop in `plain` is written out for speed, because an overview of all agents waits for it. Reading a field takes
+-- 0.25 us per slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded.
+-- The counters of models and tools are all written together, so they are read only if llm_calls exists. The last
+-- timestamp is read only from the newest slice that has one.
+-- A closed slice rarely has a hash as well. So if each slice of the ranges has a line, one call checks whether none of
+-- them has a hash.
 local call = redis.call
 local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
 local function find_slices(name)
@@ -184,9 +185,10 @@ local function plain(name)
   size = size + 16
 end
 
--- Return the n durations of the samples in the window, in the order of their ends; nil unless all are stored. The list
--- is in the order of the flushes, and a late flush may bring earlier samples. So the script first looks where the
--- samples lie in a sorted list, with a margin, and then in the whole list. A sample begins with 13 digits of ms.
+-- Return the durations of the n samples in the window, ordered by the ends of the samples; nil unless all are stored.
+-- The list is in the order of the flushes, and a late flush may append earlier samples. So the script first reads the
+-- positions that the samples would have in a sorted list, with a margin. If samples are missing there, it reads the
+-- whole list, unless that has more than MAX_EXACT samples. The first 13 digits of a sample are the time of its end, ms.
 local MARGIN = 32
 local function durations(name, n)
   key = tag .. 'latest:' .. name

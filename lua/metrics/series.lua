@@ -1,4 +1,4 @@
--- series: the counters of some series, step by step over a window.
+-- series: return the counters of some series for each step of a window.
 -- KEYS
 --   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
 --   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
@@ -10,8 +10,8 @@
 --   names...   text    the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A line has
---                     the number of the step, counted from 0, a bar and the line of each closed slice, and field and
---                     value of each counter of the open slices; all are separated by the character 31.
+--                     these parts, separated by the character 31: the number of the step, counted from 0; for each
+--                     closed slice, a bar and the slice's line; field and value of each counter of the open slices.
 --                     A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
 --                     up to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
@@ -38,9 +38,10 @@ local ending = AS_OF_MS < 0 and now or AS_OF_MS
 local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
--- The slices of a step are those of a window with the same start and end. `starts` holds the prefixes of their keys;
--- the name of the series follows each prefix. A step is empty if none of its slices is kept any longer. `ranges` holds
--- the same slices for `closed_lines`, with the number of the step of each.
+-- The slices of a step are those of a window with the same start and end. For each step, `starts` holds the prefixes of
+-- the keys of its slices; in a key, the name of the series follows the prefix. A step is empty if none of its slices is
+-- kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a range maps the
+-- stamp of each slice to the number of its step.
 local starts, ranges, of_tier = {}, {}, {}
 for begin = from, to - STEP_MS, STEP_MS do
   local to_now = begin + STEP_MS > now

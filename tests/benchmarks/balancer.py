@@ -322,7 +322,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
 def saturated(bench: Bench, shards: int = 1) -> Row:
     """Measure the share of the capacity that is in use while there are more callers than slots.
 
-    In a pool with several shards, each slot is an instance, so that most shards have slots.
+    In a pool with several shards, each slot is an instance of its own, so that most shards get a slot.
     """
     backend = Backend(bench.url)
     balancer = LoadBalancer(backend=backend)

@@ -100,7 +100,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 
 
 def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
-    """Compare each cache that is large enough with the same cache in several shards, at most 16."""
+    """Compare each cache that is large enough for several shards with the same cache in 2 to 16 shards."""
     for scene in scenes:
         shards = max((each for each in (2, 4, 8, MOST_SHARDS) if scene.size >= each * MIN_SHARD_ENTRIES), default=1)
         if shards == 1:
@@ -108,7 +108,7 @@ def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
         one, many = (percents(scene, hits(bench.url, scene, 1, shards=each)) for each in (1, shards))
         name = f"hit ratio, {scene.name} {scene.size:,}, {shards} shards"
         goal, met = "", None
-        if shards == MOST_SHARDS:  # with fewer entries, hit ratios of one trace vary by more than the goal
+        if shards == MOST_SHARDS:  # in smaller caches, hit ratios of one trace vary more than the goal allows
             least = one - BELOW_ONE_SHARD
             if scene.drifts:  # the window adapts in steps, which are coarse in a small shard
                 least = percents(scene, lru_hits(scene.trace, scene.size)) - BELOW_LRU
@@ -227,10 +227,10 @@ def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool, 
     Args:
         url: the server.
         namespace: namespace of the cache.
-        size: entries of the cache.
+        size: max number of entries in the cache.
         text: the trace, one key per line.
-        share: accesses to take at a time, when several processes share the trace; 0 takes all.
-        lru: use an LRUCache.
+        share: number of accesses that this process takes at a time, if processes share the trace; 0 takes all.
+        lru: whether to use an LRUCache; otherwise a TieredCache.
         shards: number of shards of the cache.
     """
     trace = text.split("\n")

@@ -1,7 +1,7 @@
 """Benchmarks of pools with several shards, on a Cluster of three nodes.
 
-A pool of one shard and a pool of 16 shards, with 10,000 instances each, get the same calls in turn. The server time of a
-node is the time spent in scripts, as the node counts it. The busiest node limits what a pool can do.
+A pool of one shard and a pool of 16 shards, with 10,000 instances each, get the same calls in turn. The server time of
+a node is the time spent in scripts, as the node counts it. The busiest node limits what a pool can do.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def rows(bench: Bench) -> Iterator[Row]:
 def against_one_shard(bench: Bench, server: Server, backend: Backend) -> Iterator[Row]:
     """Compare acquire and release in 16 shards with those in one shard.
 
-    The calls are pipelined to measure the server time, so that each node has work for some time, as a busy node has. The
-    client time is that of single calls.
+    The server time is measured with pipelined calls, so that each node is busy for some time. The client time is
+    measured with single calls.
     """
     balancer = LoadBalancer(backend=backend)
     layouts = [fill(backend, balancer, name, shards) for name, shards in (("one", 1), ("many", SHARDS))]
@@ -54,7 +54,7 @@ def against_one_shard(bench: Bench, server: Server, backend: Backend) -> Iterato
             figures = [server_time(server, partial(work, backend, layout)) for layout in layouts]
             if number:  # the first round loads the scripts
                 busiest.append([max(times) / CALLS for times in figures])
-        # Other load on the machine can only lengthen the times.
+        # Other load on the machine can only lengthen the times. So the lower quartiles are compared.
         reference_us, ours_us = (statistics.quantiles(each, n=4)[0] for each in zip(*busiest, strict=True))
         yield Row(
             f"busiest of 3 nodes, {what}, {INSTANCES:,} instances",
@@ -68,9 +68,10 @@ def against_one_shard(bench: Bench, server: Server, backend: Backend) -> Iterato
 
 
 def client_time(bench: Bench, balancer: LoadBalancer) -> Iterator[Row]:
-    """Compare the time of single calls, and the processor time of the client in it.
+    """Compare the duration of single calls, and the processor time that the client uses for a call.
 
-    Each call wakes a server. On a machine that is busy, or has fewer cores than nodes, this takes longer than the call.
+    Each call wakes a server. On a machine that is busy, or has fewer cores than nodes, waking the server takes longer
+    than the call itself.
     """
     works = [single_calls(balancer, name) for name in ("one", "many")]
     rounds = [[both_times(work) for work in works] for _ in range(8 * bench.rounds)]
@@ -88,14 +89,14 @@ def client_time(bench: Bench, balancer: LoadBalancer) -> Iterator[Row]:
 
 
 def both_times(work: Work, times: int = 50) -> tuple[float, float]:
-    """Return the seconds of one call, and the processor time of this process in it."""
+    """Return the duration of one call and the processor time that this process uses for it, both in seconds."""
     start = time.process_time()
     took = timed(work, times)
     return took, (time.process_time() - start) / times
 
 
 def fill(backend: Backend, balancer: LoadBalancer, name: str, shards: int) -> Layout:
-    """Register the instances of a pool, in pipelines. Returns its shards."""
+    """Register the instances of a pool, in pipelines. Returns the layout of the pool."""
     balancer.register_instance(AgentInstance("i0", name, max_capacity=100), shards=shards)
     layout = layouts_of(backend).of(Pool.of(backend.namespace, name))
     fleet = [AgentInstance(f"i{number}", name, max_capacity=100) for number in range(1, INSTANCES)]
@@ -113,7 +114,7 @@ def singles(backend: Backend, layout: Layout) -> None:
 
 
 def tens(backend: Backend, layout: Layout) -> None:
-    """Do the same with ten leases in each call."""
+    """Acquire ten leases in each call, in the shards that a call would pick, and release them."""
     requests: list[tuple[Pool, list[str]]] = []
     for _ in range(CALLS):
         for shard, count in layout.split(10) if layout.is_divided else [(layout.shards[0], 10)]:
@@ -124,7 +125,7 @@ def tens(backend: Backend, layout: Layout) -> None:
 
 
 def release(backend: Backend, layout: Layout, leases: list[tuple[Pool, str, Any]]) -> None:
-    """Release leases, and tell the layout what the replies reported."""
+    """Report the load and capacity from the grants to the layout, and release the leases."""
     for shard, _, granted in leases:
         layout.hear(shard, granted.load, granted.cap)
     run_all(backend, [commands.release(shard, token, each.facts[0]) for shard, token, each in leases])
@@ -133,7 +134,7 @@ def release(backend: Backend, layout: Layout, leases: list[tuple[Pool, str, Any]
 
 
 def single_calls(balancer: LoadBalancer, name: str) -> Work:
-    """Return work: acquire a lease, and release it."""
+    """Return a function that acquires and releases a lease, as often as requested."""
 
     def work(times: int) -> None:
         for _ in range(times):

@@ -1,8 +1,8 @@
-"""One cache of 16 shards against one of one shard, on a Cluster of three nodes, under the same mixed load.
+"""Compares a cache of 16 shards with a cache of one shard, under the same mixed load, on a Cluster of three nodes.
 
-The server time of a node is the processor time of its process. For this, the commands of the load are sent in
-pipelines, so that one node works at a time: several nodes would compete for the processors of one machine. The client's
-time is the processor time of this process per call. Caches of both kinds evict during the load.
+The server time of a node is the processor time of its process. To measure it, the commands of the load are sent in one
+batch, with one pipeline per node. The client's time is the processor time of this process per call. Both caches evict
+entries during the load.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def rows(bench: Bench) -> Iterator[Row]:
         server.stop()
 
 
-# The name of a cache decides where its shards lie. For 14 of 15 names, no node has more than 6 of 16 shards, as for this
-# one; for the others, one node has 7.
+# The name of a cache decides on which nodes its shards lie. For 14 of 15 names, including "load", no node has more than
+# 6 of 16 shards. For the other names, one node has 7.
 
 
 def lru(backend: Backend, shards: int | None) -> Cache:
@@ -116,7 +116,7 @@ def call_each(cache: Cache, keys: list[str], chance: random.Random) -> None:
 
 
 def compared(bench: Bench, nodes: list[Any], kind: str, one: Cache, many: Cache) -> Iterator[Row]:
-    """Compare the busiest node's time and the client's time of two caches."""
+    """Compare two caches by the server time of the busiest node, and by the client's time."""
     keys = zipf(AT_ONCE * (bench.rounds + 1), KEYS, 0.9, seed=4)
     for cache in (one, many):
         cache.put_many({f"k{number}": VALUE for number in range(CAPACITY)})
@@ -141,7 +141,7 @@ def compared(bench: Bench, nodes: list[Any], kind: str, one: Cache, many: Cache)
     work = f"busiest of 3 nodes, {kind}, {SHARDS} shards ({shares} %)"
     yield Row(work, mine, f"one shard {theirs}", ratio, f"<= {BUSIEST_GOAL} x", ratio <= BUSIEST_GOAL)
     ratios = []
-    for turn in range(bench.rounds * 8):  # many short turns, so that other work on the machine hits both caches alike
+    for turn in range(bench.rounds * 8):  # many short turns, so that other load on the machine hits both caches equally
         spent = {}
         for cache in in_turn(turn, one, many):
             begun = time.process_time()

@@ -475,7 +475,7 @@ def flush(namespace: str, seq: int, *, firm: bool = False, server_ms: int = -1, 
 
 
 def flush_late(namespace: str, seq: int, now_s: float) -> Command[Any]:
-    """Flush many different durations of three minutes ago, as the process "late". This closes their minute."""
+    """As the process "late", flush many different durations of three minutes ago. This closes their slice."""
     clock = [-190.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
     buffer.synchronise(now_s, 0.0)

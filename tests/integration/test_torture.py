@@ -1,4 +1,4 @@
-"""All three services at once, under random faults. Longer: `python -m tests.torture --seconds 600`."""
+"""All three services at once, under random faults. `python -m tests.torture --seconds 600` runs longer."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def test_every_guarantee_holds_under_random_faults(kind: ServerKind) -> None:
 
 @pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant not in POOL_MUTANTS])
 def test_fault_in_the_library_is_found(mutant: str) -> None:
-    """The faults of the balancer's scripts are the subject of its own torture test."""
+    """The balancer's own torture test covers the faults in the balancer's scripts."""
     assert first_complaint("valkey", mutant, CATCH_WITHIN_S, seed=1)

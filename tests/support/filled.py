@@ -69,9 +69,9 @@ class Past:
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
     """Write the metrics of agents that have run at a constant rate for longer than the retention.
 
-    Flushes write one open slice of each width, and a closed one if it would be closed, with the right number of
-    executions and with lognormal durations of sigma 0.8. Each is copied to all other slices of its width within the
-    TTL, and to all agents. The all-time counts are those of one day.
+    Flushes write one open slice of each width, and one closed slice if slices of this width are closed. Each has as
+    many executions as the rate requires, with lognormal durations of sigma 0.8. These slices are copied to all other
+    times within the TTL of their width, and to all agents. The all-time counts are those of one day.
 
     Returns:
         The server's memory that the metrics use, in bytes.

@@ -1,4 +1,4 @@
-"""Scripts with changed texts: they log their actions, or lack a check, to prove that a test can fail."""
+"""Changes the texts of scripts. A changed script logs its actions, or lacks a check to prove that a test can fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> No
 def changed(scripts: Iterable[Script], *groups: Iterable[Change]) -> Iterator[None]:
     """Apply groups of changes, in order, to scripts in this process until the block ends.
 
-    At least one of the scripts must contain each text that is replaced.
+    Each text that is replaced must occur in at least one of the scripts.
     """
     changes = [change for group in groups for change in group]
     found = Counter[str]()
@@ -50,7 +50,7 @@ def changed(scripts: Iterable[Script], *groups: Iterable[Change]) -> Iterator[No
 
 
 def _patch_sources(patch: pytest.MonkeyPatch, change: Callable[[Script, str], str]) -> None:
-    """Let each script have the source that `change` returns for the script and its own source."""
+    """Replace the source of each script by the text that `change` returns for the script and its original source."""
     kind: Any = Script
     plain, known = kind.source.fget, dict[str, str]()
 

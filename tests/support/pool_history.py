@@ -1,7 +1,7 @@
 """The history of a pool: the scripts of the balancer log their actions, and a check replays the log.
 
-The list beside the pool's keys is in the order of execution, so one pass over it finds every violation. The list also
-has the actions whose replies were lost.
+The log is a list next to the pool's keys. It is in the order of execution, so one pass over it finds every violation.
+It also contains the actions whose replies were lost.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_histories(histories: Sequence[Sequence[str]]) -> dict[str, str]:
     """Replay the histories of the shards of a pool; return the leases held at the end.
 
     Raises:
-        Unsound: a history is unsound, a token was granted in two shards, or an instance lies in two shards.
+        Unsound: a history is unsound, a token was granted in two shards, or an instance was leased in two shards.
     """
     live: dict[str, str] = {}
     shard_of: dict[str, int] = {}

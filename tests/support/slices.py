@@ -1,4 +1,4 @@
-"""Reads the stored time slices of a metrics series in both of their forms: open ones, and closed ones in lists."""
+"""Reads the stored time slices of a metrics series in both of their forms: open slices, and closed slices in lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Slices = dict[tuple[str, str], dict[str, int]]
 
 
 def stored_slices(raw: Any, namespace: str, series: str) -> Slices:
-    """Return all slices of a series, added up over both forms. `series` is percent-encoded."""
+    """Return all slices of a series; the two forms of a slice are added up. `series` is percent-encoded."""
     tag = keys.metrics_tag(namespace, keys.metrics_shard(series.partition("/")[0]))
     found: Slices = {}
     for width in WIDTHS:
@@ -48,7 +48,7 @@ def fields_of(line: str) -> dict[str, int]:
 
 
 def add(fields: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add counters to others; keep the smaller minimum and the larger maximum."""
+    """Add the counters `more` to `fields`. Of two minima, the smaller one is kept; of two maxima, the larger one."""
     for name, value in more.items():
         known = fields.get(name)
         if known is None:

@@ -1,9 +1,9 @@
 """`python -m tests.torture [--seconds N] [--seed S] [--server KIND] [--mutant NAME]`: all services under random faults.
 
 Worker processes use the balancer, the caches, the metrics and the alerts of one server. Meanwhile, workers are killed
-and paused, replies are lost, requests are delayed, and the server is paused, restarted, filled up, and loses its
+and paused, replies are lost, and requests are delayed. The server is paused, restarted and filled up, and it loses its
 scripts and clients. Afterwards, the journals of the workers and the log of the scripts are checked. With a mutant, the
-run must find the fault.
+checks must find the fault of the mutant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checks of a torture run. Each returns sentences that say what was wrong; no sentence, and the guarantee held."""
+"""The checks of a torture run. Each yields sentences that say what was wrong, and none if the guarantee held."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def undocumented_errors(lines: Iterable[Line]) -> Iterator[str]:
 
 
 def unsound_leases(histories: Sequence[Sequence[str]], lines: Iterable[Line]) -> Iterator[str]:
-    """No grant exceeds the capacity, no token is granted twice, fencing tokens rise, and the replies tell the truth.
+    """No grant exceeds the capacity, no token is granted twice, fencing tokens rise, and the replies match the log.
 
     Args:
         histories: the log of the scripts in each shard of the pool.
@@ -52,11 +52,11 @@ class Write:
     """A write of a unique value, an invalidation, or a computation whose value may be stored.
 
     Attributes:
-        value: its value; that of an invalidation is never read.
+        value: the written value. The value of an invalidation is never read.
         worker: the process.
-        begun: time of its begin.
-        settled: time from which a later write is surely newer: that of its reply, or, for a computed value, that of the
-            begin of the computation. Infinite if no reply came: the write may take effect at any time.
+        begun: when the write began.
+        settled: a write that begins after this time is certainly newer. It is the time of the reply or, for a computed
+            value, the begin of the computation. Infinite if no reply came: the write may take effect at any time.
         keys: the keys that it changes.
     """
 
@@ -82,7 +82,7 @@ def _writes(lines: Sequence[Line]) -> dict[str, Write]:
 
 
 class _Newest:
-    """The acknowledged writes of one key, and for each time the latest begin among those that were settled by then."""
+    """The acknowledged writes of one key. `before` finds the newest write that was settled before a given time."""
 
     def __init__(self, writes: Iterable[Write]) -> None:
         self._settled: list[float] = []
@@ -93,7 +93,7 @@ class _Newest:
             self._begun.append(latest)
 
     def before(self, at: float) -> Write | None:
-        """Return the write that began last among those that were settled before a time."""
+        """Return the write that began last, of those that were settled before a time."""
         found = bisect_left(self._settled, at)
         return self._begun[found - 1] if found else None
 
@@ -101,15 +101,15 @@ class _Newest:
 def stale_reads(lines: Sequence[Line]) -> Iterator[str]:
     """No read returns a value that is older than a write, or an invalidation, that was acknowledged before the read.
 
-    For STALE_S, a read that may use a local copy may miss the writes of other processes. Overlapping writes have no
-    order. A computed value counts as written when its computation began: an invalidation after that must win.
+    A read that may use a local copy may miss writes that other processes made in the last STALE_S. Overlapping writes
+    have no order. A computed value counts as written when its computation began, so a later invalidation must win.
     """
     writes = _writes(lines)
     by_key: dict[str, list[Write]] = defaultdict(list)
     own: dict[tuple[str, int], list[Write]] = defaultdict(list)
     for write in writes.values():
         if write.settled == inf or (len(write.keys) == 1 and write.settled == write.begun):
-            continue  # without a reply; or a computation, which may or may not be stored
+            continue  # no reply came, or it is a computation, whose value may not be stored
         for key in write.keys:
             by_key[key].append(write)
             own[key, write.worker].append(write)
@@ -148,18 +148,18 @@ def values_past_their_ttl(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Two processes compute a value at the same time only if the lease of the first can have ended.
+    """Two processes compute a value at the same time only if the lease of the first may have ended.
 
     Args:
         lines: the journals.
         lease_s: TTL of the lease.
-        outages: begin and end of each time in which processes could not reach the server. They compute without it.
+        outages: begin and end of each period in which the server may be unreachable. Processes compute without it.
     """
     ended = {line.values[1]: line.at for line in lines if line.kind == "computed"}
     running: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for line in sorted((line for line in lines if line.kind == "computes"), key=lambda line: line.at):
         key, value, asked = line.values
-        if key not in TTL_KEYS:  # an invalidation ends a lease, and a new computation may begin
+        if key not in TTL_KEYS:  # other keys are invalidated; then the lease ends, and a new computation may begin
             continue
         for asked_before, until, other in running[key]:
             undisturbed = not any(begin < line.at and end > asked_before for begin, end in outages)
@@ -172,7 +172,7 @@ def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence
 
 
 def lost_or_doubled_counts(lines: Sequence[Line], stored: Mapping[str, int], killed: set[int]) -> Iterator[str]:
-    """A process that ended counted everything; a killed one lost no more than what was not confirmed."""
+    """A process that ended normally counted everything. A killed process lost only counts that were not confirmed."""
     recorded, counted, ended = Counter[int](), Counter[int](), dict[int, tuple[int, int, int]]()
     for line in lines:
         if line.kind == "records":
@@ -203,7 +203,7 @@ def lost_or_renamed_alerts(lines: Iterable[Line], logged: Sequence[str], receive
     Args:
         lines: the journals.
         logged: ids of the transitions that the server logged.
-        received: ids of the notifications that the receiver got, with copies.
+        received: ids of the notifications that the receiver got, including repeated deliveries.
     """
     for what, ids in (("reported", {line.values[0] for line in lines if line.kind == "transition"}), ("got", received)):
         for unknown in sorted(set(ids) - set(logged)):

@@ -1,4 +1,4 @@
-"""The journals of the workers: one file a process, one JSON list a line, appended so that a SIGKILL loses no line.
+"""The journals of the workers: a file per process, a JSON list per line. A SIGKILL loses no line that was appended.
 
 All times are seconds of `time.monotonic`, which all processes of a machine share.
 """
@@ -48,7 +48,7 @@ class Journal:
 
 
 def lines(folder: Path) -> Iterator[Line]:
-    """Return the lines of all journals, each journal in its own order. A last line without an end is left out."""
+    """Return the lines of all journals, one journal after the other. An incomplete last line is left out."""
     for file in sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem)):
         for text in file.read_bytes().split(b"\n")[:-1]:
             kind, at, *values = json.loads(text)

@@ -60,13 +60,13 @@ def _without_tickets(patch: pytest.MonkeyPatch) -> None:
 
 
 def _with_mixed_shards(patch: pytest.MonkeyPatch) -> None:
-    """Let each process count its agents in a shard of its own."""
+    """Make processes count the same agent in different shards."""
     plain: Callable[[str], int] = keys.metrics_shard
     patch.setattr(keys, "metrics_shard", lambda agent: (plain(agent) + os.getpid()) % keys.METRICS_SHARDS)
 
 
 def _with_new_ids(patch: pytest.MonkeyPatch) -> None:
-    """Let each delivery of a notification carry an id of its own."""
+    """Give each delivery of a notification a new id."""
     plain: Callable[..., str] = notify.send
 
     def send(address: Any, payload: str) -> str:

@@ -66,7 +66,7 @@ class Report:
         faults: number of injected faults of each kind.
         done: number of lines of each kind in the journals.
         grants: number of leases that the scripts granted.
-        complaints: what was wrong, a sentence each.
+        complaints: sentences that say what was wrong.
         folder: the folder of the journals; kept only if something was wrong.
     """
 
@@ -86,12 +86,12 @@ class Report:
 
 
 class Torture:
-    """A run on a server of its own.
+    """A torture run on its own server.
 
     Args:
         kind: kind of the server.
-        seconds: length of the run, s, without its begin and end.
-        seed: seed of all random choices. The processes race, so that two runs with one seed differ.
+        seconds: duration of the run in s, without its start and its end.
+        seed: seed of all random choices. The processes race, so two runs with the same seed differ.
         mutant: name of a mutant; empty for none.
     """
 
@@ -136,8 +136,8 @@ class Torture:
     def _prepare(self, server: Server, proxy: Proxy | None, receiver: Receiver, folder: Path) -> Job:
         """Register the instances, write the history of the alerts, deploy the rule, and return the job of a worker."""
         with AgentPerf(server.url, namespace=NAMESPACE) as perf:
-            # The mutant "no capacity check" raises an error of the script if the limit of an instance is 0, as during
-            # its ejection. Therefore mutants run without ejection.
+            # With the mutant "no capacity check", a script fails if the limit of an instance is 0, as it is during an
+            # ejection. Therefore mutants run without ejection.
             balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else _JUMPY)
             balancer.configure_pool(POOL, shards=self._shards)
             for number in range(INSTANCES):
@@ -195,7 +195,7 @@ class Torture:
         complain(checks.double_computations(lines, LEASE_S, self._outages))
 
     def _units_that_stay_taken(self, perf: AgentPerf, raw: Raw) -> Iterator[str]:
-        """After the TTL and one operation, all capacity is free."""
+        """Complain unless all capacity is free after the TTL of the leases and one operation."""
 
         def over() -> bool:
             seconds, micros = raw.time()
@@ -217,7 +217,7 @@ class Torture:
             yield f"only {free} of {INSTANCES * CAPACITY} units are free at the end"
 
     def _deliver_everything(self, perf: AgentPerf, raw: Raw) -> None:
-        """Deliver the waiting notifications, also those whose process was killed while it delivered them."""
+        """Deliver the waiting notifications, including those that a process was delivering when it was killed."""
         for outbox in raw.keys(f"{NAMESPACE}:*:outbox:*"):
             raw.zadd(outbox, dict.fromkeys(raw.zrange(outbox, 0, -1), 1.0))
         deliver_all(perf.alerts._service, 30.0)

@@ -145,7 +145,7 @@ class Trouble:
                 try:
                     with node.client() as client:
                         client.config_set("maxmemory", limit)
-                except redis.RedisError:  # a node of a Cluster that is still being restarted has no limit
+                except redis.RedisError:  # the node of a Cluster is still restarting, and has no limit
                     continue
             if limit == "1":
                 time.sleep(0.3)

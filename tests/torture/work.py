@@ -1,7 +1,7 @@
 """A worker process: threads that use the balancer, the caches, the metrics and the alerts, all with random choices.
 
 The worker works until its stop file exists, or until it is killed. It writes everything that a check needs into its
-journal. Errors that the library documents for an unreachable or full server are expected; each other error is a fault.
+journal. Errors that the library documents for an unreachable or full server are expected; any other error is a fault.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Job:
         seed: seed of the random choices.
         mutant: name of a mutant; empty for none.
         shards: number of shards of the pool, and of the cache.
-        alerts_from: virtual start time of the alerts, s since 1970.
-        epoch: real time of that start, s of `time.monotonic`.
+        alerts_from: virtual time at which the alerts start, s since 1970.
+        epoch: the value of `time.monotonic`, in s, that corresponds to `alerts_from`.
     """
 
     url: str
@@ -73,7 +73,7 @@ def tag_of(key: str) -> str:
 
 
 def work(job: Job, number: int) -> Iterator[None]:
-    """Work until the stop file exists. Yields once, when the threads run, and ends when everything is counted."""
+    """Work until the stop file exists. Yields once, after the threads have started. Ends when everything is counted."""
     logging.getLogger("agentperf_redis").addHandler(logging.FileHandler(job.folder / f"{number}.log"))
     with ExitStack() as stack:
         stack.enter_context(applied(job.mutant))

@@ -72,7 +72,7 @@ def test_agent_keeps_its_metrics_shard() -> None:
 
 
 def tags_of(count: int) -> list[tuple[str, ...]]:
-    """Return the tags of the shards of a pool, and of a cache."""
+    """Return the tags of the shards of a pool, and the tags of the shards of a cache."""
     pools = tuple(keys.pool("n", "a#b", number, count).tag for number in range(count))
     return [pools, tuple(where.tag for where in keys.cache_shards("n", "cache", "a#b", count))]
 

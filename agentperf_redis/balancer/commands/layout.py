@@ -32,9 +32,9 @@ class Division:
     """The division of a pool into shards.
 
     Attributes:
-        shards: the number of shards. If it is not the requested one, nothing was changed.
-        strategy: the strategy of the pool; None if nothing was changed.
-        settings: the settings of the pool; None if nothing was changed.
+        shards: the number of shards. If it is not the requested number, nothing was changed.
+        strategy: the strategy of the pool; None if the pool has one shard, or not the requested number.
+        settings: the settings of the pool; None if `strategy` is None, or if the action was not "set".
         replaced: the replaced settings, packed; empty when none were replaced.
     """
 
@@ -52,15 +52,15 @@ def divide(
     settings: PoolSettings | None = None,
     until_ms: int = 0,
 ) -> Command[Division | TooLate]:
-    """Divide a pool into shards, confirm this, let it expire, or end it; layout.lua describes the actions.
+    """Divide a pool into shards, or confirm, let expire or end its division. layout.lua describes the actions.
 
     Args:
-        pool: the pool of one shard.
+        pool: the whole pool, as a `Pool` with one shard.
         action: the action.
         shards: the number of shards.
         strategy: the strategy that the pool must have; None for any.
         settings: the settings of the pool. If None, an existing pool keeps its own; a new pool gets defaults.
-        until_ms: server time after which the request is refused, ms; 0: never.
+        until_ms: the server refuses the request after this time, in ms of its clock; 0 for no limit.
     """
 
     def decode(reply: Reply) -> Division | TooLate:
@@ -89,7 +89,7 @@ def count_shards(pool: Pool) -> Command[int]:
     """Read the number of shards of a pool; 0 if there is no such pool, 1 if it is not divided.
 
     Args:
-        pool: the pool of one shard.
+        pool: the whole pool, as a `Pool` with one shard.
     """
 
     def decode(reply: Reply) -> int:
@@ -105,7 +105,8 @@ def count_shards(pool: Pool) -> Command[int]:
 def watch(pool: Pool, require: frozenset[str], live_ms: int) -> Command[bool]:
     """Return whether a shard has a free instance with these labels. If not, watch the shard for `live_ms`.
 
-    The next script that frees an instance of a watched shard publishes the message "free" on the channel of grants.
+    If a script then frees an instance, and no waiter in the queue of this shard gets it, the script publishes the
+    message "free" on the shard's channel of grants. This ends the watch.
     """
 
     def decode(reply: Reply) -> bool:

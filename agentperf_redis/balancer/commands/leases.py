@@ -77,7 +77,7 @@ class Granted:
         expiry_ms: end of the lease by the server's clock, ms.
         fence: fencing token of the lease.
         load: sum of the loads of all instances of the shard.
-        cap: sum of the capacities of the instances of the shard that take work.
+        cap: sum of the capacities of those instances of the shard that take work.
     """
 
     facts: Facts
@@ -110,7 +110,7 @@ class Refused:
 
     @staticmethod
     def of_all(refusals: Iterable[Refused]) -> Refused:
-        """Return the refusal of a pool from those of its shards."""
+        """Combine the refusals of all shards of a pool into one refusal."""
         found = list(refusals)
         return Refused(
             min(each.retry_after for each in found),
@@ -123,7 +123,7 @@ class Refused:
 
     @property
     def crowd(self) -> float:
-        """Callers in the queue for each instance that is in rotation."""
+        """Number of queued callers per instance in rotation."""
         return self.waiting / max(0.5, self.registered - self.out_of_rotation)
 
     def reason(self, agent_type: str) -> str:

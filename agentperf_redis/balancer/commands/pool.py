@@ -17,7 +17,7 @@ MAX_SHARDS = 256
 class Pool:
     """One shard of a pool, and its keys. Most pools have one shard. Commands apply to one shard.
 
-    The pool of one shard also stands for the whole pool, whatever its number of shards: see `layouts.py`.
+    A `Pool` with one shard also stands for the whole pool, even if the pool has several shards; see `layouts.py`.
 
     Attributes:
         agent_type: the pool.

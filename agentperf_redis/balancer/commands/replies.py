@@ -20,9 +20,10 @@ _DIVIDED = re.compile(r"shards=(\d{1,3}) strategy=\S+")
 
 
 class PoolIsDivided(AgentPerfError):
-    """A request for a pool of one shard was refused and changed nothing: the pool has several shards.
+    """Raised when a pool has another number of shards than this process assumed.
 
-    `layouts.over_shards` catches this error and repeats the operation.
+    A request that the server refused for this reason has changed nothing. `layouts.over_shards` catches this error and
+    repeats the operation.
 
     Attributes:
         shards: the number of shards.
@@ -34,7 +35,7 @@ class PoolIsDivided(AgentPerfError):
 
 
 def shards_in(fact: str) -> int:
-    """Return the number of shards in the value of #pool; 0 if the pool is not divided into several shards."""
+    """Parse the number of shards from the value of the field #pool; return 0 if the pool is not divided."""
     found = _DIVIDED.fullmatch(fact)
     return int(found[1]) if found else 0
 

@@ -1,12 +1,14 @@
 """How a waiter of a pool with several shards finds free capacity in other shards than its own.
 
-A waiter has a ticket in the queue of one shard. Its process watches the other shards: when a script frees an instance
-of a watched shard that has no waiters of its own, it publishes a message. The message wakes one waiter of each process
-that listens. The waiter requests a lease there, and leaves its queue when it gets one. If it gets none, its process
-watches the shard again. A process looks at each shard about once per second, since a lease may expire in a shard that
-no process uses. So a lost message only causes a delay.
+A waiter has a ticket in the queue of one shard. Its process watches the other shards. When a script frees an instance
+of a watched shard, and no waiter in the queue of that shard gets the instance, the script publishes a message. The
+message wakes one waiter in each process that listens. This waiter requests a lease in that shard, and leaves its own
+queue when it gets the lease. If it gets none, its process watches the shard again. A lease may also expire in a shard
+that no process uses. Therefore a process looks at each shard about once per second, so a lost message only causes a
+delay.
 
-A message says nothing about labels. So a waiter with labels does not watch: it looks at the other shards more often.
+A message does not say which labels the free instance has. So a waiter that requires labels watches no shards. Instead,
+it looks at the other shards more often.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ _ROUNDS = 3
 
 
 class Elsewhere:
-    """The shards of a pool other than the one in whose queue a waiter has its ticket.
+    """All shards of a pool except the shard in whose queue a waiter has its ticket.
 
     Args:
         queues: the waiters of this process.
-        whole: the pool of one shard.
+        whole: the whole pool, as a `Pool` with one shard.
         layout: the shards of the pool.
         own: the shard of the ticket.
         token: the token of the waiter.
         require: labels; the instance must have all of them.
-        take: leases a unit of a shard without waiting; None if none is free.
+        take: leases a unit of a shard without waiting; returns None if no unit is free.
 
     Attributes:
-        poll_s: max seconds between two looks.
+        poll_s: max seconds between two calls of `look`.
     """
 
     def __init__(
@@ -79,10 +81,10 @@ class Elsewhere:
         self._queues.leave_elsewhere(self._token)
 
     def look(self) -> Flow[Lease | None]:
-        """Lease a unit in another shard if one has free capacity. Otherwise, watch the other shards.
+        """If another shard has free capacity, lease a unit there. Otherwise, watch the other shards.
 
         Raises:
-            PoolIsDivided: when the pool has another number of shards now, so that this queue leads nowhere.
+            PoolIsDivided: when the number of shards has changed, so that the waiter's queue is no longer used.
         """
         if time.monotonic() >= self._count_at:
             self._count_at = time.monotonic() + _COUNT_S
@@ -112,7 +114,7 @@ class Elsewhere:
             raise PoolIsDivided(self._whole.agent_type, shards)
 
     def _free(self) -> Flow[list[Pool]]:
-        """Return the shards with free capacity, of those that this process does not watch, and watch the rest."""
+        """Look at the shards that this process does not watch. Return those with free capacity, and watch the rest."""
         now = time.monotonic()
         watched = self._queues.watched_until
         asked = [
@@ -124,7 +126,7 @@ class Elsewhere:
             return []
         if not self._require:
             until = now + _LOOK_S * (0.8 + 0.2 * random_numbers.fraction())
-            for shard in asked:  # before the request: a message that arrives during the request ends this
+            for shard in asked:  # set before the request, since a message during the request ends the watch
                 watched[shard] = until
         live_ms = 0 if self._require else _WATCH_MS
         batch = Batch(tuple(commands.watch(shard, self._require, live_ms) for shard in asked))

@@ -142,8 +142,8 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
 def _unlist(backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[None]:
     """Remove a pool without instances from the list of resources. Does nothing if a shard has an instance.
 
-    Another process may register an instance meanwhile. It lists the pool again after the registration, which may be
-    before this removal. In this case, the instance is found here.
+    Meanwhile, another process may register an instance, and then list the pool again. If it does so before this
+    removal, the second count finds the instance, and the pool is listed again here.
     """
     layout = registrations.layouts.of(pool)
     if layout.is_divided and not (yield from _let_lapse(clock, registrations, pool)):
@@ -159,7 +159,7 @@ def _let_lapse(clock: ServerClock, registrations: Registrations, pool: Pool) -> 
     if not layout.is_divided or (yield from _count(layout)):
         return False
     yield from clock.before_deadline(pool, partial(commands.divide, pool, "lapse", len(layout.shards), None, None))
-    if (yield from _count(layout)):  # registered meanwhile, and perhaps before the division began to expire
+    if (yield from _count(layout)):  # an instance was registered meanwhile, so the division must stay
         yield from registrations.divide(pool, len(layout.shards), None, None)
         return False
     return True
@@ -281,7 +281,7 @@ def status(
         pages = first[pool]
         if not any(page.instances for _, page in pages) and (yield from registrations.restore(pool)):
             pages = (yield from _first_pages(registrations.layouts, [pool]))[pool]
-        if not pages and pool.agent_type in used:  # its keys have expired, since it was empty
+        if not pages and pool.agent_type in used:  # the pool was empty, so its keys have expired
             is_divided = registrations.layouts.of(pool).is_divided
             if not (is_divided and (yield from commands.count_shards(pool))):
                 yield from _unlist(backend, clock, registrations, pool)
@@ -300,7 +300,7 @@ def status(
 
 
 def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tuple[Pool, Page]]]]:
-    """Read the first page of each shard of pools. Returns, by pool, the shards that exist and their pages."""
+    """Read the first status page of each shard of the pools. Returns, by pool, the existing shards and their pages."""
     found: dict[Pool, list[tuple[Pool, Page]]] = {pool: [] for pool in pools}
     left = pools
     while left:
@@ -319,7 +319,7 @@ def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tu
 
 
 def _pool_status(pool: Pool, pages: list[Page], instances: list[InstanceStatus], shards: int) -> PoolStatus:
-    """Return the status of a pool from the first pages of its shards."""
+    """Combine the first pages of a pool's shards into the status of the pool."""
     panics = [page.panic_for for page in pages if page.panic_for is not None]
     used = next((page for page in pages if page.instances), pages[0])  # a shard that became empty may keep old settings
     return PoolStatus(
@@ -406,7 +406,7 @@ def wait_until_idle(layouts: Layouts, pool: Pool, instance_id: str, wait: float)
     pause = _FIRST_LOOK_S
 
     def look_in(layout: Layout) -> Flow[int | TooLate | None]:
-        # This only reads the load, so it needs no time limit.
+        # Without changes, `update` only reads the load, so it needs no time limit.
         return iter(commands.update(layout.home(instance_id), instance_id))
 
     while True:
@@ -421,7 +421,7 @@ def wait_until_idle(layouts: Layouts, pool: Pool, instance_id: str, wait: float)
 
 
 def events(layouts: Layouts, pool: Pool, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
-    """Read events of a pool, oldest first; those of several shards in the order of the clocks of their servers."""
+    """Read events of a pool, oldest first. The events of several shards are ordered by the clocks of their servers."""
 
     def events_in(layout: Layout) -> Flow[list[PoolEvent]]:
         found = yield from Batch(tuple(commands.events(shard, after, limit) for shard in layout.shards))

@@ -115,13 +115,13 @@ def _has_no_instance(answer: object) -> bool:
 def _acquire_over(
     keeper: LeaseKeeper, queues: Queues, request: LeaseRequest, until: float, layout: Layout
 ) -> Flow[Lease | Refused]:
-    """Try the shards one after the other. If none has a free unit, wait in the queue of one.
+    """Try the shards one after the other. If none has a free unit, wait in the queue of one shard.
 
     Args:
         keeper: the lease keeper.
         queues: this process's waiters.
         request: the request.
-        until: when the wait is over, by time.monotonic. It may have begun in another layout of the pool.
+        until: when the wait ends, by time.monotonic. The wait may have begun before the number of shards changed.
         layout: the shards of the pool.
     """
     begin = time.monotonic()
@@ -133,7 +133,7 @@ def _acquire_over(
     refused: dict[Pool, Refused] = {}
     away: BackendUnavailable | None = None
     for shard in layout.in_order(request.choice.affinity):
-        if away is not None and layout.is_away(shard):  # on the same node; so a dead node costs one deadline
+        if away is not None and layout.is_away(shard):  # wait only once for a node that does not answer
             continue
         try:
             answer = yield from _acquire_from(keeper, queues, shard, without_wait)
@@ -149,13 +149,13 @@ def _acquire_over(
     take = partial(_take, keeper, queues, layout, without_wait)
     while True:
         if not refused:
-            assert away is not None  # noqa: S101  every shard was refused or could not be reached
+            assert away is not None  # noqa: S101  each shard refused the request or could not be reached
             raise away
         whole = Refused.of_all(refused.values())
         left = until - time.monotonic()
         if left <= 0:
             return whole
-        # The ticket goes to the shard with the fewest waiters for each instance. Shards without instances come last.
+        # The call waits in the shard with the fewest waiters per instance. Shards without instances come last.
         shard = min(refused, key=lambda each: (refused[each].registered == 0, refused[each].crowd))
         try:
             waiting = replace(request, wait=left)
@@ -169,7 +169,7 @@ def _acquire_over(
 def _take(
     keeper: LeaseKeeper, queues: Queues, layout: Layout, request: LeaseRequest, shard: Pool
 ) -> Flow[Lease | None]:
-    """Lease a unit of a shard; None if none is free, or the shard cannot be reached. `request` does not wait."""
+    """Lease a unit of a shard; None if no unit is free or the shard cannot be reached. `request.wait` must be 0."""
     try:
         answer = yield from _acquire_from(keeper, queues, shard, request)
     except BackendUnavailable:
@@ -194,9 +194,9 @@ def _acquire_from(
         queues: this process's waiters.
         pool: the shard.
         request: the request.
-        refused: the refusal of an attempt before; None to try first.
+        refused: the refusal of an earlier attempt: this call only waits. If None, it first tries to lease a unit.
         layout: the shards of the pool, if the wait may end in another shard.
-        take: leases a unit of such a shard without waiting; None if none is free.
+        take: leases a unit of another shard without waiting; returns None if no unit is free.
     """
     keeper.used(pool)
     until = time.monotonic() + request.wait
@@ -282,7 +282,7 @@ def acquire_many(
 
 
 def _acquire_some(keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count: int, whole: bool) -> Flow[list[Lease]]:
-    """Lease up to `count` units of a pool, in one request for each shard; without fallback pools and waiting."""
+    """Lease up to `count` units of a pool, usually in one request per shard. Does not wait or try fallback pools."""
     return (
         yield from over_shards(
             keeper.layouts, pool, partial(_acquire_some_over, keeper, request, count, whole), operator.not_
@@ -293,7 +293,7 @@ def _acquire_some(keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count:
 def _acquire_some_over(
     keeper: LeaseKeeper, request: LeaseRequest, count: int, whole: bool, layout: Layout
 ) -> Flow[list[Lease]]:
-    """Lease units of the shards, in proportion to what is free, then what is missing wherever it is free."""
+    """Lease units of the shards in proportion to their free shares. If units are missing, try all shards for them."""
     if not layout.is_divided:
         return (yield from _acquire_some_from(keeper, layout.shards[0], request, count, whole))
     got: list[Lease] = []

@@ -6,7 +6,8 @@ stored grant. Every waiter also polls at least once per second. A poll shows tha
 leases, and grants free capacity to waiters. Therefore a lost message only causes a delay. Dead waiters are skipped, and
 a grant to a dead waiter blocks capacity only for a few seconds.
 
-A pool with several shards has a queue in each of them. A waiter is in one queue; elsewhere.py describes how it moves.
+In a pool with several shards, each shard has a queue. A waiter is in the queue of one shard; elsewhere.py describes how
+the waiter moves to another shard.
 """
 
 from __future__ import annotations
@@ -79,27 +80,27 @@ class Queues:
             self._wake_ups.pop(token, None)
 
     def join_elsewhere(self, others: Sequence[Pool], token: str) -> None:
-        """Wake a waiter also when another shard than its own may have free capacity."""
+        """From now on, also wake this waiter when one of the other shards may have free capacity."""
         with self._lock:
             for shard in others:
                 self._subscribe(shard)
             self._freed_for[token] = (others[0].agent_type, [])
 
     def leave_elsewhere(self, token: str) -> None:
-        """Undo `join_elsewhere`. Shards that the waiter has not tried are passed on to other waiters."""
+        """Undo `join_elsewhere`. Freed shards that the waiter has not tried yet are passed on to other waiters."""
         with self._lock:
             _, shards = self._freed_for.pop(token, ("", []))
         for shard in shards:
             self.freed(shard)
 
     def take_freed(self, token: str) -> Pool | None:
-        """Return a shard that may have free capacity for a waiter, once; None if there is none."""
+        """Remove and return a shard that may have free capacity for this waiter; None if there is no such shard."""
         with self._lock:
             _, shards = self._freed_for.get(token, ("", []))
             return shards.pop() if shards else None
 
     def freed(self, shard: Pool) -> None:
-        """Wake the waiter of another shard that has waited longest: this shard may have free capacity."""
+        """Wake one waiter to try this shard, which may have free capacity: the one that has waited longest."""
         wake_up = None
         with self._lock:
             self.watched_until.pop(shard, None)
@@ -170,14 +171,14 @@ class QueueResult:
     """The result of waiting in the queue.
 
     Attributes:
-        granted: the grant that was fetched; None when the wait was over first, or the token is spent.
+        granted: the grant that was fetched; None if the wait ended first, the token is spent, or `moved` is set.
         sent_at: when the most recent request was sent, by time.monotonic.
         spent: whether the token's lease ended before the reply arrived. If so, retry with another token.
-        ahead: number of waiters before this one at the most recent request.
+        ahead: number of waiters ahead of this waiter, according to the most recent reply.
         position: the most recent position of the waiter.
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1. If all
             instances are unhealthy, resting or rate-limited: seconds until the first of them comes back, if known.
-        moved: a lease of another shard; the place in the queue must be released.
+        moved: a lease in another shard, or None. If set, the caller must release the place in the queue.
     """
 
     granted: Granted | None
@@ -190,19 +191,19 @@ class QueueResult:
 
 
 class OtherShards(Protocol):
-    """The other shards of a waiter's pool; elsewhere.py."""
+    """The other shards of a waiter's pool; see elsewhere.py."""
 
     poll_s: float
-    """Max seconds between two looks."""
+    """Max seconds between two calls of `look`."""
 
     def look(self) -> Flow[Lease | None]:
-        """Lease a unit in another shard if one has free capacity."""
+        """If another shard has free capacity, lease a unit there."""
 
 
 def wait_in_queue(
     queues: Queues, entry: QueueEntry, until: float, others: OtherShards | None = None
 ) -> Flow[QueueResult]:
-    """Wait for a grant until time.monotonic reaches `until`, then leave the queue. Moves to another shard if it can."""
+    """Wait for a grant until time.monotonic reaches `until`, or for a lease in another shard. Then leave the queue."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:

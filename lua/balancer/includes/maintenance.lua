@@ -357,7 +357,7 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Have the next script that finds a free instance wake the watchers, until this time.
+  -- Watch this shard until `until_ms`: the next script that finds a free instance wakes the waiters of other shards.
   function self.watch(until_ms)
     self.changed, known[13] = true, format('%.0f', math.max(until_ms, tonumber(known[13] or 0)))
     call('HSET', STATE, '#watched', known[13])
@@ -401,9 +401,9 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Grant free units to waiters, then wake the waiters of other shards if an instance is still free and they watch this
-  -- shard (see #watched). They are woken once: those that get nothing watch again. Returns whether all possible grants
-  -- were made.
+  -- Grant free units to waiters. If an instance is still free after that, wake the waiters of other shards that watch
+  -- this shard (see #watched in pool.lua). This ends their watch: those that get no lease watch again. Returns whether
+  -- all possible grants were made.
   function self.dispatch()
     if not grant_to_waiters() then return false end
     if known[13] and call('ZCARD', READY) > 0 then

@@ -1,12 +1,12 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs strategies.lua and
--- records.lua. Only this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events; most
--- scripts also write due or waitq. A script that includes one of these files must name its keys STATE, READY, DUE and
--- WAITQ. The functions use these names directly: parameters for the keys would cost time on every acquire and release.
+-- records.lua. Only this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. Most
+-- scripts write to due or waitq directly. A script that includes one of these files must name its keys STATE, READY,
+-- DUE and WAITQ. The functions use these names: parameters for the keys would cost time on every acquire and release.
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool may be
--- divided into shards, each with all of these keys under a <tag> of its own, such as agentperf:{lb:<type>#3/8.30}. The
--- scripts see one shard; layout.lua divides a pool, and writes the only other value of #pool. A pool without instances,
--- leases and waiters leaves no key: a minute later, all of its keys have expired.
+-- divided into shards. Each shard has all of these keys under its own <tag>, such as agentperf:{lb:<type>#3/8.30}. Each
+-- script sees one shard. Only layout.lua divides a pool, and writes another form of #pool. Once a pool has no
+-- instances, no leases and no waiters, its keys expire after a minute, or after a day if its settings were configured.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -33,7 +33,7 @@
 --       ejected_until_ms     end of the last ejection
 --       probe_since_us       start of the last ejection; once this ejection is over, its end. Leases granted after
 --                            this time are probes
---       leases_before        while the instance is half-open: its leases granted before probe_since_us
+--       leases_before        while the instance is half-open: number of its leases granted before probe_since_us
 --       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered
 --       warm_tenths          during a warm-up: the usable tenths of the capacity
@@ -49,7 +49,7 @@
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: the score of the waiter in waitq
 --       tombstone why=                            the request has ended: released, expired, unfetched, cancelled
---     #pool      schema= strategy=, and slow_after_us= when slow outcomes count as bad
+--     #pool      schema= strategy=, and slow_after_us= if slow outcomes count as bad; see layout.lua for a divided pool
 --     #settings  eject_after base_ejection_ms max_ejection_ms max_ejection_share panic_threshold slow_after_us adaptive
 --                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, name=value each; the PoolSettings
 --     #born      when the pool was created, us        #picks      leases granted so far
@@ -58,13 +58,13 @@
 --     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
---                                                                 the first time in due; 0 while waiters are queued
---                                                                 or watch
---     #watched   the time until which waiters of other shards watch this one, ms; see watch.lua
---     #expires   while the pool has no instance: the time after which its keys expire, ms
+--                                                                 the first time in due; 0 while the queue has
+--                                                                 waiters or #watched is set
+--     #watched   time, ms, until which waiters of other shards watch this shard; see watch.lua
+--     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
---     #clock     the server's time, ms, at most 30 s old when the pool was last maintained; followed by a cursor of due
---                while timers are corrected because the clock was set back
+--     #clock     the server's time, ms; it was at most 30 s old when the pool was last maintained. While timers are
+--                corrected because the clock was set back, a cursor of due follows
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
@@ -78,7 +78,7 @@
 --                                that are unhealthy, resting or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
 --
--- When a later minor version adds fields to the record of an instance, the scripts keep these fields. records.lua,
+-- If a later minor version has added fields to the record of an instance, these scripts keep the fields. records.lua,
 -- whole_records.lua and grants.lua read and write all records.
 
 -- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their

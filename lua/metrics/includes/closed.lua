@@ -1,14 +1,15 @@
 -- Shared by the metrics scripts: closed slices. Needs slices.lua and sums.lua.
 --
--- A slice is a hash while it is open. A flush closes it when the last sample of its series is SETTLE_MS younger than
--- the end of the slice, if it has many fields: the counters move to a line of text in a list, and the hash is deleted.
--- The list has the closed slices of one width of a series, the oldest first:
+-- A slice is a hash while it is open. A flush closes a slice with many fields once its series has a sample that is at
+-- least SETTLE_MS later than the end of the slice. The flush moves the counters to a line of text in a list, and
+-- deletes the hash. A list has the closed slices of one series and one width, the oldest first:
 --
 --   2026-11-22T16 n=3600 ok=3599 err=1 sum_us=9830865887 ... err:TimeoutError=1 | -49:1 -44:3,1,0,2
 --
--- After the bar are the buckets of the histogram: -44:3,1,0,2 has 3 in bucket -44, 1 in -43, none in -42, 2 in -41. A
--- line takes a third of the memory of the hash. Late samples go to a hash again. Once this hash has many fields, it is
--- added to the line. So a slice may have both forms, and readers add them up.
+-- The buckets of the histogram follow the bar: -44:3,1,0,2 means 3 samples in bucket -44, 1 in -43, none in -42, and 2
+-- in -41. A line takes a third of the memory of the hash. Late samples of a closed slice go to a new hash. Once this
+-- hash has many fields, its counters are added to the line. So a slice may have a line and a hash, and readers add up
+-- both.
 local BAR = ' | '
 local NO_SLICE = 'a line that is no closed slice'
 
@@ -29,8 +30,8 @@ local function decode_name(name)
   return (string.gsub(name, '%%(%x%x)', function(digits) return string.char(tonumber(digits, 16)) end))
 end
 
--- Add the counters before the bar to `fields`. Returns the position of the bar, or nil without buckets. Raises an error
--- for a text that is no line of a closed slice.
+-- Add the counters before the bar to `fields`. Returns the position of the bar, or nil if the line has no buckets.
+-- Raises an error if the text is not the line of a closed slice.
 local USUAL = '^%S+ n=(%d+) ok=(%d+) sum_us=(%d+) min_us=(%d+) max_us=(%d+) last_ms=(%d+)() |'
 local function add_head(line, fields)
   local n, ok, sum_us, min_us, max_us, last_ms, stop = string.match(line, USUAL)
@@ -55,8 +56,8 @@ local function add_head(line, fields)
   return bar
 end
 
--- Add all counters of a line to `fields`, under the names that they have in a hash. The runs of buckets are read as
--- JSON: [[-49,1],[-44,3,1,0,2]]. This takes half the time of reading them with patterns.
+-- Add all counters of a line to `fields`, under the names that they have in a hash. The text of the buckets is changed
+-- to JSON, such as [[-49,1],[-44,3,1,0,2]], and decoded. This takes half the time of reading it with patterns.
 local TO_JSON = {[' '] = '],[', [':'] = ','}
 local bucket_names = {}
 local function add_line(line, fields)
@@ -81,14 +82,15 @@ local function add_line(line, fields)
   end
 end
 
--- Return a range of slices for `closed_lines`: those of one tier whose starts are from `first` to `last`, ms. The field
--- `at` maps the stamp of each wanted slice to what the script needs to know about it.
+-- Return a range of slices for `closed_lines`: the slices of one tier that start from `first` to `last`, ms. The caller
+-- moves `last` and fills `at`, which maps the stamp of each wanted slice to any true value.
 local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
 
--- Return the lines of the wanted slices of a range, and whether all of these slices have one. Their positions are those
--- in a list that lacks no slice. Otherwise a binary search finds the lines.
+-- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the lines are
+-- looked up at the positions that they have if the list lacks no slice. If they are not there, a binary search finds
+-- them.
 local MAX_NEWER = 16  -- so many lines after the range are read too, which may save the search
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]

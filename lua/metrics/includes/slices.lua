@@ -31,9 +31,10 @@ local function stored_ttls(texts)
   return ttls, is_valid
 end
 
--- Return the stored TTLs, and whether they are stored in the form of this version. Returns nil and a reason if they
--- cannot be used. Older versions store a hash. This version stores a text, which scripts of older versions refuse: they
--- would miss the closed slices. If the stored TTLs are `expected` ones, they need no parsing.
+-- Return the stored TTLs, whether they are stored in the form of this version, and whether all four are stored. Returns
+-- nil and a reason if they cannot be used. Older versions store a hash, and this version stores a text. Scripts of
+-- older versions refuse the text, as they should: they would miss the closed slices. If the text has the `expected`
+-- TTLs, it is not parsed.
 local SETTINGS_FORM = 'schema=2 10s=%.0f 1m=%.0f 1h=%.0f 1d=%.0f'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key, expected)

@@ -40,7 +40,7 @@ FLEET = 12
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[Any]]:
-    """A list that keeps leases until the backends are closed. A dropped lease would be released with a warning."""
+    """A list that keeps leases until the backends are closed. Otherwise, they would be released with a warning."""
     held: list[Any] = []
     yield held
     held.clear()
@@ -216,7 +216,7 @@ def test_reads_show_all_shards_as_one_pool(
 
 
 def units(found: list[AgentInstance]) -> list[tuple[AgentInstance, Lease]]:
-    """Return instances with their leases, of which the tests need the shards."""
+    """Return instances with their leases. A lease knows its shard, which the tests need."""
     return [(each, each.lease) for each in found if isinstance(each.lease, Lease)]
 
 
@@ -295,7 +295,7 @@ def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Bac
     assert raw.pttl(whole.state) == -1
     call(balancer, "configure_pool", "planner", shards=SHARDS)
     assert raw.pttl(whole.state) == -1
-    raw.pexpire(whole.state, 60_000)  # as if a process had died just after the registration of another
+    raw.pexpire(whole.state, 60_000)  # as if a process had let the division expire, and had died before it saw p0
     wait_until(lambda: raw.pttl(whole.state) == -1, "the process of the instance to keep the division")
     call(balancer, "remove_instance", "planner", "p0")
     assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
@@ -367,7 +367,7 @@ def test_instances_are_registered_again_in_their_shards(own_server: Server, conn
 
 
 def test_empty_shards_stay_empty(balancer: LoadBalancer, backend: Backend, raw: Raw, namespace: str) -> None:
-    """A process with registrations looks for them in a shard without instances, and changes nothing there."""
+    """A process looks for its registrations in a shard without instances. This changes nothing in the shard."""
     other = LoadBalancer(backend=backend)
     other.configure_pool("small", shards=SHARDS)
     other.register_instance(AgentInstance("p0", "small", max_capacity=1))
@@ -383,7 +383,7 @@ def test_empty_shards_stay_empty(balancer: LoadBalancer, backend: Backend, raw: 
 def test_waiter_moves_to_a_shard_with_free_capacity(
     call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, raw: Raw, namespace: str, kept: list[Any]
 ) -> None:
-    """A unit becomes free in each of the shards in turn, and each time the waiter gets it without a poll's delay."""
+    """A unit becomes free in one shard after the other. The waiter gets it, even if it waits in another shard."""
     found = balancer.acquire_many("planner", 2 * FLEET)
     for shard in {lease.pool for _, lease in units(found)}:
         freed = next(each for each, lease in units(found) if lease.pool is shard)
@@ -437,7 +437,7 @@ def test_lease_that_expires_in_another_shard_is_noticed(
         if raw.zcard(pool.keys.waitq)
     ]
     ended, lease = next(unit for unit in units(found) if unit[1].pool is not waiter)
-    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # no script runs in that shard by itself
+    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # the lease is due, but no process uses that shard
     thread.join(TIMEOUT)
     assert results[0].id == ended.id
 
@@ -506,7 +506,7 @@ def test_waiter_follows_a_change_of_the_number(
 
 
 def spread(url: str, namespace: str, grants: int, exchanges: int) -> Iterator[None]:
-    """Acquire leases; after the signal, release a random one and acquire another, many times."""
+    """Acquire leases. After the signal of the test, release a random lease and acquire another one, many times."""
     import random
 
     chance = random.Random(namespace)
@@ -526,7 +526,7 @@ def spread(url: str, namespace: str, grants: int, exchanges: int) -> Iterator[No
 def test_least_loaded_spreads_over_instances_of_all_shards(
     server: Server, backend: Backend, namespace: str, workers: Workers
 ) -> None:
-    """1,000 instances in 8 shards, 4,000 leases of 8 processes: no instance is more than 2 above the mean."""
+    """With 1,000 instances in 8 shards and 4,000 leases of 8 processes, no load is more than 2 above the mean load."""
     balancer = LoadBalancer(backend=backend)
     balancer.configure_pool("planner", shards=8)
     for number in range(1000):
@@ -548,7 +548,7 @@ def test_least_loaded_spreads_over_instances_of_all_shards(
 
 
 def work_for(url: str, namespace: str, seconds: float, held_s: float, threads: int) -> tuple[int, float, int]:
-    """Lease, hold and release with several threads. Returns the leases, the time for which they were held, failures."""
+    """Hold leases in several threads. Returns the number of leases, their total time, s, and the number of failures."""
     with AgentPerf(url, namespace=namespace) as perf:
         balancer = perf.balancer()
         end = time.monotonic() + seconds
@@ -578,10 +578,11 @@ def work_for(url: str, namespace: str, seconds: float, held_s: float, threads: i
 def test_saturated_pool_is_used_and_loses_no_waiter(
     server: Server, backend: Backend, namespace: str, workers: Workers, waiting: int
 ) -> None:
-    """16 units, held for a second each, and 4 or 16 callers more than units.
+    """There are 16 units, and 4 or 16 more callers than units. A caller holds a unit for one second.
 
-    On a busy machine, the use of any pool drops. Therefore the use of 8 shards is compared with that of one shard. The
-    benchmark `pool-shards` shows the figure itself, for units that are held for 0.2 s.
+    On a busy machine, a smaller share of any pool is in use. Therefore the test compares this share in a pool with 8
+    shards and in a pool with one shard. The benchmark `pool-shards` shows the share itself, for units that are held for
+    0.2 s.
     """
     balancer = LoadBalancer(backend=backend)
     processes, seconds = 4, 6.0

@@ -71,7 +71,7 @@ def pools_of(namespace: str, shards: int) -> list[keys.PoolKeys]:
 
 
 def units_of(shards: int) -> dict[str, int]:
-    """Return the instances of a pool with this number of shards, and their capacities: six units or ten."""
+    """Return the capacities of the instances of a pool, by id: 6 units in one shard, or 10 units in several shards."""
     if shards == 1:
         return {f"p{number}": CAPACITY for number in range(INSTANCES)}
     return {f"p{number}": 1 for number in range(10)}
@@ -89,7 +89,7 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
 
 
 def use_pool(balancer: LoadBalancer, file: str, chance: random.Random) -> NoReturn:
-    """Acquire and release leases, and report them to the file."""
+    """Acquire and release leases, and write both to the file."""
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     forgotten = []
     while True:

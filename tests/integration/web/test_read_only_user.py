@@ -44,9 +44,9 @@ def hold(url: str, namespace: str) -> Iterator[None]:
 
 @pytest.fixture
 def filled(server: Server, namespace: str, workers: Workers) -> None:
-    """A namespace in which each service was used. A process has died with a lease, which has expired.
+    """A namespace in which each service was used. A process died while it held a lease, and the lease has expired.
 
-    An agent was busy for an hour and a half, so that its past minutes are closed slices.
+    An agent was busy for an hour and a half, so that the slices of its past minutes are closed.
     """
     with server.client() as raw:
         past = Past(raw, namespace)

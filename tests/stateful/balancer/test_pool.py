@@ -437,7 +437,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(require=st.frozensets(st.sampled_from(LABELS)))
     def watch(self, require: frozenset[str]) -> None:
-        """Watch for a waiter of another shard. The next free instance, if nobody waits here, wakes it."""
+        """Watch this shard for a waiter of another shard. An instance that stays free here wakes the waiter."""
         free = [each for name, each in self.instances.items() if self.load(name) < each.limit]
         found = self.fake.run(commands.watch(self.pool, require, 0 if require else DAY_MS))
         assert found is any(require <= each.labels for each in free)

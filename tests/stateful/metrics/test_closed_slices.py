@@ -1,4 +1,4 @@
-"""Slices that are closed, late samples and repeated flushes in any order leave the same counts, bucket for bucket."""
+"""Closed slices, late samples and repeated flushes, in any order, leave the expected counts in every bucket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SECONDS = {name: width for width, (name, _) in WIDTHS.items()}
 
 
 class Sample(NamedTuple):
-    """An execution: how long after the previous one it ended, s, its duration, us, and its outcome."""
+    """An execution: seconds between the end of the previous one and its end, its duration in us, and its outcome."""
 
     after_s: float
     us: int
@@ -51,7 +51,7 @@ class Flush(NamedTuple):
         late_s: how long before the flush its first sample ended, s.
         samples: the samples.
         spread: number of further samples at the time of the first one, each in a bucket of its own.
-        repeats: how often the flush is sent again, because its reply was lost.
+        repeats: how often the flush is sent again, as after a lost reply.
     """
 
     process: int
@@ -80,7 +80,7 @@ FLUSHES = st.builds(
 
 
 class History:
-    """Two processes that flush to one namespace, at times of the last three hours, and the counts to expect."""
+    """Two processes that flush to one namespace, at times within the last three hours, and the expected counts."""
 
     def __init__(self, backend: Backend, raw: Any) -> None:
         self.backend, self.raw = backend, raw
@@ -147,11 +147,11 @@ class History:
         }
 
     def must_be_open(self) -> set[tuple[str, str]]:
-        """Return the slices that have not ended `SETTLE_S` before the last sample."""
+        """Return the slices that ended less than `SETTLE_S` before the last sample, or have not ended."""
         return {slice_ for slice_ in self.expected if self._end(slice_) + SETTLE_S > self.last}
 
     def should_be_closed(self) -> set[tuple[str, str]]:
-        """Return the slices that are hashes although they have many fields, and are not too old to be closed."""
+        """Return the hashes that should be closed: slices with many fields that are neither too new nor too old."""
         return {
             slice_
             for slice_, size in self.left_open().items()
@@ -167,7 +167,7 @@ class History:
         return datetime.strptime(start, WIDTHS[width][1]).replace(tzinfo=UTC).timestamp() + width
 
     def window(self, seconds: int, end: float, *, plain: bool = False) -> dict[str, int]:
-        """Return the counters of a window that `commands.read` returns."""
+        """Return the counters that `commands.read` returns for a window."""
         shard = keys.metrics_shard(AGENT)
         reply = self.backend.run(
             commands.read(

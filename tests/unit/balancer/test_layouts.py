@@ -46,7 +46,8 @@ def test_better_of_two_random_shards_comes_first() -> None:
     for shard, load in zip(found.shards, (9, 5, 7, 1), strict=True):
         found.hear(shard, load, 10)
     firsts = Counter(next(found.in_order()).shard for _ in range(6000))
-    # Of two random shards, the freest of all is one in half of the draws, the fullest comes first in none.
+    # Each draw compares two of the four shards. Half of the draws contain the freest shard, which then comes first. The
+    # fullest shard never comes first.
     assert 2800 < firsts[3] < 3200
     assert firsts[0] == 0
     assert firsts[1] > firsts[2] > 800

@@ -22,7 +22,7 @@ def journal(*entries: tuple[Any, ...]) -> list[Line]:
 
 
 def written(worker: int, value: str, begun: float, how: str = "put", keys: Sequence[str] = (KEY,)) -> list[Line]:
-    """Return a write that took 0.1 s."""
+    """Return the lines of a write that took 0.1 s."""
     return journal((worker, "write", begun, how, value, list(keys)), (worker, "wrote", begun + 0.1, value))
 
 
