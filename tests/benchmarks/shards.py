@@ -54,10 +54,6 @@ def rows(bench: Bench) -> Iterator[Row]:
         server.stop()
 
 
-# The name of a cache decides on which nodes its shards lie. For 14 of 15 names, including "load", no node has more than
-# 6 of 16 shards. For the other names, one node has 7.
-
-
 def lru(backend: Backend, shards: int | None) -> Cache:
     return LRUCache(CAPACITY, name="load", shards=shards, backend=backend)
 
