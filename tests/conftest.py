@@ -3,6 +3,9 @@
 Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests: those marked
 `thorough`, those in tests/borders, and every test on the other kinds of server. `--everything` runs both. If a file is
 named on the command line, all of its tests run. A test marked `servers` runs on the listed kinds only.
+
+With `--as-acl-user`, all URLs lead to an ACL user with the rights of `agentperf doctor --acl`, and a test fails if a
+server has refused that user anything.
 """
 
 from __future__ import annotations
@@ -28,7 +31,17 @@ from tests.support.headers import misfit
 from tests.support.places import ROOT
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
-from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
+from tests.support.servers import (
+    RESTRICTED,
+    Raw,
+    Server,
+    ServerKind,
+    Servers,
+    kinds,
+    program,
+    restrict_default_user,
+    restricted,
+)
 from tests.support.workers import Workers
 
 BORDERS = ROOT / "tests" / "borders"
@@ -43,6 +56,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="run only the tests that plain pytest omits")
     parser.addoption("--everything", action="store_true", help="run all tests")
+    parser.addoption("--as-acl-user", action="store_true", help="give the servers' default user the rights of a worker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,9 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
         "servers(*kinds): runs on these kinds of server only; plain pytest uses the first",
         "waits: mostly waits, for half a minute; started first, so that other tests run meanwhile",
+        "privileged: sends commands that no worker needs; skipped with --as-acl-user",
         "standalone: not on a Cluster, which would bypass the test's proxy or its changes to the server",
     ):
         config.addinivalue_line("markers", marker)
+    if config.getoption("--as-acl-user"):
+        restrict_default_user()
     if not _is_worker(config):  # the workers of a parallel session inherit the mark
         leftovers.mark_session()
     _make_hypothesis_deterministic(config)
@@ -118,6 +135,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Plain `pytest` and `--thorough` have no test in common.
     """
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    if config.getoption("--as-acl-user"):
+        for item in items:
+            if item.get_closest_marker("privileged") is not None:
+                item.add_marker(pytest.mark.skip("needs rights that no worker has"))
     unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
     assert unsteady == [], "their names differ between processes, so that pytest -n cannot distribute them"
     if config.getoption("--everything"):
@@ -186,6 +207,18 @@ def servers() -> Iterator[Servers]:
     everything.stop()
 
 
+@pytest.fixture(autouse=True)
+def _acl_user_was_refused_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --as-acl-user, fail a test during which a server refused a command, a key or a channel."""
+    if not restricted() or "server_kind" not in request.fixturenames:
+        yield
+        return
+    servers: Servers = request.getfixturevalue("servers")
+    yield
+    refused = servers.refused()
+    assert refused == set(), "the servers refused these to the ACL user"
+
+
 @pytest.fixture
 def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
     """The session's shared server. Each test has its own namespace on it."""
@@ -232,13 +265,14 @@ def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
 
     yield start
     for each in started:
-        each.stop()
+        servers.end(each)
 
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> str:
     """A unique namespace, named after the test."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:50] + "." + uuid.uuid4().hex[:10]
+    name = (RESTRICTED if restricted() else "") + re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)
+    return name[:50] + "." + uuid.uuid4().hex[:10]
 
 
 @pytest.fixture

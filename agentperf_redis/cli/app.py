@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from agentperf_redis.cli import alerts, balancer, cache, export, pools, serve, top
-from agentperf_redis.cli.console import Exit, Target
+from agentperf_redis.cli.console import Exit, Target, WrongUsage
 from agentperf_redis.cli.options import (
     AsOf,
     Data,
@@ -340,8 +340,27 @@ def running(
 @on_server
 def doctor(
     target: Target,
+    acl: Annotated[
+        bool, typer.Option("--acl", help="Print the command that makes an ACL user for the namespace instead.")
+    ] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="With --acl: a user for serve and top, without the rights to write.")
+    ] = False,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", help="With --acl: name of the user. Default: worker, or dashboard.", metavar="NAME"),
+    ] = None,
 ) -> Exit | None:
-    """Examine the server and suggest changes. Exit 1 if a finding is bad."""
+    """Examine the server and suggest changes. Exit 1 if a finding is bad.
+
+    With --acl, print an ACL SETUSER command with the rights that the library needs, for redis-cli. No server is changed.
+    """
+    if acl:
+        from agentperf_redis.cli.acl import acl as print_user
+
+        return print_user(target, user, read_only=read_only)
+    if read_only or user is not None:
+        raise WrongUsage("--read-only and --user go with --acl")
     from agentperf_redis.cli.doctor import doctor as work
 
     return work(target, as_json=target.as_json)

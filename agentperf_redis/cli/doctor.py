@@ -134,7 +134,7 @@ def _remedy(refusal: Refusal, namespace: str) -> str:
         return "the server does not have the command, or rename-command gives it another name"
     if _MAY_NOT_RUN.search(text):
         rights = ("+cluster|slots" if name == "CLUSTER" else f"+{name.lower()}" for name in refusal.commands)
-        return f"grant {' '.join(rights)}; the README has the rights of an ACL user"
+        return f"grant {' '.join(rights)}; `agentperf doctor --acl` prints all rights"
     found = _MAY_NOT_ACCESS.search(text)
     if found is None:
         return ""

@@ -1,10 +1,9 @@
-"""The ACL user in the README has the rights that the three services need on every kind of server, and no others."""
+"""The ACL user of `agentperf doctor --acl` has the rights that all services need on every server, and no others."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,26 +18,12 @@ from agentperf_redis import AgentInstance, AgentPerf, keys
 from agentperf_redis.alerts.notify import deliver_all
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.operator import find_all
-from agentperf_redis.cli import attempts, doctor
+from agentperf_redis.cli import acl, attempts, doctor
 from agentperf_redis.cli.app import app
 from agentperf_redis.transport.address import ServerKind
 from agentperf_redis.transport.connector import Connector
 from tests.support.places import ROOT
 from tests.support.servers import Raw, Server, wait_until
-
-
-def readme_rules() -> list[str]:
-    """Return the ACL rules in the ACL SETUSER command of the README."""
-    found = re.search(r"^ *redis-cli (ACL SETUSER (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert found is not None
-    acl, setuser, _, *rules = shlex.split(found[1].replace("\\\n", " "))
-    assert (acl, setuser) == ("ACL", "SETUSER")
-    return rules
-
-
-def readme_rights() -> list[str]:
-    """Return the commands that the README grants, in lower case."""
-    return [rule[1:] for rule in readme_rules() if rule.startswith("+")]
 
 
 @dataclass
@@ -67,9 +52,9 @@ def logged(client: Raw) -> list[list[str]]:
 
 @pytest.fixture
 def user(server: Server, namespace: str) -> Iterator[User]:
-    """A user with the rights from the README, in the namespace of the test."""
+    """A worker with the rights that `agentperf doctor --acl` prints for the namespace of the test."""
     name = f"worker-{uuid.uuid4().hex[:8]}"
-    rules = [rule.replace("agentperf:", f"{namespace}:") for rule in readme_rules()]
+    rules = acl.rules(namespace, password=">secret")
     for node in server.nodes:
         with node.client() as client:
             client.execute_command("ACL", "SETUSER", name, *rules)
@@ -171,7 +156,7 @@ def use_locks(perf: AgentPerf, other: AgentPerf) -> None:
         assert not other.semaphore("four", 4).locked()
 
 
-def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
+def test_worker_may_use_every_service(user: User, namespace: str) -> None:
     with AgentPerf(user.url, namespace=namespace) as perf, AgentPerf(user.url, namespace=namespace) as other:
         use_metrics(perf)
         use_caches(perf)
@@ -194,7 +179,10 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     assert user.refused() == []
 
 
-def test_readme_user_may_run_the_demo(user: User, tmp_path: Path) -> None:
+def test_worker_may_run_the_demo_in_its_namespaces(user: User, tmp_path: Path) -> None:
+    for node in user.server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", user.name, "~agentperf-demo-*", "&agentperf-demo-*")
     (tmp_path / "a.py").write_text("import os\n")
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
     assert (done.exit_code, user.refused()) == (0, [])
@@ -210,7 +198,7 @@ def test_readme_user_may_run_the_demo(user: User, tmp_path: Path) -> None:
     assert {key.partition(":")[2] for key in shown} > {"meta", "resources", "{lb:reader}:state"}
 
 
-def test_readme_user_has_no_other_rights(user: User, server: Server, namespace: str) -> None:
+def test_worker_has_no_other_rights(user: User, server: Server, namespace: str) -> None:
     host, _, port = user.url.rpartition("@")[2].partition(",")[0].partition("/")[0].partition(":")
     with redis.Redis(host=host, port=int(port), username=user.name, password="secret") as client:
         for words in (["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["GET", "another:key"]):
@@ -219,7 +207,7 @@ def test_readme_user_has_no_other_rights(user: User, server: Server, namespace: 
     assert {"command flushall", "key another:key"} < set(user.refused())
 
 
-def test_readme_rights_match_the_commands_in_use() -> None:
+def test_rights_match_the_commands_in_use() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "lua").rglob("*.lua"))
     called = set(re.findall(r"\bp?call\('([A-Z]+)'", scripts))
     sent = set()
@@ -229,7 +217,7 @@ def test_readme_rights_match_the_commands_in_use() -> None:
             text = path.read_text()
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
             sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # by the bus
-    granted = {right.upper().partition("|")[0] for right in readme_rights()}
+    granted = {right.upper().partition("|")[0] for right in acl.rights()}
     handshake = {"SELECT"}  # AUTH and HELLO need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}
     assert {words[0] for words in attempts.script_calls("k", "c")} == called
@@ -248,7 +236,7 @@ def test_doctor_names_each_right_that_is_missing(user: User, namespace: str) -> 
     connector = Connector(replace(backend.address, kind=ServerKind.STANDALONE, nodes=((node.host, node.port),)))
     owner = next(each for each in user.server.nodes if each.port == node.port)
     with owner.client() as client:
-        for right in readme_rights():
+        for right in acl.rights():
             if right in ("asking", "cluster|slots") and not clustered:
                 continue
             client.execute_command("ACL", "SETUSER", user.name, f"-{right}")

@@ -407,6 +407,17 @@ SCHEMAS: dict[str, Schema] = {
         healthy=FLAG,
         findings=rows(fields(node=TEXT, subject=TEXT, level=one_of("ok", "note", "bad"), found=TEXT, advice=TEXT)),
     ),
+    "acl": document(
+        "acl",
+        user=TEXT,
+        namespace=TEXT,
+        read_only=FLAG,
+        rules=rows(TEXT),
+        command=TEXT,
+        password_rule=TEXT,
+        compared=FLAG,
+        lacking=rows(TEXT),
+    ),
     "inspect": document(
         "inspect",
         key=TEXT,

@@ -35,6 +35,47 @@ TIMEOUT = 30.0
 a broken server fail."""
 
 
+RESTRICTED = "restricted."
+"""Prefix of the namespaces of the tests if the default user is restricted."""
+_ADMIN = {"username": "admin", "password": "secret"}
+_restricted = False
+
+
+def restrict_default_user() -> None:
+    """Start all servers from now on with an ACL for the default user, whose name no URL contains.
+
+    It has the rights of a worker, in the namespaces that begin with `RESTRICTED` and in those of the demo. The raw
+    clients of the tests log in as an administrator.
+    """
+    global _restricted  # noqa: PLW0603  a session has one mode, and servers are started in many places
+    _restricted = True
+
+
+def restricted() -> bool:
+    """Return whether the default user of the servers is restricted."""
+    return _restricted
+
+
+def _users() -> list[str]:
+    if not _restricted:
+        return []
+    from agentperf_redis.cli import acl  # slow to import, and seldom needed
+
+    patterns = [f"{sign}{prefix}" for prefix in (f"{RESTRICTED}*:*", "agentperf-demo-*") for sign in "~&"]
+    rights = [f"+{right}" for right in acl.rights()]
+    administrator = ["on", f">{_ADMIN['password']}", "~*", "&*", "+@all"]
+    return [
+        *("--user", _ADMIN["username"], *administrator),
+        *("--user", "default", "reset", "on", "nopass", *patterns, *rights),
+        *("--masteruser", _ADMIN["username"], "--masterauth", _ADMIN["password"], "--acllog-max-len", "10000"),
+    ]
+
+
+def migrate_login() -> tuple[str, ...]:
+    """Return the words with which MIGRATE logs in to the other node."""
+    return ("AUTH2", *_ADMIN.values()) if _restricted else ()
+
+
 class ServerFailed(Exception):
     """A test server did not start; the text contains the end of its log."""
 
@@ -161,6 +202,7 @@ class Node:
         if self._clustered:
             words += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
             words += ["--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0"]
+        words += _users()
         self.started.append(start_bound([*words, *self._options], log))
         self.paused = False
         try:
@@ -179,8 +221,17 @@ class Node:
                 return False
 
     def client(self, **options: Any) -> Raw:
-        settings = {"decode_responses": True, "protocol": 2, "retry": Retry(NoBackoff(), 0), **options}
+        login = _ADMIN if _restricted else {}
+        settings = {"decode_responses": True, "protocol": 2, "retry": Retry(NoBackoff(), 0), **login, **options}
         return redis.Redis(host="127.0.0.1", port=self.port, **settings)
+
+    def refused(self) -> list[str]:
+        """Return what the server has refused to the default user since the last call, and the commands."""
+        with self.client() as client:
+            client.set_response_callback("ACL LOG", lambda reply, **_: reply)
+            log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in client.execute_command("ACL LOG")]
+            client.execute_command("ACL LOG", "RESET")
+        return [f"{each['reason']} {each['object']}" for each in log if each["username"] == "default"]
 
     def kill(self) -> None:
         if self.alive:
@@ -247,7 +298,8 @@ class Server:
         if not self.clustered:
             return self.nodes[0].client(**options)
         seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
-        return _Cluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **options})
+        login = _ADMIN if _restricted else {}
+        return _Cluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **login, **options})
 
     def kill(self) -> None:
         """Kill the server with SIGKILL."""
@@ -314,6 +366,7 @@ class Servers:
     def __init__(self) -> None:
         self._shared: dict[ServerKind, Server] = {}
         self._all: list[Server] = []
+        self._refused: set[str] = set()
 
     def shared(self, kind: ServerKind) -> Server:
         """Return the session's server of this kind; the first call starts it."""
@@ -326,6 +379,24 @@ class Servers:
         server = Server(kind, *options, aof=aof)
         self._all.append(server)
         return server
+
+    def refused(self) -> set[str]:
+        """Return what the servers have refused to a restricted default user since the last call."""
+        for server in self._all:
+            self._note_refused(server)
+        found, self._refused = self._refused, set()
+        return found
+
+    def _note_refused(self, server: Server) -> None:
+        if _restricted:
+            self._refused.update(
+                text for node in server.nodes if node.alive and not node.paused for text in node.refused()
+            )
+
+    def end(self, server: Server) -> None:
+        """End one server."""
+        self._note_refused(server)
+        server.stop()
 
     def stop(self) -> None:
         """End every server that was started here."""

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from agentperf_redis.keys import SLOTS, key_slot
-from tests.support.servers import Node, Server, wait_until
+from tests.support.servers import Node, Server, migrate_login, wait_until
 
 _TIMEOUT_MS = 5000
 _ATOMIC_TIMEOUT_S = 120.0
@@ -75,7 +75,7 @@ class SlotMover:
     def migrate(self, slot: int, target: Node, *names: str) -> None:
         """Move some keys of an open slot."""
         for name in names:
-            self._call(self.owners[slot], "MIGRATE", "127.0.0.1", target.port, name, 0, _TIMEOUT_MS)
+            self._call(self.owners[slot], "MIGRATE", "127.0.0.1", target.port, name, 0, _TIMEOUT_MS, *migrate_login())
 
     def settle(self, slot: int, target: Node) -> None:
         """End the move of a slot, after all its keys have been moved."""

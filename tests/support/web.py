@@ -207,34 +207,3 @@ class OpenPage:
             self.last = "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
             self.events += 1
             self._arrived.notify_all()
-
-
-READ_RIGHTS = [
-    "+ping",
-    "+echo",
-    "+select",
-    "+asking",
-    "+cluster|slots",
-    "+eval",
-    "+evalsha",
-    "+time",
-    "+type",
-    "+exists",
-    "+getrange",
-    "+mget",
-    "+hget",
-    "+hmget",
-    "+hgetall",
-    "+hlen",
-    "+hscan",
-    "+zcard",
-    "+zrange",
-    "+zrangebyscore",
-    "+lrange",
-    "+llen",
-    "+xlen",
-    "+xrevrange",
-]
-"""The rights of a Redis user that suffice for all pages but that of the memory, and that only read."""
-MEMORY_RIGHTS = ["+scan", "+info", "+memory|usage"]
-"""The further rights for the page of the memory."""

@@ -1,4 +1,7 @@
-"""A Redis user without any right to write suffices for the web page, which writes nothing."""
+"""A Redis user without any right to write suffices for the web page, which writes nothing.
+
+Its rights are those of `agentperf doctor --acl --read-only`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from collections.abc import Iterator
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.cli import acl
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.web import app
 from tests.support.every_command import fill, release
 from tests.support.filled import Past
 from tests.support.markup import parsed
 from tests.support.servers import Raw, Server
-from tests.support.web import MEMORY_RIGHTS, READ_RIGHTS, Browser
+from tests.support.web import Browser
 from tests.support.workers import Workers
 
 PAGES = (
@@ -66,10 +70,10 @@ def filled(server: Server, namespace: str, workers: Workers) -> None:
 def user(server: Server, namespace: str) -> Iterator[tuple[str, str]]:
     """A user with the rights to read; its name and its URL."""
     name = f"dashboard-{uuid.uuid4().hex[:8]}"
-    rules = ["on", ">secret", f"~{namespace}:*", *READ_RIGHTS, *MEMORY_RIGHTS]
+    rules = acl.rules(namespace, read_only=True, password=">secret")
     for node in server.nodes:
         with node.client() as client:
-            client.execute_command("ACL", "SETUSER", name, "reset", *rules)
+            client.execute_command("ACL", "SETUSER", name, *rules)
     yield name, server.url.replace("://", f"://{name}:secret@")
     for node in server.nodes:
         with node.client() as client:
@@ -130,11 +134,10 @@ def test_every_right_is_needed(
     filled: None, user: tuple[str, str], server: Server, namespace: str, runner: asyncio.Runner
 ) -> None:
     name, url = user
-    handshake = {"+ping", "+echo", "+select", "+asking", "+cluster|slots"}
     needed = set()
     with server.client() as client:
-        for right in (*READ_RIGHTS, *MEMORY_RIGHTS):
-            client.execute_command("ACL", "SETUSER", name, f"-{right[1:]}")
+        for right in acl.rights(read_only=True):
+            client.execute_command("ACL", "SETUSER", name, f"-{right}")
             client.script_flush()
             client.execute_command("ACL", "LOG", "RESET")
             reader = AgentPerf(url, namespace=namespace, deadline=1.0)
@@ -144,8 +147,8 @@ def test_every_right_is_needed(
             runner.run(reader.aclose())
             if refused(server, name):
                 needed.add(right)
-            client.execute_command("ACL", "SETUSER", name, right)
-    assert needed == {*READ_RIGHTS, *MEMORY_RIGHTS} - handshake
+            client.execute_command("ACL", "SETUSER", name, f"+{right}")
+    assert needed == set(acl.rights(read_only=True)) - set(acl.CONNECTING)
 
 
 @pytest.mark.thorough
@@ -155,7 +158,7 @@ def test_memory_page_names_the_rights_that_are_missing(
     name, url = user
     for node in server.nodes:
         with node.client() as client:
-            client.execute_command("ACL", "SETUSER", name, *(f"-{right[1:]}" for right in MEMORY_RIGHTS))
+            client.execute_command("ACL", "SETUSER", name, *(f"-{right}" for right in acl.MEMORY))
     reader = AgentPerf(url, namespace=namespace)
     reply = Browser(runner, app(reader)).get("/memory")
     assert (reply.status, "NOPERM" in reply.text) == (200, True)
