@@ -179,6 +179,7 @@ def test_worker_may_use_every_service(user: User, namespace: str) -> None:
     assert user.refused() == []
 
 
+@pytest.mark.privileged
 def test_worker_may_run_the_demo_in_its_namespaces(user: User, tmp_path: Path) -> None:
     for node in user.server.nodes:
         with node.client() as client:

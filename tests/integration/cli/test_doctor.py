@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+import jsonschema
 import pytest
+import redis
 
-from agentperf_redis.cli import console
-from tests.support.commandline import FAILURE, OK, UNREACHABLE, Run
-from tests.support.servers import Server
+from agentperf_redis.cli import acl, console
+from tests.support.commandline import FAILURE, OK, UNREACHABLE, USAGE, Run
+from tests.support.schemas import SCHEMAS
+from tests.support.servers import Server, free_port
 
 
 def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: str) -> None:
@@ -133,3 +137,63 @@ def test_doctor_reports_a_server_that_is_down(agentperf: Run, start_server: Call
         done = agentperf("doctor", "--url", url, "--timeout", "1")
         assert done.returncode == UNREACHABLE
         assert f"127.0.0.1:{server.port}" in done.stderr
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_printed_acl_command_makes_a_user_once_it_has_a_password(
+    agentperf: Run, server: Server, namespace: str, read_only: bool
+) -> None:
+    done = agentperf("doctor", "--acl", "--user", namespace, *(("--read-only",) if read_only else ()))
+    assert done.returncode == OK
+    (line,) = done.stdout.splitlines()
+    assert "Not compared" not in done.stderr
+    assert "lacks" not in done.stderr
+    with server.nodes[0].client() as client:
+        with pytest.raises(redis.ResponseError, match=acl.PLACEHOLDER):
+            client.execute_command(*shlex.split(line))
+        assert namespace not in client.acl_users()
+        assert client.execute_command(*shlex.split(line.replace(acl.PLACEHOLDER, ">secret"))) in (True, "OK")
+        assert client.execute_command(*shlex.split(line.replace(acl.PLACEHOLDER, ">other"))) in (True, "OK")
+        rules = client.acl_getuser(namespace)
+        assert len(rules["passwords"]) == 1, "the command replaces what the user had"
+        client.acl_deluser(namespace)
+
+
+def test_acl_command_as_json_is_complete(agentperf: Run, server: Server, namespace: str) -> None:
+    done = agentperf("doctor", "--acl", "--json")
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, SCHEMAS["acl"])
+    assert (found["user"], found["namespace"], found["compared"]) == ("worker", namespace, True)
+    assert shlex.split(found["command"]) == ["ACL", "SETUSER", "worker", *found["rules"]]
+    assert found["password_rule"] in found["rules"]
+
+
+def test_acl_command_needs_no_server(agentperf: Run, namespace: str) -> None:
+    done = agentperf("doctor", "--acl", "--url", f"redis://127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout.startswith("ACL SETUSER worker ")) == (OK, True)
+    assert "Not compared with the commands of a server: nothing listens on" in done.stderr
+
+
+def test_acl_command_names_rights_that_the_server_lacks(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server("valkey", "--rename-command", "SPUBLISH", "HIDDEN")
+    done = agentperf("doctor", "--acl", "--url", server.url)
+    assert done.returncode == OK
+    assert "This server lacks spublish" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--acl", "--user", "a b"), "--user is 'a b'; allowed: 1 to 64 characters"),
+        (("--user", "me"), "--read-only and --user go with --acl"),
+        (("--read-only",), "--read-only and --user go with --acl"),
+        (("--acl", "--namespace", "a*"), "--namespace is 'a*'"),
+        (("--acl", "--url", "nonsense"), "--url"),
+    ],
+)
+def test_options_of_acl_are_checked(agentperf: Run, words: tuple[str, ...], says: str) -> None:
+    done = agentperf("doctor", *words)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert says in done.stderr
