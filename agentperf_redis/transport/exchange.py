@@ -17,8 +17,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from agentperf_redis.command import Reply
 from agentperf_redis.transport.connector import Connector
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, transient_reason
 from agentperf_redis.transport.handshake import REPLIES, Handshake
+from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
 
 C = TypeVar("C")
@@ -156,16 +157,19 @@ class Connections(Generic[C]):
     def _connected(self, node: Node) -> Generator[Open | Connect[C] | Talk[C], Any, C]:
         """Return a new connection. Its server has passed the handshake on this connection or on another one."""
         connection: C = yield Open(node)
+        handshake_replies: list[Reply] = []
         try:
             yield Connect(connection)
             if self._handshake is not None and not (node.sentinel or self._ready.get(node)):
-                handshake_replies: list[Reply] = []
                 yield Talk(connection, self._handshake.request(), REPLIES, handshake_replies)
                 refusal = self._handshake.parse(handshake_replies)
                 if refusal is not None:
                     raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
-        except BaseException:
+        except BaseException as error:
             self._close_one(connection)
+            reason = _reason_for_closing(handshake_replies)
+            if reason and isinstance(error, Exception):
+                raise ExchangeFailed(reason, sent=False) from None
             raise
         ready = self._ready.setdefault(node, set())
         ready.add(weakref.ref(connection, ready.discard))
@@ -186,3 +190,11 @@ class Connections(Generic[C]):
         while stack:
             with contextlib.suppress(IndexError):  # another thread took the last connection
                 self._drop(node, stack.pop())
+
+
+def _reason_for_closing(replies: list[Reply]) -> str | None:
+    """Return why a server closed a connection during the handshake, if it said so, as at its maxclients."""
+    match replies:
+        case [ServerError() as only]:
+            return transient_reason(only.text)
+    return None

@@ -16,6 +16,7 @@ from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed
 from agentperf_redis.transport.exchange import Connect, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.handshake import Handshake
+from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
 
 NODE = Node("server", 6379)
@@ -236,6 +237,19 @@ def test_refused_server_is_disconnected() -> None:
     with pytest.raises(ExchangeFailed) as raised:
         exchange.send(None)
     assert (raised.value.error, raised.value.final, raised.value.sent) == (refusal, True, False)
+    assert pool.dropped == ["c1"]
+
+
+def test_reason_for_closing_is_that_of_the_server() -> None:
+    pool = Pool()
+    exchange = pool.begin()
+    next(exchange)
+    exchange.send(Name("c1"))
+    handshake = exchange.send(None)
+    assert isinstance(handshake, Talk)
+    handshake.replies.append(ServerError("ERR max number of clients reached"))
+    failure = failed(exchange, Broken("Connection closed by server."))
+    assert (failure.reason, failure.sent, failure.final) == ("it has reached its maxclients", False, False)
     assert pool.dropped == ["c1"]
 
 
