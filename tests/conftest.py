@@ -210,7 +210,7 @@ def servers() -> Iterator[Servers]:
 @pytest.fixture(autouse=True)
 def _acl_user_was_refused_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --as-acl-user, fail a test during which a server refused a command, a key or a channel."""
-    if not restricted() or "server_kind" not in request.fixturenames:
+    if not restricted() or "servers" not in request.fixturenames:
         yield
         return
     servers: Servers = request.getfixturevalue("servers")

@@ -30,6 +30,12 @@ PROBES = 100
 _SLOW_P99_MS = 10.0
 """With a higher latency, a lease or a cache hit probably costs more than the work that it saves."""
 _NEARLY_FULL = 0.85
+_FIXED = {
+    "redis": ("CVE-2025-49844", {(7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}),
+    "valkey": ("CVE-2025-49844 or CVE-2025-67733", {(7, 2): 12, (8, 0): 7, (8, 1): 6, (9, 0): 3}),
+}
+"""Faults by which a user that may run scripts can take over the server or forge replies to other users, and the first
+corrected version of each release line. Later lines do not have the faults. Redis 7.0 was not corrected."""
 _MAY_NOT_RUN = re.compile(r"permissions? to run\b|can't run\b")
 _MAY_NOT_ACCESS = re.compile(r"(?:permissions? to access|can't access|can't publish)\b.*\b(channel|key)")
 """Error texts of Redis 7.0 to 8.2 and Valkey 9.1, in lower case, for users without a right or a pattern."""
@@ -187,7 +193,21 @@ def assess_version(facts: Mapping[str, str]) -> Diagnosis:
     if facts.get("arch_bits", "64") != "64":  # the scripts format microseconds as 64-bit integers
         return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are required")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
-    return Diagnosis("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
+    found = f"{name} {text}" + (f", {mode}" if mode else "")
+    fault = _open_fault(name, text)
+    if fault:
+        return Diagnosis("version", "note", found, f"{fault}: update it, or let only trusted users run scripts")
+    return Diagnosis("version", "ok", found)
+
+
+def _open_fault(name: str, text: str) -> str:
+    """Return the known faults of a version that endanger servers with several users; empty if there is none."""
+    fault, fixed = _FIXED[name]
+    major, minor, patch, *_ = (*(int(part) for part in text.split(".")[:3] if part.isdigit()), 0, 0, 0)
+    line = (major, minor)
+    if line > max(fixed) or patch >= fixed.get(line, math.inf):
+        return ""
+    return fault
 
 
 def assess_eviction(facts: Mapping[str, str]) -> Diagnosis:

@@ -23,7 +23,8 @@ def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: s
     levels = {finding["subject"]: finding["level"] for finding in document["findings"]}
     assert (done.returncode, document["healthy"]) == (OK, True)
     assert set(levels) == {"commands", "version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
-    assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
+    assert (levels["scripts"], levels["eviction"]) == ("ok", "ok")
+    assert levels["version"] in ("ok", "note"), "the system's Redis 7.0 has a known fault"
     assert {each["subject"]: each["found"] for each in document["findings"]}["scripts"] == "can be run"
 
 
@@ -68,7 +69,7 @@ def test_doctor_reports_a_namespace_it_cannot_open(agentperf: Run, server: Serve
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert found["scripts"]["level"] == "bad"
     assert "version 7" in found["scripts"]["found"]
-    assert found["version"]["level"] == "ok"
+    assert found["version"]["level"] in ("ok", "note")
     assert "over 100 round trips" in found["latency"]["found"]  # the level of this finding depends on the machine
 
 

@@ -15,7 +15,7 @@ from agentperf_redis.keys import SLOTS, key_slot
 from agentperf_redis.script import Script, parse_header
 from agentperf_redis.transport import connector, executor
 from tests.support.driving import Run, add
-from tests.support.servers import Node, Server, wait_until
+from tests.support.servers import Node, Server, migrate_login, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -61,7 +61,7 @@ def test_moving_slot_in_use_loses_no_write(
     call(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
     before = sum(acknowledged)
     wait_until(lambda: sum(acknowledged) > before + 20, "commands while the slot is open", TIMEOUT)
-    call(source, "MIGRATE", "127.0.0.1", target.port, f"{namespace}:counter", 0, 5000)
+    call(source, "MIGRATE", "127.0.0.1", target.port, f"{namespace}:counter", 0, 5000, *migrate_login())
     before = sum(acknowledged)
     wait_until(lambda: sum(acknowledged) > before + 20, "commands that are redirected once (ASK)", TIMEOUT)
     for node in (target, source, *(node for node in server.nodes if node not in (source, target))):
@@ -76,6 +76,7 @@ def test_moving_slot_in_use_loses_no_write(
         assert int(client.get(f"{namespace}:counter") or 0) == sum(acknowledged)
 
 
+@pytest.mark.privileged
 @pytest.mark.servers("cluster")
 def test_script_outside_its_slot_is_refused(
     server: Server, run: Run, connect: Callable[..., Backend], namespace: str
@@ -121,7 +122,7 @@ def test_nodes_without_a_host_name_are_reached(
     with source.client() as old, target.client() as new:
         new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
         old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
-        old.execute_command("MIGRATE", "127.0.0.1", target.port, f"{namespace}:{names[0]}", 0, 5000)
+        old.execute_command("MIGRATE", "127.0.0.1", target.port, f"{namespace}:{names[0]}", 0, 5000, *migrate_login())
         read = Command("GET", (f"{namespace}:{names[0]}",), (), lambda reply: reply)
         assert run(backend, read) == b"1"  # redirected once (ASK)
         for client in (new, old):

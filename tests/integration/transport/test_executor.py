@@ -129,6 +129,7 @@ def test_unreachable_server_error_comes_in_time_with_advice(connect: Callable[..
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.privileged
 def test_wrong_password_fails_at_once(
     connect: Callable[..., Backend], start_server: Callable[..., Server], run: Run
 ) -> None:

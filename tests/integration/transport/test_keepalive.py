@@ -45,8 +45,8 @@ def test_asyncio_connections_are_kept_alive(backend: Backend, runner: asyncio.Ru
 
 
 @pytest.mark.standalone
-def test_bus_connections_are_kept_alive(backend: Backend) -> None:
-    subscription = backend.bus.subscribe("channel", lambda _: None, lambda: None)
+def test_bus_connections_are_kept_alive(backend: Backend, namespace: str) -> None:
+    subscription = backend.bus.subscribe(f"{namespace}:channel", lambda _: None, lambda: None)
 
     def sockets() -> list[Any]:
         listener = backend.bus._listener

@@ -12,6 +12,7 @@ import redis
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.transport.exchange import MAX_CONNECTIONS
 from tests.support.driving import Run, add
 from tests.support.servers import Raw, Server, wait_until
 
@@ -166,3 +167,22 @@ def test_script_that_the_server_evicted_still_runs(
         evicted = raw.info("stats").get("evicted_scripts", 0)
     assert run(backend, add(namespace)) == 2
     assert evicted == 0 if server_kind == "redis70" else evicted > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.servers("valkey")
+def test_call_beyond_the_connections_of_a_process_is_not_sent(
+    own_server: Server, connect: Callable[..., Backend], namespace: str
+) -> None:
+    backend = connect(own_server.url, deadline=LONG_S)
+    assert backend.run(add(namespace, 0)) == 0
+    own_server.pause()
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+        calls = [pool.submit(backend.run, add(namespace)) for _ in range(MAX_CONNECTIONS)]
+        wait_until(lambda: backend._executor._places.qsize() == 0, "all connections to be in use")
+        with pytest.raises(BackendUnavailable, match="connections of this process were busy") as refused:
+            backend.run(add(namespace), deadline=0.2)
+        assert refused.value.outcome == "not_applied"
+        own_server.resume()
+        assert sorted(call.result(LONG_S) for call in calls) == list(range(1, MAX_CONNECTIONS + 1))
+    assert backend.run(add(namespace)) == MAX_CONNECTIONS + 1

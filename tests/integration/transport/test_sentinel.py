@@ -71,6 +71,7 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
 
 
 @pytest.mark.thorough
+@pytest.mark.privileged
 @pytest.mark.servers("valkey")
 def test_client_follows_a_sentinel_failover(
     group: tuple[Node, Node, list[int]], connect: Callable[..., Backend], run: Run, namespace: str, server_kind: str

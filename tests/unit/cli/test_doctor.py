@@ -30,14 +30,21 @@ def test_latency_is_slow_above_10_ms_p99(times_ms: list[float], level: str, foun
     ("facts", "level"),
     [
         ({"redis_version": "6.2.7"}, "bad"),
-        ({"redis_version": "7.0.0"}, "ok"),
+        ({"redis_version": "7.0.15"}, "note"),
+        ({"redis_version": "7.2.10"}, "note"),
+        ({"redis_version": "7.2.11"}, "ok"),
+        ({"redis_version": "8.2.1"}, "note"),
+        ({"redis_version": "8.2.2"}, "ok"),
+        ({"redis_version": "8.10.0"}, "ok"),
+        ({"redis_version": "7.2.4", "valkey_version": "9.0.2"}, "note"),
+        ({"redis_version": "7.2.4", "valkey_version": "9.0.3"}, "ok"),
         ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, "bad"),
         ({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, "ok"),
-        ({"redis_version": "7.2.4", "arch_bits": "64"}, "ok"),
-        ({"redis_version": "7.2.4", "arch_bits": "32"}, "bad"),
+        ({"redis_version": "8.2.4", "arch_bits": "64"}, "ok"),
+        ({"redis_version": "8.2.4", "arch_bits": "32"}, "bad"),
     ],
 )
-def test_versions_below_the_oldest_are_bad(facts: dict[str, str], level: str) -> None:
+def test_versions_that_are_too_old_or_have_known_faults_are_named(facts: dict[str, str], level: str) -> None:
     assert doctor.assess_version(facts).level == level
 
 
