@@ -76,10 +76,11 @@ local refused, strategy = opened(known[1])
 if refused then return refused end
 if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 local first = call('ZCARD', IDS) == 0 and 1 or 0
-if first == 0 then
+if first == 0 and strategy then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered. So the pool is new, or it is empty and may change its strategy.
+  -- No instance is registered, or the server has evicted the records of the pool and nothing else. So the pool is new,
+  -- or it is empty and may change its strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 local born = whole_number(known[3], now_us)

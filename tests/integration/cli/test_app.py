@@ -89,8 +89,9 @@ def test_misplaced_options_exit_2(agentperf: Run, words: tuple[str, ...], messag
 
 
 def test_option_after_the_command_wins(agentperf: Run, server: Server, namespace: str) -> None:
-    done = agentperf("--url", "redis://127.0.0.1:1", "--namespace", "other", "status", "--url", server.url, "--json")
-    assert document(done, "status")["namespace"] == "other"
+    other = f"{namespace}-2"
+    done = agentperf("--url", "redis://127.0.0.1:1", "--namespace", other, "status", "--url", server.url, "--json")
+    assert document(done, "status")["namespace"] == other
 
 
 @pytest.mark.thorough
@@ -111,6 +112,7 @@ def test_warnings_name_no_place_in_the_code() -> None:
     assert done.stderr == "agentperf: warning: late\n"
 
 
+@pytest.mark.privileged
 def test_missing_and_needless_passwords_are_named(agentperf: Run, own_server: Server) -> None:
     needless = agentperf("status", "--url", own_server.url.replace("://", "://:hunter2@"))
     assert (needless.returncode, needless.stdout) == (UNREACHABLE, "")

@@ -119,6 +119,7 @@ def test_foreign_keys_are_called_unknown(agentperf: Run, used: AgentPerf, raw: R
     )
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize("make", [lambda: "jobs", lambda: keys.pool("prd", "coder").due])
 def test_missing_key_exits_4(agentperf: Run, make: Callable[[], str]) -> None:
     done = agentperf("inspect", make(), "--json")

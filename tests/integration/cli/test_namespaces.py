@@ -13,6 +13,8 @@ from agentperf_redis.views import scanning
 from tests.support.commandline import NOT_FOUND, OK, Run
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.privileged  # only operators search the whole server
+
 
 @pytest.fixture
 def two(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:

@@ -26,6 +26,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, Servers, gone, wait_until
 from tests.support.workers import WorkerFailed, Workers
 
+pytestmark = pytest.mark.privileged  # they send any commands
+
 
 def _client(url: str, **options: object) -> Raw:
     """Return a client that never retries."""
