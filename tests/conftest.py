@@ -15,7 +15,6 @@ import functools
 import hashlib
 import re
 import signal
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,12 +31,12 @@ from tests.support.places import ROOT
 from tests.support.programs import Programs
 from tests.support.proxy import Proxy
 from tests.support.servers import (
-    RESTRICTED,
     Raw,
     Server,
     ServerKind,
     Servers,
     kinds,
+    new_namespace,
     program,
     restrict_default_user,
     restricted,
@@ -275,8 +274,7 @@ def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> str:
     """A unique namespace, named after the test."""
-    name = (RESTRICTED if restricted() else "") + re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)
-    return name[:50] + "." + uuid.uuid4().hex[:10]
+    return new_namespace(request.node.name)
 
 
 @pytest.fixture

@@ -353,7 +353,7 @@ def doctor(
 ) -> Exit | None:
     """Examine the server and suggest changes. Exit 1 if a finding is bad.
 
-    With --acl, print an ACL SETUSER command with the rights that the library needs, for redis-cli. No server is changed.
+    With --acl, print an ACL SETUSER command for redis-cli, with the rights that the library needs. It changes nothing.
     """
     if acl:
         from agentperf_redis.cli.acl import acl as print_user

@@ -136,6 +136,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     assert ran == set(headers.scripts())
 
 
+@pytest.mark.privileged
 @pytest.mark.servers("cluster")
 def test_script_that_leaves_its_slot_fails(server: Server, connect: Callable[..., Backend], ran: set[str]) -> None:
     """The check of `test_no_script_leaves_its_slot` detects a script that leaves its slot."""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -35,7 +36,7 @@ TIMEOUT = 30.0
 a broken server fail."""
 
 
-RESTRICTED = "restricted."
+_PREFIX = "restricted."
 """Prefix of the namespaces of the tests if the default user is restricted."""
 _ADMIN = {"username": "admin", "password": "secret"}
 _restricted = False
@@ -44,8 +45,8 @@ _restricted = False
 def restrict_default_user() -> None:
     """Start all servers from now on with an ACL for the default user, whose name no URL contains.
 
-    It has the rights of a worker, in the namespaces that begin with `RESTRICTED` and in those of the demo. The raw
-    clients of the tests log in as an administrator.
+    It has the rights of a worker, in the namespaces of `new_namespace`, in the default one and in those of the demo. The
+    raw clients of the tests log in as an administrator.
     """
     global _restricted  # noqa: PLW0603  a session has one mode, and servers are started in many places
     _restricted = True
@@ -56,12 +57,18 @@ def restricted() -> bool:
     return _restricted
 
 
+def new_namespace(name: str) -> str:
+    """Return a unique namespace for a test of this name, which may have any characters."""
+    cleaned = (_PREFIX if _restricted else "") + re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    return cleaned[:50] + "." + uuid.uuid4().hex[:10]
+
+
 def _users() -> list[str]:
     if not _restricted:
         return []
     from agentperf_redis.cli import acl  # slow to import, and seldom needed
 
-    patterns = [f"{sign}{prefix}" for prefix in (f"{RESTRICTED}*:*", "agentperf-demo-*") for sign in "~&"]
+    patterns = [f"{sign}{prefix}" for prefix in (f"{_PREFIX}*:*", "agentperf:*", "agentperf-demo-*") for sign in "~&"]
     rights = [f"+{right}" for right in acl.rights()]
     administrator = ["on", f">{_ADMIN['password']}", "~*", "&*", "+@all"]
     return [

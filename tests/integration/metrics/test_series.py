@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ from agentperf_redis.windows import MAX_STEPS, asked_time, window_seconds
 from tests.support.calls import Call
 from tests.support.examples import examples
 from tests.support.filled import Past
-from tests.support.servers import Raw, Server
+from tests.support.servers import Raw, Server, new_namespace
 
 DAY_S = 86_400.0
 SHARE_BOUND = RELATIVE_ERROR * (1 + 1e-9)
@@ -88,7 +87,7 @@ def test_rows_equal_windows_of_their_steps(server: Server, raw: Raw, examples: i
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(records=RECORDS, times=TIMES)
     def check(records: list[tuple[float, float, str, int]], times: tuple[str, str, float | None]) -> None:
-        namespace = f"series.{uuid.uuid4().hex[:12]}"
+        namespace = new_namespace("series")
         past = Past(raw, namespace)
         for age, seconds, outcome, tokens in sorted(records, reverse=True):
             past.at(age).record("research", seconds, outcome)

@@ -101,7 +101,8 @@ def snapshot(raw: Raw) -> str:
     return str(raw.info("persistence")["rdb_last_bgsave_status"])
 
 
-REFUSALS = {
+Refuse = Callable[[Server, Raw], contextlib.AbstractContextManager[None]]
+REFUSALS: dict[Refuse, str] = {
     slow_script: "it is busy with a slow script",
     failed_snapshot: "it cannot save to disk and refuses writes",
     lost_primary: "the replica has lost its primary",
@@ -116,7 +117,7 @@ REFUSALS = {
 @pytest.mark.standalone
 @pytest.mark.parametrize("refuse", REFUSALS, ids=lambda each: each.__name__)
 def test_refused_write_is_not_applied_and_succeeds_after_the_refusal(
-    refuse: Callable[[Server, Raw], contextlib.AbstractContextManager[None]],
+    refuse: Refuse,
     start_server: Callable[..., Server],
     server_kind: str,
     connect: Callable[..., Backend],

@@ -175,6 +175,7 @@ def test_entries_of_a_large_cache_are_read_in_part(
     assert runner.run(read_cache(perf, "answers", entries=False)).entries is None  # type: ignore[union-attr]
 
 
+@pytest.mark.privileged
 def test_memory_is_shown_by_kind(perf: AgentPerf, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     held = fill(perf)
     cache = perf.cache("big", max_size=5000)
@@ -197,6 +198,7 @@ def test_memory_is_shown_by_kind(perf: AgentPerf, raw: Raw, namespace: str, runn
     perf.balancer().release(held)
 
 
+@pytest.mark.privileged
 def test_memory_of_a_large_namespace_is_read_in_part(
     perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,7 @@ def test_firing_alerts_come_first(browser: Browser, filled: AgentPerf) -> None:
     assert "1 alert fires" in " ".join(page.text.split())
 
 
+@pytest.mark.privileged
 def test_page_of_memory_names_what_takes_the_space(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/memory").text)
     assert page.row("cache answers")[3].endswith("KiB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.series import merged_rows
 from tests.support.examples import examples
 from tests.support.filled import WIDTHS
-from tests.support.servers import Server
+from tests.support.servers import Server, new_namespace
 from tests.support.slices import Slices, add, open_slices, stored_slices
 
 AGENT = "research"
@@ -195,7 +194,7 @@ class History:
 
 
 def check(server: Server, flushes: Iterable[Flush]) -> None:
-    backend = Backend(server.url, namespace=f"closed.{uuid.uuid4().hex[:12]}")
+    backend = Backend(server.url, namespace=new_namespace("closed"))
     try:
         with server.client() as raw:
             history = History(backend, raw)

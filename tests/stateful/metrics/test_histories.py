@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections import defaultdict
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from agentperf_redis.backend import Backend
 from agentperf_redis.metrics.client import MetricsCollector
 from tests.support.examples import examples
-from tests.support.servers import Server
+from tests.support.servers import Server, new_namespace
 
 AGENTS = st.sampled_from(["research", "writer", "a b{1}", "x/y#z"])
 TIMES = st.integers(0, 20_000_000).map(lambda us: us / 1e6)
@@ -61,7 +60,7 @@ class Metrics(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        namespace = f"stateful.{uuid.uuid4().hex[:12]}"
+        namespace = new_namespace("stateful")
         self.backends = [Backend(self.url, namespace=namespace) for _ in range(2)]
         self.collectors = [MetricsCollector(backend=backend) for backend in self.backends]
         self.model: dict[str, Reference] = {}
