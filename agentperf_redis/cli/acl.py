@@ -54,7 +54,7 @@ def rights(*, read_only: bool = False) -> tuple[str, ...]:
 def rules(namespace: str, *, read_only: bool = False, password: str = PLACEHOLDER) -> list[str]:
     """Return the rules that ``ACL SETUSER <name>`` takes.
 
-    They remove whatever rights the user had.
+    They replace all earlier rules of the user.
 
     Args:
         namespace: prefix of the keys and channels that the user may use.
@@ -68,7 +68,7 @@ def rules(namespace: str, *, read_only: bool = False, password: str = PLACEHOLDE
 def acl(target: Target, user: str | None, *, read_only: bool) -> Exit:
     """Print the command that makes an ACL user for the namespace, and advice on stderr.
 
-    A server that can be reached is queried for commands that it lacks. Without one, the rules are printed all the same.
+    If the server can be reached, the commands that it lacks are named too.
     """
     name = _checked(user, "dashboard" if read_only else "worker")
     namespace = check_namespace("namespace", resolve_namespace(target.namespace))

@@ -1,4 +1,4 @@
-"""The tests of each service pass for the ACL user that `agentperf doctor --acl` describes, to whom nothing is refused.
+"""The tests of each service pass as the ACL user of `agentperf doctor --acl`, and the servers refuse it nothing.
 
 `pytest --as-acl-user` runs any other tests in this way.
 """
