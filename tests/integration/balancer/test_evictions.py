@@ -22,9 +22,10 @@ def test_pool_survives_the_eviction_of_any_key(perf: AgentPerf, raw: Raw, namesp
         held = [lb.acquire(pool, affinity="user") for _ in range(CAPACITY - 1)]
         return [each for each in held if each is not None]
 
-    filled("first")
+    first = filled("first")
     parts = sorted(key.rpartition("}:")[2] for key in raw.keys(f"{namespace}:{{lb:first}}:*"))
     assert {"state", "ids", "due"} < set(parts)
+    assert all(lb.release(each) for each in first)
     for part in parts:
         pool = f"without-{part.replace('@', '-')}"
         held = filled(pool)
