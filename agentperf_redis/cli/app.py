@@ -350,17 +350,38 @@ def doctor(
         str | None,
         typer.Option("--user", help="With --acl: name of the user. Default: worker, or dashboard.", metavar="NAME"),
     ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            help="Instead, print what a planned load needs: agents=1000,rps=50,entries=1e6,value=500,instances=5000,"
+            "acquires=2000.",
+            metavar="KEY=NUMBER,...",
+        ),
+    ] = None,
 ) -> Exit | None:
     """Examine the server and suggest changes. Exit 1 if a finding is bad.
 
     With --acl, print an ACL SETUSER command for redis-cli, with the rights that the library needs. It changes nothing.
+
+    With --plan, print the memory, server time, network, nodes and shards that a load needs, from costs measured on the
+    server within some 3 s, on keys that are deleted afterwards. Keys of a plan: agents, and rps, their executions a
+    second in all; entries of a cache, with values of value bytes (500), reads a second (as rps), of which the share
+    hits (0.8) finds a value, and each other one leads to a put; instances of a pool, acquires a second, each lease
+    held for held seconds (1); processes (16); memory of a node in bytes (maxmemory of the server, else 8 GiB).
     """
+    if acl and plan is not None:
+        raise WrongUsage("--plan does not go with --acl")
     if acl:
         from agentperf_redis.cli.acl import acl as print_user
 
         return print_user(target, user, read_only=read_only)
     if read_only or user is not None:
         raise WrongUsage("--read-only and --user go with --acl")
+    if plan is not None:
+        from agentperf_redis.cli.doctor_plan import doctor_plan
+
+        return doctor_plan(target, plan, as_json=target.as_json)
     from agentperf_redis.cli.doctor import doctor as work
 
     return work(target, as_json=target.as_json)

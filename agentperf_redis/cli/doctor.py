@@ -286,11 +286,12 @@ def assess_latency(times_ms: list[float]) -> Diagnosis:
 def _facts(server: Executor) -> dict[str, str]:
     facts: dict[str, str] = {}
     for section in ("server", "memory", "persistence", "replication"):
-        facts |= server.run(Command("INFO", (), (section,), _parsed))
+        facts |= server.run(Command("INFO", (), (section,), parsed_info))
     return facts
 
 
-def _parsed(reply: Reply) -> dict[str, str]:
+def parsed_info(reply: Reply) -> dict[str, str]:
+    """Return the fields of a reply to INFO."""
     text = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
