@@ -290,7 +290,7 @@ def _notes(plan: Plan, shards: Mapping[str, int]) -> list[str]:
             f"the metrics have {METRICS_SHARDS} shards, each of which would fill more than a quarter of a node: use "
             "several namespaces"
         )
-    if 1 < shards["cache"] and plan.entries < MIN_SHARD_ENTRIES * shards["cache"]:
+    if shards["cache"] > 1 and plan.entries < MIN_SHARD_ENTRIES * shards["cache"]:
         notes.append(f"a shard of a cache needs at least {MIN_SHARD_ENTRIES} entries: use several caches")
     return notes
 

@@ -57,6 +57,8 @@ _AT_ONCE = 100
 _KEY_BYTES = 58
 """Memory of a key in the tables of keys and of TTLs, which MEMORY USAGE omits. Measured: 44 bytes on Valkey 9.1, 72 on
 Redis 8.2."""
+_MAY_NOT = "the ACL user may not do"
+"""Words in the reason of a BackendUnavailable that a missing right has caused."""
 _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix", "reply_prefix"}
 """Fields of `CacheKeys` that are not keys."""
 _WIDTHS = (("10s", 10, 19), ("1m", 60, 16), ("1h", 3600, 13), ("1d", 86_400, 10))
@@ -82,11 +84,12 @@ def measured_costs(backend: Backend, value_bytes: int) -> Costs:
             cache = _cache_costs(probe, namespace, value_bytes)
         with _Probe.of(backend, keys.metrics_tag(namespace, _SHARD)) as probe:
             metrics = _metrics_costs(probe, namespace)
-    except BackendUnavailable:
-        raise
     except AgentPerfError as error:
+        reason = error.reason if isinstance(error, BackendUnavailable) else str(error)
+        if isinstance(error, BackendUnavailable) and _MAY_NOT not in reason:
+            raise
         raise AgentPerfError(
-            f"the costs cannot be measured: {error}. The measurement writes keys {namespace}:*. A user needs the "
+            f"the costs cannot be measured: {reason}. The measurement writes keys {namespace}:*. A user needs the "
             "rights of a worker, as in the README, and +info +memory|usage"
         ) from None
     return Costs(**pool, **cache, **metrics)
@@ -157,7 +160,7 @@ class _Probe:
         before, begun = self._cpu(), time.perf_counter()
         while len(results) <= CALLS and (time.perf_counter() < begun + MAX_S or len(results) <= LEAST_CALLS):
             command = make()
-            reply, result = self.server.run(replace(command, decode=_with_reply(command)))
+            reply, result = self.server.run(_with_reply(command))
             received += len(pack_call(command, by_source=False, again=False))
             sent += resp_bytes(reply)
             results.append(result)
@@ -180,8 +183,8 @@ class _Probe:
         return sum(size + _KEY_BYTES for size in self.run(usage) if size)
 
 
-def _with_reply(command: Command[T]) -> Callable[[Reply], tuple[Reply, T]]:
-    return lambda reply: (reply, command.decode(reply))
+def _with_reply(command: Command[T]) -> Command[tuple[Reply, T]]:
+    return Command(command.script, command.keys, command.args, lambda reply: (reply, command.decode(reply)))
 
 
 def resp_bytes(reply: Reply) -> int:

@@ -66,6 +66,8 @@ PROVEN_BY = {
     "cli/cache.py": f"{INTEGRATION}/cli/test_cache.py",
     "cli/console.py": f"{INTEGRATION}/cli/test_status.py",
     "cli/demo.py": f"{INTEGRATION}/demo/test_run.py",
+    "cli/doctor_plan.py": f"{INTEGRATION}/cli/test_doctor_plan.py",
+    "cli/plan_costs.py": f"{INTEGRATION}/cli/test_doctor_plan.py",
     "cli/embedded.py": f"{INTEGRATION}/cli/test_embedded.py",
     "cli/documents.py": f"{INTEGRATION}/cli/test_export.py",
     "cli/export.py": f"{INTEGRATION}/cli/test_export.py",

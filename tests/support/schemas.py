@@ -52,6 +52,8 @@ def document(kind: str, **properties: Schema) -> Schema:
 
 RANGE = {"window": maybe(TEXT), "as_of": maybe(TEXT)}
 INTERVAL = fields(start=POSITIVE, end=POSITIVE)
+_PLANNED = fields(memory_bytes=COUNT, core_share=POSITIVE, received_bytes_per_s=POSITIVE, sent_bytes_per_s=POSITIVE)
+_COST = fields(server_us=POSITIVE, received_bytes=POSITIVE, sent_bytes=POSITIVE)
 SCOPE = one_of("agents", "cache", "pool")
 ALERT_STATE = one_of("ok", "pending", "firing", "no_data", "silenced")
 ALERT_EVENT = {
@@ -418,6 +420,44 @@ SCHEMAS: dict[str, Schema] = {
         compared=FLAG,
         lacking=rows(TEXT),
     ),
+    "doctor plan": document(
+        "doctor plan",
+        server=TEXT,
+        plan=fields(
+            agents=COUNT,
+            rps=POSITIVE,
+            entries=COUNT,
+            value=COUNT,
+            reads=POSITIVE,
+            hits=SHARE,
+            instances=COUNT,
+            acquires=POSITIVE,
+            held=POSITIVE,
+            processes=COUNT,
+            memory=maybe(COUNT),
+        ),
+        needs=fields(
+            metrics=more(_PLANNED, shards=COUNT), cache=more(_PLANNED, shards=COUNT), pool=more(_PLANNED, shards=COUNT)
+        ),
+        all=_PLANNED,
+        nodes=COUNT,
+        node_bytes=COUNT,
+        notes=rows(TEXT),
+        costs=fields(
+            flush=_COST,
+            agent=_COST,
+            execution=_COST,
+            read=_COST,
+            report=_COST,
+            reported=_COST,
+            put=_COST,
+            acquire=_COST,
+            release=_COST,
+            entry_bytes=POSITIVE,
+            instance_bytes=POSITIVE,
+            lease_bytes=POSITIVE,
+        ),
+    ),
     "inspect": document(
         "inspect",
         key=TEXT,
@@ -487,7 +527,6 @@ SCHEMAS: dict[str, Schema] = {
         ),
         interval=INTERVAL,
         coarse=rows(TEXT),
-        skipped=rows(TEXT),
         judged=COUNT,
     ),
     "alerts run": document("alerts run", events=rows(fields(**ALERT_EVENT)), notifications=COUNT),

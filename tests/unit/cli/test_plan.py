@@ -1,0 +1,143 @@
+"""Tests of plans: how they are read, and what they need, calculated by hand from given costs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from agentperf_redis.cli.plan import Cost, Costs, Plan, forecast, parsed_plan, plan_as_dict, plan_in_words
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics.retention import Retention, memory_forecast
+
+GIB = 2**30
+COSTS = Costs(
+    flush=Cost(100e-6, 1000, 30),
+    agent=Cost(50e-6, 400, 0),
+    execution=Cost(5e-6, 30, 0),
+    read=Cost(10e-6, 100, 600),
+    report=Cost(40e-6, 500, 20),
+    reported=Cost(2e-6, 20, 0),
+    put=Cost(60e-6, 1500, 30),
+    acquire=Cost(50e-6, 450, 200),
+    release=Cost(30e-6, 350, 5),
+    entry_bytes=900.0,
+    instance_bytes=400.0,
+    lease_bytes=200.0,
+)
+
+
+def test_plan_is_read_with_its_defaults() -> None:
+    plan = parsed_plan("agents=1000, rps=50,entries=1e6,value=500,instances=5000,acquires=2.5e3")
+    assert plan == Plan(agents=1000, rps=50.0, entries=1_000_000, value=500, instances=5000, acquires=2500.0)
+    assert plan.reads_per_second == 50.0
+    assert plan.puts_per_second == pytest.approx(10.0)
+    assert (plan.held, plan.processes, plan.memory) == (1.0, 16, None)
+    assert plan_as_dict(plan)["reads"] == 50.0
+    assert plan_in_words(plan)[1] == "1,000,000 entries of 500 bytes with 50 reads and 10 puts a second"
+
+
+def test_reads_and_hits_can_be_given() -> None:
+    plan = parsed_plan("entries=100,reads=400,hits=.75")
+    assert (plan.reads_per_second, plan.puts_per_second) == (400.0, 100.0)
+    assert parsed_plan("agents=1,rps=9").reads_per_second == 0.0  # without a cache, nothing is read from it
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--plan is ''; allowed: <key>=<number>, with the keys agents, rps, entries"),
+        ("agents", "--plan is 'agents'; allowed: <key>=<number>"),
+        ("agents=5,agent=5", "--plan is 'agent=5'; allowed"),
+        ("agents=5,agents=6", "each key once, and agents stands in it twice"),
+        ("agents=two", "agents is 'two'; allowed: a whole number from 0 to 2000"),
+        ("agents=2001", "agents is '2001'; allowed: a whole number from 0 to 2000"),
+        ("agents=-1", "agents is '-1'; allowed"),
+        ("agents=1.5", "agents is '1.5'; allowed: a whole number"),
+        ("agents=nan", "agents is 'nan'; allowed"),
+        ("agents=1_0", "agents is '1_0'; allowed"),
+        ("agents=9,rps=inf", "rps is 'inf'; allowed: a number from 0 to 1e+07"),
+        ("agents=9,rps=1e999", "rps is '1e999'; allowed"),
+        ("entries=9,value=0", "value is '0'; allowed: a whole number from 1 to 1e+06"),
+        ("entries=9,hits=80", "hits is '80'; allowed: a number from 0 to 1"),
+        ("acquires=5", "acquires is 5.0; allowed: only together with instances"),
+        ("agents=1,reads=5", "reads is 5.0; allowed: only together with entries"),
+        ("entries=1,rps=5", "rps is 5.0; allowed: only together with agents"),
+        ("processes=5", "a plan with agents, entries or instances"),
+        ("entries=0", "a plan with agents, entries or instances"),
+        ("entries=9,memory=5", "memory is '5'; allowed: a whole number from 1.04858e+06 to 1e+15"),
+    ],
+)
+def test_faulty_plans_name_key_and_value(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parsed_plan(text)
+    assert message in str(caught.value)
+
+
+def test_pool_is_calculated_from_its_costs() -> None:
+    found = forecast(Plan(instances=5000, acquires=2000, held=3), COSTS, 8 * GIB, Retention())
+    assert found.pool.memory == 5000 * 400 + 6000 * 200
+    assert found.pool.load == found.load
+    assert found.load.cpu == pytest.approx(2000 * 80e-6)
+    assert (found.load.received, found.load.sent) == (2000 * 800, 2000 * 205)
+    assert (found.nodes, found.pool.shards, found.cache.shards, found.metrics.shards) == (1, 1, 1, 16)
+
+
+def test_cache_is_calculated_from_its_costs() -> None:
+    # 16 processes read 16,000 entries a second and find 12,000: 150 in each 0.2 s. So each of them reports each 0.2 s.
+    found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
+    assert found.memory == found.cache.memory == 10**6 * 900
+    reports = 16 / 0.2
+    expected = 16_000 * 10e-6 + 4000 * 60e-6 + reports * 40e-6 + (12_000 - reports) * 2e-6
+    assert found.load.cpu == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_are_calculated_from_their_costs() -> None:
+    # Many more executions than agents: each process flushes each agent each second, in 16 flushes.
+    found = forecast(Plan(agents=100, rps=1e5, processes=2), COSTS, 8 * GIB, Retention())
+    expected = 32 * 100e-6 + (200 - 32) * 50e-6 + (1e5 - 200) * 5e-6
+    assert found.load.cpu == pytest.approx(expected, rel=1e-6)
+    assert found.memory == memory_forecast(Retention(), agents=100, per_second=1000).total
+    # A single execution a second is a flush of its own, in whichever process.
+    found = forecast(Plan(agents=2000, rps=1, processes=1000), COSTS, 8 * GIB, Retention())
+    assert found.load.cpu == pytest.approx(100e-6, rel=1e-3)
+    assert forecast(Plan(agents=5), COSTS, GIB, Retention()).memory == 0
+
+
+@pytest.mark.parametrize(
+    ("acquires", "nodes", "shards"),
+    [
+        (6250, 1, 1),  # 6250 * 80 us: half a core
+        (6400, 3, 8),  # a little more: 4.1 quarters of a node
+        (25_000, 4, 16),  # 4 nodes, 16 quarters
+        (25_100, 5, 32),
+    ],
+)
+def test_nodes_and_shards_follow_the_server_time(acquires: int, nodes: int, shards: int) -> None:
+    found = forecast(Plan(instances=10, acquires=acquires), COSTS, 8 * GIB, Retention())
+    assert (found.nodes, found.pool.shards) == (nodes, shards)
+    assert found.cache.shards == 1
+    assert not found.notes
+
+
+def test_nodes_and_shards_follow_the_memory() -> None:
+    plan = Plan(entries=10**7)
+    assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1  # 9 of 12 GB
+    found = forecast(plan, COSTS, 2 * 10**9, Retention())
+    assert (found.nodes, found.cache.shards, found.pool.shards) == (6, 32, 1)
+    assert forecast(Plan(entries=10**7, memory=2 * 10**9), COSTS, 99 * GIB, Retention()) == found
+
+
+def test_limits_that_a_plan_exceeds_are_noted() -> None:
+    found = forecast(Plan(instances=9, acquires=1e6), COSTS, GIB, Retention())
+    assert found.pool.shards == 256
+    assert found.notes == ("the pool would need 1024 shards, and 256 is the maximum: use several pools",)
+    (note,) = forecast(Plan(entries=100, reads=1e5), COSTS, GIB, Retention()).notes
+    assert note == "a shard of a cache needs at least 250 entries: use several caches"
+    (note,) = forecast(Plan(agents=2000, rps=1e6), COSTS, 64 * GIB, Retention()).notes
+    assert note.startswith("the metrics have 16 shards")
+
+
+def test_further_parts_never_cost_less_than_nothing() -> None:
+    assert Cost(3.0, 40, 9).above(Cost(1.0, 20, 10), 2) == Cost(1.0, 10, 0)
+    assert math.isclose((Cost(1.0, 2, 3) * 2 + Cost(1.0, 0, 0)).cpu, 3.0)
