@@ -23,7 +23,7 @@ from agentperf_redis.alerts.expression import Scope, share_of
 from agentperf_redis.alerts.flows import AlertService, checked_rules, matching
 from agentperf_redis.alerts.model import AlertState, Firing, Measured, Replay, TargetState
 from agentperf_redis.alerts.rules import Rule, RuleSet
-from agentperf_redis.alerts.sampled import histories, judged_slices, slices_of, why_skipped
+from agentperf_redis.alerts.sampled import histories, judged_slices, slices_of
 from agentperf_redis.alerts.values import Judged, Totals, bucket_value, burn_counts, measured_agent
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import InvalidArgument
@@ -66,15 +66,12 @@ def _replay(service: AlertService, rules: RuleSet, since_ms: int, as_of_ms: int 
     firings: list[Firing] = []
     coarse: dict[str, int] = {}
     judged = 0
-    skipped = []
     for scope in (Scope.CACHE, Scope.POOL):
         sampled_rules = [rule for rule in rules.rules if rule.scope is scope]
-        reasons = [why_skipped(rule) for rule in sampled_rules]
-        skipped += [reason for reason in reasons if reason is not None]
-        sampled = (yield from histories(service.backend, scope)) if None in reasons else []
-        for rule, reason in zip(sampled_rules, reasons, strict=True):
+        sampled = (yield from histories(service.backend, scope)) if sampled_rules else []
+        for rule in sampled_rules:
             for name, target, history in sampled:
-                if reason is None and rule.matches(name):
+                if rule.matches(name):
                     every_ms = rule.every * 1000
                     first_ms = start_ms - start_ms % every_ms - round(rule.window * 1000)
                     slices = slices_of(history, first_ms, end_ms, every_ms)
@@ -113,7 +110,6 @@ def _replay(service: AlertService, rules: RuleSet, since_ms: int, as_of_ms: int 
             for name, until_ms in sorted(coarse.items())
             if until_ms
         ),
-        tuple(skipped),
         judged,
     )
 

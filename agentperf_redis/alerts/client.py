@@ -89,8 +89,7 @@ class Alerts:
 
         A replay judges the slices of metrics that the server still holds. The result says where the only slices left
         are wider than those of the live evaluation. Rules on caches and pools are judged on samples, which the
-        processes that use the cache or pool take every ten seconds. A rule on a figure that the samples do not hold is
-        skipped.
+        processes that use the cache or pool take every ten seconds: on the last sample in each interval of evaluation.
 
         Args:
             path: the rules file.

@@ -359,14 +359,12 @@ class Replay:
         interval: the time range that was replayed.
         coarse: a sentence for each rule whose early part was judged on wider slices than the live evaluation uses,
             because the server no longer keeps narrower ones.
-        skipped: a sentence for each rule that cannot be replayed.
         judged: number of judgements.
     """
 
     firings: tuple[Firing, ...]
     interval: Interval
     coarse: tuple[str, ...]
-    skipped: tuple[str, ...]
     judged: int
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from agentperf_redis.alerts.evaluation import Verdict, verdict
 from agentperf_redis.alerts.expression import Scope
 from agentperf_redis.alerts.model import Measured
 from agentperf_redis.alerts.rules import Rule
 from agentperf_redis.alerts.targets import cache_target
-from agentperf_redis.alerts.values import Judged
+from agentperf_redis.alerts.values import Judged, PoolFigures, pool_value
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.history import read_pool
@@ -24,8 +24,6 @@ from agentperf_redis.metrics.model import Interval
 
 _RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))
 """Width in ms and number of the slices of a history, the narrowest first; as in lua/includes/history.lua."""
-_POOL_MEASURES = ("load", "waiters", "unhealthy")
-_CACHE_MEASURES = ("hit_rate", "size", "bytes", "evictions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,6 @@ class Slice:
     begin_ms: int
     end_ms: int
     figures: Mapping[str, int] | None
-
-
-def why_skipped(rule: Rule) -> str | None:
-    """Return why a rule on a cache or a pool cannot be replayed; None if it can."""
-    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
-    known = _CACHE_MEASURES if rule.scope is Scope.CACHE else _POOL_MEASURES
-    if rule.when.measure in known and not rule.when.is_relative:
-        return None
-    figure = "the share of the capacity" if rule.when.is_relative else rule.when.measure
-    return f"{rule.name}: the history of a {rule.scope.value} does not hold {figure}"
 
 
 def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, History]]]:
@@ -84,10 +72,15 @@ def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: in
             continue
         while first < at and slices[first].end_ms <= each.end_ms - rule.window * 1000:
             first += 1
-        sampled = [of.figures for of in slices[first : at + 1] if of.figures is not None]
+        sampled = [of.figures for of in slices[first : at + 1] if of.figures is not None and _is_whole(rule, of.figures)]
         measured = _measured(rule, sampled, slices[first].begin_ms, each.end_ms) if sampled else None
         found.append((each.end_ms, (verdict(rule, measured) if measured else Verdict.NO_DATA, measured)))
     return found
+
+
+def _is_whole(rule: Rule, figures: Mapping[str, int]) -> bool:
+    """Whether a sample has all figures. The capacity of a pool is never 0, unless an earlier version sampled it."""
+    return rule.scope is not Scope.POOL or "last_capacity" in figures
 
 
 def _measured(rule: Rule, sampled: Sequence[Mapping[str, int]], begin_ms: int, end_ms: int) -> Measured:
@@ -100,8 +93,9 @@ def _measured(rule: Rule, sampled: Sequence[Mapping[str, int]], begin_ms: int, e
         value = hits / events if events else 0.0
     elif measure == "evictions":
         value = float(sum(of.get("evictions", 0) for of in sampled))
-    elif measure == "load":
-        value = last.get("load", 0) / max(1, last.get("samples", 1))
+    elif rule.scope is Scope.POOL:
+        figures = (last.get(f"last_{each.name}", 0) for each in fields(PoolFigures))
+        value = pool_value(rule.when, PoolFigures(*figures))
     else:
         value = float(last.get(measure, 0))
     return Measured(value, value, value, events, Interval(begin_ms / 1000, end_ms / 1000))

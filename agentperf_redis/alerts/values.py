@@ -143,22 +143,37 @@ def judged_agent(rule: Rule, by_window: Mapping[float, Totals]) -> Judged:
     return found, None if math.isnan(value) else Measured(value, low, high, longest.tasks, longest.interval)
 
 
-def pool_value(condition: Condition, pool: PoolStatus) -> float:
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """The figures of a pool that rules judge; see `PoolStatus` for those of a live pool."""
+
+    load: int
+    capacity: int
+    healthy: int
+    unhealthy: int
+    waiters: int
+    overdue: int
+
+    @staticmethod
+    def of(pool: PoolStatus) -> PoolFigures:
+        """Return the figures of a live pool."""
+        unhealthy = len(pool.instances) - pool.healthy
+        return PoolFigures(
+            pool.current_load, pool.total_capacity, pool.healthy, unhealthy, pool.waiting, pool.overdue
+        )
+
+
+def pool_value(condition: Condition, of: PoolFigures) -> float:
     """Return the value of a pool that a condition compares."""
-    load = float(pool.current_load)
-    return {
-        "load": load / pool.total_capacity if condition.is_relative and pool.total_capacity else load,
-        "healthy": float(pool.healthy),
-        "unhealthy": float(len(pool.instances) - pool.healthy),
-        "waiters": float(pool.waiting),
-        "overdue": float(pool.overdue),
-    }[condition.measure]
+    if condition.is_relative and of.capacity:
+        return of.load / of.capacity
+    return float(getattr(of, condition.measure))
 
 
 def judged_pool(rule: Rule, pool: PoolStatus, at_ms: int) -> Judged:
     """Judge a pool by a rule."""
     assert rule.when is not None  # noqa: S101  only rules on agents have objectives
-    value = pool_value(rule.when, pool)
+    value = pool_value(rule.when, PoolFigures.of(pool))
     measured = Measured(value, value, value, -1, Interval(at_ms / 1000, at_ms / 1000))
     return verdict(rule, measured), measured
 

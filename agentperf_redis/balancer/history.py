@@ -14,6 +14,8 @@ from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
 
 _SAMPLE = Script("balancer/sample")
+LAST_FIGURES = ("last_load", "last_waiters", "last_healthy", "last_unhealthy", "last_overdue", "last_capacity")
+"""The figures of the last sample in a slice. Rules are judged on them, as on the figures of `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class PoolSeriesRow:
         interval: the step. The current step ends at the time of the read.
         load: number of leases of all instances: the mean of the samples, which are taken every ten seconds.
         waiters: the largest number of queued waiters in a sample.
-        unhealthy: the largest number of unhealthy instances in a sample.
+        unhealthy: the largest number of instances in a sample that `status` reports as not healthy.
     """
 
     interval: Interval
@@ -49,7 +51,8 @@ def sample(pool: Pool) -> Command[int]:
                     return 0
                 raise error
 
-    return Command(_SAMPLE, (pool.keys.state, pool.keys.waitq, pool.keys.history), {}, decode)
+    of = pool.keys
+    return Command(_SAMPLE, (*of.core, of.ids, of.history), {}, decode)
 
 
 def series(
@@ -79,13 +82,20 @@ def read_pool(layouts: Layouts, pool: Pool) -> Flow[History]:
 
 def _added(histories: Sequence[History]) -> History:
     slices: dict[tuple[int, int], dict[str, int]] = {}
-    for history in histories:
-        for at, sample in history.slices.items():
-            total = slices.setdefault(at, {"samples": 1, "load": 0})
-            # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.
-            total["load"] += round(sample.get("load", 0) / sample["samples"])
-            for figure in ("waiters", "unhealthy"):
-                total[figure] = total.get(figure, 0) + sample.get(figure, 0)
+    for width, start in {at for history in histories for at in history.slices}:
+        total = slices[width, start] = {"samples": 1, "load": 0}
+        for history in histories:
+            sample = history.slices.get((width, start))
+            if sample is not None:
+                # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.
+                total["load"] += round(sample.get("load", 0) / sample["samples"])
+                for figure in ("waiters", "unhealthy"):
+                    total[figure] = total.get(figure, 0) + sample.get(figure, 0)
+            # The shards are sampled one after another, so one of them may have its sample in the next slice. Its state
+            # is then that of the previous slice: without it, the pool would seem to lose a part of its instances.
+            last = sample or history.slices.get((width, start - width)) or {}
+            for figure in LAST_FIGURES:
+                total[figure] = total.get(figure, 0) + last.get(figure, 0)
     return History(max(history.now_ms for history in histories), slices)
 
 

@@ -22,7 +22,7 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.alerts.expression import Condition, Scope, measure_of, parsed, value_text
 from agentperf_redis.alerts.model import AlertEvent, AlertState, AlertStatus, Firing, Measured, Overview, Replay, plain
 from agentperf_redis.alerts.notify import deliver_all
-from agentperf_redis.alerts.values import measured_agent, pool_value, totals_of
+from agentperf_redis.alerts.values import PoolFigures, measured_agent, pool_value, totals_of
 from agentperf_redis.cli.console import (
     JSON_VERSION,
     Exit,
@@ -316,7 +316,7 @@ def _events_table(events: Iterable[AlertEvent]) -> Table:
 
 
 def _print_replay(found: Replay) -> None:
-    for sentence in (*found.coarse, *found.skipped):
+    for sentence in found.coarse:
         err.print(printable(sentence))
     span = f"{_time(found.interval.start)} to {_time(found.interval.end)} UTC"
     if not found.firings:
@@ -469,7 +469,7 @@ def _measured(
     found = {}
     for pool in perf.balancer().status():
         if pool.agent_type == pattern or fnmatch.fnmatchcase(pool.agent_type, pattern):
-            value = pool_value(condition, pool)
+            value = pool_value(condition, PoolFigures.of(pool))
             found[pool.agent_type] = Measured(value, value, value, -1, Interval(0.0, 0.0))
     return found
 

@@ -1,7 +1,11 @@
--- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them.
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. It
+-- processes due timers first, as `status` does, so both see the same figures.
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
+--   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due      ZSET  agentperf:{lb:<type>}:due
 --   waitq    ZSET  agentperf:{lb:<type>}:waitq
+--   ids      ZSET  agentperf:{lb:<type>}:ids
 --   history  HASH  agentperf:{lb:<type>}:history
 -- ARGV
 --   none
@@ -12,24 +16,73 @@
 -- REPEAT  finds that the slice was sampled before
 -- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
 --         written
--- COST    O(1)
+-- COST    O(log N), at most 64 expiries, and a read of up to 5000 more due timers; O(N) while an instance takes no
+--         work; N instances
+local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 --@include strategies
 --@include whole_number
 --@include records
+--@include pool
+--@include whole_records
+--@include labels
+--@include health
+--@include maintenance
+--@include overdue
 --@include history
-local STATE, WAITQ, HISTORY = KEYS[1], KEYS[2], KEYS[3]
 
-local facts = call('HMGET', STATE, '#pool', '#load', '#unhealthy', '#expires')
-if not facts[1] or facts[4] then return {NOTHING, 0} end
+local AWAY = string.sub(READY, 1, -6) .. 'away'
+-- The flags with which `status` reports an instance as not healthy; as in records.py.
+local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, down = true}
+
+-- Return the number of healthy instances, the sum of all capacities, and the first instance whose record the library
+-- did not write.
+local function read_instances()
+  local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
+  local capacity = whole_number(facts[2])
+  if whole_number(facts[1]) == registered and capacity and call('ZCARD', AWAY) == 0 then
+    return registered, capacity  -- all instances take work, so all are healthy, and #cap includes all
+  end
+  local healthy, invalid = 0, nil
+  capacity = 0
+  for from = 0, registered - 1, 1000 do
+    local ids = call('ZRANGE', IDS, from, from + 999)
+    for i, record in ipairs(call('HMGET', STATE, unpack(ids))) do
+      local flags, cap = record and field(record, 'flags'), record and whole_number(field(record, 'cap'))
+      if not flags or not cap then
+        invalid = invalid or ids[i]
+      else
+        local is_healthy = 1
+        for flag in string.gmatch(flags, '[^,]+') do
+          if NOT_HEALTHY[flag] then is_healthy = 0 end
+        end
+        healthy, capacity = healthy + is_healthy, capacity + cap
+      end
+    end
+  end
+  return healthy, capacity, invalid
+end
+
+local facts = call('HMGET', STATE, '#pool', '#load', '#expires')
+if not facts[1] or facts[3] then return {NOTHING, 0} end
 local refused = opened(facts[1])
 if refused then return refused end
-local load, unhealthy = whole_number(facts[2], 0), whole_number(facts[3], 0)
-if not load then return corrupt('#load') end
-if not unhealthy then return corrupt('#unhealthy') end
-local waiters = call('ZCARD', WAITQ)
-local clock = call('TIME')
-local history, wait_ms, refusal = open_history(HISTORY, clock[1] * 1000 + floor(clock[2] / 1000))
+if not whole_number(facts[2], 0) then return corrupt('#load') end
+local pool = maintenance()
+if pool.invalid then return corrupt(pool.invalid) end
+local history, wait_ms, refusal = open_history(HISTORY, pool.now_ms)
 if refusal then return refusal end
 if not history then return {NOTHING, wait_ms} end
-save_history(history, {{'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy}})
+local _, _, invalid = read_instances()
+if invalid then return corrupt(invalid) end
+
+pool.maintain(EXPIRIES)
+local healthy, capacity = read_instances()
+local unhealthy = call('ZCARD', IDS) - healthy
+local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
+save_history(history, {
+  {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},
+  {'last_load', 'last', load}, {'last_waiters', 'last', waiters}, {'last_healthy', 'last', healthy},
+  {'last_unhealthy', 'last', unhealthy}, {'last_overdue', 'last', count_overdue(pool.now_ms)},
+  {'last_capacity', 'last', capacity},
+})
 return {DONE, history.next_ms}

@@ -29,8 +29,8 @@ local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include labels
 --@include health
 --@include maintenance
+--@include overdue
 
-local EXPIRIES, OVERDUE, CHUNK = 64, 5000, 500
 local first, count = tonumber(FIRST), tonumber(COUNT)
 local fact = call('HGET', STATE, '#pool')
 local registered = call('ZCARD', IDS)
@@ -60,14 +60,7 @@ if not redis.acl_check_cmd or redis.acl_check_cmd('ZREM', DUE, '') then
   call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
   pool.maintain(EXPIRIES)
 end
-local late = 0
-for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do
-  local some = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', pool.now_ms), 'LIMIT', at, CHUNK)
-  for _, name in ipairs(some) do
-    if string.sub(name, 1, 1) == '@' then late = late + 1 end
-  end
-  if #some < CHUNK then break end
-end
+local late = first == 0 and count_overdue(pool.now_ms) or 0
 local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')
 page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0

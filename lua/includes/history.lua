@@ -11,6 +11,7 @@
 --   sum    the slice gets the sum over its samples
 --   max    the slice gets the largest value of its samples
 --   last   the slice gets the value of its last sample
+-- A figure that is 0 is left out of the slice.
 local HISTORY_KEPT_MS = 691200000  -- 8 days: a ring of hours
 local HISTORY_RINGS = {{'10s', 10000, 90}, {'1m', 60000, 180}, {'1h', 3600000, 192}}
 local MAX_FIGURE = 8e15            -- sums stay exact
@@ -71,7 +72,7 @@ local function save_history(history, figures)
       local old = stored[name]
       if old and (kind == 'count' or kind == 'sum') then value = old + value
       elseif old and kind == 'max' then value = math.max(old, value) end
-      words[#words + 1] = name .. '=' .. string.format('%.0f', math.min(value, MAX_FIGURE))
+      if value ~= 0 then words[#words + 1] = name .. '=' .. string.format('%.0f', math.min(value, MAX_FIGURE)) end
     end
     write[#write + 1], write[#write + 2] = slot[1], table.concat(words, ' ')
   end

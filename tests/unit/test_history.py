@@ -45,8 +45,13 @@ class World:
     def pool(self, load: int, unhealthy: int, waiters: int) -> None:
         self.fake.client.hset(
             POOL.keys.state,
-            mapping={"#pool": "schema=2 strategy=least_loaded", "#load": load, "#unhealthy": unhealthy},
+            mapping={
+                "#pool": "schema=2 strategy=least_loaded",
+                "#load": load,
+                **{f"c{number}": f"flags={'ejected' if number < unhealthy else '-'} cap=5" for number in range(3)},
+            },
         )
+        self.fake.client.zadd(POOL.keys.ids, {f"c{number}": number for number in range(3)})
         self.fake.client.delete(POOL.keys.waitq)
         if waiters:
             self.fake.client.zadd(POOL.keys.waitq, {f"@{number}": number for number in range(waiters)})

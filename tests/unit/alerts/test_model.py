@@ -57,6 +57,6 @@ def test_damaged_event_is_a_value_error(field: str, text: str) -> None:
 
 
 def test_result_becomes_json() -> None:
-    replay = Replay((Firing("a", "x", "page", 1.0, None, 2.0),), Interval(0.0, 5.0), (), ("why",), 7)
+    replay = Replay((Firing("a", "x", "page", 1.0, None, 2.0),), Interval(0.0, 5.0), ("why",), 7)
     assert json.loads(json.dumps(plain(replay)))["firings"][0]["end"] is None
     assert plain(EVENT)["after"] == "firing"

@@ -5,7 +5,7 @@ import pytest
 from agentperf_redis.alerts.evaluation import Verdict
 from agentperf_redis.alerts.rules import Rule
 from agentperf_redis.alerts.rules_file import read_rules
-from agentperf_redis.alerts.sampled import Slice, judged_slices, slices_of, why_skipped
+from agentperf_redis.alerts.sampled import Slice, judged_slices, slices_of
 from agentperf_redis.history import History
 
 HOUR_MS, MINUTE_MS = 3_600_000, 60_000
@@ -44,27 +44,24 @@ def test_window_of_a_cache_is_judged_at_the_end_of_each_slice() -> None:
         ('cache = "x"\nwhen = "evictions > 5"', 7.0),
         ('cache = "x"\nwhen = "size > 5"', 3.0),
         ('cache = "x"\nwhen = "bytes > 5"', 40.0),
-        ('pool = "x"\nwhen = "load > 5"', 1.5),
+        ('pool = "x"\nwhen = "load > 5"', 10.0),
+        ('pool = "x"\nwhen = "load > 50%"', 0.25),
+        ('pool = "x"\nwhen = "healthy < 5"', 6.0),
+        ('pool = "x"\nwhen = "unfit > 5"', 0.0),
         ('pool = "x"\nwhen = "waiters > 5"', 2.0),
-        ('pool = "x"\nwhen = "unfit > 5"', 1.0),
+        ('pool = "x"\nwhen = "overdue > 5"', 3.0),
     ],
 )
 def test_figures_of_a_sample(fields: str, value: float) -> None:
-    figures = {"samples": 6, "evictions": 7, "size": 3, "bytes": 40, "load": 9, "waiters": 2, "unhealthy": 1}
+    figures = {"samples": 6, "evictions": 7, "size": 3, "bytes": 40, "load": 9, "waiters": 4, "unhealthy": 1}
+    figures |= {"last_load": 10, "last_capacity": 40, "last_healthy": 6, "last_waiters": 2, "last_overdue": 3}
     ((_, (_, measured)),) = judged_slices(alert(fields), [Slice(0, 10_000, figures)], 0, 10_000)
     assert measured is not None
     assert measured.value == value
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ('cache = "x"\nwhen = "size > 5"', None),
-        ('pool = "x"\nwhen = "load > 5"', None),
-        ('pool = "x"\nwhen = "load > 50%"', "the share of the capacity"),
-        ('pool = "x"\nwhen = "healthy < 5"', "healthy"),
-    ],
-)
-def test_skipped_figures_are_named(fields: str, reason: str | None) -> None:
-    expected = reason and f"a: the history of a pool does not hold {reason}"
-    assert why_skipped(alert(fields)) == expected
+def test_sample_of_an_earlier_version_is_no_data() -> None:
+    rule = alert('pool = "x"\nwhen = "healthy < 5"')
+    slices = [Slice(0, 10_000, {"samples": 1, "load": 9}), Slice(10_000, 20_000, {"samples": 1, "last_capacity": 9})]
+    judged = judged_slices(rule, slices, 0, 20_000)
+    assert [found for _, (found, _) in judged] == [Verdict.NO_DATA, Verdict.HOLDS]
