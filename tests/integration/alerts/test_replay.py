@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, Retention, keys
 from agentperf_redis.alerts.model import Replay
+from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer import history as pool_history
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.layouts import layouts_of
+from agentperf_redis.history import read_history
 from tests.support.alert_rules import MINUTE, History, evaluated, firings
 from tests.support.calls import Call
-from tests.support.servers import Raw, wait_until
+from tests.support.servers import Raw, Server, wait_until
 
 RULES = """
 [[alert]]
@@ -188,6 +195,103 @@ def test_rules_on_caches_and_pools_are_replayed(perf: AgentPerf, backend: Backen
     assert [sentence.partition(":")[0] for sentence in replay.coarse] == ["queue"], (
         "ten seconds are kept for 15 minutes"
     )
+
+
+POOL_RULES = "".join(
+    f'[[alert]]\nname = "{when}"\npool = "coder"\nwhen = "{when}"\n'
+    for when in ("load > 300", "load > 50%", "healthy < 5", "unhealthy > 2", "waiters > 2", "overdue > 5")
+)
+NO_INSTANCE = frozenset({"no instance has this label"})
+
+
+class PoolWorld:
+    """A pool whose state changes at random. Its samples are kept, and stored later as those of the past."""
+
+    def __init__(self, perf: AgentPerf, raw: Raw, shards: int) -> None:
+        self.lb, self._backend, self._raw = perf.balancer(), perf.backend, raw
+        if shards > 1:
+            self.lb.configure_pool("coder", shards=shards)
+        for number in range(7):
+            self.lb.register_instance(AgentInstance(f"c{number}", "coder", max_capacity=120))
+        self.shards = layouts_of(perf.backend).of(Pool.of(perf.backend.namespace, "coder")).shards
+        self.source = random.Random(shards)
+        self.samples: list[list[dict[str, int]]] = []
+        self._leased: list[AgentInstance] = []
+        self._waiters: list[tuple[Pool, str]] = []
+
+    def change(self) -> None:
+        """Change what the rules watch. An expired lease stays in the pool until the next sample or evaluation."""
+        lb, source, shard = self.lb, self.source, self.source.choice(self.shards)
+        match source.choice((0, 0, 1, 2, 3, 4, 4, 5)):
+            case 0:
+                self._leased += lb.acquire_many("coder", source.randint(100, 400), ttl=600)
+            case 1:
+                source.shuffle(self._leased)
+                lb.release_many([self._leased.pop() for _ in range(len(self._leased) // 2)])
+            case 2:
+                for number in source.sample(range(7), 3):
+                    lb.mark_unhealthy("coder", f"c{number}")
+            case 3:
+                for number in source.sample(range(7), 5):
+                    lb.mark_healthy("coder", f"c{number}")
+                lb.drain("coder", f"c{source.randrange(7)}")
+            case 4:
+                self._waiters.append((shard, f"@waiter-{len(self._waiters)}-{source.random()}"))
+                options = {"ttl_ms": 600_000, "live_ms": 600_000, "boost_ms": 0, "position": "-"}
+                self._backend.run(commands.wait(*self._waiters[-1], require=NO_INSTANCE, **options))
+            case 5:
+                if self._waiters:
+                    self._backend.run(commands.release(*self._waiters.pop()))
+                for each in self.shards:
+                    held = [name for name in self._raw.zrange(each.keys.due, 0, -1) if name.startswith(b"@")]
+                    for name in held:
+                        self._raw.zadd(each.keys.due, {name: 1})
+
+    def sample(self) -> None:
+        """Sample all shards. The pool is then as before: a sample ends leases that an evaluation should see, too."""
+        found = []
+        for shard in self.shards:
+            names = [getattr(shard.keys, each.name) for each in fields(shard.keys) if each.name != "tag"]
+            dumped = {name: self._raw.dump(name) for name in names}
+            self._raw.delete(shard.keys.history)
+            self._backend.run(pool_history.sample(shard))
+            slices = self._backend.run(read_history(shard.keys.history)).slices
+            found.append(dict(next(iter(slices.values()), {})))
+            for name, dump in dumped.items():
+                self._raw.delete(name)
+                if dump is not None:
+                    self._raw.restore(name, 0, dump)
+        self.samples.append(found)
+
+    def store(self, times: list[float]) -> None:
+        """Store each round of samples as those of the minute before a time."""
+        for shard in self.shards:
+            self._raw.delete(shard.keys.history)
+        for at, found in zip(times, self.samples, strict=True):
+            start_ms = round(at * 1000) - 60_000
+            for shard, sample in zip(self.shards, found, strict=True):
+                words = " ".join(f"{name}={value}" for name, value in sample.items())
+                if words:
+                    self._raw.hset(shard.keys.history, f"1m:{start_ms // 60_000 % 180}", f"at={start_ms} {words}")
+
+
+@pytest.mark.usefixtures("no_sampling")
+@pytest.mark.parametrize("shards", [1, pytest.param(4, marks=pytest.mark.thorough)])
+def test_replay_of_a_pool_names_the_live_firings(perf: AgentPerf, backend: Backend, server: Server, shards: int) -> None:
+    history = History(backend)
+    times = history.minutes(90, 20)
+    with server.client(decode_responses=False) as raw:
+        world = PoolWorld(perf, raw, shards)
+        perf.alerts.deploy(text=POOL_RULES)
+        live = []
+        for at in times:
+            world.change()
+            world.sample()
+            live += evaluated(perf, [at])
+        world.store(times)
+    replay = perf.alerts.test(text=POOL_RULES, since=(times[-1] - times[0]) + 30, as_of=times[-1])
+    assert found_by(replay) == firings(live)
+    assert {rule for rule, *_ in firings(live)} == {rule.name for rule in read_rules(POOL_RULES).rules}
 
 
 def test_replay_without_data_fires_nothing(perf: AgentPerf, tmp_path: Path) -> None:
