@@ -72,7 +72,9 @@ def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: in
             continue
         while first < at and slices[first].end_ms <= each.end_ms - rule.window * 1000:
             first += 1
-        sampled = [of.figures for of in slices[first : at + 1] if of.figures is not None and _is_whole(rule, of.figures)]
+        sampled = [
+            of.figures for of in slices[first : at + 1] if of.figures is not None and _is_whole(rule, of.figures)
+        ]
         measured = _measured(rule, sampled, slices[first].begin_ms, each.end_ms) if sampled else None
         found.append((each.end_ms, (verdict(rule, measured) if measured else Verdict.NO_DATA, measured)))
     return found

@@ -158,9 +158,7 @@ class PoolFigures:
     def of(pool: PoolStatus) -> PoolFigures:
         """Return the figures of a live pool."""
         unhealthy = len(pool.instances) - pool.healthy
-        return PoolFigures(
-            pool.current_load, pool.total_capacity, pool.healthy, unhealthy, pool.waiting, pool.overdue
-        )
+        return PoolFigures(pool.current_load, pool.total_capacity, pool.healthy, unhealthy, pool.waiting, pool.overdue)
 
 
 def pool_value(condition: Condition, of: PoolFigures) -> float:

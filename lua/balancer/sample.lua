@@ -38,24 +38,28 @@ local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, 
 -- did not write.
 local function read_instances()
   local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
-  local capacity = whole_number(facts[2])
-  if whole_number(facts[1]) == registered and capacity and call('ZCARD', AWAY) == 0 then
-    return registered, capacity  -- all instances take work, so all are healthy, and #cap includes all
-  end
-  local healthy, invalid = 0, nil
-  capacity = 0
+  -- #cap includes the instances that take work. It is no such number after it was deleted, and counted again from 0.
+  local usable, capacity = whole_number(facts[1]), whole_number(facts[2]) or 0
+  if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all of them take work
+  local healthy, invalid = registered, nil
   for from = 0, registered - 1, 1000 do
     local ids = call('ZRANGE', IDS, from, from + 999)
     for i, record in ipairs(call('HMGET', STATE, unpack(ids))) do
-      local flags, cap = record and field(record, 'flags'), record and whole_number(field(record, 'cap'))
-      if not flags or not cap then
-        invalid = invalid or ids[i]
-      else
-        local is_healthy = 1
-        for flag in string.gmatch(flags, '[^,]+') do
-          if NOT_HEALTHY[flag] then is_healthy = 0 end
+      -- Most instances have no flags. They are skipped without parsing their records, which would take much longer.
+      if not record or not string.find(record, ' flags=- ', 1, true) then
+        local flags, limit, cap = nil, nil, nil
+        if record then
+          flags = field(record, 'flags')
+          limit, cap = whole_number(field(record, 'limit')), whole_number(field(record, 'cap'))
         end
-        healthy, capacity = healthy + is_healthy, capacity + cap
+        if not flags or not limit or not cap then
+          invalid = invalid or ids[i]
+        else
+          local is_healthy = true
+          for flag in string.gmatch(flags, '[^,]+') do is_healthy = is_healthy and not NOT_HEALTHY[flag] end
+          if not is_healthy then healthy = healthy - 1 end
+          if limit == 0 then capacity = capacity + cap end
+        end
       end
     end
   end
@@ -72,11 +76,11 @@ if pool.invalid then return corrupt(pool.invalid) end
 local history, wait_ms, refusal = open_history(HISTORY, pool.now_ms)
 if refusal then return refusal end
 if not history then return {NOTHING, wait_ms} end
-local _, _, invalid = read_instances()
+local healthy, capacity, invalid = read_instances()
 if invalid then return corrupt(invalid) end
 
 pool.maintain(EXPIRIES)
-local healthy, capacity = read_instances()
+if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {

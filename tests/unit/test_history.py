@@ -48,7 +48,10 @@ class World:
             mapping={
                 "#pool": "schema=2 strategy=least_loaded",
                 "#load": load,
-                **{f"c{number}": f"flags={'ejected' if number < unhealthy else '-'} cap=5" for number in range(3)},
+                **{
+                    f"c{number}": f"limit=5 flags={'ejected' if number < unhealthy else '-'} cap=5"
+                    for number in range(3)
+                },
             },
         )
         self.fake.client.zadd(POOL.keys.ids, {f"c{number}": number for number in range(3)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -237,7 +238,7 @@ class PoolWorld:
                 lb.drain("coder", f"c{source.randrange(7)}")
             case 4:
                 self._waiters.append((shard, f"@waiter-{len(self._waiters)}-{source.random()}"))
-                options = {"ttl_ms": 600_000, "live_ms": 600_000, "boost_ms": 0, "position": "-"}
+                options: Any = {"ttl_ms": 600_000, "live_ms": 600_000, "boost_ms": 0, "position": "-"}
                 self._backend.run(commands.wait(*self._waiters[-1], require=NO_INSTANCE, **options))
             case 5:
                 if self._waiters:
@@ -277,7 +278,9 @@ class PoolWorld:
 
 @pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("shards", [1, pytest.param(4, marks=pytest.mark.thorough)])
-def test_replay_of_a_pool_names_the_live_firings(perf: AgentPerf, backend: Backend, server: Server, shards: int) -> None:
+def test_replay_of_a_pool_names_the_live_firings(
+    perf: AgentPerf, backend: Backend, server: Server, shards: int
+) -> None:
     history = History(backend)
     times = history.minutes(90, 20)
     with server.client(decode_responses=False) as raw:
