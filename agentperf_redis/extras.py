@@ -10,6 +10,11 @@ class MissingExtra(ModuleNotFoundError):
     """A package of an extra is not installed. The message names the package and the command that installs it."""
 
 
+def install_command(name: str) -> str:
+    """Return the command that installs the packages of an extra."""
+    return f'pip install "agentperf-redis[{name}]"'
+
+
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
     """Return a context manager for the imports of an extra's packages. It reports a missing package as MissingExtra.
@@ -23,5 +28,5 @@ def extra(name: str) -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] == "agentperf_redis":
             raise
         package = error.name.partition(".")[0]
-        text = f'this needs the package {package}: pip install "agentperf-redis[{name}]"'
+        text = f"this needs the package {package}: {install_command(name)}"
         raise MissingExtra(text, name=error.name) from error

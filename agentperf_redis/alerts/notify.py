@@ -21,6 +21,7 @@ from agentperf_redis.alerts.flows import AlertService
 from agentperf_redis.alerts.rules import Address
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.extras import install_command
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -51,7 +52,7 @@ def _post(address: Address, notice: Mapping[str, Any]) -> str:
     try:
         import apprise
     except ModuleNotFoundError:
-        return 'apprise is not installed: pip install "agentperf-redis[alerts]"'
+        return f"apprise is not installed: {install_command('alerts')}"
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_quiet)
     _quiet.threads.add(threading.get_ident())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+from agentperf_redis.extras import install_command
+
 
 def main() -> None:
     """Run the command line."""
@@ -13,7 +15,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise
-        sys.stderr.write('agentperf needs typer and rich: pip install "agentperf-redis[cli]"\n')
+        sys.stderr.write(f"agentperf needs typer and rich: {install_command('cli')}\n")
         sys.exit(1)
     warnings.formatwarning = _short
     app(prog_name="agentperf")
