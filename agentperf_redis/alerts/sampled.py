@@ -82,7 +82,7 @@ def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: in
 
 def _is_whole(rule: Rule, figures: Mapping[str, int]) -> bool:
     """Whether a sample has all figures. The capacity of a pool is never 0, unless an earlier version sampled it."""
-    return rule.scope is not Scope.POOL or "last_capacity" in figures
+    return rule.scope is not Scope.POOL or figures.get("last_capacity", 0) > 0
 
 
 def _measured(rule: Rule, sampled: Sequence[Mapping[str, int]], begin_ms: int, end_ms: int) -> Measured:

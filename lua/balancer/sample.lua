@@ -82,6 +82,7 @@ if invalid then return corrupt(invalid) end
 pool.maintain(EXPIRIES)
 if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
+-- Unlike in `status`, leases on a removed instance count until they end: no index leads to such an instance.
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {
   {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},

@@ -121,6 +121,16 @@ def test_pool_rows_have_mean_load_and_peaks(world: World) -> None:
     assert world.pool_rows("1h", "1h")[-1] == (3.0, 7, 2)
 
 
+def test_late_sample_of_a_shard_leaves_no_gap() -> None:
+    early = History(0, {(10_000, at): {"samples": 1, "load": 2, "last_healthy": 3} for at in (0, 10_000, 20_000)})
+    late = History(0, {(10_000, at): {"samples": 1, "load": 1, "last_healthy": 4} for at in (0, 20_000)})
+    added = pools._added([early, late]).slices
+    assert [added[10_000, at]["last_healthy"] for at in (0, 10_000, 20_000)] == [7, 7, 7]
+    assert [added[10_000, at]["load"] for at in (0, 10_000, 20_000)] == [3, 2, 3]
+    gone = pools._added([early, History(0, {})]).slices
+    assert gone[10_000, 20_000]["last_healthy"] == 3
+
+
 def test_total_that_fell_counts_from_zero(world: World) -> None:
     """The server lost the counters of the cache, but not the history."""
     for hot in (100, 3):

@@ -258,10 +258,11 @@ class PoolWorld:
             self._backend.run(pool_history.sample(shard))
             slices = self._backend.run(read_history(shard.keys.history)).slices
             found.append(dict(next(iter(slices.values()), {})))
-            for name, dump in dumped.items():
-                self._raw.delete(name)
-                if dump is not None:
-                    self._raw.restore(name, 0, dump)
+            for name, dump in dumped.items():  # no key may be gone for a moment: this process would restore its pool
+                if dump is None:
+                    self._raw.delete(name)
+                else:
+                    self._raw.restore(name, 0, dump, replace=True)
         self.samples.append(found)
 
     def store(self, times: list[float]) -> None:
