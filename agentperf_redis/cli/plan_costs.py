@@ -90,7 +90,7 @@ def measured_costs(backend: Backend, value_bytes: int) -> Costs:
             raise
         raise AgentPerfError(
             f"the costs cannot be measured: {reason}. The measurement writes keys {namespace}:*. A user needs the "
-            "rights of a worker, as in the README, and +info +memory|usage"
+            "rights that `agentperf doctor --acl` prints, and +info +memory|usage"
         ) from None
     return Costs(**pool, **cache, **metrics)
 
