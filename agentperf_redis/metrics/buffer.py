@@ -153,7 +153,7 @@ class Buffer:
         """
         try:
             sample_buffer = self._sample_buffers[agent]
-        except (KeyError, TypeError):
+        except Exception:  # noqa: BLE001  usually a KeyError; the hash of an object that is no name may raise any error
             sample_buffer = self._sample_buffer(agent)
         sample_buffer += (self._clock(), seconds, outcome, own)
         if len(sample_buffer) >= self._check_at:

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import flows, workers
 from agentperf_redis.metrics.async_client import AsyncMetricsCollector
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
@@ -60,6 +61,8 @@ class MetricsCollector(Recording):
     ) -> None:
         if flush_every is not None:
             flush_every = arguments.seconds("flush_every", flush_every, minimum=0.1, maximum=MAX_FLUSH_EVERY_S)
+        if retention is not None and not isinstance(retention, Retention):
+            raise InvalidArgument("retention", retention, "a Retention, or None")
         self._backend = chosen_backend(backend)
         super().__init__(self._backend.share("metrics.flusher", lambda: Flusher(self._backend)))
         if retention is not None:

@@ -205,11 +205,14 @@ class Flusher:
 
     def _flush(self, requests: list[_Request]) -> None:
         last = self._closed
-        error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
-        self._tried_last |= last
-        for request in requests:
-            request.error = error
-            request.wake_up.send()
+        error: AgentPerfError | None = AgentPerfError("flushing metrics failed; see the log")
+        try:
+            error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
+        finally:  # whatever happens, the waiting callers are woken
+            self._tried_last |= last
+            for request in requests:
+                request.error = error
+                request.wake_up.send()
 
     def _deliver(self, deadline: float | None = None) -> AgentPerfError | None:
         try:

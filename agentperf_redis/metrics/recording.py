@@ -257,9 +257,10 @@ class Recording:
         try:
             return self._outcomes[error_type]  # type: ignore[index]  # only strings are found
         except (KeyError, TypeError):
-            outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
+            name = arguments.name("error_type", error_type)
+            outcome = f"{FAILED}:{name}"
         if len(self._outcomes) < _MAX_KNOWN_ERRORS:
-            self._outcomes[cast("str", error_type)] = outcome
+            self._outcomes[name] = outcome
         return outcome
 
 

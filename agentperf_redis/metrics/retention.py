@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
 
 MAX_SLICES = 10_080
 """Maximum number of slices of one width: the minutes of a week. A longer retention needs wider slices."""
@@ -117,6 +118,8 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
     Raises:
         InvalidArgument: for invalid numbers.
     """
+    if not isinstance(retention, Retention):
+        raise InvalidArgument("retention", retention, "a Retention")
     series = arguments.count("agents", agents) * (1 + arguments.count("spans", spans, minimum=0))
     rate = arguments.amount("per_second", per_second, minimum=1e-6, maximum=1e9)
     slices = 0.0

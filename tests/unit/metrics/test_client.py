@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import AgentPerfError, InvalidArgument
 from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.retention import memory_forecast
 from tests.support.refusals import assert_refused
 
 
@@ -92,3 +93,48 @@ def test_invalid_model_usage_is_rejected_and_not_kept(dead_backend: Backend, arg
     with pytest.raises(InvalidArgument, match=argument):
         collector.record_llm(**options)
     assert collector.delivery().recorded == 0
+
+
+@pytest.mark.parametrize("retention", ["7d", 3600, {"slices_1d": 86_400}, object()])
+def test_retention_of_another_class_is_rejected(dead_backend: Backend, retention: Any) -> None:
+    """If it were accepted, each flush would fail, and calls that wait for a flush would hang."""
+    with pytest.raises(InvalidArgument, match="retention"):
+        MetricsCollector(backend=dead_backend, retention=retention)
+    with pytest.raises(InvalidArgument, match="retention"):
+        memory_forecast(retention, agents=1, per_second=1)
+
+
+def test_unhashable_error_type_counts_by_its_text(dead_backend: Backend) -> None:
+    class Unhashable(str):
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+    collector = MetricsCollector(backend=dead_backend)
+    collector.record_execution("a", 1.0, False, Unhashable("TimeoutError"))
+    assert collector.delivery().recorded == 1
+
+
+def test_agent_that_cannot_be_hashed_is_rejected(dead_backend: Backend) -> None:
+    class Unhashable:
+        def __hash__(self) -> int:
+            raise RuntimeError("no")
+
+    agent: Any = Unhashable()
+    collector = MetricsCollector(backend=dead_backend)
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        collector.record_execution(agent, 1.0, True)
+
+
+def test_fault_in_a_failed_flush_does_not_block_its_caller(
+    dead_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = MetricsCollector(backend=dead_backend)
+    collector.record_execution("a", 1.0, True)
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a fault of the library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector._flusher.buffer, "downsample", fail)
+        with pytest.raises(AgentPerfError, match="flushing metrics failed"):
+            collector.flush(timeout=60)
