@@ -72,8 +72,6 @@ class Lease:
             ones.
         ttl: seconds after which the lease expires unless it is renewed.
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
-        tokens_used: number of tokens that the work used; None if the work used as many as `tokens` says. Set this
-            attribute before the release.
         retry_after: with the outcome "rate_limited": seconds for which the instance gets no work. Set this attribute
             before the release.
     """
@@ -88,6 +86,7 @@ class Lease:
         "_pid",
         "_retry_after",
         "_state",
+        "_tokens_used",
         "agent_type",
         "fence",
         "hold_until",
@@ -96,7 +95,6 @@ class Lease:
         "started",
         "token",
         "tokens",
-        "tokens_used",
         "ttl",
         "valid_until",
     )
@@ -126,7 +124,7 @@ class Lease:
         self.fence = fence
         self.ttl = ttl
         self.tokens = tokens
-        self.tokens_used: int | None = None
+        self._tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self._retry_after: float | None = None
         self.started = time.monotonic()
@@ -149,7 +147,7 @@ class Lease:
 
     def __reduce__(self) -> tuple[Callable[..., Lease], tuple[object, ...]]:
         """Pickle the facts of the lease. `_unpickled` explains the result of unpickling."""
-        facts = (self.pool, self.token, self.fence, self._facts, self.ttl, self.tokens, self.tokens_used)
+        facts = (self.pool, self.token, self.fence, self._facts, self.ttl, self.tokens, self._tokens_used)
         return _unpickled, (*facts, self._outcome, self._loss)
 
     def __del__(self) -> None:
@@ -176,6 +174,15 @@ class Lease:
     @outcome.setter
     def outcome(self, value: Outcome | str | None) -> None:
         self._outcome = None if value is None else arguments.choice("outcome", value, Outcome)
+
+    @property
+    def tokens_used(self) -> int | None:
+        """Number of tokens that the work used; None if as many as `tokens` says. Set this before the release."""
+        return self._tokens_used
+
+    @tokens_used.setter
+    def tokens_used(self, value: int | None) -> None:
+        self._tokens_used = None if value is None else arguments.count("tokens_used", value, minimum=0)
 
     @property
     def retry_after(self) -> float | None:
@@ -262,7 +269,7 @@ class Lease:
     def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:
         """Mark this object as a copy of a lease that another process holds, or that has ended."""
         self._state = _State.COPY
-        self.tokens_used, self._outcome, self._loss = tokens_used, outcome, loss
+        self._tokens_used, self._outcome, self._loss = tokens_used, outcome, loss
 
     def end(self) -> bool:
         """Mark the lease released. Returns whether this process held it until now."""

@@ -268,3 +268,15 @@ def test_interrupted_fallback_releases_the_first_leases(keeper: SilentKeeper) ->
         flow.throw(UNKNOWN)
     released: list[Any] = [command.args for command, _ in keeper.background if isinstance(command, Command)]
     assert [args["token"] for args in released] == [token]
+
+
+@pytest.mark.parametrize("tokens", [-1, 1.5, "5", True, 10**400, object()])
+def test_invalid_tokens_used_are_refused_at_once(keeper: SilentKeeper, tokens: Any) -> None:
+    """If they were accepted, the release would fail, and the unit would stay occupied until the lease expires."""
+    lease = Lease(keeper, POOL, "@t", 1, GRANTED.facts, ttl=9.0, sent_at=0.0, max_hold=9.0, on_lost=None)
+    with pytest.raises(InvalidArgument, match="tokens_used"):
+        lease.tokens_used = tokens
+    lease.tokens_used = 5
+    assert lease.tokens_used == 5
+    lease.tokens_used = None
+    lease.end()
