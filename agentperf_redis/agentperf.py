@@ -160,8 +160,9 @@ class AgentPerf:
             One object for each combination of arguments.
         """
         from agentperf_redis.balancer.client import LoadBalancer
+        from agentperf_redis.balancer.operations import checked_policy
 
-        chosen = LoadBalancer.check_strategy(strategy)
+        chosen, on_unavailable = LoadBalancer.check_strategy(strategy), checked_policy(on_unavailable)
         made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
         if settings is None and on_unavailable == "raise":
             return self.backend.share(("lb", chosen), made)

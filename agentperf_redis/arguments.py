@@ -10,6 +10,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -45,7 +46,12 @@ def name(argument: str, value: object) -> str:
     # such as a line separator.
     if not value.isprintable() and (not encodable(value) or any(map(_is_control, value))):
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
-    return value
+    return plain_text(value)
+
+
+def plain_text(text: str) -> str:
+    """Return a text as an exact str, because a subclass may define `__hash__`, `__eq__` or `__format__` of its own."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def nearest_name(text: str) -> str:
@@ -74,7 +80,7 @@ def cache_key(argument: str, value: object) -> str:
         raise InvalidArgument(argument, value, "a string")
     if not encodable(value):
         raise InvalidArgument(argument, value, "a string without lone surrogates")
-    return value
+    return plain_text(value)
 
 
 def number(argument: str, value: object, allowed: str) -> float:
@@ -101,7 +107,7 @@ def seconds(
 ) -> float:
     """Check a duration in seconds. `endless` also allows `math.inf`."""
     allowed = f"seconds from {_as_text(minimum)} to {_as_text(maximum)}" + (", or math.inf" if endless else "")
-    if hasattr(value, "total_seconds"):
+    if isinstance(value, timedelta):
         allowed += "; for a timedelta, pass .total_seconds()"
     result = number(argument, value, allowed)
     if endless and result == math.inf:
@@ -131,9 +137,11 @@ def choice(argument: str, value: object, options: type[E]) -> E:
     """Check that an argument is a member of an Enum, or the value of a member. Return the member."""
     if isinstance(value, options):
         return value
-    for option in options:
-        if isinstance(value, str) and option.value == value:
-            return option
+    if isinstance(value, str):
+        text = plain_text(value)
+        for option in options:
+            if option.value == text:
+                return option
     raise InvalidArgument(argument, value, "one of " + ", ".join(repr(option.value) for option in options))
 
 

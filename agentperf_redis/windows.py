@@ -154,7 +154,7 @@ def timestamp_ms(argument: str, given: object) -> int:
     """
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None
-    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, a zone's offset may leave the calendar
+    except Exception:  # noqa: BLE001  near the years 1 and 9999, a zone's offset may leave the calendar; some zones are faulty
         raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED) from None
     if seconds is None:
         seconds = arguments.number(argument, given, _TIMESTAMP_ALLOWED)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
@@ -127,7 +127,7 @@ class Operations:
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
         """Check the labels and the affinity of a call. Return a Choice of these and the balancer's strategy."""
-        labels = checked_labels("require", require) if require != () else frozenset()
+        labels = frozenset[str]() if type(require) is tuple and not require else checked_labels("require", require)
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
     def register(
@@ -351,8 +351,9 @@ def checked_settings(settings: object) -> PoolSettings | None:
 
 def checked_policy(on_unavailable: object) -> OnUnavailable:
     """Check the policy for an unreachable server."""
-    if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each comparison narrows the type
-        return on_unavailable
+    text = arguments.plain_text(on_unavailable) if isinstance(on_unavailable, str) else ""
+    if text in ("raise", "none"):
+        return cast("OnUnavailable", text)
     raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
 
 

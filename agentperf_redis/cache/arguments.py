@@ -17,7 +17,7 @@ def stored_name(key: object) -> str:
 
 def stored_tags(tags: object) -> tuple[str, ...]:
     """Check a user's tags and return them without duplicates, as stored."""
-    if tags == ():
+    if type(tags) is tuple and not tags:
         return ()
     return tuple(dict.fromkeys(map(key_names.encoded, arguments.names("tags", tags))))
 

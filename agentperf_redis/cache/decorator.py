@@ -32,7 +32,7 @@ from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, checked, warm, warm_async
 from agentperf_redis.command import running_loop
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import InvalidArgument, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -380,11 +380,15 @@ class _Wrapped(Generic[R]):
             if not isinstance(made, str):
                 arguments.close_coroutine(made)
                 raise InvalidArgument("key", made, "a function that returns a string")
-            return f"{self.name}:{made}"
+            return f"{self.name}:{arguments.plain_text(made)}"
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if rule is not None:
-            return f"{self.name}:{rule.format(**bound.arguments)}"
+            try:
+                return f"{self.name}:{rule.format(**bound.arguments)}"
+            except Exception as error:
+                allowed = f"a template that fits the arguments; this raised {type(error).__name__}: {shown(str(error))}"
+                raise InvalidArgument("key", rule, allowed) from error
         counted = {name: value for name, value in bound.arguments.items() if name not in self.ignore}
         registry = self.cache._flows.reader.codec.registry  # noqa: SLF001  same package
         return function_key(self.name, counted, registry, ordered=self._keywords)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from agentperf_redis.arguments import plain_text
 from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import stored_name
 
@@ -89,7 +90,7 @@ NOTHING_INVALIDATED = InvalidationEpoch()
 def new_request(key: str, name: str) -> str:
     """Return a new random request id for a put of `key`; `name` is the stored name of the key."""
     request = secrets.token_urlsafe(9)
-    if key == name:
+    if plain_text(key) == name:
         return request
     size = len(key.encode())
     return f"{request}{_KEY_MARK}{size}" if size <= MAX_KEY_BYTES else request
@@ -97,7 +98,7 @@ def new_request(key: str, name: str) -> str:
 
 def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes, key: str = "") -> bytes:
     """Return the client's part of an entry. Tags are percent-encoded; a `fresh_ms` of 0 means until it expires."""
-    held = key if _KEY_MARK in request else ""
+    held = plain_text(key) if _KEY_MARK in request else ""
     return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} {held}".encode() + data
 
 

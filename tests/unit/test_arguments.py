@@ -135,6 +135,34 @@ def test_negative_zero_becomes_positive_zero() -> None:
         assert math.copysign(1.0, value) == 1.0
 
 
+class Agent(str, Enum):  # noqa: UP042  its format() is not its value, unlike that of a StrEnum
+    CODER = "coder"
+
+
+class Unhashable(str):
+    """A text that cannot be compared or hashed."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("check", [arguments.name, arguments.cache_key])
+@pytest.mark.parametrize("value", [Agent.CODER, Unhashable("coder")])
+def test_text_of_another_class_becomes_an_exact_str(check: Callable[..., str], value: str) -> None:
+    checked = check("agent", value)
+    assert type(checked) is str
+    assert f"{checked}" == "coder"
+
+
+def test_choice_refuses_text_that_cannot_be_compared() -> None:
+    with pytest.raises(InvalidArgument, match="one of 'red'"):
+        arguments.choice("colour", Unhashable("blue"), Colour)
+    assert arguments.choice("colour", Unhashable("red"), Colour) is Colour.RED
+
+
 async def coroutine_function() -> None: ...
 
 

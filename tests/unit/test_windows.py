@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from unittest import mock
 
 import pytest
 
 from agentperf_redis import keys
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.windows import timestamp_ms
 from tests.support.fake import Fake
 
 NAMESPACE = "windows"
@@ -139,3 +141,18 @@ def test_windows_are_empty_without_slices(world: World) -> None:
     world.record([world.now - 30.0], Retention(slices_10s=0.0, slices_1m=0.0, slices_1h=0.0, slices_1d=0.0))
     assert world.read(300.0, None).n == 0
     assert world.read(0.0, None).n == 1, "all-time counts remain"
+
+
+class LostZone(tzinfo):
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise RuntimeError("no")
+
+    dst = utcoffset
+
+    def tzname(self, _: datetime | None) -> str:
+        raise RuntimeError("no")
+
+
+def test_time_of_a_faulty_zone_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="as_of"):
+        timestamp_ms("as_of", datetime(2026, 1, 1, tzinfo=LostZone()))

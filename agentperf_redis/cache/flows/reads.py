@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from agentperf_redis import keys as key_names
+from agentperf_redis.arguments import plain_text
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import distinct_keys, stored_name
 from agentperf_redis.cache.commands import inspection
@@ -217,6 +218,7 @@ class Reader:
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
+        key = plain_text(key)
         # Copies are invalidated by name, so a name has only one copy. The copy belongs to the full key, not to the
         # shortened key.
         if key == name and key_names.is_shortened(name):

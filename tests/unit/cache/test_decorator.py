@@ -126,3 +126,14 @@ def test_order_of_keyword_arguments_counts_only_in_kwargs(cache: LRUCache) -> No
     def ignoring(**fields: object) -> None: ...
 
     assert ignoring.key(a=1, b=2) == ignoring.key(b=2, a=1)
+
+
+@pytest.mark.parametrize(("template", "argument"), [("{user.id}", 5), ("{user[0]}", 5), ("{user:>5}", object())])
+def test_template_that_does_not_fit_an_argument_is_refused(cache: LRUCache, template: str, argument: object) -> None:
+    @cache.cached(key=template)
+    def name(user: Any) -> str:
+        return str(user)
+
+    with pytest.raises(InvalidArgument, match="a template that fits the arguments; this raised") as caught:
+        name(argument)
+    assert caught.value.argument == "key"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import Enum
 
 import pytest
 from hypothesis import given
@@ -94,3 +95,15 @@ def test_entry_with_a_malformed_number_is_undecodable(at: int, bad: bytes) -> No
 def test_malformed_invalidation_epoch_is_undecodable(epoch: bytes) -> None:
     with pytest.raises(Undecodable):
         entry_format.parse_invalidation_epoch(epoch)
+
+
+class Key(str, Enum):  # noqa: UP042  its format() is not its value, unlike that of a StrEnum
+    LONG = "k" * 500
+
+
+def test_key_that_is_a_member_of_an_enum_is_held_by_its_value() -> None:
+    name = key_names.stored_name(Key.LONG)
+    request = entry_format.new_request(Key.LONG, name)
+    stored = entry_format.parse(b"1 0 " + entry_format.payload(request, 0, 0, (), b"m", Key.LONG))
+    assert entry_format.held_key(stored, name) == "k" * 500
+    assert stored.data == b"m"

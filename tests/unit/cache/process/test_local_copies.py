@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -262,3 +263,14 @@ def test_threads_use_copies_concurrently_without_errors(bus: Bus) -> None:
         thread.join()
     assert wrong == []
     assert len(local) <= 20
+
+
+def test_object_that_cannot_be_hashed_has_no_copy(bus: Bus) -> None:
+    class Unhashable:
+        def __hash__(self) -> int:
+            raise RuntimeError("no")
+
+    key: Any = Unhashable()
+    local = copies(bus)
+    fill(local, "k")
+    assert local.find(key) is None
