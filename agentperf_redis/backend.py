@@ -436,8 +436,8 @@ def _noted(where: str, reply: Reply) -> None:
 
 
 def _names(where: str, reply: Reply) -> list[str]:
-    if not isinstance(reply, list):
-        raise CorruptState(where, f"an unexpected reply {reply!r}")
+    if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):
+        raise CorruptState(where, f"an unexpected reply {str(reply)[:200]}")
     return [name.decode(errors="replace") for name in reply]
 
 

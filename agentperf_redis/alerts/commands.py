@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,9 @@ def claim(where: AlertKeys, *, as_of_ms: int, count: int, token: str) -> Command
         match reply:
             case [1, int() as version, int() as wait_ms, *rest] if len(rest) % 2 == 0:
                 pairs = zip(rest[::2], rest[1::2], strict=True)
-                return Claimed(version, wait_ms / 1000, tuple((_text(where.schedule, n), int(at)) for n, at in pairs))
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    due = tuple((_name_after_write(name), int(at_ms)) for name, at_ms in pairs)
+                    return Claimed(version, wait_ms / 1000, due)
         raise _unexpected(where.schedule, reply)
 
     args: NamedArgs = {"now_ms": as_of_ms, "delay_ms": DELAY_MS, "count": count, "token": token}
@@ -175,15 +178,16 @@ def claim_notices(where: AlertKeys, addresses: Sequence[str]) -> Command[list[Cl
     def decode(reply: Reply) -> list[ClaimedNotice]:
         match reply:
             case [1, *rest] if len(rest) % 4 == 0:
-                return [
-                    ClaimedNotice(
-                        _text(where.notices, rest[at]),
-                        _plain_text(where.notices, rest[at + 1]),
-                        rest[at + 2],
-                        _plain_text(where.notices, rest[at + 3]),
-                    )
-                    for at in range(0, len(rest), 4)
-                ]
+                with contextlib.suppress(AttributeError):
+                    return [
+                        ClaimedNotice(
+                            _name_after_write(rest[at]),
+                            rest[at + 1].decode(errors="replace"),
+                            rest[at + 2],
+                            rest[at + 3].decode(errors="replace"),
+                        )
+                        for at in range(0, len(rest), 4)
+                    ]
         raise _unexpected(where.notices, reply)
 
     args: NamedArgs = {"lease_ms": LEASE_MS, "addresses...": tuple(map(encoded, addresses))}
@@ -214,7 +218,8 @@ def silence(
     def decode(reply: Reply) -> tuple[int, list[str]]:
         match reply:
             case [1, int() as until_ms, *names]:
-                return until_ms, [_text(where.silences, name) for name in names]
+                with contextlib.suppress(AttributeError):
+                    return until_ms, [_name_after_write(name) for name in names]
         raise _unexpected(where.silences, reply)
 
     args: NamedArgs = {"for_ms": for_ms, "now_ms": as_of_ms, "event": event, "rules...": tuple(map(encoded, rules))}
@@ -352,6 +357,14 @@ def _plain_text(key: str, value: Reply) -> str:
 
 def _text(key: str, value: Reply) -> str:
     return decoded(_plain_text(key, value))
+
+
+def _name_after_write(value: bytes) -> str:
+    """Return a name from the reply of a script that has written.
+
+    A name that is not UTF-8 is no reason to raise an error then. It is the name of no rule.
+    """
+    return decoded(value.decode(errors="replace"))
 
 
 def _flag(key: str, reply: Reply) -> bool:

@@ -247,7 +247,8 @@ def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, .
     key = keys.metrics_latest(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
 
     def decode(reply: Reply) -> tuple[Execution, ...]:  # the list is in the order of the flushes
-        newest_first = sorted(_executions(key, reply[::-1]), key=lambda each: each.ended, reverse=True)
+        found = _executions(key, reply)[::-1]
+        newest_first = sorted(found, key=lambda each: each.ended, reverse=True)
         return tuple(newest_first[:limit])
 
     return Command("LRANGE", (key,), (0, -1), decode)

@@ -18,7 +18,7 @@ from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, merged
 from agentperf_redis.metrics.model import OTHER, seconds
 from agentperf_redis.script import Script
-from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps, step_too_narrow
+from agentperf_redis.windows import MAX_STEPS, Interval, TimeRange, Timestamp, Window, asked_steps, step_too_narrow
 
 SERIES = Script("metrics/series")
 
@@ -317,10 +317,12 @@ def _decoded(key: str, reply: Reply, names: tuple[str, ...], step_ms: int) -> Se
         if status == 1 and [name.decode() for name in reply[4::2]] == list(names):
             found = SeriesReply(now_ms, from_ms, to_ms, [])
             starts = range(from_ms, to_ms, step_ms)
+            if len(starts) > MAX_STEPS + 2:  # the first step may begin before the window, the last may end after it
+                raise ValueError(starts)
             empty = tuple(SeriesRow(_interval(found, start_ms, step_ms)) for start_ms in starts)
             found.rows.extend(_rows(text, empty) for text in reply[5::2])
             return found
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError):
         pass
     raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}")
 

@@ -19,7 +19,6 @@ PROVEN_BY = {
     "alerts/async_client.py": "tests/contract/test_parity.py",
     "alerts/backtest.py": f"{INTEGRATION}/alerts/test_replay.py",
     "alerts/client.py": f"{INTEGRATION}/alerts/test_evaluation.py",
-    "alerts/commands.py": f"{INTEGRATION}/alerts/test_evaluation.py",
     "alerts/evaluator.py": f"{INTEGRATION}/alerts/test_evaluator.py",
     **{
         f"alerts/flows/{name}.py": f"{INTEGRATION}/alerts/test_evaluation.py"

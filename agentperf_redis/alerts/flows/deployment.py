@@ -11,7 +11,7 @@ from agentperf_redis.alerts.flows.service import AlertService
 from agentperf_redis.alerts.rules import RuleSet
 from agentperf_redis.alerts.rules_file import read_rules
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import InvalidArgument, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,10 @@ def checked_rules(path: str | os.PathLike[str] | None, text: str | None) -> Rule
             raise InvalidArgument("text", text, "the text of a rules file")
         return read_rules(text)
     try:
-        return read_rules(Path(path or "").read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, TypeError) as error:
-        raise InvalidArgument("path", path, f"a file of UTF-8 text that can be read ({error})") from None
+        text = Path("" if path is None else path).read_text(encoding="utf-8")
+    except (OSError, ValueError, TypeError) as error:  # a ValueError for a NUL, and for bytes that are not UTF-8
+        raise InvalidArgument("path", path, f"a file of UTF-8 text that can be read ({shown(str(error))})") from None
+    return read_rules(text, str(path))
 
 
 def deploy(service: AlertService, path: str | os.PathLike[str] | None, text: str | None) -> Flow[Deployment]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -124,7 +125,7 @@ def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
             }
             kind, instance = details.pop("kind", ""), details.pop("id", "-")
             at_ms = name.partition(b"-")[0]
-            if kind in _KINDS and at_ms.isdigit():
+            if kind in _KINDS and _EVENT_ID.fullmatch(name):
                 yield PoolEvent(
                     pool.agent_type,
                     EventKind(kind),
@@ -137,4 +138,5 @@ def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
             raise CorruptState(pool.keys.events, f"an unexpected entry {shown(entry)}")
 
 
+_EVENT_ID = re.compile(rb"[0-9]{1,16}-[0-9]{1,20}")
 _KINDS = {kind.value for kind in EventKind}

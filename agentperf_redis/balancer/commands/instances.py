@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ UPDATE = Script("balancer/update")
 RING_POINTS = 32
 """Number of points of an instance on the hash ring. POINTS in remove.lua must be the same number."""
 
+_MAX_DIGITS = 16
+"""Maximum digits of a time in us."""
 _REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
 """Matches the record of a removed instance, which is kept until its last lease ends."""
 
@@ -124,10 +127,10 @@ def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[in
     def decode(reply: Reply) -> tuple[int, list[bool]]:
         match reply:
             case [None | bytes() as born, *records] if len(records) == len(instance_ids):
-                number = int(born) if born and born.isdigit() else 0
-                return number, [record is not None and not _REMOVED.match(record) for record in records]
-            case _:
-                raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
+                number = int(born) if born and born.isdigit() and len(born) <= _MAX_DIGITS else 0
+                with contextlib.suppress(TypeError):
+                    return number, [record is not None and not _REMOVED.match(record) for record in records]
+        raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
 
     return Command("HMGET", (pool.keys.state,), ("#born", *map(encoded, instance_ids)), decode)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
 from agentperf_redis.cache.model import TIERS, Tier
@@ -111,12 +112,14 @@ class Swept:
 
 def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
     """Read an entry and the invalidation epochs, in one round trip and without a write."""
-    return Command("MGET", (keys.entry_prefix + name, keys.epochs), (), texts)
+    return Command("MGET", (keys.entry_prefix + name, keys.epochs), (), partial(texts, count=2))
 
 
 def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
     """Read at most MAX_KEYS entries and the invalidation epochs. The epochs are last in the reply."""
-    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.epochs), (), texts)
+    return Command(
+        "MGET", (*(keys.entry_prefix + name for name in names), keys.epochs), (), partial(texts, count=len(names) + 1)
+    )
 
 
 def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
@@ -133,7 +136,7 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
 
 def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
     """Read the invalidation epochs."""
-    return Command("MGET", (keys.epochs,), (), lambda reply: texts(reply)[0])
+    return Command("MGET", (keys.epochs,), (), lambda reply: texts(reply, count=1)[0])
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:

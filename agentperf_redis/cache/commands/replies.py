@@ -18,9 +18,11 @@ class NoSettings:
 NO_SETTINGS = NoSettings()
 
 
-def texts(reply: Reply) -> list[bytes | None]:
-    """Check that a reply is a list whose items are byte strings or None, and return it."""
+def texts(reply: Reply, count: int | None = None) -> list[bytes | None]:
+    """Check that a reply is a list whose items are byte strings or None, and return it. `count` is its length."""
     if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
+        raise unexpected("a cache", reply)
+    if count is not None and len(reply) != count:
         raise unexpected("a cache", reply)
     return reply
 

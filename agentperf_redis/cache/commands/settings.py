@@ -15,6 +15,7 @@ SCHEMA = 2
 
 Version 2 renamed the keys gen and trash to `epochs` and `deferred`, and the word room in the settings to capacity.
 """
+_MAX_DIGITS = 9
 
 _CONFIGURE = Script("cache/configure")
 
@@ -70,7 +71,7 @@ def stored_settings(keys: CacheKeys) -> Command[Settings | OtherSchema | None]:
         match reply:
             case [None, _]:
                 return None
-            case [bytes(text), bytes(schema)] if schema.isdigit():
+            case [bytes(text), bytes(schema)] if schema.isdigit() and len(schema) <= _MAX_DIGITS:
                 if int(schema) != SCHEMA:
                     return OtherSchema(int(schema))
                 settings = Settings.parse(text.decode(errors="replace"))

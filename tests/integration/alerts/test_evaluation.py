@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,10 +224,30 @@ def test_gone_target_is_forgotten_after_a_day(perf: AgentPerf) -> None:
     assert perf.alerts.list().alerts == ()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"path": "x", "text": "y"}, {"text": 5}, {"path": "/no/such/file"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"path": "x", "text": "y"},
+        {"text": 5},
+        {"path": "/no/such/file"},
+        {"path": "\0"},
+        {"path": "x" * 70_000},
+        {"path": 5},
+    ],
+)
 def test_deploy_needs_a_file_or_a_text(perf: AgentPerf, arguments: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgument) as caught:
         perf.alerts.deploy(**arguments)
+    assert len(str(caught.value)) < 400
+
+
+def test_faults_of_a_rules_file_are_reported_as_such(perf: AgentPerf, tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text("[[alert]]\nname = 5\n")
+    with pytest.raises(InvalidRules) as caught:
+        perf.alerts.deploy(file)
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize(

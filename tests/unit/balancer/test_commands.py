@@ -160,3 +160,18 @@ def test_weights_are_sent_as_plain_decimals(weight: float, text: str) -> None:
     command = commands.register(POOL, AgentInstance("p", "t", weight=weight), None, 0)
     assert isinstance(command.args, dict)
     assert command.args["weight"] == text
+
+
+@pytest.mark.parametrize("reply", [[b"1", []], [b"1", 5], [b"1"], [5, None]])
+def test_unexpected_registrations_are_corrupt_state(reply: Any) -> None:
+    with pytest.raises(CorruptState):
+        commands.find_registered(POOL, ["p0"]).decode(reply)
+
+
+def test_unreadable_times_are_ignored() -> None:
+    assert commands.find_registered(POOL, ["p0"]).decode([b"9" * 5000, None]) == (0, [False])
+    fields = [b"kind", b"registered", b"id", b"p0"]
+    found = commands.events(POOL, None, 9).decode(
+        [[b"1-0\xc7", fields], [b"9" * 5000 + b"-0", fields], [b"5-0", fields]]
+    )
+    assert [event.at for event in found] == [0.005]

@@ -91,6 +91,20 @@ def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
     decode()
 
 
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        (commands.read(KEYS, "k"), [None]),
+        (commands.read_many(KEYS, ["k", "l"]), [None, None]),
+        (commands.invalidation_epoch(KEYS), []),
+        (commands.stored_settings(KEYS), [b"x", b"9" * 5000]),
+    ],
+)
+def test_reply_of_another_length_is_corrupt_state(command: Command[Any], reply: Any) -> None:
+    with pytest.raises(CorruptState):
+        command.decode(reply)
+
+
 def test_all_keys_of_a_command_share_a_slot() -> None:
     for command in ALL_COMMANDS:
         assert all(key.startswith("ns:{cache:c}:") for key in command.keys)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import count
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from agentperf_redis import keys
+from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.accumulator import OK, Part
 from agentperf_redis.metrics.buffer import Buffer
@@ -270,3 +272,10 @@ def test_damaged_count_of_an_idle_agent_does_not_reach_other(world: World, plant
     assert world.agents() == [OTHER, "b", "c", "new"]
     other = world.total(OTHER).counts
     assert (other["n"], other["sum_us"]) == (2, 500_000), "the damaged sum is dropped"
+
+
+@pytest.mark.parametrize("reply", [0, None, b"x", [0], [b"\xff"], [b"1|2us"]])
+def test_unexpected_samples_are_corrupt_state(reply: Any) -> None:
+    for command in (commands.recent(NAMESPACE, "a", 5), commands.slowest(NAMESPACE, "a", 5)):
+        with pytest.raises(CorruptState):
+            command.decode(reply)

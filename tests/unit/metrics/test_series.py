@@ -135,3 +135,10 @@ def test_error_names_the_shortest_step() -> None:
     with pytest.raises(InvalidArgument, match="at least 130s") as met:
         asked_steps("3d", "1m", None)
     assert (met.value.argument, met.value.value) == ("step", "1m")
+
+
+@pytest.mark.parametrize("to_ms", [60_000 * 3000, 2**62, 10**400])
+def test_reply_with_too_many_steps_is_corrupt_state(to_ms: int) -> None:
+    """A row for each step would take a long time and much memory."""
+    with pytest.raises(CorruptState):
+        decoded([1, 2**62, 0, to_ms, b"a", b""])
