@@ -7,6 +7,7 @@ service runs on the damaged state.
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -52,7 +53,10 @@ HELD_MS = 600_000
 
 @pytest.fixture
 def stored(own_server: Server) -> Iterator[Namespace]:
-    with own_server.client() as raw, own_server.client(decode_responses=False) as binary:
+    with (
+        own_server.client(encoding_errors="surrogateescape") as raw,
+        own_server.client(decode_responses=False) as binary,
+    ):
         yield Namespace(raw, binary)
 
 
@@ -693,3 +697,73 @@ def test_damaged_namespace_is_reported_and_unchanged(stored: Namespace, own_serv
     }
     damages = stored.damages(lambda key: key in (f"{namespace}:meta", f"{namespace}:resources"))
     assert shortened(faults(stored, lambda what: what(), damages, operations)) == []
+
+
+# Random bytes
+
+ROUNDS = 12
+"""Number of damages in a run of the suite. A run with `--hypothesis-profile explore` tries many more, of a new seed."""
+EXPLORED_ROUNDS = 400
+
+
+def _filled_pool(backend: Backend, stored: Namespace) -> Operations:
+    pool = lb.Pool.of(backend.namespace, "planner")
+    fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
+    return pool_operations(pool, layouts_of(backend))
+
+
+def _filled_lock(backend: Backend, stored: Namespace) -> Operations:
+    place = locking.Place.of(backend.namespace, "semaphore", "gpus")
+    fill_semaphore(backend.run, place, stored)
+    return semaphore_operations(place)
+
+
+def _filled_cache(backend: Backend, stored: Namespace, kind: str) -> Operations:
+    service = "tiered" if kind == "tiered" else "cache"
+    where = keys.cache(backend.namespace, service, "c")
+    fill_cache(backend.run, where, CACHES[kind])
+    return cache_operations(where, backend, service)
+
+
+def _filled_metrics(backend: Backend, stored: Namespace) -> Operations:
+    backend.run(flush(backend.namespace, 1))
+    seconds, micros = stored.raw.time()
+    backend.run(flush_late(backend.namespace, 1, seconds + micros / 1e6))
+    return metrics_operations(backend)
+
+
+def _filled_alerts(backend: Backend, stored: Namespace) -> Operations:
+    where = keys.alerts(backend.namespace)
+    fill_alerts(backend.run, where)
+    return alert_operations(where)
+
+
+FILLED: dict[str, Callable[[Backend, Namespace], Operations]] = {
+    "pool": _filled_pool,
+    "lock": _filled_lock,
+    "lru": partial(_filled_cache, kind="lru"),
+    "tiered": partial(_filled_cache, kind="tiered"),
+    "metrics": _filled_metrics,
+    "alerts": _filled_alerts,
+}
+
+
+@pytest.mark.parametrize("service", FILLED)
+def test_random_bytes_are_reported_and_unchanged(
+    stored: Namespace,
+    own_server: Server,
+    connect: Callable[..., Backend],
+    pytestconfig: pytest.Config,
+    service: str,
+) -> None:
+    backend = connect(own_server.url)
+    operations = FILLED[service](backend, stored)
+    explores = pytestconfig.getoption("--hypothesis-profile", None) == "explore"
+    seed = time.time_ns() % 1_000_000 if explores else 1
+    print(f"seed {seed}")
+
+    def run(what: Any) -> Any:
+        return what() if callable(what) else backend.run(what)
+
+    damages = stored.random_damages(random.Random(seed), EXPLORED_ROUNDS if explores else ROUNDS)
+    assert shortened(faults(stored, run, damages, operations)) == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, ScriptFailed
+from tests.support.changed import changed_bytes
 
 TEXTS = ("", "x", "nan", "inf", "-1", "1e400", "9" * 25, "253402300800000")
 """The values that replace a field, or one number or word of it. The last one is the beginning of the year 10000 in ms."""
@@ -130,6 +132,45 @@ class Namespace:
             if only(name):
                 yield from self._of_key(name)
 
+    def random_damages(self, source: random.Random, count: int) -> Iterator[Damage]:
+        """Yield damages by random bytes: a value that is cut off or changed in one place, or foreign bytes.
+
+        The client must have ``encoding_errors="surrogateescape"``, so that bytes that are not UTF-8 can be stored.
+        """
+        names = sorted(self.raw.keys())
+        for _ in range(count):
+            yield self._random_of_key(source.choice(names), source)
+
+    def _random_of_key(self, name: str, source: random.Random) -> Damage:
+        kind = self.raw.type(name)
+        if source.random() < _CHANCE_OF_ANOTHER_TYPE:
+            other = source.choice([other for other in _MAKERS if other != kind])
+            return Damage(f"{name} as {other}", _remade(name, _MAKERS[other]))
+        match kind:
+            case "hash":
+                field, value = source.choice(sorted(self.raw.hgetall(name).items()))
+                text = _randomly_damaged(value, source)
+                if source.random() < _CHANCE_OF_ANOTHER_NAME:
+                    text = _randomly_damaged(field, source)
+                    return Damage(f"{name} {field} -> {text[:60]!r}", _field_renamed(name, field, text, value))
+                return Damage(f"{name} {field} = {text[:60]!r}", _call("hset", name, _as_bytes(field), text))
+            case "zset":
+                member, score = source.choice(self.raw.zrange(name, 0, -1, withscores=True))
+                if source.random() < _CHANCE_OF_ANOTHER_NAME:
+                    text = _randomly_damaged(member, source)
+                    return Damage(f"{name} {member} -> {text[:60]!r}", _renamed(name, member, text, score))
+                bad = source.choice((-score, score + 0.5, score * 1e9, source.uniform(-1e16, 1e16), source.random()))
+                return Damage(f"{name} {member} at {bad}", _call("zadd", name, {member: bad}))
+            case "list":
+                at = source.randrange(self.raw.llen(name))
+                text = _randomly_damaged(self.raw.lindex(name, at), source)
+                return Damage(f"{name}[{at}] = {text[:60]!r}", _call("lset", name, at, text))
+            case "stream":
+                text = _randomly_damaged("registered", source)
+                return Damage(f"{name} with {text[:60]!r}", _call("xadd", name, {"kind": text, text or b"-": "p0"}))
+        text = _randomly_damaged(self.raw.get(name), source)
+        return Damage(f"{name} = {text[:60]!r}", _call("set", name, text, keepttl=True))
+
     def _of_key(self, name: str) -> Iterator[Damage]:
         kind = self.raw.type(name)
         for other, make in _MAKERS.items():
@@ -156,6 +197,27 @@ class Namespace:
                         yield Damage(f"{name}[{at}] = {text[:60]!r}", _call("lset", name, at, text))
             case "stream":
                 yield Damage(f"{name} with another entry", _call("xadd", name, {"kind": "x", "odd": "inf"}))
+
+
+_CHANCE_OF_ANOTHER_TYPE = 0.05
+_CHANCE_OF_ANOTHER_NAME = 0.2
+
+
+def _randomly_damaged(text: str, source: random.Random) -> bytes:
+    return changed_bytes(_as_bytes(text), source)
+
+
+def _as_bytes(text: str) -> bytes:
+    """Return the stored bytes of a text, which a client with ``encoding_errors="surrogateescape"`` has read."""
+    return text.encode(errors="surrogateescape")
+
+
+def _field_renamed(name: str, field: str, text: bytes, value: str) -> Callable[[Any], object]:
+    def inflict(raw: Any) -> None:
+        raw.hdel(name, _as_bytes(field))
+        raw.hset(name, text, _as_bytes(value))
+
+    return inflict
 
 
 _MAKERS: dict[str, Callable[[Any, str], object]] = {
@@ -187,7 +249,7 @@ def _remade(name: str, make: Callable[[Any, str], object]) -> Callable[[Any], ob
     return inflict
 
 
-def _renamed(name: str, member: str, text: str, score: float) -> Callable[[Any], object]:
+def _renamed(name: str, member: str, text: str | bytes, score: float) -> Callable[[Any], object]:
     def inflict(raw: Any) -> None:
         raw.zrem(name, member)
         raw.zadd(name, {text: score})
