@@ -19,7 +19,7 @@ from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConn
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import Connection, DefaultParser, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -235,6 +235,9 @@ def keepalive_options() -> dict[int, int]:
     return {getattr(socket, name): value for name, value in _KEEPALIVE if hasattr(socket, name)}
 
 
+_UNREADABLE = "a reply that is not one of Redis or Valkey"
+
+
 def send(connection: Connection, payload: bytes, end: float) -> None:
     """Send the payload before `end`, a time of `time.monotonic`."""
     if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  no public API
@@ -248,6 +251,8 @@ def read(connection: Connection, end: float) -> Reply:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:
         return ServerError(str(error))
+    except TypeError as error:  # hiredis cannot make a dict of these items
+        raise InvalidResponse(f"{_UNREADABLE} ({error})") from None
 
 
 async def aconnect(connection: AsyncConnection) -> None:
@@ -275,6 +280,8 @@ async def aread(connection: AsyncConnection) -> Reply:
         return await connection.read_response(disable_decoding=True)
     except ResponseError as error:
         return ServerError(str(error))
+    except TypeError as error:  # as in `read`
+        raise InvalidResponse(f"{_UNREADABLE} ({error})") from None
 
 
 def drop(connection: AsyncConnection) -> None:
@@ -292,7 +299,7 @@ def drop(connection: AsyncConnection) -> None:
             writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else asyncio warns about a leak
 
 
-def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
+def broken(error: RedisError | OSError | TypeError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
     """Convert an error during an exchange. `fresh` means that the connection was opened for this exchange."""
     timed_out = isinstance(error, (RedisTimeoutError, TimeoutError))
     stale = not (fresh or timed_out or replies)

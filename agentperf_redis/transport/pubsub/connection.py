@@ -13,7 +13,7 @@ from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.errors import AgentPerfError, shown
 from agentperf_redis.random_numbers import uniform
 from agentperf_redis.transport.connector import Connector, broken, refused
 from agentperf_redis.transport.delivery import ExchangeFailed
@@ -197,18 +197,21 @@ class BusConnection:
                     raise refused(error) from None
                 yield BusReply("refused", channel, str(error).encode(), request)
                 continue
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, TypeError) as error:  # a TypeError as in `connector.read`
                 raise broken(error, (), fresh=False) from None
             # Without a subscription, a connection is not in subscriber mode, and the reply to a ping is a plain PONG.
-            first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
-            kind, channel = first.decode(), name.decode()
+            try:
+                first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
+                kind, channel = first.decode(), name.decode()
+            except (AttributeError, ValueError):
+                raise ExchangeFailed(f"an unexpected message {shown(reply)}", sent=True) from None
             if kind == "pong":
                 self._ping_open, self.confirmed = False, self._ping_sent
                 kind = "ping"
             if self._unanswered and self._unanswered[0] == (kind, channel):
                 self._unanswered.popleft()
             if kind != "ping":
-                yield BusReply(kind, channel, payload if kind == "smessage" else b"")
+                yield BusReply(kind, channel, payload if kind == "smessage" and isinstance(payload, bytes) else b"")
         yield None
 
 
