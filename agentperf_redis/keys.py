@@ -47,12 +47,14 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:resent          ZSET  resent request -> when its last copy may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later; the HASH
                                               :deferred:<version> has the keys of a clear
+    agentperf:{cache:answers}:marks           HASH  key -> clock: keys whose entries are just moved here; PX
     agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
     agentperf:{cache:answers#3/16.68}:...      the same, for shard 3 of a cache with shards=16. A key's shard is
                                               crc16(<key>) % 16, where crc16 is that of CLUSTER KEYSLOT. In such a
                                               cache, the tag {cache:answers} has only the key meta: the settings
+    agentperf:{cache:answers#3/16~1.68}:...    the same, after the number of shards was changed once
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
@@ -225,7 +227,7 @@ def key_slot(key: str) -> int:
     return crc_hqx(data, 0) % SLOTS
 
 
-def _shard_tag(resource: str, shard: int, shards: int) -> str:
+def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     """Return the hash tag of a shard of a pool or cache: ``lb:coder#3/8.30``. With one shard, the tag is `resource`.
 
     The slots of a Cluster are divided into as many equal ranges as there are shards, one range for each shard. The last
@@ -234,15 +236,17 @@ def _shard_tag(resource: str, shard: int, shards: int) -> str:
     shards are spread evenly over the nodes. With arbitrary slots, one of three nodes would often have half of 16
     shards.
 
-    The number of shards is part of the tag. So processes that assume different numbers never use the same keys.
+    The number of shards is part of the tag. So processes that assume different numbers never use the same keys. A cache
+    whose number was changed online also has the number of the layout in its tags: ``cache:answers#3/16~1.68``. So no
+    two layouts of a cache ever share keys.
     """
-    if shards == 1:
+    if shards == 1 and not layout:
         return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
     off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))  # narrow ranges would take many attempts
-    attempt = 0
+    attempt, change = 0, f"~{layout}" if layout else ""
     while True:
-        tag = f"{resource}#{shard}/{shards}.{attempt}"
+        tag = f"{resource}#{shard}/{shards}{change}.{attempt}"
         if abs(crc_hqx(tag.encode(), 0) % SLOTS - middle) <= off:
             return tag
         attempt += 1
@@ -293,6 +297,7 @@ class CacheKeys:
     epochs: str
     tags: str
     resent: str
+    marks: str
     history: str
     bus: str
     entry_prefix: str
@@ -317,15 +322,24 @@ def cache(namespace: str, service: str, name: str) -> CacheKeys:
 
 
 def _cache_keys(tag: str) -> CacheKeys:
-    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent history bus e: l: r:"
+    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent marks history bus e: l: r:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 
 @lru_cache(maxsize=256)
-def cache_shards(namespace: str, service: str, name: str, shards: int) -> tuple[CacheKeys, ...]:
-    """Return the keys of each shard of a cache. With one shard, these are the keys of the cache itself."""
+def cache_shards(namespace: str, service: str, name: str, shards: int, layout: int = 0) -> tuple[CacheKeys, ...]:
+    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache.
+
+    Args:
+        namespace: namespace of the cache.
+        service: "cache" or "tiered".
+        name: name of the cache.
+        shards: number of shards.
+        layout: how often the number of shards was changed online. After a change, one shard has keys of its own, too.
+    """
     resource = f"{service}:{encoded(name)}"
-    return tuple(_cache_keys(f"{namespace}:{{{_shard_tag(resource, shard, shards)}}}") for shard in range(shards))
+    tags = (_shard_tag(resource, shard, shards, layout) for shard in range(shards))
+    return tuple(_cache_keys(f"{namespace}:{{{tag}}}") for tag in tags)
 
 
 def cache_shard(name: str, shards: int) -> int:

@@ -85,6 +85,8 @@ class InvalidationEpoch:
 
 
 NOTHING_INVALIDATED = InvalidationEpoch()
+CLOSED = b" ".join([b"8999999999999999"] * 3)
+"""The epochs of a closed shard, whose entries move to another layout; see fence.lua. They invalidate everything."""
 
 
 def new_request(key: str, name: str) -> str:

@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self
@@ -85,6 +85,9 @@ class Settings:
         max_bytes: maximum bytes of all keys and values together; 0 is no limit.
         ttls_ms: default TTLs of entries placed in hot, warm and cold, ms; 0 is no expiry.
         shards: number of slots among which the entries and the limits are divided.
+        layout: how often the number of shards was changed. The server sets it, as the next two.
+        target: number of shards of the layout that is just replacing this one; 0 if none is.
+        source: number of shards of the previous layout if it still holds entries; 0 if it does not.
     """
 
     policy: Policy
@@ -92,10 +95,21 @@ class Settings:
     max_bytes: int
     ttls_ms: tuple[int, int, int]
     shards: int = 1
+    layout: int = 0
+    target: int = 0
+    source: int = 0
+
+    @property
+    def own(self) -> Settings:
+        """The settings that programs choose, without the state of the layout."""
+        return replace(self, layout=0, target=0, source=0)
 
     @property
     def text(self) -> str:
-        """The stored form: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``, and `` shards 4`` if there are several."""
+        """The stored form: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``, and `` shards 4`` if there are several.
+
+        The server appends the state of the layout; see relayout.lua.
+        """
         capacities, ttls = ("/".join(map(str, each)) for each in (self.capacities, self.ttls_ms))
         shards = f" shards {self.shards}" if self.shards > 1 else ""
         return f"{self.policy.value} capacity {capacities} bytes {self.max_bytes} ttl {ttls}{shards}"
@@ -167,7 +181,11 @@ class Settings:
     def parse(cls, text: str) -> Settings | None:
         """Build settings from their `text`; None if the text has another form."""
         found = _SETTINGS.fullmatch(text)
-        return None if found is None else cls.of(found.groups("1"))
+        if found is None:
+            return None
+        *fields, layout, target, source = found.groups()
+        fields[-1] = fields[-1] or "1"
+        return replace(cls.of(fields), layout=int(layout or 0), target=int(target or 0), source=int(source or 0))
 
 
 ALL_GIVEN = "111111111"
@@ -187,9 +205,8 @@ def chosen(value: object) -> bool:
 
 
 _SETTINGS = re.compile(
-    r"(lru|tinylfu) capacity {0}/{0}/{0} bytes {0} ttl {0}/{0}/{0}(?: shards (2|4|8|16|32|64|128|256))?".format(
-        r"([0-9]{1,16})"
-    )
+    r"(lru|tinylfu) capacity {0}/{0}/{0} bytes {0} ttl {0}/{0}/{0}(?: shards (2|4|8|16|32|64|128|256))?"
+    r"(?: layout ([0-9]{{1,6}}))?(?: to ({1})| from ({1}))?".format(r"([0-9]{1,16})", "1|2|4|8|16|32|64|128|256")
 )
 
 

@@ -5,28 +5,34 @@ Nothing here writes settings: the settings that programs have deployed stay in e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
 from agentperf_redis.cache.commands import inspection
-from agentperf_redis.cache.commands.replies import NoSettings
+from agentperf_redis.cache.commands.replies import NO_SETTINGS, NoSettings
 from agentperf_redis.cache.commands.settings import OtherSchema
 from agentperf_redis.cache.flows.inspection import read_keys, read_stats
+from agentperf_redis.cache.flows.layouts import exchanged, pull
 from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry, read_top
 from agentperf_redis.cache.flows.reads import Reader
+from agentperf_redis.cache.flows.resharding import Progress
+from agentperf_redis.cache.flows.settings import ATTEMPTS
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
 from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
-from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
+from agentperf_redis.command import Batch, Command, Flow
+from agentperf_redis.errors import BackendFull, CorruptState, InvalidArgument, SchemaMismatch, ScriptFailed, Undecodable
+
+T = TypeVar("T")
 
 MAX_SWEEPS: Final = 64
 """Maximum number of sweeps before statistics are read. Each sweep removes up to 256 expired entries."""
@@ -80,7 +86,30 @@ class ExistingCache:
     @property
     def shards(self) -> tuple[key_names.CacheKeys, ...]:
         """The keys of each shard."""
-        return key_names.cache_shards(self.backend.namespace, self.service, self.name, self.settings.shards)
+        where = (self.backend.namespace, self.service, self.name)
+        return key_names.cache_shards(*where, self.settings.shards, self.settings.layout)
+
+    @property
+    def old_shards(self) -> tuple[key_names.CacheKeys, ...]:
+        """The keys of each shard of the previous layout if it still holds entries."""
+        where = (self.backend.namespace, self.service, self.name)
+        source = self.settings.source
+        return key_names.cache_shards(*where, source, self.settings.layout - 1) if source else ()
+
+    def _renewed(self) -> Flow[ExistingCache]:
+        """Return the cache as it is now, after its layout was exchanged if that was going on."""
+        settings = yield from exchanged(self.backend, self.service, self.name)
+        return self if settings is None else replace(self, settings=settings)
+
+    def moving(self) -> Flow[Progress | None]:
+        """Return how far a change of the number of shards is; None if there is none."""
+        settings = self.settings
+        if settings.target:
+            return Progress(settings.shards, settings.target, sum(entries for entries, _ in (yield from self.sizes())))
+        if not settings.source:
+            return None
+        entries = yield from Batch(tuple(inspection.members(each.size, of_hash=True) for each in self.old_shards))
+        return Progress(settings.source, settings.shards, sum(entries))
 
     def shard_of(self, name: str) -> key_names.CacheKeys:
         """Return the keys of the shard that holds a key, given by its stored name."""
@@ -111,18 +140,20 @@ class ExistingCache:
 
     def keys(self, limit: int | None = None) -> Flow[list[str]]:
         """Return the stored names of at most `limit` entries, the least recently accessed first."""
-        return read_keys(self.shards, limit)
+        return read_keys((*self.old_shards, *self.shards), limit)
 
     def top(self, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
         """Return the top `limit` entries of each ranking; see `ranking.read_top`."""
-        return read_top(self.shards, limit)
+        return read_top((*self.old_shards, *self.shards), limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return the value (or `Opaque`) and the metadata of a key. This does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
             ("existing cache", self.service, self.name, self.settings.shards),
-            lambda: SharedState(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
+            lambda: SharedState(
+                *(self.backend, self.service, self.name, self.settings.own, none_chosen, _nothing_to_report)
+            ),
         )
         return Reader(shared, _Lenient()).entry(key)
 
@@ -133,19 +164,40 @@ class ExistingCache:
             The number of keys that had a value; None if the cache is gone.
         """
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
-        of: dict[key_names.CacheKeys, list[str]] = {}
-        for name in names:
-            of.setdefault(self.shard_of(name), []).append(name)
-        process = self.backend.process
-        deletions = [commands.delete(where, chunk, process) for where, its in of.items() for chunk in chunks(its)]
-        replies = yield from Batch(tuple(deletions))
-        found = [reply for reply in replies if not isinstance(reply, NoSettings)]
-        return sum(removed for removed, _ in found) if found else None
+        cache, removed, answered = self, 0, False
+        for _ in range(ATTEMPTS):
+            if cache.old_shards:
+                yield from pull(cache.settings, cache.shards, cache.old_shards, names)
+            of: dict[key_names.CacheKeys, list[str]] = {}
+            for name in names:
+                of.setdefault(cache.shard_of(name), []).append(name)
+            chunked = [(where, chunk) for where, its in of.items() for chunk in chunks(its)]
+            process, names = self.backend.process, []
+            replies = yield from Batch(tuple(commands.delete(where, chunk, process) for where, chunk in chunked))
+            for (_, chunk), reply in zip(chunked, replies, strict=True):
+                if isinstance(reply, NoSettings):
+                    names += chunk
+                else:
+                    answered = True
+                    removed += reply[0]
+            before, cache = cache, (yield from cache._renewed())
+            if not names or cache.settings.layout == before.settings.layout:
+                break
+        return removed if answered else None
 
     def clear(self) -> Flow[int]:
         """Make every key a miss, in one step for each shard. Returns the number of entries before the call."""
-        cleared = yield from Batch(tuple(commands.clear(each, self.backend.process) for each in self.shards))
+        cleared = yield from self._everywhere(lambda where: commands.clear(where, self.backend.process))
         return sum(forgotten for forgotten, _ in cleared)
+
+    def _everywhere(self, command: Callable[[key_names.CacheKeys], Command[T | NoSettings]]) -> Flow[list[T]]:
+        """Run a command on all shards. If the layout changes meanwhile, run it in the new one."""
+        cache = self
+        while True:
+            replies = yield from Batch(tuple(map(command, cache.shards)))
+            before, cache = cache, (yield from cache._renewed()) if NO_SETTINGS in replies else cache
+            if cache.settings.layout == before.settings.layout:
+                return [reply for reply in replies if not isinstance(reply, NoSettings)]
 
     def drop(self) -> Flow[int | None]:
         """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
@@ -156,15 +208,20 @@ class ExistingCache:
 
         Raises:
             CorruptState: a key holds data that this library did not write. The cache may already have been cleared.
+            InvalidArgument: the number of shards of the cache is just being changed.
         """
+        target = self.settings.target or (self.settings.source and self.settings.shards)
+        if target:
+            why = f"a cache whose change to {target} shards has ended: `agentperf cache reshard` ends it"
+            raise InvalidArgument("CACHE", self.name, why)
         entries = 0
         for _ in range(_DROP_ATTEMPTS):
             entries += yield from self.clear()
             yield from self._free_cleared()
             left = yield from Batch(tuple(commands.drop(each, _EPOCHS_KEPT_MS) for each in self.shards))
             if not any(left):
-                if len(left) > 1:  # at last the settings, which say how many shards there are
-                    own = key_names.cache(self.backend.namespace, self.service, self.name)
+                own = key_names.cache(self.backend.namespace, self.service, self.name)
+                if own != self.shards[0]:  # at last the settings, which say how many shards there are
                     yield from commands.drop(own, _EPOCHS_KEPT_MS)
                 yield from self.backend.leave(self.service, self.name)
                 return entries
@@ -190,7 +247,7 @@ class ExistingCache:
         """Invalidate every entry that was stored with one of the tags, in one step for each shard."""
         for chunk in chunks(stored_tags(tags)):
             its, process = tuple(chunk), self.backend.process
-            yield from Batch(tuple(commands.invalidate_tags(each, its, process) for each in self.shards))
+            yield from self._everywhere(partial(commands.invalidate_tags, tags=its, origin=process))
 
 
 def _sweep(cursors: dict[key_names.CacheKeys, str]) -> Flow[dict[key_names.CacheKeys, str]]:
@@ -220,8 +277,8 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
 def keys_of(backend: Backend, service: str, name: str) -> Flow[tuple[key_names.CacheKeys, ...]]:
     """Return the keys of each shard of a cache. A cache without settings counts as one shard."""
     settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
-    shards = settings.shards if isinstance(settings, Settings) else 1
-    return key_names.cache_shards(backend.namespace, service, name, shards)
+    shards, layout = (settings.shards, settings.layout) if isinstance(settings, Settings) else (1, 0)
+    return key_names.cache_shards(backend.namespace, service, name, shards, layout)
 
 
 def find_all(backend: Backend) -> Flow[list[ExistingCache]]:

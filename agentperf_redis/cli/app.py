@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.cli import alerts, balancer, cache, export, pools, serve, top
+from agentperf_redis.cli import alerts, balancer, cache, export, pools, reshard, serve, top
 from agentperf_redis.cli.console import Exit, Target, WrongUsage
 from agentperf_redis.cli.options import (
     AsOf,
@@ -45,6 +45,7 @@ app.add_typer(balancer.app, name="lb")
 balancer.app.command()(pools.rest)
 balancer.app.command("delete-pool")(pools.delete_pool)
 app.add_typer(cache.app, name="cache")
+cache.app.command()(reshard.reshard)
 app.add_typer(export.app, name="export")
 app.command()(export.exporter)
 app.command()(serve.serve)

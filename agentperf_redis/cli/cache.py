@@ -1,6 +1,6 @@
 """`agentperf cache ...`: show the caches of a namespace, invalidate entries, and drop a cache.
 
-`cache drop` deletes the settings of its cache. No other command here changes settings.
+`cache drop` deletes the settings of its cache. No other command here changes settings; `cli.reshard` has one that does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from agentperf_redis.cli.console import (
 from agentperf_redis.cli.options import Yes, group, on_server
 from agentperf_redis.cli.times import age_text
 
-app = group("Show caches, invalidate entries and drop a cache. No command changes a cache's settings.")
+app = group("Show caches, invalidate entries, change the number of shards, and drop a cache.")
 
 _MIB = 2**20
 _SHOWN_KEYS = 10
@@ -118,12 +118,13 @@ def stats(
     kind: KindOption = None,
 ) -> Exit | None:
     """Show one cache: its settings, its tiers, and the counters of all processes."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         found = _stats(perf, cache)
         if found is None:
-            return _gone(cache)
+            return gone(cache)
         if target.as_json:
-            print_json("cache stats", {**_plain_stats(cache, found), "spread": _spread(perf, cache)})
+            spread, moving = _spread(perf, cache), _plain_moving(perf, cache)
+            print_json("cache stats", {**_plain_stats(cache, found), "spread": spread, "moving": moving})
             return None
         size = f"{found.size} of {counted(found.max_size, 'entry', 'entries')}, {found.bytes / _MIB:.2f} MiB"
         out.print(f"{cache.name} ({KINDS[cache.service]}, policy {found.settings.policy.value})")
@@ -137,6 +138,11 @@ def stats(
             ttl = f"{ttl_ms / 1000:g}" if ttl_ms else "none"
             table.add_row(tier, str(each.size), str(each.max_size), ttl, str(each.hits), str(each.misses))
         out.print(table)
+        moving = _plain_moving(perf, cache)
+        if moving is not None:
+            left = counted(moving["left"], "entry is", "entries are")
+            change = f"from {counted(moving['from'], 'shard')} to {moving['to']}"
+            out.print(f"The cache changes {change}; {left} not moved yet: `agentperf cache reshard` moves them")
         if found.settings.shards > 1:
             _print_spread(perf, cache)
         return None
@@ -154,11 +160,11 @@ def keys(
 
     A key beyond 120 bytes is shown as its first 40 characters and a hash; `get` and `delete` accept that name.
     """
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         perf.backend.run(cache.sweep_expired())
         found = perf.backend.run(cache.keys(limit + 1))
         if target.as_json:
-            print_json("cache keys", {**_plain_name(cache), "keys": found[:limit], "complete": len(found) <= limit})
+            print_json("cache keys", {**plain_name(cache), "keys": found[:limit], "complete": len(found) <= limit})
             return
         for key in found[:limit]:
             out.print(printable(key), soft_wrap=True)
@@ -180,12 +186,12 @@ def top(
     ] = 10,
 ) -> None:
     """Show the largest, most read and most expensive entries of a cache. Scans every entry."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         found = perf.backend.run(cache.top(limit))
         rankings = list(EntryRanking) if by is None else [by]
         if target.as_json:
             plain = {each.value: [_plain_ranked_entry(entry) for entry in found[each]] for each in rankings}
-            print_json("cache top", {**_plain_name(cache), **plain})
+            print_json("cache top", {**plain_name(cache), **plain})
             return
         titles = {
             EntryRanking.SIZE: "largest",
@@ -217,13 +223,13 @@ def get(
     kind: KindOption = None,
 ) -> Exit | None:
     """Show an entry: its value and its metadata. This does not count as a read of the entry."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         entry = perf.backend.run(cache.entry(_meant(perf, cache, key)))
         if entry is None:
             return not_found(f"key {quoted(key)} in cache {quoted(cache.name)}")
         plain = {**_plain_entry(entry), "redis_key": _redis_key(cache, entry.key)}
         if target.as_json:
-            print_json("cache get", {**_plain_name(cache), **plain})
+            print_json("cache get", {**plain_name(cache), **plain})
             return None
         opaque = isinstance(entry.value, Opaque)
         out.print(f"unreadable here: {entry.value.reason}" if opaque else printable(repr(entry.value)), soft_wrap=True)
@@ -250,15 +256,15 @@ def delete(
     yes: Yes = False,
 ) -> Exit | None:
     """Remove entries. A value whose computation has already begun is not stored either."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
         if refused is not None:
             return refused
         removed = perf.backend.run(cache.delete_many([_meant(perf, cache, key) for key in keys]))
         if removed is None:
-            return _gone(cache)
+            return gone(cache)
         if target.as_json:
-            print_json("cache delete", {**_plain_name(cache), "asked": len(keys), "removed": removed})
+            print_json("cache delete", {**plain_name(cache), "asked": len(keys), "removed": removed})
         elif removed:
             out.print(f"Removed {counted(removed, 'key')} of {len(keys)} from cache {cache.name}.")
         if removed:
@@ -276,13 +282,13 @@ def clear(
     yes: Yes = False,
 ) -> Exit | None:
     """Invalidate every key of a cache at once. Its settings and its counters stay."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Make every key of cache {cache.name} a miss?", yes=yes)
         if refused is not None:
             return refused
         cleared = perf.backend.run(cache.clear())
         if target.as_json:
-            print_json("cache clear", {**_plain_name(cache), "entries": cleared})
+            print_json("cache clear", {**plain_name(cache), "entries": cleared})
         else:
             out.print(f"Cleared cache {cache.name}, which held {counted(cleared, 'entry', 'entries')}.")
         return None
@@ -300,13 +306,13 @@ def drop(
 
     Exit 1 if programs keep storing entries meanwhile. Then the cache is only cleared.
     """
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Delete cache {cache.name} with its settings and counters?", yes=yes)
         if refused is not None:
             return refused
         entries = perf.backend.run(cache.drop())
         if target.as_json:
-            print_json("cache drop", {**_plain_name(cache), "dropped": entries is not None, "entries": entries})
+            print_json("cache drop", {**plain_name(cache), "dropped": entries is not None, "entries": entries})
         elif entries is not None:
             out.print(f"Dropped cache {cache.name}, which held {counted(entries, 'entry', 'entries')}.")
         if entries is None:
@@ -325,7 +331,7 @@ def invalidate_tag(
     yes: Yes = False,
 ) -> Exit | None:
     """Invalidate every entry that was stored with one of the tags. This takes one step for any number of entries."""
-    with _on_cache(target, name, kind) as (perf, cache):
+    with on_cache(target, name, kind) as (perf, cache):
         invalidation = cache.invalidate_tags(tags)
         shown = ", ".join(sorted(set(tags)))
         refused = confirmed(f"Make every entry of cache {cache.name} with {printable(shown)} a miss?", yes=yes)
@@ -333,14 +339,14 @@ def invalidate_tag(
             return refused
         perf.backend.run(invalidation)
         if target.as_json:
-            print_json("cache invalidate-tag", {**_plain_name(cache), "tags": sorted(set(tags))})
+            print_json("cache invalidate-tag", {**plain_name(cache), "tags": sorted(set(tags))})
         else:
             out.print(f"Every entry of cache {cache.name} stored with {shown} until now is a miss.")
         return None
 
 
 @contextlib.contextmanager
-def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
+def on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
     """Yield the client, and the cache of this name.
 
     Raises:
@@ -394,6 +400,11 @@ def _spread(perf: AgentPerf, cache: ExistingCache) -> list[dict[str, Any]]:
     return [nodes[name] for name in sorted(nodes)]
 
 
+def _plain_moving(perf: AgentPerf, cache: ExistingCache) -> dict[str, int] | None:
+    moving = perf.backend.run(cache.moving())
+    return None if moving is None else {"from": moving.source, "to": moving.target, "left": moving.left}
+
+
 def _print_spread(perf: AgentPerf, cache: ExistingCache) -> None:
     """Print where the shards lie, and how to find the shard of a key."""
     table = new_table("nodes", ["node"], ["shards", "entries", "MiB"])
@@ -402,11 +413,13 @@ def _print_spread(perf: AgentPerf, cache: ExistingCache) -> None:
     out.print(table)
     shards = len(cache.shards)
     start, _, _ = cache.shards[0].tag.partition("#")
-    where = f"Entries lie at {start}#<shard>/{shards}.<number>}}:e:<key>; the shard is crc16(<key>) % {shards}"
+    change = f"~{cache.settings.layout}" if cache.settings.layout else ""
+    where = f"Entries lie at {start}#<shard>/{shards}{change}.<number>}}:e:<key>; the shard is crc16(<key>) % {shards}"
     out.print(f"{where}, as CLUSTER KEYSLOT computes it. `agentperf cache get` prints the whole key.", soft_wrap=True)
 
 
-def _gone(cache: ExistingCache) -> Exit:
+def gone(cache: ExistingCache) -> Exit:
+    """Report that a cache was removed while a command used it."""
     return not_found(f"cache {quoted(cache.name)}: it was just removed")
 
 
@@ -416,13 +429,14 @@ def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:
     return [(tier.value, ttl_ms, counts) for tier, ttl_ms, counts in tiers if counts.max_size]
 
 
-def _plain_name(cache: ExistingCache) -> dict[str, Any]:
+def plain_name(cache: ExistingCache) -> dict[str, Any]:
+    """Return the name and the kind of a cache, as JSON documents contain them."""
     return {"cache": cache.name, "cache_kind": KINDS[cache.service]}
 
 
 def _plain_stats(cache: ExistingCache, stats: CacheStats) -> dict[str, Any]:
     return {
-        **_plain_name(cache),
+        **plain_name(cache),
         "policy": stats.settings.policy.value,
         "shards": stats.settings.shards,
         "entries": stats.size,

@@ -166,7 +166,7 @@ _KEY = re.compile(
 )
 
 
-_SHARD = re.compile(r"#(\d+)/(\d+)\.\d+$")
+_SHARD = re.compile(r"#(\d+)/(\d+)(?:~\d+)?\.\d+$")
 
 
 def _named(group: str | None) -> str:
@@ -499,6 +499,13 @@ KINDS = (
         "puts of the cache {0} that were sent again: a copy of one of them may still arrive",
         (Meaning(".*", "the last copy of this request may arrive until", at_ms),),
     ),
+    Kind(
+        "cache|tiered",
+        "marks",
+        "hash",
+        "keys of the cache {0} whose entries are just moved here from the previous layout; it expires",
+        (Meaning("(.*)", "the cache's clock when this key was marked", at_clock),),
+    ),
     Kind("cache|tiered", "deferred", "list", "clears of the cache {0} whose values are freed later"),
     Kind(
         "cache|tiered",
@@ -507,7 +514,7 @@ KINDS = (
         "settings and counters of the cache {0} (`agentperf cache stats`)",
         (
             Meaning("schema", "major version of the data model"),
-            Meaning("settings", "policy, capacities, bytes and TTLs in ms; 0 is no limit; shards, if several"),
+            Meaning("settings", "policy, capacities, bytes and TTLs in ms; 0 is no limit; shards, if several; layout"),
             Meaning("clock", "the cache's clock at the last write", at_clock),
             Meaning("removed", "the cache's clock at the last removal", at_clock),
             Meaning("bytes", "bytes of all entries"),
@@ -523,6 +530,9 @@ KINDS = (
             Meaning("accesses", "accesses since the frequencies were last halved (policy tinylfu)"),
             Meaning("grow", "entries by which the window of new entries has grown (policy tinylfu)"),
             Meaning("halvings", "the cache's clock at the last four halvings of the frequencies (policy tinylfu)"),
+            Meaning("moving", "entries and bytes of its limits that the previous layout still uses, or done"),
+            Meaning("frozen", "the epochs of this shard of a layout that was left; see `epochs`"),
+            Meaning("layout", "the layout of the cache before it was dropped"),
             Meaning("w:(.+)", "number and time, ms, of the last report of reads of the process {0}"),
         ),
     ),

@@ -249,7 +249,8 @@ def _caches(
 
 
 def _shards(perf: AgentPerf, stats: CacheStats) -> tuple[keys.CacheKeys, ...]:
-    return keys.cache_shards(perf.backend.namespace, _SERVICE_OF[stats.kind], stats.name, stats.settings.shards)
+    its = stats.settings
+    return keys.cache_shards(perf.backend.namespace, _SERVICE_OF[stats.kind], stats.name, its.shards, its.layout)
 
 
 def _steps(

@@ -20,6 +20,7 @@
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
 --                       for a background refresh: the last computation failed less than retry_ms ago
+--   {0}                 the entries move to another layout; nothing done
 -- REPEAT  a second delivery returns the same reply. A late delivery may take a lease that no caller uses; this lease
 --         expires
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
@@ -30,7 +31,9 @@ local ENTRY, LEASE, META, EPOCHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local call = redis.call
-local clock = whole_number(call('HGET', META, 'clock'), 0)
+local stored = call('HMGET', META, 'clock', 'frozen')
+if stored[2] then return {0} end
+local clock = whole_number(stored[1], 0)
 if not clock then return corrupt(META, 'a clock that is no whole number') end
 local lease, wrong_type = redis.pcall('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms', 'lease_ms'), 0
 if lease.err then

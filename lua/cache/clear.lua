@@ -17,6 +17,7 @@
 --   origin    text    the clearing process, which ignores its own messages
 -- RETURNS
 --   {1, cleared, version}  cleared is the number of entries before the call
+--   {0}                    the entries move to another layout; nothing done
 -- REPEAT  a second or late delivery clears again: a miss is never wrong
 -- ERRORS  CORRUPT if meta was not written by this library; nothing was written
 -- COST    O(1): one RENAME and one UNLINK; the server frees the memory of the unlinked keys in the background
@@ -27,7 +28,9 @@ local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
 
 local call = redis.call
-local clock = whole_number(call('HGET', META, 'clock'), 0)
+local stored = call('HMGET', META, 'clock', 'frozen')
+if stored[2] then return {0} end
+local clock = whole_number(stored[1], 0)
 if not clock then return corrupt(META, 'a clock that is no whole number') end
 local cleared = call('HLEN', SIZE)
 local deferred_count = call('LLEN', DEFERRED)

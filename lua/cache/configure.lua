@@ -10,12 +10,15 @@
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
---                   TTLs are in ms; 0 is no limit; without a number, there is one shard
+--                   TTLs are in ms; 0 is no limit; without a number, there is one shard. relayout.lua appends
+--                   more words, which stay
 --   given     text  one digit for each of the 9 values: 1 if the caller chose it, 0 if it applies only to a new cache
 --   share     int   minimum number of entries for each shard, if there are several
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
+--   {-3, before}        the entries move to another layout: of the cache, which is just being exchanged, or of a shard
+--                       that has been left; nothing done
 --   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; not done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
@@ -27,7 +30,7 @@ local SCHEMA, SETTINGS, GIVEN, SHARE = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[
 local FORM = '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$'
 
 local call = redis.call
-local before = call('HMGET', META, 'settings', 'schema')
+local before = call('HMGET', META, 'settings', 'schema', 'layout')
 call('ZCARD', NEW)
 call('ZCARD', COLD)
 call('ZCARD', GHOST)
@@ -38,12 +41,19 @@ local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 -- Return the values of a settings text, at most 15 or 16 digits each. Another program may have changed a stored text.
 local function values(text)
-  local limits, shards = string.match(text, '^(.*) shards (%d+)$')
+  local limits, shards, rest = string.match(text, '^(.-) shards (%d+)(.*)$')
+  if not limits then limits, rest = string.match(text, '^(.-)( layout %d+.*)$') end
   local found = {string.match(limits or text, FORM)}
   if not found[1] then return nil end
   found[9] = shards or '1'
   for i = 2, 9 do if #found[i] > (i == 5 and 16 or i == 9 and 3 or 15) then return nil end end
+  found[10] = rest or ''
+  if found[10] ~= '' and not string.match(found[10], '^ layout %d%d?%d?%d?%d?%d?$')
+    and not string.match(found[10], '^ layout %d%d?%d?%d?%d?%d? from %d%d?%d?$') then return nil end
   return found
+end
+if before[1] and (string.match(before[1], '%d to %d+$') or string.match(before[1], ' closed$')) then
+  return {-3, before[1]}
 end
 local settings, have, want = SETTINGS, values(before[1] or ''), values(SETTINGS)
 if have then
@@ -54,6 +64,13 @@ if have then
   if not fits then return {-2, before[1]} end
   settings = string.format('%s capacity %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want, 1, 8))
   if shards > 1 then settings = settings .. ' shards ' .. want[9] end
+  settings = settings .. have[10]
+end
+local layout = not before[1] and whole_number(before[3])
+if layout and layout < 1e6 then          -- the cache was dropped; processes may still know its earlier layouts
+  settings = settings .. ' layout ' .. string.format('%d', layout)
+  call('HDEL', META, 'layout')
+  call('PERSIST', META)
 end
 if before[1] ~= settings then
   if before[1] and string.match(before[1], '^tinylfu') and not string.match(settings, '^tinylfu') then

@@ -42,6 +42,7 @@ for i = 1, count do
     I.remove(key)
   end
   I.call('UNLINK', KEYS[ENTRIES + count + i])
+  if I.marks then I.call('HDEL', I.marks, key) end
 end
 I.delete_dropped()
 I.save()

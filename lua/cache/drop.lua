@@ -37,6 +37,11 @@ for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', 
 call('GET', EPOCHS)
 local left = call('HLEN', SIZE) + call('LLEN', DEFERRED) + call('ZCOUNT', RESENT, string.format('%.0f', now_ms), '+inf')
 if left > 0 then return {0, left} end
+local layout = string.match(call('HGET', META, 'settings') or '', ' layout (%d+)')
 call('PEXPIRE', EPOCHS, KEEP_MS)
 call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
+if layout then                           -- the next layout must not be one that processes may still know
+  call('HSET', META, 'layout', layout)
+  call('PEXPIRE', META, KEEP_MS)
+end
 return {1}

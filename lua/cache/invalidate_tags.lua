@@ -13,6 +13,7 @@
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation
+--   {0}                 the entries move to another layout; nothing done
 -- REPEAT  a second or late delivery invalidates again: a miss is never wrong
 -- ERRORS  CORRUPT if meta or epochs was not written by this library
 -- COST    O(tags log T)
@@ -22,7 +23,9 @@ local META, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
 local BUS, ORIGIN, MAX_MARKS, FIRST_TAG = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
 
 local call = redis.call
-local clock = whole_number(call('HGET', META, 'clock'), 0)
+local stored = call('HMGET', META, 'clock', 'frozen')
+if stored[2] then return {0} end
+local clock = whole_number(stored[1], 0)
 if not clock then return corrupt(META, 'a clock that is no whole number') end
 local cleared, tagged, merged = string.match(call('GET', EPOCHS) or '0 0 0', '^(%d+) (%d+) (%d+)$')
 if not whole_number(cleared) or not whole_number(tagged) or not whole_number(merged) then

@@ -58,6 +58,7 @@ if not live(I.call, found[2], found[3], TAGS) then
 end
 I.clock = I.clock + 1
 I.removed = I.clock
+if I.marks then I.call('HDEL', I.marks, KEY) end
 I.call('RENAME', ENTRY, REPLY)
 I.call('PEXPIREAT', REPLY, I.text(UNTIL_MS + 1))
 if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end

@@ -185,6 +185,7 @@ end
 I.expire(16)
 if I.deferred_count > 0 then I.free_cleared(16) end
 I.tick(1)
+if I.marks then call('HDEL', I.marks, KEY) end
 local version, weight = I.clock, #KEY + #payload
 local version_text = I.text(version)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agentperf_redis.cache.commands.replies import Found, texts, unexpected
+from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
 from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
@@ -51,7 +51,7 @@ class Failed:
     message: str
 
 
-ClaimReply: TypeAlias = Hit | Lead | Await | Failed
+ClaimReply: TypeAlias = Hit | Lead | Await | Failed | NoSettings
 
 
 def claim(
@@ -90,6 +90,8 @@ def claim(
             case [4, bytes(error)]:
                 error_type, _, message = error.decode(errors="replace").partition(" ")
                 return Failed(error_type, message)
+            case [0]:
+                return NO_SETTINGS
         raise unexpected(lease, reply)
 
     where = (keys.entry_prefix + name, lease, keys.meta, keys.epochs)

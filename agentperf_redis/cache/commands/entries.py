@@ -156,7 +156,7 @@ def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[S
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    where = (*_index(keys), keys.entry_prefix + name, keys.epochs, keys.tags)
+    where = (*index_keys(keys), keys.entry_prefix + name, keys.epochs, keys.tags)
     return Command(_GET_STRICT, where, {"key": name, "misses": int(miss)}, decode)
 
 
@@ -232,7 +232,7 @@ def put(
                 return PutReply(PutResult(status))
         raise unexpected(keys.meta, reply)
 
-    return Command(_PUT, (*_index(keys), *beside), args, decode, {"seen": str(seen)})
+    return Command(_PUT, (*index_keys(keys), *beside), args, decode, {"seen": str(seen)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ def pop(
                 return PopReply(PutResult(status), version)
         raise unexpected(keys.meta, reply)
 
-    return Command(_POP, (*_index(keys), *beside, keys.reply_prefix + request), args, decode, {"seen": str(seen)})
+    return Command(_POP, (*index_keys(keys), *beside, keys.reply_prefix + request), args, decode, {"seen": str(seen)})
 
 
 def time_to_live(keys: CacheKeys, name: str) -> Command[int | None]:
@@ -323,7 +323,7 @@ def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[
                 return None
         raise unexpected(keys.meta, reply)
 
-    return Command(_REPORT_READS, _index(keys), args, decode)
+    return Command(_REPORT_READS, index_keys(keys), args, decode)
 
 
 def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
@@ -340,19 +340,21 @@ def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int,
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_DELETE, (*_index(keys), *entries, *leases), args, decode)
+    return Command(_DELETE, (*index_keys(keys), *entries, *leases), args, decode)
 
 
-def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
+def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int] | NoSettings]:
     """Make every entry a miss. Returns the number of entries, and the version of the clear."""
 
-    def decode(reply: Reply) -> tuple[int, int]:
+    def decode(reply: Reply) -> tuple[int, int] | NoSettings:
         match reply:
             case [1, int(forgotten), int(version)]:
                 return forgotten, version
+            case [0]:
+                return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_CLEAR, (*_index(keys), keys.epochs, keys.tags), {"bus": keys.bus, "origin": origin}, decode)
+    return Command(_CLEAR, (*index_keys(keys), keys.epochs, keys.tags), {"bus": keys.bus, "origin": origin}, decode)
 
 
 def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
@@ -374,13 +376,15 @@ def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
     return Command(_DROP, where, {"keep_ms": keep_ms}, decode)
 
 
-def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
+def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int | NoSettings]:
     """Invalidate every entry that has one of the tags. Returns the version of the invalidation."""
 
-    def decode(reply: Reply) -> int:
+    def decode(reply: Reply) -> int | NoSettings:
         match reply:
             case [1, int(version)]:
                 return version
+            case [0]:
+                return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
     args: NamedArgs = {"bus": keys.bus, "origin": origin, "max_marks": MAX_TAG_MARKS, "tags...": tags}
@@ -398,10 +402,11 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_SWEEP, (*_index(keys), keys.epochs, keys.tags), {"n": MAX_KEYS, "cursor": cursor}, decode)
+    return Command(_SWEEP, (*index_keys(keys), keys.epochs, keys.tags), {"n": MAX_KEYS, "cursor": cursor}, decode)
 
 
-def _index(keys: CacheKeys) -> tuple[str, ...]:
+def index_keys(keys: CacheKeys) -> tuple[str, ...]:
+    """Return the keys of the indexes, in the order of the scripts."""
     return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.deferred)
 
 

@@ -12,7 +12,10 @@ Found: TypeAlias = tuple[bytes | None, bytes | None]
 
 
 class NoSettings:
-    """The cache has no settings: it is new, or the server lost its data. Deploy the settings, then try again."""
+    """The shard has no settings: it is new, the server lost its data, or its entries move to another layout.
+
+    Deploy the settings, which also learns the layout. Then try again.
+    """
 
 
 NO_SETTINGS = NoSettings()

@@ -47,10 +47,20 @@ class NotShared:
     stored: str
 
 
-def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | OtherSchema | NotShared]:
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """The settings were refused: the entries move to another layout.
+
+    The layout of the cache is just being exchanged, or the shard belongs to one that was left.
+    """
+
+
+def deploy(
+    keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN
+) -> Command[Deployed | OtherSchema | NotShared | Moving]:
     """Write the settings of a cache or of a shard; `given` is explained at `model.Settings.fields`."""
 
-    def decode(reply: Reply) -> Deployed | OtherSchema | NotShared:
+    def decode(reply: Reply) -> Deployed | OtherSchema | NotShared | Moving:
         match reply:
             case [1, int(now_ms), bytes(before), bytes(now)]:
                 return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
@@ -58,6 +68,8 @@ def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Comma
                 return OtherSchema(schema)
             case [-2, bytes(stored)]:
                 return NotShared(stored.decode(errors="replace"))
+            case [-3, bytes()]:
+                return Moving()
         raise unexpected(keys.meta, reply)
 
     args: NamedArgs = {"schema": SCHEMA, "settings": settings.text, "given": given, "share": MIN_SHARD_ENTRIES}

@@ -13,7 +13,7 @@ from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.flows.access_reports import flush_all, flush_if_possible
 from agentperf_redis.cache.flows.settings import shards_to_read
-from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
+from agentperf_redis.cache.model import KINDS, MAX_SHARDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import Undecodable
@@ -21,8 +21,12 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.windows import Timestamp, Window, asked_steps
 
 Cursor: TypeAlias = tuple[int, str]
-"""A position in the scan of a cache: number of the shard, and cursor in its index."""
-FIRST_PAGE: Final[Cursor] = (0, "0")
+"""A position in the scan of a cache: number of the shard, and cursor in its index.
+
+Entries move from the previous layout to the present one. So the shards of the previous layout come first, with negative
+numbers: otherwise an entry could be missed.
+"""
+FIRST_PAGE: Final[Cursor] = (-MAX_SHARDS - 1, "0")
 _PAGE = 1000
 """Index members read in one command."""
 _HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
@@ -58,7 +62,7 @@ def _keys_to_read(shared: SharedState) -> Flow[tuple[CacheKeys, ...]]:
 
 def size(shared: SharedState) -> Flow[int]:
     """Return the number of entries."""
-    where = yield from _keys_to_read(shared)
+    where = (*(yield from _keys_to_read(shared)), *shared.old)
     return sum((yield from Batch(tuple(inspection.members(each.size, of_hash=True) for each in where))))
 
 
@@ -68,7 +72,7 @@ def oldest_first(shared: SharedState) -> Flow[list[str]]:
     If an entry does not hold its whole key, its stored name is returned instead.
     """
     yield from flush_if_possible(flush_all(shared), shared)
-    where = yield from _keys_to_read(shared)
+    where = (*(yield from _keys_to_read(shared)), *shared.old)
     names = yield from read_keys(where)
     return (yield from _whole_keys(shared, names))
 
@@ -83,9 +87,12 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
     """
     where = yield from _keys_to_read(shared)
     shard, position = cursor
-    if shard >= len(where):  # the cache was created again with fewer shards
+    if shard < -len(shared.old):  # this is the first page, or the previous layout is empty by now
+        shard, position = -len(shared.old), "0"
+    if shard >= len(where):  # the cache has fewer shards than before
         return None, []
-    position, found = yield from inspection.sizes_page(where[shard], position, count)
+    its = shared.old[shard] if shard < 0 else where[shard]
+    position, found = yield from inspection.sizes_page(its, position, count)
     after = (shard, position) if position != "0" else (shard + 1, "0")
     names = yield from _whole_keys(shared, [name for name, _ in found])
     return (None if after[0] == len(where) else after), names
@@ -109,7 +116,7 @@ def read_keys(shards: Sequence[CacheKeys], limit: int | None = None) -> Flow[lis
     scored: list[tuple[float, str]] = []
     for where in shards:
         scored += yield from _oldest(where, limit)
-    names = [name for _, name in sorted(scored)]
+    names = list(dict.fromkeys(name for _, name in sorted(scored)))  # an entry that is just moved is found twice
     return names if limit is None else names[:limit]
 
 
@@ -133,11 +140,14 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     settings = Settings.parse(text)
     if settings is None:
         return None
-    shards = key_names.cache_shards(backend.namespace, service, name, settings.shards)
-    if len(shards) > 1:
+    where, layout = (backend.namespace, service, name), settings.layout
+    shards = key_names.cache_shards(*where, settings.shards, layout)
+    old = key_names.cache_shards(*where, settings.source, layout - 1) if settings.source else ()
+    if len(shards) > 1 or layout:
         counts = yield from Batch(tuple(map(inspection.counters, shards)))
         count = {counter: sum(its[counter] for _, its in counts) for counter in count}
-    indexes = [(each.size, each.hot, each.warm, each.cold, each.new) for each in shards]
+        count["bytes"] += sum(its["bytes"] for _, its in (yield from Batch(tuple(map(inspection.counters, old)))))
+    indexes = [(each.size, each.hot, each.warm, each.cold, each.new) for each in (*shards, *old)]
     members = yield from Batch(
         tuple(inspection.members(index, of_hash=not at) for its in indexes for at, index in enumerate(its))
     )

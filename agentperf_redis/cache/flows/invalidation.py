@@ -14,11 +14,11 @@ from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.cancelling import cancel_requests
 from agentperf_redis.cache.flows.reads import MISSING, Reader
-from agentperf_redis.cache.flows.settings import ATTEMPTS, at_once, grouped, ready, shard_to_write
+from agentperf_redis.cache.flows.settings import ATTEMPTS, at_once, grouped, pull_keys, ready, shard_to_write
 from agentperf_redis.cache.process.shard import InvalidationScope, PendingInvalidation, Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Command, Flow
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Eraser:
                             removed += reply[0]
                             request.shard.learn(reply[1])
                 except BackendUnavailable:
-                    for name in names:
+                    for name in (*names, *lost):
                         self.shared.shard(name).add_pending([(InvalidationScope.KEY, name)])
                     raise
                 finally:
@@ -99,6 +99,15 @@ class Eraser:
                     yield from ready(shard)
                 except BackendUnavailable as error:
                     errors[shard] = error
+            if self.shared.old:
+                pending = [each for request in requests for each in request.pending if request.shard not in errors]
+                names = [name for scope, name in pending if scope is InvalidationScope.KEY]
+                try:
+                    yield from pull_keys(self.shared, names)
+                except BackendUnavailable:
+                    for request in requests:
+                        request.shard.add_pending(request.pending)
+                    raise
             if shards is self.shared.shards:
                 break
         sent = [request for request in requests if request.shard not in errors]
@@ -109,12 +118,27 @@ class Eraser:
                 errors[request.shard] = result
             else:
                 answered.append((request, result))
+        refused = {request.shard for request, result in answered if isinstance(result, NoSettings)}
         for request in requests:
-            if isinstance(errors.get(request.shard), BackendUnavailable):
+            unsent = errors and request.shard in refused
+            if unsent or isinstance(errors.get(request.shard), BackendUnavailable):
                 request.shard.add_pending(request.pending)  # repeating a completed invalidation is harmless
         if errors:
             raise next(iter(errors.values()))
         return answered
+
+    def _invalidate_everywhere(
+        self, divide: Callable[[], list[_Request[T | NoSettings]]]
+    ) -> Flow[list[tuple[_Request[T | NoSettings], T]]]:
+        """Do what `_invalidate` does for all shards. If the layout changes meanwhile, invalidate in the new one."""
+        for _ in range(ATTEMPTS):
+            answered = yield from self._invalidate(divide)
+            done = [(request, result) for request, result in answered if not isinstance(result, NoSettings)]
+            if len(done) == len(answered):
+                return done
+            for request, _ in answered:
+                request.shard.lose_settings()
+        raise CorruptState(self.shared.keys.meta, "a layout that changes all the time")
 
     def delete(self, key: str) -> Flow[bool]:
         """Remove one entry. Returns whether there was one."""
@@ -162,7 +186,7 @@ class Eraser:
         """Make every entry a miss."""
         shared, pending = self.shared, ((InvalidationScope.ALL, ""),)
         try:
-            cleared = yield from self._invalidate(
+            cleared = yield from self._invalidate_everywhere(
                 lambda: [_Request(each, commands.clear(each.keys, shared.origin), pending) for each in shared.shards]
             )
         finally:
@@ -178,7 +202,8 @@ class Eraser:
         pending = tuple((InvalidationScope.TAG, tag) for tag in names)
         for chunk in chunks(list(names)):
             try:
-                invalidated = yield from self._invalidate(partial(self._tag_invalidations, tuple(chunk), pending))
+                divide = partial(self._tag_invalidations, tuple(chunk), pending)
+                invalidated = yield from self._invalidate_everywhere(divide)
             finally:
                 shared.flights.detach_all()  # the tags of the values being computed are not known yet
                 for tag in chunk:
@@ -189,7 +214,7 @@ class Eraser:
 
     def _tag_invalidations(
         self, tags: tuple[str, ...], pending: tuple[PendingInvalidation, ...]
-    ) -> list[_Request[int]]:
+    ) -> list[_Request[int | NoSettings]]:
         return [
             _Request(shard, commands.invalidate_tags(shard.keys, tags, self.shared.origin), pending)
             for shard in self.shared.shards

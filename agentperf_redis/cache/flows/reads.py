@@ -19,6 +19,7 @@ from agentperf_redis.cache.flows.settings import (
     at_once,
     grouped,
     prepare,
+    pull_to_read,
     ready,
     shard_to_read,
     shard_to_write,
@@ -107,6 +108,10 @@ class Reader:
             tickets = {name: self._ticket(name) for _, chunk in groups for name in chunk}
             replies = yield from Batch(tuple(commands.read_many(shard.keys, chunk) for shard, chunk in groups))
             for (shard, chunk), (*entries, gen) in zip(groups, replies, strict=True):
+                if gen == entry_format.CLOSED:
+                    self.shared.laid_out = False
+                    left += chunk
+                    continue
                 for name, entry in zip(chunk, entries, strict=True):
                     value, stored = yield from self.value(shard, name, (entry, gen), counted=True)
                     if value is not MISSING:
@@ -119,10 +124,14 @@ class Reader:
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return the value and the metadata of a key, or None if it has no value. This does not count as a read."""
         name = stored_name(key)
-        shard = yield from shard_to_read(self.shared, name)
-        yield from flush_if_possible(flush(shard), self.shared)
-        where = shard.keys
-        entry, gen = yield from commands.read(where, name)
+        while True:
+            shard = yield from shard_to_read(self.shared, name)
+            yield from flush_if_possible(flush(shard), self.shared)
+            where = shard.keys
+            entry, gen = yield from commands.read(where, name)
+            if gen != entry_format.CLOSED:
+                break
+            self.shared.laid_out = False
         value, stored = yield from self.value(shard, name, (entry, gen), counted=False)
         if value is MISSING or stored is None:
             return None
@@ -158,10 +167,14 @@ class Reader:
     def ttl(self, key: str) -> Flow[float | None]:
         """Return the seconds until a value expires, `math.inf` for never; None if there is no value."""
         name = stored_name(key)
-        shard = yield from shard_to_read(self.shared, name)
-        left_ms = yield from commands.time_to_live(shard.keys, name)
-        if left_ms is None:
-            return None
+        while True:
+            shard = yield from shard_to_read(self.shared, name)
+            left_ms = yield from commands.time_to_live(shard.keys, name)
+            if left_ms is not None:
+                break
+            if (yield from commands.invalidation_epoch(shard.keys)) != entry_format.CLOSED:
+                return None
+            self.shared.laid_out = False
         return math.inf if left_ms == _NEVER_MS else left_ms / 1000
 
     def look_up(
@@ -171,11 +184,15 @@ class Reader:
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         shared, ticket = self.shared, None
-        shard = shared.shard(name)
-        if self.local is not None or shard.unsent or not shared.laid_out:
-            shard = yield from self._prepared(name)
-            ticket = self._ticket(name)
-        entry, gen = yield commands.read(shard.keys, name)
+        while True:
+            shard = shared.shard(name)
+            if self.local is not None or shard.unsent or not shared.laid_out or shared.old:
+                shard = yield from self._prepared(name)
+                ticket = self._ticket(name)
+            entry, gen = yield commands.read(shard.keys, name)
+            if gen != entry_format.CLOSED:
+                break
+            shared.laid_out = False  # the entries move to another layout, which `_prepared` learns
         # the code of `value`, inlined to save one generator, since every hit takes this path
         stored, doubtful = self._opened(shard, name, entry, gen, counted=True)
         if stored is not None and doubtful:
@@ -207,6 +224,8 @@ class Reader:
             groups = grouped(self.shared, names[:count])
             for shard in dict.fromkeys(shard for shard, _ in groups):
                 yield from prepare(shard) if self.local is None else ready(shard)
+            if self.shared.old:
+                yield from pull_to_read(self.shared, names[:count])
             if shards is self.shared.shards:
                 return groups, names[count:]
 
@@ -236,6 +255,9 @@ class Reader:
             self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
             shard = yield from shard_to_read(self.shared, name)
             entry, gen = yield from commands.read(shard.keys, name)
+            if gen == entry_format.CLOSED:
+                self.shared.laid_out = False
+                return (yield from self._look_up_strictly(name, miss=miss))
             return (yield from self.value(shard, name, (entry, gen), counted=False))
         if read.wrong_type:
             self.warn_of_wrong_type(name)
@@ -302,6 +324,8 @@ class Reader:
         where = shard.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both
+        if gen == entry_format.CLOSED:  # the shard was closed after the entry had been read
+            gen = yield from commands.frozen_epochs(where)
         try:
             known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
         except Undecodable:

@@ -8,13 +8,15 @@ its settings and those of its shard are the same key.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.commands.replies import NoSettings
+from agentperf_redis.cache.flows.layouts import exchanged, pull
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.shard import InvalidationScope, Shard
 from agentperf_redis.cache.process.shared_state import SharedState, log
@@ -37,8 +39,27 @@ def shard_to_write(shared: SharedState, name: str) -> Flow[Shard]:
     while True:
         shard = shared.shard(name)
         yield from ready(shard)
+        if shared.old and not shard.retired:
+            yield from pull_keys(shared, (name,))
         if not shard.retired:
             return shard
+
+
+def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
+    """Move entries here from the previous layout of a cache, so that they can be used. This may retire the shards.
+
+    Args:
+        shared: the cache.
+        names: stored names of the keys.
+    """
+    if time.monotonic() - shared.old_seen_at > _OLD_SEEN_S:
+        yield from _learn_layout(shared)
+    if shared.old:
+        yield from pull(shared.settings, tuple(shard.keys for shard in shared.shards), shared.old, names)
+
+
+_OLD_SEEN_S: Final = 0.5
+"""How often a process looks whether the previous layout is empty. Until then, its calls look there for their keys."""
 
 
 def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
@@ -49,13 +70,23 @@ def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
     goes on although the settings are not sent.
     """
     shard = shared.shard(name)
-    if shared.laid_out and not shard.unsent:
+    if shared.laid_out and not shard.unsent and not shared.old:
         return shard
     while True:
         yield from prepare(shard)
+        if shared.old and not shard.retired:
+            yield from pull_to_read(shared, (name,))
         if not shard.retired:
             return shard
         shard = shared.shard(name)
+
+
+def pull_to_read(shared: SharedState, names: Iterable[str]) -> Flow[None]:
+    """Do what `pull_keys` does before a read. If the server is full, entries that were not moved count as missing."""
+    try:
+        yield from pull_keys(shared, names)
+    except BackendFull as error:
+        shared.warn("cache %s: entries cannot be moved to the new layout: %s", shared.name, error)
 
 
 def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
@@ -108,14 +139,18 @@ def ready(shard: Shard) -> Flow[None]:
     shared = shard.cache
     if shared.used is not None:
         shared.used(shared)
-    if shared.laid_out and (shard.pending_invalidations or shard.pending_releases):
-        yield from _send_pending(shard)
-    if not shared.deployed:
-        yield from _deploy(shared)
-        if not shard.retired:
+    for _ in range(ATTEMPTS):
+        if shared.laid_out and not shard.retired:
             yield from _send_pending(shard)
-    if not (shard.deployed or shard.retired):
-        yield from _deploy_shares((shard,))
+        if not (shared.deployed and shared.laid_out):
+            yield from _deploy(shared)
+        if not (shard.deployed or shard.retired):
+            yield from _deploy_shares((shard,))
+        waiting = shard.pending_invalidations or shard.pending_releases
+        if shard.retired or (shared.deployed and shard.deployed and not waiting):
+            return
+    if shard.pending_invalidations:
+        raise CorruptState(shard.keys.meta, "settings that are lost again after each write")
 
 
 def _send_pending(shard: Shard) -> Flow[None]:
@@ -128,11 +163,11 @@ def _send_pending(shard: Shard) -> Flow[None]:
 def _learn_layout(shared: SharedState) -> Flow[None]:
     """Read the number of shards. If the settings are damaged, the number that this process assumes is used."""
     try:
-        stored = yield from commands.stored_settings(shared.keys)
+        stored = yield from exchanged(shared.backend, shared.service, shared.name)
     except (CorruptState, ScriptFailed) as error:
         shared.warn("cache %s: the settings could not be read: %s", shared.name, error)
         stored = None
-    if isinstance(stored, Settings):
+    if stored is not None:
         shared.lay_out(stored)
     shared.laid_out = True
 
@@ -142,12 +177,22 @@ def _deploy(shared: SharedState) -> Flow[None]:
     entered = False
     with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` fails, too
         entered = yield from shared.backend.enter(shared.service, shared.name)
-    sent_at = time.monotonic()
-    reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
-    if isinstance(reply, commands.OtherSchema):
-        raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
-    if isinstance(reply, commands.NotShared):
-        raise _refusal(shared, reply.stored)
+    for _ in range(ATTEMPTS):
+        sent_at = time.monotonic()
+        reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
+        if isinstance(reply, commands.OtherSchema):
+            raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
+        if isinstance(reply, commands.Deployed):
+            break
+        if isinstance(reply, commands.Moving):
+            yield from exchanged(shared.backend, shared.service, shared.name)
+        else:
+            shards = len(shared.shards)
+            refusal = _refusal(shared, reply.stored)
+            if len(shared.shards) == shards:
+                raise refusal
+    else:
+        raise CorruptState(shared.keys.meta, "a layout that changes all the time")
     if not (reply.before or entered):  # the cache was dropped after this process had entered it
         yield from shared.backend.enter(shared.service, shared.name, again=True)
     if reply.before not in ("", reply.settings):
@@ -155,9 +200,9 @@ def _deploy(shared: SharedState) -> Flow[None]:
         log.warning("cache %s: settings changed from %s to %s", shared.name, *texts)
     settings = Settings.parse(reply.settings) or shared.settings
     shared.lay_out(settings)
-    shared.settings = settings
+    shared.settings = settings.own
     shared.deployed = True
-    if settings.shards == 1:
+    if shared.shards[0].keys == shared.keys:
         yield from _note_deployed(shared.shards[0], reply, sent_at)
     elif reply.before != reply.settings:
         yield from _deploy_shares(shared.shards, tolerant=True)
@@ -184,16 +229,18 @@ def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[N
             elif isinstance(reply, commands.Deployed):
                 yield from _note_deployed(shard, reply, sent_at)
         # Another process may have changed the settings meanwhile, and this one may have overwritten them in a shard.
-        stored: object = None
+        stored: Settings | commands.OtherSchema | None = None
         with suppress(BackendUnavailable):  # the settings may be on another node
             stored = yield from commands.stored_settings(shared.keys)
-        if not isinstance(stored, Settings) or stored == settings:
+        if not isinstance(stored, Settings):
             return
-        if stored.shards != len(shared.shards):
+        if stored.target or (stored.shards, stored.layout) != (len(shared.shards), shared.layout):
             for shard in shards:
                 shard.lose_settings()
             return
-        settings = stored
+        if stored.own == settings:
+            return
+        settings = stored.own
 
 
 def _note_deployed(shard: Shard, reply: commands.Deployed, sent_at: float) -> Flow[None]:
@@ -225,12 +272,20 @@ def _flush_pending(shard: Shard) -> Flow[None]:
     shared = shard.cache
     invalidations = list(shard.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
+    if shared.old:
+        yield from pull_keys(shared, names[InvalidationScope.KEY])
+    refused = False
     if names[InvalidationScope.ALL]:
-        yield from commands.clear(shard.keys, shared.origin)
+        refused = isinstance((yield from commands.clear(shard.keys, shared.origin)), NoSettings)
     for chunk in chunks(names[InvalidationScope.TAG]):
-        yield from commands.invalidate_tags(shard.keys, tuple(chunk), shared.origin)
+        reply = yield from commands.invalidate_tags(shard.keys, tuple(chunk), shared.origin)
+        refused = refused or isinstance(reply, NoSettings)
     for chunk in chunks(names[InvalidationScope.KEY]):
-        yield from commands.delete(shard.keys, chunk, shared.origin)  # a cache without settings has no entries
+        refused = isinstance((yield from commands.delete(shard.keys, chunk, shared.origin)), NoSettings) or refused
+    if refused:  # there are no settings, or the layout has changed: `ready` finds out, and sends them again
+        shard.lose_settings()
+    if refused or shard.retired:
+        return
     shard.remove_pending(invalidations)
     log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
 

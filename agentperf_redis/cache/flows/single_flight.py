@@ -17,6 +17,7 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import stored_name, stored_tags
 from agentperf_redis.cache.commands.claims import Await, Failed, Hit
 from agentperf_redis.cache.commands.entries import PutResult
+from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.access_reports import flush, flush_if_possible
 from agentperf_redis.cache.flows.reads import MISSING, Reader
 from agentperf_redis.cache.flows.settings import shard_to_read, shard_to_write
@@ -212,9 +213,9 @@ class SingleFlight:
         compute_lease = None
         try:
             shared.flights.note_request(flight)
-            where, retry_ms = shared.shard(name).keys, freshness.retry_ms
+            shard = yield from shard_to_read(shared, name)
             reply = yield from commands.claim(
-                where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
+                *(shard.keys, name, token), lease_ms=self.lease_ms, ignore=str(stale), retry_ms=freshness.retry_ms
             )
             if isinstance(reply, commands.Lead):
                 self._warn_of_wrong_type(name, reply)
@@ -275,11 +276,16 @@ class SingleFlight:
             while True:
                 if wake_up is not None:
                     wake_up.reset()
+                if shard.retired:
+                    shard = yield from shard_to_read(shared, name)
                 shared.flights.note_request(flight)
                 reply = yield from commands.claim(
                     shard.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
                 )
                 match reply:
+                    case NoSettings():  # the entries move to another layout
+                        shared.laid_out = False
+                        shard = yield from shard_to_read(shared, name)
                     case commands.Lead():
                         self._warn_of_wrong_type(name, reply)
                         return ComputeLease(shared, name, key, token, self.lease_ms, flight)

@@ -94,16 +94,26 @@ class Shard:
         self.seen = max(self.seen, version)
 
     def lose_settings(self) -> None:
-        """Record that the server has no settings of this shard: it lost them, or the cache was dropped."""
+        """Record that a script refused: the server has no settings of this shard, or the layout has changed."""
         self.deployed = self.cache.deployed = False
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Record failed invalidations. Although their callers got an error, no reader may get the values concerned."""
+        added = dict.fromkeys(invalidations)
         with self._lock:
-            self.pending_invalidations.update(dict.fromkeys(invalidations))
+            retired = self.retired
+            self.pending_invalidations.update(added)
             if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
                 self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
+        if retired:
+            self.cache.add_pending(added)
         self._filled(self)  # so that the invalidations are sent even without further reads
+
+    def retire(self) -> list[PendingInvalidation]:
+        """Record that the cache has another layout. Returns the invalidations that were not sent."""
+        with self._lock:
+            self.retired = True
+            return list(self.pending_invalidations)
 
     def remove_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Record that invalidations were sent."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from agentperf_redis import keys as key_names
@@ -15,7 +15,7 @@ from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.model import ARGUMENTS, Settings
 from agentperf_redis.cache.process.flights import Flights
 from agentperf_redis.cache.process.local_copies import LocalCopies
-from agentperf_redis.cache.process.shard import InvalidationScope, Shard
+from agentperf_redis.cache.process.shard import InvalidationScope, PendingInvalidation, Shard
 from agentperf_redis.command import WakeUp
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
@@ -62,7 +62,14 @@ class SharedState:
         self.deployed = False
         """Whether this process has sent the settings of the cache. Each shard also gets its share of the limits."""
         self.laid_out = False
-        """Whether the number of shards is known to be that of the server."""
+        """Whether the layout is known to be that of the server."""
+        self._followed = False
+        """Whether the number of shards was once that of the server. From then on, this process follows its changes."""
+        self.layout = 0
+        self.old: tuple[key_names.CacheKeys, ...] = ()
+        """The shards of the previous layout while they may hold entries; see `flows.layouts`."""
+        self.old_seen_at = 0.0
+        """When this process last read that they may, by `time.monotonic`."""
         self._filled = filled
         self.used = used
         self.flights = Flights()
@@ -88,7 +95,7 @@ class SharedState:
         """Reads that local copies have counted, and that a shard has not taken yet; see `LocalCopies.drain`."""
 
     def _new_shards(self, count: int) -> tuple[Shard, ...]:
-        where = key_names.cache_shards(self.backend.namespace, self.service, self.name, count)
+        where = key_names.cache_shards(self.backend.namespace, self.service, self.name, count, self.layout)
         shards = tuple(Shard(self, number, keys, self._filled) for number, keys in enumerate(where))
         for shard in shards:
             if self.local is not None:
@@ -101,28 +108,33 @@ class SharedState:
         return shards[0] if len(shards) == 1 else shards[key_names.cache_shard(name, len(shards))]
 
     def lay_out(self, stored: Settings) -> None:
-        """Use the number of shards that the server has.
+        """Use the layout that the server has.
 
         Args:
             stored: the settings in effect.
 
         Raises:
-            InvalidArgument: a user of this process has chosen another number.
+            InvalidArgument: a user of this process has chosen another number, and it was not changed since.
         """
         with self._lock:
-            if stored.shards != len(self.shards):
-                if self.given[-1] == "1":
+            if stored.shards != len(self.shards) or stored.layout != self.layout:
+                is_change = self._followed and stored.layout > self.layout
+                if self.given[-1] == "1" and stored.shards != len(self.shards) and not is_change:
                     raise self._refused_shards(len(self.shards), stored.shards)
                 fields = zip(self.given, self.settings.fields, stored.fields, strict=True)
-                self.settings = Settings.of([own if given == "1" else other for given, own, other in fields])
+                own = Settings.of([own if given == "1" else other for given, own, other in fields])
+                self.settings = replace(own, shards=stored.shards)
+                self.layout = stored.layout
                 self._divide(stored.shards)
-            self.laid_out = True
+            self.old = ()
+            if stored.source:
+                where = (self.backend.namespace, self.service, self.name, stored.source, stored.layout - 1)
+                self.old, self.old_seen_at = key_names.cache_shards(*where), time.monotonic()
+            self.laid_out = self._followed = True
 
     def _refused_shards(self, requested: int, present: object) -> InvalidArgument:
-        allowed = (
-            f"{present}, the number of shards of cache {self.name!r}; to create it again with another number, end "
-        )
-        return InvalidArgument("shards", requested, allowed + "its programs and run `agentperf cache drop` first")
+        allowed = f"{present}, the number of shards of cache {self.name!r}; to change it, run `agentperf cache reshard "
+        return InvalidArgument("shards", requested, f"{allowed}{self.name} --shards {requested}`")
 
     def _divide(self, count: int) -> None:
         """Replace the shards. What had to be sent to the old ones is sent to the new ones."""
@@ -134,12 +146,15 @@ class SharedState:
         if self.local is not None:
             self.local.flush()
         for shard in old:
-            shard.retired = True
-            for scope, name in shard.pending_invalidations:
-                for concerned in (self.shard(name),) if scope is InvalidationScope.KEY else self.shards:
-                    concerned.add_pending([(scope, name)])
+            self.add_pending(shard.retire())
         for wake_up in [wake_up for waiting in self._waiting.values() for wake_up in waiting]:
             wake_up.send()  # so that the waiters ask their new shards
+
+    def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
+        """Record failed invalidations for the shards that they concern."""
+        for scope, name in invalidations:
+            for concerned in (self.shard(name),) if scope is InvalidationScope.KEY else self.shards:
+                concerned.add_pending([(scope, name)])
 
     def adopt(self, user: object, settings: Settings, given: str, *, off: bool = False) -> None:
         """Register one more object of this cache. Objects may differ in their TTLs: each applies its own TTLs.
@@ -190,7 +205,7 @@ class SharedState:
         """Replace the settings. The next call of each shard deploys them."""
         self.settings, self.given, self.deployed = settings, given, False
         if settings.shards != len(self.shards):
-            self.laid_out = False
+            self.laid_out = self._followed = False
             self._divide(settings.shards)
         for shard in self.shards:
             shard.deployed = False

@@ -31,20 +31,24 @@
 -- Needs corrupt.lua and whole_number.lua.
 
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
--- used, returns nil and the reply that the script must return: {0} if the cache has no settings, or an error if a key
--- holds unexpected data.
-local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+-- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries move to
+-- another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that empty a shard which
+-- fence.lua has closed.
+local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed)
   local call, number = redis.call, tonumber
-  local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted')
+  local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
+    'moving')
   if not m[1] then return nil, {0} end
+  local text = closed and string.match(m[1], '^.- ttl [%d/]+') or m[1]
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
-    string.match(m[1], '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
+    string.match(text, '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
   -- A script must not fail after its first write. So every field that a script needs is checked here.
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then
-    -- The caller knows one shard, but meanwhile the cache was dropped and created again with several shards.
-    if string.match(m[1], ' shards %d+$') then return nil, {0} end
+    -- The caller knows one shard, but the cache has got another layout since, or is just getting it.
+    if string.match(m[1], '%d shards %d+') or string.match(m[1], '%d layout %d+') or string.match(m[1], '%d to %d+$')
+      or string.match(m[1], ' closed$') then return nil, {0} end
     return nil, corrupt(META, 'settings of another form')
   end
   local clock, held = whole_number(m[2], 0), whole_number(m[3], 0)
@@ -54,8 +58,19 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if not is_whole or (not next_ms and m[4] and m[4] ~= '') then
     return nil, corrupt(META, 'clock, bytes, next, deferred, resent or removed that is no whole number')
   end
-  local lfu = policy == 'tinylfu'
+  -- While entries move here from another layout, `moving` is the part of the limits that they still use there.
   hot, warm, cold = number(hot), number(warm), number(cold)
+  local total, max_bytes, marks = hot + warm + cold, number(bytes), false
+  if m[9] and m[9] ~= 'done' and not closed then
+    local kept, kept_bytes = string.match(m[9], '^(%d+) (%d+)$')
+    kept, kept_bytes = whole_number(kept), whole_number(kept_bytes)
+    if not kept or not kept_bytes then return nil, corrupt(META, 'moving that is not two whole numbers') end
+    marks = string.sub(META, 1, -5) .. 'marks'
+    call('HLEN', marks)
+    total = math.max(1, total - kept)
+    if max_bytes > 0 then max_bytes = math.max(1, max_bytes - kept_bytes) end
+  end
+  local lfu = policy == 'tinylfu'
   -- Read each key that may be written later. If a key has the wrong type, this read fails before anything is written.
   local n, newcomers, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil
   if hot > 0 then call('ZCARD', HOT) end
@@ -79,8 +94,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
     MAX_SIZE = 9e15,        -- above this a double is not exact; hits therefore stop at 900,000
     MAX_EVICTIONS = 512,    -- entries moved or evicted per call
-    lfu = lfu, capacity = {hot, warm, cold}, total = hot + warm + cold, top = hot > 0 and 1 or warm > 0 and 2 or 3,
-    max_bytes = number(bytes), ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
+    lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
+    max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
     n = n, newcomers = newcomers, bytes = held,
     next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if EXP is empty
@@ -88,6 +103,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
+    marks = marks,          -- see expect.lua; false if no entries move here
     accesses = accesses, grow = grow,
     halvings = lfu and (ageing[3] or '0 0 0 0'),
     halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,

@@ -1,0 +1,46 @@
+-- expect: mark keys before their entries are read from the old layout. Every write and every removal of a key here
+-- deletes its mark, and adopt.lua stores an entry only if its mark is still there.
+-- KEYS
+--   meta      HASH  <tag>:meta
+--   marks     HASH  <tag>:marks  key -> the clock when it was marked
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
+-- ARGV
+--   max       int   number of marks that are kept; beyond it all are deleted, and the moves concerned begin again
+--   keep_ms   int   TTL of the marks, ms
+--   names...  text  the stored names, at most 256
+-- RETURNS
+--   {1, mark, ...}  one mark for each name. A key that is already marked keeps its mark
+--   {0}             no entries move here; nothing done
+-- REPEAT  a second or late delivery marks keys for which no entry comes; these marks expire
+-- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
+-- COST    O(names)
+--@include corrupt
+--@include whole_number
+local META, MARKS = KEYS[1], KEYS[2]
+local MAX, KEEP_MS, NAMES = tonumber(ARGV[1]), ARGV[2], 3
+
+local call = redis.call
+local m = call('HMGET', META, 'clock', 'moving')
+local clock = whole_number(m[1], 0)
+if not clock then return corrupt(META, 'a clock that is no whole number') end
+if not string.match(m[2] or '', '^%d+ %d+$') then return {0} end
+local names = {unpack(ARGV, NAMES)}
+local held = call('HMGET', MARKS, unpack(names))
+if call('HLEN', MARKS) + #names > MAX then
+  call('UNLINK', MARKS)
+  held = {}
+end
+local time = call('TIME')
+clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
+local mark, reply, new = string.format('%d', clock), {1}, {}
+for i, name in ipairs(names) do
+  local present = whole_number(held[i] or nil)
+  if not present then new[#new + 1] = name; new[#new + 1] = mark end
+  reply[i + 1] = present or clock
+end
+if #new > 0 then
+  call('HSET', MARKS, unpack(new))
+  call('HSET', META, 'clock', mark)
+end
+call('PEXPIRE', MARKS, KEEP_MS)
+return reply

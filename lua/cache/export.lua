@@ -1,0 +1,50 @@
+-- export: read entries of a closed shard with all that another shard needs to adopt them. Writes nothing.
+-- KEYS
+--   meta        HASH    <tag>:meta
+--   size        HASH    <tag>:size
+--   exp         ZSET    <tag>:exp
+--   new         ZSET    <tag>:new
+--   hot         ZSET    <tag>:hot
+--   warm        ZSET    <tag>:warm
+--   cold        ZSET    <tag>:cold
+--   ghost       ZSET    <tag>:ghost
+--   deferred    LIST    <tag>:deferred
+--   tags        ZSET    <tag>:tags
+--   entries...  STRING  <tag>:e:<key>, one for each name
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
+-- ARGV
+--   names...    text    the stored names, at most 256
+-- RETURNS
+--   {1, {entry, hits, tier, score, left_ms}, ...}  one for each name: the stored entry, its reads, its tier (1 hot, 2
+--                       warm, 3 cold, 4 new), its score there, and ms until it expires (-1 for never)
+--   {1, 0, ...}         0 in place of an entry that is absent, expired or invalidated
+--   {0}                 the shard has no entries
+-- REPEAT  a second delivery reads again
+-- ERRORS  CORRUPT if meta was not written by this library
+-- COST    O(names log N)
+--@include corrupt
+--@include whole_number
+--@include index
+--@include live
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, TAGS, ENTRIES = KEYS[8], KEYS[9], KEYS[10], 10
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
+if not I then return refusal end
+local names, values = {unpack(ARGV)}, redis.call('MGET', unpack(KEYS, ENTRIES + 1, ENTRIES + #ARGV))
+local frozen = redis.call('HGET', META, 'frozen')
+local sizes, tiers, scores = I.locate(names)
+if not I.lfu and I.top == 3 then scores = I.call('ZMSCORE', COLD, unpack(names)) end
+local reply = {1}
+for p = 1, #names do
+  local left_ms, score = I.call('PTTL', KEYS[ENTRIES + p]), tonumber(scores[p] or nil)
+  local found = sizes[p] and tiers[p] and score and score >= 0 and score < 1.4e17 and left_ms ~= -2
+    and live(I.call, values[p], frozen, TAGS)
+  if found then
+    local hits = I.unpack_size(sizes[p])
+    reply[p + 1] = {values[p], hits, tiers[p], I.text(score), left_ms}
+  else
+    reply[p + 1] = 0
+  end
+end
+return reply

@@ -1,0 +1,41 @@
+-- relayout: take the next step from one layout of a cache to another. A layout is a number of shards, and a number that
+-- rises with each change, so that no two layouts of a cache ever share keys.
+-- KEYS
+--   meta    HASH  <tag>:meta of the cache
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
+-- ARGV
+--   step    text  begin: programs wait until the layouts are exchanged; switch: the new layout applies, and the old one
+--                 still holds entries; settle: the old layout is empty
+--   shards  int   number of shards of the new layout
+--   layout  int   number of the old layout
+-- RETURNS
+--   {1, settings}  the settings: "<limits>[ shards <number>][ layout <number>][ to <shards>| from <shards>]". A step
+--                  that does not follow from the present settings changes nothing
+--   {0}            the cache has no settings; nothing done
+-- REPEAT  a second or late delivery finds that the step was taken
+-- ERRORS  CORRUPT if the settings were not written by this library; nothing was written
+-- COST    O(1)
+--@include corrupt
+--@include whole_number
+local META = KEYS[1]
+local STEP, SHARDS, LAYOUT = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local text = redis.call('HGET', META, 'settings')
+if not text then return {0} end
+local limits, rest = string.match(text, '^(%a+ capacity %d+/%d+/%d+ bytes %d+ ttl %d+/%d+/%d+)(.*)$')
+if not limits then return corrupt(META, 'settings of another form') end
+local shards = string.match(rest, '^ shards (%d+)') or '1'
+local layout = whole_number(string.match(rest, ' layout (%d+)'), 0)
+local verb, other = string.match(rest, ' (%a+) (%d+)$')
+if not layout then return corrupt(META, 'settings of another form') end
+local function divided(number) return number == '1' and '' or ' shards ' .. number end
+local after
+if STEP == 'begin' and layout == LAYOUT and verb ~= 'to' and verb ~= 'from' and shards ~= SHARDS then
+  after = text .. ' to ' .. SHARDS
+elseif STEP == 'switch' and layout == LAYOUT and verb == 'to' and other == SHARDS then
+  after = limits .. divided(SHARDS) .. string.format(' layout %d from ', layout + 1) .. shards
+elseif STEP == 'settle' and layout == LAYOUT + 1 and verb == 'from' and shards == SHARDS then
+  after = limits .. divided(shards) .. string.format(' layout %d', layout)
+end
+if after then redis.call('HSET', META, 'settings', after) end
+return {1, after or text}

@@ -1,0 +1,42 @@
+-- retire: delete what is left of an empty shard of a layout that was left. That it is closed is remembered for a while,
+-- so that late requests and reads find the new layout.
+-- KEYS
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   history   HASH    <tag>:history
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
+-- ARGV
+--   keep_ms   int     TTL of what stays, ms
+-- RETURNS
+--   {1}         done, now or before
+--   {0, n}      n entries and clears are left; nothing done
+-- REPEAT  a second delivery does the same
+-- ERRORS  a key of the wrong type is refused; nothing was written
+-- COST    O(1), and unlinked keys, whose memory the server frees in the background
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, EPOCHS, TAGS, HISTORY = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local KEEP_MS = ARGV[1]
+
+local call = redis.call
+local left = call('HLEN', SIZE) + call('LLEN', DEFERRED)
+if left > 0 then return {0, left} end
+local text = call('HGET', META, 'settings')
+call('UNLINK', SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, HISTORY)
+for _, field in ipairs(call('HKEYS', META)) do
+  if field ~= 'settings' and field ~= 'schema' and field ~= 'frozen' and field ~= 'clock' then
+    call('HDEL', META, field)
+  end
+end
+if string.match(text or '', ' closed$') then call('PEXPIRE', META, KEEP_MS) end
+call('PEXPIRE', EPOCHS, KEEP_MS)
+call('PEXPIRE', TAGS, KEEP_MS)
+return {1}

@@ -1,0 +1,38 @@
+-- thin: evict the entries of a shard that its policy values least, until at most a number of entries is left.
+-- KEYS
+--   meta      HASH  <tag>:meta
+--   size      HASH  <tag>:size
+--   exp       ZSET  <tag>:exp
+--   new       ZSET  <tag>:new
+--   hot       ZSET  <tag>:hot
+--   warm      ZSET  <tag>:warm
+--   cold      ZSET  <tag>:cold
+--   ghost     ZSET  <tag>:ghost
+--   deferred  LIST  <tag>:deferred
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
+-- ARGV
+--   entries   int   maximum number of entries
+--   bytes     int   maximum bytes of all entries; 0 is no limit
+-- RETURNS
+--   {1, evicted}        evicted is the number of evictions of this call, at most 512; call again until it is 0
+--   {0}                 the shard has no settings; nothing done
+-- REPEAT  a second or late delivery continues
+-- ERRORS  CORRUPT if meta was not written by this library
+-- COST    O(evictions log N)
+--@include corrupt
+--@include whole_number
+--@include index
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED = KEYS[8], KEYS[9]
+local ENTRIES, BYTES = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
+if not I then return refusal end
+I.total = math.max(1, math.min(I.total, ENTRIES))
+if BYTES > 0 then I.max_bytes = BYTES end
+if I.n <= I.total and (I.max_bytes == 0 or I.bytes <= I.max_bytes) then return {1, 0} end
+I.promoted = true
+I.balance()
+I.delete_dropped()
+I.save()
+return {1, I.evicted}
