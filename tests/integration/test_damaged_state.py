@@ -31,7 +31,7 @@ from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.access_buffer import AccessReport
-from agentperf_redis.command import Command
+from agentperf_redis.command import Command, Flow
 from agentperf_redis.locks import commands as locking
 from agentperf_redis.metrics import commands as metered
 from agentperf_redis.metrics import workers
@@ -385,6 +385,8 @@ def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) 
     run(cached.claim(where, "m2", "token", lease_ms=HELD_MS, ignore=""))
     run(cached.release(where, "m2", "token", error="ValueError no", error_ms=HELD_MS, origin="o"))
     run(cache_history.sample(where))
+    run(cached.prepare(where, 0, (1, 100), (0,) * len(cached.COUNTERS)))
+    run(cached.expect(where, ["moved", "k8"]))
 
 
 def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> Operations:
@@ -428,6 +430,14 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "deploy": lambda: cached.deploy(where, parsed),
         "deploy defaults": lambda: cached.deploy(where, parsed, "000000000"),
         "settings": lambda: cached.stored_settings(where),
+        "prepare": lambda: cached.prepare(where, 0, (1, 100), (0,) * len(cached.COUNTERS)),
+        "expect": lambda: cached.expect(where, ["moved", "k8", "k9"]),
+        "adopt": lambda: partial(adopt, where, ["moved", "k8"]),
+        "lower": lambda: cached.lower(where, (0, 50)),
+        "lower to the end": lambda: cached.lower(where, None),
+        "thin": lambda: cached.thin(where, 2, 50),
+        "fence": lambda: cached.fence(where, "o"),
+        "relayout": lambda: cached.relayout(where, "begin", 4, 0),
         "sample": lambda: cache_history.sample(where),
         "series": lambda: cache_history.series((where,), "5m", "1m", None),
         "counters": lambda: inspection.counters(where),
@@ -438,6 +448,36 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "entry": lambda: existing(backend, service).entry("k8"),
     }
     return found
+
+
+def adopt(where: keys.CacheKeys, names: list[str]) -> Flow[object]:
+    """Mark keys, and store an entry for each."""
+    marks = yield from cached.expect(where, names)
+    if isinstance(marks, cached.NoSettings):
+        return marks
+    payload = entry_format.payload("q", 5, 60_000, ("t",), b"m\x01")
+    entry = cached.Exported(b"178463520012345 4102444800000 " + payload, 3, 2, b"2855416320197520", HELD_MS)
+    found = [(name, mark, entry) for name, mark in zip(names, marks, strict=True)]
+    return (yield from cached.adopt(where, found))
+
+
+def closed_operations(where: keys.CacheKeys) -> Operations:
+    numbers = itertools.count(1)
+    return {
+        "put": lambda: put(where, "k9", request=f"q{next(numbers)}"),
+        "get": lambda: cached.read_strictly(where, "k8"),
+        "claim": lambda: cached.claim(where, "new", f"t{next(numbers)}", lease_ms=1000, ignore=""),
+        "clear": lambda: cached.clear(where, "o"),
+        "invalidate": lambda: cached.invalidate_tags(where, ("t", "v"), "o"),
+        "fence": lambda: cached.fence(where, "o"),
+        "frozen": lambda: cached.frozen_epochs(where),
+        "present": lambda: cached.present(where, "k8"),
+        "export": lambda: cached.export(where, ["k1", "k7", "k8", "none"]),
+        "forget": lambda: cached.forget(where, ["k1", "k7", "k8", "none"]),
+        "forget nothing": lambda: cached.forget(where, ()),
+        "thin": lambda: cached.thin(where, 2, 50),
+        "retire": lambda: cached.retire(where, HELD_MS),
+    }
 
 
 def existing(backend: Backend, service: str) -> operator.ExistingCache:
@@ -457,6 +497,18 @@ def test_damaged_cache_is_reported_and_unchanged(
     fill_cache(backend.run, where, CACHES[kind])
     damages = stored.damages(is_one_of(parts, ("meta",)))
     assert shortened(faults(stored, backend.run, damages, cache_operations(where, backend, service))) == []
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_damaged_closed_shard_is_reported_and_unchanged(
+    stored: Namespace, own_server: Server, connect: Callable[..., Backend], kind: str
+) -> None:
+    backend = connect(own_server.url)
+    where = keys.cache(backend.namespace, "tiered" if kind == "tiered" else "cache", "c")
+    fill_cache(backend.run, where, CACHES[kind])
+    backend.run(cached.fence(where, "o"))
+    damages = stored.damages(is_one_of((), ()))
+    assert shortened(faults(stored, backend.run, damages, closed_operations(where))) == []
 
 
 # Metrics

@@ -28,7 +28,7 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     """
     settings = Settings.parse(raw.hget(key_names.cache(namespace, service, name).meta, "settings"))
     assert settings is not None
-    shards = key_names.cache_shards(namespace, service, name, settings.shards)
+    shards = key_names.cache_shards(namespace, service, name, settings.shards, settings.layout)
     return [fault for where in shards for fault in _faults_in(raw, where)]
 
 

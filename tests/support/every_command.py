@@ -121,6 +121,7 @@ EXAMPLES: dict[str, Example] = {
     "cache get": _of_cache("why?", shows="because", changes=False, raw=True),
     "cache delete": _of_cache("why?", "--yes", shows="Removed 1 key of 1"),
     "cache clear": _of_cache("--yes", shows="which held 1 entry"),
+    "cache reshard": _of_cache("--shards", "1", "--yes", shows="has 1 shard", changes=False),
     "cache drop": _of_cache("--yes", shows="Dropped cache answers"),
     "cache invalidate-tag": _of_cache("easy", "--yes", shows="is a miss"),
 }

@@ -591,6 +591,7 @@ SCHEMAS: dict[str, Schema] = {
         "cache stats",
         **CACHE_STATS["properties"],
         spread=rows(fields(node=TEXT, shards=COUNT, entries=COUNT, bytes=COUNT)),
+        moving=maybe(fields(**{"from": COUNT, "to": COUNT, "left": COUNT})),
     ),
     "cache keys": document("cache keys", **CACHE, keys=rows(TEXT), complete=FLAG),
     "cache top": document("cache top", **CACHE, size=RANKED_ENTRIES, reads=RANKED_ENTRIES, cost=RANKED_ENTRIES),
@@ -613,6 +614,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "cache delete": document("cache delete", **CACHE, asked=COUNT, removed=COUNT),
     "cache clear": document("cache clear", **CACHE, entries=COUNT),
+    "cache reshard": document("cache reshard", **CACHE, **{"from": COUNT, "to": COUNT}, entries=COUNT),
     "cache drop": document("cache drop", **CACHE, dropped=FLAG, entries=maybe(COUNT)),
     "cache invalidate-tag": document("cache invalidate-tag", **CACHE, tags=rows(TEXT)),
 }

@@ -13,7 +13,7 @@ from agentperf_redis.cache.flows import inspection
 from agentperf_redis.command import Flow
 
 PAGES: dict[inspection.Cursor, tuple[inspection.Cursor | None, list[str]]] = {
-    (0, "0"): ((0, "7"), ["a", "b*"]),
+    inspection.FIRST_PAGE: ((0, "7"), ["a", "b*"]),
     (0, "7"): ((1, "0"), []),
     (1, "0"): (None, ["c", "ab", "a"]),
 }
@@ -37,9 +37,9 @@ def test_pages_are_read_on_demand(dead_backend: Backend, read: list[inspection.C
     keys = LRUCache(name="c", backend=dead_backend).scan()
     assert read == []
     assert [next(keys), next(keys)] == ["a", "b*"]
-    assert read == [(0, "0")]
+    assert read == [inspection.FIRST_PAGE]
     assert list(keys) == ["c", "ab", "a"]
-    assert read == [(0, "0"), (0, "7"), (1, "0")]
+    assert read == [inspection.FIRST_PAGE, (0, "7"), (1, "0")]
     assert list(keys) == []
 
 
