@@ -432,7 +432,7 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "settings": lambda: cached.stored_settings(where),
         "prepare": lambda: cached.prepare(where, 0, (1, 100), (0,) * len(cached.COUNTERS)),
         "expect": lambda: cached.expect(where, ["moved", "k8", "k9"]),
-        "adopt": lambda: partial(adopt, where, ["moved", "k8"]),
+        "adopt": lambda: adopt(where, ["moved", "k8"]),
         "lower": lambda: cached.lower(where, (0, 50)),
         "lower to the end": lambda: cached.lower(where, None),
         "thin": lambda: cached.thin(where, 2, 50),
