@@ -31,7 +31,7 @@ from agentperf_redis.cache import history as cache_history
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.access_buffer import AccessReport
-from agentperf_redis.command import Command, Flow
+from agentperf_redis.command import Command
 from agentperf_redis.locks import commands as locking
 from agentperf_redis.metrics import commands as metered
 from agentperf_redis.metrics import workers
@@ -392,6 +392,9 @@ def fill_cache(run: Callable[[Any], Any], where: keys.CacheKeys, settings: str) 
 def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> Operations:
     report = AccessReport(9, 1, 5, 1, (("k7", 1), ("k8", 2)))
     numbers = itertools.count(1)
+    marks = backend.run(cached.expect(where, ["moved"]))
+    assert not isinstance(marks, cached.NoSettings)
+    (mark,) = marks
     parsed = Settings.parse(CACHES["lru"])
     assert parsed is not None
     found: Operations = {
@@ -432,7 +435,8 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
         "settings": lambda: cached.stored_settings(where),
         "prepare": lambda: cached.prepare(where, 0, (1, 100), (0,) * len(cached.COUNTERS)),
         "expect": lambda: cached.expect(where, ["moved", "k8", "k9"]),
-        "adopt": lambda: adopt(where, ["moved", "k8"]),
+        "adopt": lambda: adopt(where, "moved", mark),
+        "adopt known": lambda: adopt(where, "k8", mark),
         "lower": lambda: cached.lower(where, (0, 50)),
         "lower to the end": lambda: cached.lower(where, None),
         "thin": lambda: cached.thin(where, 2, 50),
@@ -450,15 +454,10 @@ def cache_operations(where: keys.CacheKeys, backend: Backend, service: str) -> O
     return found
 
 
-def adopt(where: keys.CacheKeys, names: list[str]) -> Flow[object]:
-    """Mark keys, and store an entry for each."""
-    marks = yield from cached.expect(where, names)
-    if isinstance(marks, cached.NoSettings):
-        return marks
+def adopt(where: keys.CacheKeys, name: str, mark: int) -> Command[Any]:
     payload = entry_format.payload("q", 5, 60_000, ("t",), b"m\x01")
     entry = cached.Exported(b"178463520012345 4102444800000 " + payload, 3, 2, b"2855416320197520", HELD_MS)
-    found = [(name, mark, entry) for name, mark in zip(names, marks, strict=True)]
-    return (yield from cached.adopt(where, found))
+    return cached.adopt(where, [(name, mark, entry)])
 
 
 def closed_operations(where: keys.CacheKeys) -> Operations:

@@ -62,7 +62,7 @@ def _keys_to_read(shared: SharedState) -> Flow[tuple[CacheKeys, ...]]:
 
 def size(shared: SharedState) -> Flow[int]:
     """Return the number of entries."""
-    where = (*(yield from _keys_to_read(shared)), *shared.old)
+    where = (*(yield from _keys_to_read(shared)), *shared.shards[0].old)
     return sum((yield from Batch(tuple(inspection.members(each.size, of_hash=True) for each in where))))
 
 
@@ -72,7 +72,7 @@ def oldest_first(shared: SharedState) -> Flow[list[str]]:
     If an entry does not hold its whole key, its stored name is returned instead.
     """
     yield from flush_if_possible(flush_all(shared), shared)
-    where = (*(yield from _keys_to_read(shared)), *shared.old)
+    where = (*(yield from _keys_to_read(shared)), *shared.shards[0].old)
     names = yield from read_keys(where)
     return (yield from _whole_keys(shared, names))
 
@@ -87,11 +87,12 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
     """
     where = yield from _keys_to_read(shared)
     shard, position = cursor
-    if shard < -len(shared.old):  # this is the first page, or the previous layout is empty by now
-        shard, position = -len(shared.old), "0"
+    old = shared.shards[0].old
+    if shard < -len(old):  # this is the first page, or the previous layout is empty by now
+        shard, position = -len(old), "0"
     if shard >= len(where):  # the cache has fewer shards than before
         return None, []
-    its = shared.old[shard] if shard < 0 else where[shard]
+    its = old[shard] if shard < 0 else where[shard]
     position, found = yield from inspection.sizes_page(its, position, count)
     after = (shard, position) if position != "0" else (shard + 1, "0")
     names = yield from _whole_keys(shared, [name for name, _ in found])

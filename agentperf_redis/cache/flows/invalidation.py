@@ -99,7 +99,7 @@ class Eraser:
                     yield from ready(shard)
                 except BackendUnavailable as error:
                     errors[shard] = error
-            if self.shared.old:
+            if shards[0].old:
                 pending = [each for request in requests for each in request.pending if request.shard not in errors]
                 names = [name for scope, name in pending if scope is InvalidationScope.KEY]
                 try:

@@ -186,7 +186,7 @@ class Reader:
         shared, ticket = self.shared, None
         while True:
             shard = shared.shard(name)
-            if self.local is not None or shard.unsent or not shared.laid_out or shared.old:
+            if self.local is not None or shard.unsent or not shared.laid_out or shard.old:
                 shard = yield from self._prepared(name)
                 ticket = self._ticket(name)
             entry, gen = yield commands.read(shard.keys, name)
@@ -224,7 +224,7 @@ class Reader:
             groups = grouped(self.shared, names[:count])
             for shard in dict.fromkeys(shard for shard, _ in groups):
                 yield from prepare(shard) if self.local is None else ready(shard)
-            if self.shared.old:
+            if shards[0].old:
                 yield from pull_to_read(self.shared, names[:count])
             if shards is self.shared.shards:
                 return groups, names[count:]

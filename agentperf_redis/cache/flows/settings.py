@@ -39,7 +39,7 @@ def shard_to_write(shared: SharedState, name: str) -> Flow[Shard]:
     while True:
         shard = shared.shard(name)
         yield from ready(shard)
-        if shared.old and not shard.retired:
+        if shard.old and not shard.retired:
             yield from pull_keys(shared, (name,))
         if not shard.retired:
             return shard
@@ -54,8 +54,9 @@ def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
     """
     if time.monotonic() - shared.old_seen_at > _OLD_SEEN_S:
         yield from _learn_layout(shared)
-    if shared.old:
-        yield from pull(shared.settings, tuple(shard.keys for shard in shared.shards), shared.old, names)
+    shards = shared.shards
+    if shards[0].old:
+        yield from pull(shared.settings, tuple(shard.keys for shard in shards), shards[0].old, names)
 
 
 _OLD_SEEN_S: Final = 0.5
@@ -70,11 +71,11 @@ def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
     goes on although the settings are not sent.
     """
     shard = shared.shard(name)
-    if shared.laid_out and not shard.unsent and not shared.old:
+    if shared.laid_out and not shard.unsent and not shard.old:
         return shard
     while True:
         yield from prepare(shard)
-        if shared.old and not shard.retired:
+        if shard.old and not shard.retired:
             yield from pull_to_read(shared, (name,))
         if not shard.retired:
             return shard
@@ -272,7 +273,7 @@ def _flush_pending(shard: Shard) -> Flow[None]:
     shared = shard.cache
     invalidations = list(shard.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
-    if shared.old:
+    if shard.old:
         yield from pull_keys(shared, names[InvalidationScope.KEY])
     refused = False
     if names[InvalidationScope.ALL]:

@@ -52,6 +52,8 @@ class Shard:
         self.number = number
         self.keys = keys
         self.retired = False
+        self.old: tuple[CacheKeys, ...] = ()
+        """The shards of the previous layout while they may hold entries; see `flows.layouts`."""
         self.deployed = False
         """Whether this process has sent the shard its settings."""
         self.seen = 0

@@ -66,8 +66,6 @@ class SharedState:
         self._followed = False
         """Whether the number of shards was once that of the server. From then on, this process follows its changes."""
         self.layout = 0
-        self.old: tuple[key_names.CacheKeys, ...] = ()
-        """The shards of the previous layout while they may hold entries; see `flows.layouts`."""
         self.old_seen_at = 0.0
         """When this process last read that they may, by `time.monotonic`."""
         self._filled = filled
@@ -116,6 +114,8 @@ class SharedState:
         Raises:
             InvalidArgument: a user of this process has chosen another number, and it was not changed since.
         """
+        where = (self.backend.namespace, self.service, self.name, stored.source, stored.layout - 1)
+        old = key_names.cache_shards(*where) if stored.source else ()
         with self._lock:
             if stored.shards != len(self.shards) or stored.layout != self.layout:
                 is_change = self._followed and stored.layout > self.layout
@@ -125,21 +125,31 @@ class SharedState:
                 own = Settings.of([own if given == "1" else other for given, own, other in fields])
                 self.settings = replace(own, shards=stored.shards)
                 self.layout = stored.layout
-                self._divide(stored.shards)
-            self.old = ()
-            if stored.source:
-                where = (self.backend.namespace, self.service, self.name, stored.source, stored.layout - 1)
-                self.old, self.old_seen_at = key_names.cache_shards(*where), time.monotonic()
+                self._divide(stored.shards, old)
+            else:
+                for shard in self.shards:
+                    shard.old = old
+            self.old_seen_at = time.monotonic()
             self.laid_out = self._followed = True
 
     def _refused_shards(self, requested: int, present: object) -> InvalidArgument:
         allowed = f"{present}, the number of shards of cache {self.name!r}; to change it, run `agentperf cache reshard "
         return InvalidArgument("shards", requested, f"{allowed}{self.name} --shards {requested}`")
 
-    def _divide(self, count: int) -> None:
-        """Replace the shards. What had to be sent to the old ones is sent to the new ones."""
+    def _divide(self, count: int, previous: tuple[key_names.CacheKeys, ...] = ()) -> None:
+        """Replace the shards. What had to be sent to the old ones is sent to the new ones.
+
+        Args:
+            count: number of shards.
+            previous: the shards of the previous layout that may hold entries.
+        """
         old, subscriptions = self.shards, self._subscriptions
-        self.shards = self._new_shards(count)
+        shards = self._new_shards(count)
+        for shard in shards:
+            shard.old = previous
+        self.shards = (
+            shards  # at once, for other threads: they must not use a shard without knowing the previous layout
+        )
         self._subscriptions, self._listens_to_all = {}, False
         for subscription in subscriptions.values():
             subscription.close()
