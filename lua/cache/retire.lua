@@ -29,14 +29,14 @@ local KEEP_MS = ARGV[1]
 local call = redis.call
 local left = call('HLEN', SIZE) + call('LLEN', DEFERRED)
 if left > 0 then return {0, left} end
-local text = call('HGET', META, 'settings')
-call('UNLINK', SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, HISTORY)
-for _, field in ipairs(call('HKEYS', META)) do
-  if field ~= 'settings' and field ~= 'schema' and field ~= 'frozen' and field ~= 'clock' then
-    call('HDEL', META, field)
-  end
+local names, kept = {'settings', 'schema', 'frozen', 'clock'}, {}
+local m = call('HMGET', META, unpack(names))
+for i, name in ipairs(names) do
+  if m[i] then kept[#kept + 1] = name; kept[#kept + 1] = m[i] end
 end
-if string.match(text or '', ' closed$') then call('PEXPIRE', META, KEEP_MS) end
+call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, HISTORY)
+if #kept > 0 then call('HSET', META, unpack(kept)) end
+if string.match(m[1] or '', ' closed$') then call('PEXPIRE', META, KEEP_MS) end
 call('PEXPIRE', EPOCHS, KEEP_MS)
 call('PEXPIRE', TAGS, KEEP_MS)
 return {1}

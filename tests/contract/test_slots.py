@@ -20,6 +20,7 @@ from agentperf_redis.balancer import commands as balancer_commands
 from agentperf_redis.balancer import history as balancer_history
 from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.cache import history as cache_history
+from agentperf_redis.cache.flows.resharding import Resharding
 from agentperf_redis.cache.operator import find_all
 from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
@@ -106,6 +107,14 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         cache.invalidate_tags("even")
         cache.clear()
         cache.sweep()
+    divided = perf.cache("divided", max_size=1000)
+    divided.put_many({"a": 1, "b": 2})
+    change = Resharding(backend, "cache", "divided", 2)
+    state = backend.run(change.begin())
+    assert divided.get("a") == 1
+    while state is not None and not state.done:
+        state = backend.run(change.step())
+    assert divided.get("b") == 2
     where = names.cache(namespace, "cache", "lru")
     claim = cache_commands.claim(where, "claimed", "token", lease_ms=60_000, ignore="", awaited="")
     assert isinstance(backend.run(claim), cache_commands.Lead)

@@ -28,6 +28,8 @@ COUNTERS = ("evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "
 _MAX_MARKS = 10_000
 """Maximum number of keys of a shard that are being moved at one time."""
 _MARKS_KEPT_MS = 60_000
+_ABSENT = -2
+"""The reply of PTTL for a key that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,11 @@ def present(keys: CacheKeys, name: str) -> Command[bool]:
     entry = keys.entry_prefix + name
 
     def decode(reply: Reply) -> bool:
-        if reply not in (0, 1):
+        if not isinstance(reply, int):
             raise unexpected(entry, reply)
-        return bool(reply)
+        return reply != _ABSENT
 
-    return Command("EXISTS", (entry,), (), decode)
+    return Command("PTTL", (entry,), (), decode)
 
 
 def frozen_epochs(keys: CacheKeys) -> Command[bytes | None]:
