@@ -23,11 +23,21 @@ local STEP, SHARDS, LAYOUT = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local text = redis.call('HGET', META, 'settings')
 if not text then return {0} end
 local limits, rest = string.match(text, '^(%a+ capacity %d+/%d+/%d+ bytes %d+ ttl %d+/%d+/%d+)(.*)$')
-if not limits then return corrupt(META, 'settings of another form') end
-local shards = string.match(rest, '^ shards (%d+)') or '1'
-local layout = whole_number(string.match(rest, ' layout (%d+)'), 0)
-local verb, other = string.match(rest, ' (%a+) (%d+)$')
-if not layout then return corrupt(META, 'settings of another form') end
+local is_short = limits and (string.match(limits, '^lru ') or string.match(limits, '^tinylfu '))
+for number in string.gmatch(limits or '', '%d+') do is_short = is_short and #number <= 16 end
+local shards, verb, other, POWERS = '1', nil, nil, ' 1 2 4 8 16 32 64 128 256 '
+local words = string.gsub(string.gsub(rest or '', '^ shards %d+', ''), '^ layout %d+', '')
+if words ~= '' and not string.match(words, '^ to %d+$') and not string.match(words, '^ from %d+$') then
+  is_short = false
+end
+if is_short then
+  shards = string.match(rest, '^ shards (%d+)') or '1'
+  verb, other = string.match(rest, ' (%a+) (%d+)$')
+end
+local layout = is_short and whole_number(string.match(rest, ' layout (%d+)'), 0)
+if not layout or layout >= 1e6 - 1 or not string.find(POWERS, ' ' .. shards .. ' ', 1, true) then
+  return corrupt(META, 'settings of another form')
+end
 local function divided(number) return number == '1' and '' or ' shards ' .. number end
 local after
 if STEP == 'begin' and layout == LAYOUT and verb ~= 'to' and verb ~= 'from' and shards ~= SHARDS then
