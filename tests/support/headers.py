@@ -256,6 +256,7 @@ def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
             yield f"{name} may delete the only key"
 
 
+@cache
 def _without(text: str, *kinds: str) -> str:
     """Replace comments, and tokens of the given kinds, by spaces. Line breaks stay."""
 
@@ -341,8 +342,9 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
         yield f"{kind}: the header has {', '.join(many)}, which the code does not use"
 
 
-def _undeclared(part: str, whole: str) -> Iterator[str]:
-    """Yield names that are declared nowhere, such as mistyped ones. Lua would treat them as globals at run time."""
+@cache
+def _declared(whole: str) -> frozenset[str]:
+    """Return the names that a script with its fragments declares, the keywords, and the globals of the server."""
     everything = _without(whole, "comment", "string")
     declared = _KEYWORDS | _GLOBALS
     for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|(?<!,)\n|;|$))", everything):
@@ -352,6 +354,12 @@ def _undeclared(part: str, whole: str) -> Iterator[str]:
         declared |= set(re.findall(r"\w+", names))
     for names in re.findall(r"\bfor\s+([\w\s,]+?)\s*(?:=|\bin\b)", everything):
         declared |= set(re.findall(r"\w+", names))
+    return frozenset(declared)
+
+
+def _undeclared(part: str, whole: str) -> Iterator[str]:
+    """Yield names that are declared nowhere, such as mistyped ones. Lua would treat them as globals at run time."""
+    declared = _declared(whole)
     braces = 0
     for token in re.finditer(r"[{}]|(?<![\w.:])[A-Za-z_]\w*|\.\.\s*[A-Za-z_]\w*", _without(part, "comment", "string")):
         name = token[0].lstrip(". ")
