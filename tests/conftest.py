@@ -1,8 +1,6 @@
 """Fixtures for all layers. Servers are real (`tests/support/servers.py`), except `fake` for unit tests.
 
-Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests: those marked
-`thorough`, those in tests/borders, and every test on the other kinds of server. `--everything` runs both. If a file is
-named on the command line, all of its tests run. A test marked `servers` runs on the listed kinds only.
+Which tests a run includes: `tests/support/selection.py`.
 
 With `--as-acl-user`, all URLs lead to an ACL user with the rights of `agentperf doctor --acl`, and a test fails if a
 server has refused that user anything.
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import hashlib
 import re
 import signal
@@ -23,7 +22,7 @@ import pytest
 
 from agentperf_redis import history, keys
 from agentperf_redis.command import Command
-from tests.support import leftovers
+from tests.support import leftovers, selection
 from tests.support.calls import Call
 from tests.support.fake import Fake
 from tests.support.headers import misfit
@@ -43,9 +42,6 @@ from tests.support.servers import (
 )
 from tests.support.workers import Workers
 
-BORDERS = ROOT / "tests" / "borders"
-"""The tests with other people's packages, which plain pytest leaves out."""
-
 if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
     from agentperf_redis.backend import Backend
@@ -53,8 +49,8 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="run only the tests that plain pytest omits")
-    parser.addoption("--everything", action="store_true", help="run all tests")
+    for option, meaning in selection.OPTIONS.items():
+        parser.addoption(option, action="store_true", help=meaning)
     parser.addoption("--as-acl-user", action="store_true", help="give the servers' default user the rights of a worker")
 
 
@@ -64,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
         "servers(*kinds): runs on these kinds of server only; plain pytest uses the first",
-        "waits: mostly waits, for half a minute; started first, so that other tests run meanwhile",
+        "waits: takes half a minute or longer; started first, so that no worker begins it at the end",
         "privileged: sends commands that no worker needs; skipped with --as-acl-user",
         "standalone: not on a Cluster, which would bypass the test's proxy or its changes to the server",
     ):
@@ -79,18 +75,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def _make_hypothesis_deterministic(config: pytest.Config) -> None:
     """Use the same examples in each run. Examples have no time limit, because their time depends on the machine's load.
 
-    To search for new examples: `pytest --hypothesis-profile explore`.
+    A run has half as many examples as Hypothesis' default. `pytest --hypothesis-profile many` has four times as many
+    as that, and `pytest --hypothesis-profile explore` searches for new ones.
     """
     import hypothesis
 
     unhurried: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
     hypothesis.settings.register_profile("explore", **unhurried)
-    hypothesis.settings.register_profile("steady", derandomize=True, database=None, **unhurried)
+    for name, examples in (("steady", 50), ("many", 200)):
+        hypothesis.settings.register_profile(name, derandomize=True, database=None, max_examples=examples, **unhurried)
     hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", None) or "steady")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    chosen = [option for option in ("--thorough", "--everything") if config.getoption(option)] or ["quick, on valkey"]
+    chosen = [option for option in selection.OPTIONS if config.getoption(option)] or ["quick, on valkey"]
     lines = [f"servers: {', '.join(kinds())}; tests: {' '.join(chosen)}"]
     if program("redis70") is None:
         lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is omitted")
@@ -100,7 +98,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return
-    option, marker = metafunc.config.getoption, metafunc.definition.get_closest_marker
+    marker = metafunc.definition.get_closest_marker
     chosen: tuple[ServerKind, ...] = kinds()
     only = marker("servers")
     if only is not None:
@@ -115,8 +113,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # Commands and pages show what the services return. The services are tested on every kind of server. For
         # output, a Cluster is the kind that differs.
         chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
-    if not (option("--thorough") or option("--everything")) or metafunc.definition.path.is_relative_to(BORDERS):
+    long, other_servers = selection.parts(metafunc.config)
+    if not other_servers or metafunc.definition.path.is_relative_to(selection.BORDERS):
         chosen = chosen[:1]  # frameworks do not differ between servers, and take long
+    elif not long:
+        chosen = chosen[1:] or chosen[:1]
     metafunc.parametrize("server_kind", chosen)
 
 
@@ -129,45 +130,32 @@ def _is_about_output(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that this run omits, and start with the tests marked `waits`.
-
-    Plain `pytest` and `--thorough` have no test in common.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     if config.getoption("--as-acl-user"):
         for item in items:
             if item.get_closest_marker("privileged") is not None:
                 item.add_marker(pytest.mark.skip("needs rights that no worker has"))
     unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
     assert unsteady == [], "their names differ between processes, so that pytest -n cannot distribute them"
-    if config.getoption("--everything"):
-        return
-    if config.getoption("--thorough"):
-        kept = [item for item in items if not _is_quick(item)]
-    else:
-        named = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
-        kept = [item for item in items if _is_quick(item) or item.path in named]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+    chosen = selection.chosen(config, items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    workers: int = config.workerinput["workercount"] if _is_worker(config) else 1  # type: ignore[attr-defined]
+    items[:] = selection.ordered([item for item in items if item in chosen], workers)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the collected tests and the loaded modules from garbage collection.
+
+    They live until the end of the session. A full collection, which some tests call, would visit all of them.
+    """
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import the tests with other people's packages in a plain run, unless they are named."""
-    if collection_path != BORDERS or config.getoption("--thorough") or config.getoption("--everything"):
+    """Do not import folders whose tests this run omits, unless they are named."""
+    if collection_path not in selection.omitted_folders(config):
         return None
     named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
-    return None if any(path.is_relative_to(BORDERS) for path in named) else True
-
-
-def _is_quick(item: pytest.Item) -> bool:
-    """Return whether plain pytest runs the test."""
-    if item.get_closest_marker("thorough") is not None or item.path.is_relative_to(BORDERS):
-        return False
-    callspec = getattr(item, "callspec", None)
-    kind = None if callspec is None else callspec.params.get("server_kind")
-    only = item.get_closest_marker("servers")
-    usual = "valkey" if only is None else only.args[0]
-    return kind in (None, usual)
+    return None if any(path.is_relative_to(collection_path) for path in named) else True
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -340,7 +328,7 @@ def perf(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[Age
     runner.run(made.aclose())
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=selection.VERSIONS)
 def call(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Call:
     """Call a method of a client. The test runs twice: with the blocking methods, and with the asyncio methods."""
     return Call(runner if request.param == "async" else None)

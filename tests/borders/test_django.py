@@ -115,6 +115,7 @@ def run_suite(paths: tuple[Path, Path], server: Server, backend: str, *labels: s
 @pytest.mark.thorough
 @pytest.mark.servers("valkey")
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.waits
 def test_djangos_tests_of_caches_and_sessions_pass(server: Server, sources: Any, version: str) -> None:
     assert run_suite(sources(version), server, BACKEND, CACHE_TESTS, *SESSION_TESTS) == sum(PASSED[version])
 

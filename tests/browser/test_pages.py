@@ -54,6 +54,7 @@ def named(route: str, **names: str) -> str:
     return f"/{route}?{urlencode(names)}"
 
 
+@pytest.mark.waits
 def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path) -> None:
     async def check() -> list[str]:
         async with AgentPerf(server.url, namespace=namespace) as perf:
@@ -79,6 +80,7 @@ def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, f
     assert asyncio.run(check()) == []
 
 
+@pytest.mark.waits
 def test_pages_of_a_running_demo(
     programs: Programs, raw: Raw, server: Server, namespace: str, origin: str, folder: Path
 ) -> None:

@@ -202,6 +202,7 @@ PARTS = pytest.mark.parametrize("parts", [("state",), ("due",), ()], ids=["state
 
 
 @PARTS
+@pytest.mark.waits
 def test_damaged_pool_is_reported_and_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...]
 ) -> None:
@@ -487,6 +488,7 @@ def existing(backend: Backend, service: str) -> operator.ExistingCache:
 
 @pytest.mark.parametrize("parts", [("meta",), ()], ids=["meta", "others"])
 @pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.waits
 def test_damaged_cache_is_reported_and_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], kind: str, parts: tuple[str, ...]
 ) -> None:

@@ -7,5 +7,5 @@ import pytest
 
 def examples(plain: int, thorough: int) -> pytest.MarkDecorator:
     """Parametrize a test's argument `examples`, once for each kind of run."""
-    counts = [plain, pytest.param(thorough, marks=pytest.mark.thorough)]
+    counts = [plain, pytest.param(thorough, marks=[pytest.mark.thorough, pytest.mark.waits])]
     return pytest.mark.parametrize("examples", counts, ids=["few", "many"])

@@ -135,6 +135,7 @@ def test_replay_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backen
 
 @pytest.mark.thorough
 @pytest.mark.servers("valkey")  # half a minute on each kind
+@pytest.mark.waits
 def test_replay_of_a_day_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backend: Backend) -> None:
     kept = Retention(slices_1m=5 * 86_400.0)
     assert compare(perf, backend, 24.0, ("a1", "b1"), kept) > 30

@@ -331,6 +331,7 @@ def loaded(server: Server, namespace: str) -> Iterator[tuple[Load, SlotMover]]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["cluster", "cluster82"])
+@pytest.mark.waits
 def test_slots_moved_round_under_load_lose_nothing(
     kind: ServerKind, start_server: Callable[..., Server], namespace: str
 ) -> None:

@@ -142,6 +142,7 @@ def test_different_filters_share_the_reads_of_agents(
 
 
 @pytest.mark.thorough
+@pytest.mark.waits
 def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runner, raw: Raw) -> None:
     """Compressed: 300 refreshes, as many as in ten minutes, of 20 pages of 6 kinds, whose numbers change each time."""
     fill(perf)
