@@ -69,14 +69,14 @@ def test_commands_show_and_change_all_shards_as_one_pool(agentperf: Run, perf: A
 
 
 def test_shown_lease_tokens_can_be_released(
-    lb: Run, perf: AgentPerf, raw: Raw, namespace: str, start_waiting: Callable[[], None]
+    lb: Run, perf: AgentPerf, raw: Raw, namespace: str, start_waiting: Callable[[], threading.Thread]
 ) -> None:
     held = [perf.balancer().acquire("planner") for _ in range(4)]
     first = held[0]
     assert first is not None
     assert first.lease is not None
     token = first.lease.token
-    start_waiting()
+    waiting = start_waiting()
     found = document(lb("leases", "planner", "--json"), "lb leases")
     assert {each["process"] for each in found["leases"]} == {perf.backend.process}
     (mine,) = (each for each in found["leases"] if each["token"] == token)
@@ -104,6 +104,7 @@ def test_shown_lease_tokens_can_be_released(
     assert (again.returncode, again.stdout) == (NOT_FOUND, "")
     for each in held[1:]:
         assert perf.balancer().release(each)
+    waiting.join(60)  # it has got and released a lease
     none_left = lb("leases", "planner")
     assert (none_left.returncode, none_left.stdout) == (OK, "")
     assert "no leases and no waiters" in none_left.stderr
@@ -111,20 +112,21 @@ def test_shown_lease_tokens_can_be_released(
 
 @pytest.fixture
 def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
-    """Return a function that starts a thread. The thread waits in the queue of the pool "planner" for at most 10 s."""
+    """Return a function that starts a thread. The thread waits in the queue of the pool "planner" for at most a minute."""
     threads: list[threading.Thread] = []
 
-    def start() -> None:
+    def start() -> threading.Thread:
         def wait() -> None:
-            perf.balancer().release(perf.balancer().acquire("planner", wait=10))
+            perf.balancer().release(perf.balancer().acquire("planner", wait=60))
 
         threads.append(threading.Thread(target=wait))
         threads[-1].start()
         wait_until(lambda: raw.zcard(keys.pool(namespace, "planner").waitq) == 1, "a thread to wait in the queue")
+        return threads[-1]
 
     yield start
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
         assert not thread.is_alive()
 
 

@@ -292,7 +292,10 @@ def test_newer_cache_is_left_unchanged(cache: Run, raw: Raw, namespace: str) -> 
     assert raw.exists(_entry(namespace, "a"))
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", OK), ("n", FAILURE), ("", FAILURE)])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [("y", OK), ("", FAILURE), pytest.param("n", FAILURE, marks=pytest.mark.thorough)],
+)
 def test_clear_asks_for_confirmation_on_a_terminal(
     cache: Run, server: Server, namespace: str, perf: AgentPerf, answer: str, code: int
 ) -> None:

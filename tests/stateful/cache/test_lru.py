@@ -226,7 +226,7 @@ class LRUMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "cache", "m") == []
 
 
-@examples(6, 50)
+@examples(4, 50)
 def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:

@@ -199,7 +199,7 @@ class TieredMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
-@examples(5, 50)
+@examples(4, 50)
 def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:

@@ -228,7 +228,7 @@ class TinyLFUMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
-@examples(6, 40)
+@examples(4, 40)
 def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:

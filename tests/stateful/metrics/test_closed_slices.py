@@ -226,7 +226,7 @@ def check(server: Server, flushes: Iterable[Flush]) -> None:
         backend.close()
 
 
-@examples(20, 300)
+@examples(10, 300)
 def test_any_order_of_flushes_leaves_the_same_histograms(server: Server, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(FLUSHES, min_size=1, max_size=25))

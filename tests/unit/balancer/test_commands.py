@@ -53,7 +53,7 @@ COMMANDS: list[Command[Any]] = [
 ]
 
 
-@examples(250, 1500)
+@examples(100, 1500)
 def test_decoders_raise_only_library_errors(examples: int) -> None:
     @settings(max_examples=examples)
     @given(st.sampled_from(COMMANDS), REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))

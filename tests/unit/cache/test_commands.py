@@ -90,7 +90,7 @@ REPLIES = st.recursive(
 )
 
 
-@examples(250, 1500)
+@examples(100, 1500)
 def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
     @effort(max_examples=examples)
     @given(st.sampled_from(ALL_COMMANDS), REPLIES)

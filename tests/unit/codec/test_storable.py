@@ -540,7 +540,7 @@ class_instances = st.one_of(dataclass_instances(), enum_members(), model_instanc
 
 
 @given(st.data(), class_instances)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_random_class_instances_round_trip_or_are_refused(data: st.DataObject, instance: Any) -> None:
     check_round_trip(data, instance)
 
