@@ -24,7 +24,7 @@ def program(tmp_path: Path) -> Program:
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "dev", "-W", "error", "-c", "from agentperf_redis.cli import main; main()"]
         return subprocess.run(
-            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
         )
 
     return run

@@ -338,7 +338,7 @@ def test_events_are_printed_and_followed(
     place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
     with seen.open("w") as file, subprocess.Popen(program, stdout=file, env=place) as follower:
         try:
-            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "the past events", timeout=20.0)
+            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "the past events", timeout=90.0)
             balancer.undrain("planner", "p1")
             wait_until(lambda: len(seen.read_text().splitlines()) == 7, "the new events")
             lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]

@@ -226,7 +226,7 @@ def test_proxy_delivers_half_a_reply(proxy: Proxy, raw: Raw, namespace: str) -> 
 
 def test_proxy_swallows_or_delays_reply(proxy: Proxy, raw: Raw, namespace: str) -> None:
     swallowed = proxy.swallow(only="INCRBY")
-    proxy.delay(2.0, only="GET")
+    proxy.delay(4.0, only="GET")
     kept = proxy.keep_reply(only="STRLEN")
     with _client(proxy.url, socket_timeout=1.0) as client, _client(proxy.url) as patient:
         with pytest.raises(redis.TimeoutError):
