@@ -429,23 +429,22 @@ class AsyncExecutor:
 
 async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
+    woken: asyncio.Future[bool] = loop.create_future()
 
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
+    def end(is_woken: bool) -> None:
+        if not woken.done():
+            woken.set_result(is_woken)
 
     def sent() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(wake)
+            loop.call_soon_threadsafe(end, True)
 
+    # Not `asyncio.wait_for`: in Python 3.11, it returns the result and drops the cancellation if both come at once. Nor
+    # `asyncio.timeout`, which costs more than this timer.
+    timer = loop.call_later(seconds, end, False)
     wake_up.call_when_sent(sent)
     try:
-        # Not `asyncio.wait_for`: in Python 3.11, it returns the result and drops the cancellation if both come at once.
-        async with asyncio.timeout(seconds):
-            await future
-    except TimeoutError:
-        return False
+        return await woken
     finally:
+        timer.cancel()
         wake_up.forget(sent)
-    return True
