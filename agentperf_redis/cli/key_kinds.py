@@ -529,6 +529,8 @@ KINDS = (
             Meaning("corrupt", "reads of damaged entries"),
             Meaning("accesses", "accesses since the frequencies were last halved (policy tinylfu)"),
             Meaning("grow", "entries by which the window of new entries has grown (policy tinylfu)"),
+            Meaning("period", "hits * 10^8 + accesses of the current period (policy tinylfu)"),
+            Meaning("climb", "trend of the window, periods to rest, last hit ratio and window (policy tinylfu)"),
             Meaning("halvings", "the cache's clock at the last four halvings of the frequencies (policy tinylfu)"),
             Meaning("moving", "entries and bytes of its limits that the previous layout still uses, or done"),
             Meaning("frozen", "the epochs of this shard of a layout that was left; see `epochs`"),

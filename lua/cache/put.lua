@@ -184,7 +184,7 @@ if SEQ > 0 then
 end
 I.expire(16)
 if I.deferred_count > 0 then I.free_cleared(16) end
-I.tick(1)
+I.tick(1, 0)
 if I.marks then call('HDEL', I.marks, KEY) end
 local version, weight = I.clock, #KEY + #payload
 local version_text = I.text(version)
@@ -230,7 +230,7 @@ else
           -- still hold the key.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
-          if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end
+          if not mark or ghost > mark then I.adapt(1) end
         end
         call('ZREM', GHOST, KEY)
       end

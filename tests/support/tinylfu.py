@@ -17,10 +17,12 @@ from tests.support.servers import Raw
 
 HOT, WARM, COLD, NEW = range(4)
 TIERS = ("hot", "warm", "cold", "new")
-WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.015, 0.1, 0.075
-GHOSTS, MIN_GHOSTS = 2, 16
-SAMPLE = 10
+WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
+GHOSTS, MIN_GHOSTS = 3, 16
+SAMPLE = 15
 """Accesses between two halvings of the frequencies, as a multiple of the cache's size."""
+PERIOD, MIN_PERIOD, RESTS = 4, 100, 4
+"""Accesses in a period, as a multiple of the cache's size; their minimum; periods without a change after a return."""
 MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
@@ -46,7 +48,7 @@ class TinyLFU:
         self.ghosts = Ranked()
         self.clock = 0
         self.accesses = 0
-        self.grow = 0.0
+        self.start_adapting()
         self.halvings = [0, 0, 0, 0]
         self.top = next(tier for tier in (HOT, WARM, COLD) if capacities[tier])
 
@@ -63,8 +65,12 @@ class TinyLFU:
     def share(self, part: float) -> int:
         return math.floor(min(self.total, len(self)) * part)
 
-    def step(self) -> float:
-        return max(1, min(self.total, len(self)) * STEP_PART)
+    def start_adapting(self) -> None:
+        self.grow = 0.0
+        self.period_accesses = self.period_hits = 0
+        self.trend = 0.0
+        self.rests = 0
+        self.last_ratio, self.last_grow = -1.0, 0.0
 
     def aged(self, frequency: int, written: int) -> int:
         return frequency >> sum(written < halving for halving in self.halvings)
@@ -73,12 +79,42 @@ class TinyLFU:
         written, frequency = unpack_score(score)
         return self.aged(frequency, written)
 
-    def tick(self, accesses: int) -> None:
+    def tick(self, accesses: int, hits: int, entries: int) -> None:
         self.clock += 1
         self.accesses += accesses
+        self.period_accesses += accesses
+        self.period_hits += hits
+        if self.period_accesses >= max(MIN_PERIOD, PERIOD * self.total):
+            self.compare_periods(entries)
         if self.accesses >= SAMPLE * self.total:
             self.accesses = 0
             self.halvings = [self.clock, *self.halvings[:3]]
+
+    def signal(self, direction: int, entries: int) -> None:
+        """Move the window by a step, if most of the recent signals have this direction."""
+        if self.rests:
+            return
+        self.trend += (direction - self.trend) / 20
+        agreement = self.trend * direction
+        if agreement > 0:
+            moved = self.grow + direction * entries * STEP_PART * agreement * agreement
+            self.grow = max(0.0, min(max(0, self.total - 2), moved))
+
+    def compare_periods(self, entries: int) -> None:
+        """At the end of a period: undo a change of the window that has cost hits."""
+        ratio = min(1.0, self.period_hits / self.period_accesses)
+        chance = math.sqrt(2 * max(0.0, self.last_ratio) * (1 - self.last_ratio) / self.period_accesses)
+        self.period_accesses = self.period_hits = 0
+        if self.rests:
+            self.rests -= 1
+        elif (
+            self.last_ratio >= 0
+            and abs(self.grow - self.last_grow) > entries * 0.05
+            and ratio < min(self.last_ratio * 0.95, self.last_ratio - 3 * chance)
+        ):
+            self.grow, self.trend, self.rests = self.last_grow, 0.0, RESTS
+            return
+        self.last_ratio, self.last_grow = ratio, self.grow
 
     def touch(self, reads: dict[str, int]) -> None:
         """Record reads, oldest first."""
@@ -90,10 +126,11 @@ class TinyLFU:
             tier = self.find(key)
             if tier is None:
                 continue
+            entries = min(self.total, len(self))
             score = self.tiers[tier].pop(key)
-            self.tick(count)
+            self.tick(count, count, entries)
             if tier == COLD and self.grow > 0 and score <= tail:
-                self.grow = max(0.0, self.grow - self.step_with(1))
+                self.signal(-1, entries)
             to = tier
             if tier not in (NEW, self.top):
                 to = max(self.top, tier - count)
@@ -101,14 +138,10 @@ class TinyLFU:
                     to += 1
             self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
 
-    def step_with(self, missing: int) -> float:
-        """Return by how much the window grows or shrinks in one step. `missing` entries are temporarily absent."""
-        return max(1, min(self.total, len(self) + missing) * STEP_PART)
-
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
         """Record reads and write a key. Without `tier`, the policy chooses the tier."""
         self.touch(reads)
-        self.tick(1)
+        self.tick(1, 0, min(self.total, len(self)))
         known = self.find(key)
         if known is not None:
             frequency = min(MOST, self.frequency(self.tiers[known].pop(key)) + 1)
@@ -134,7 +167,7 @@ class TinyLFU:
         order = self.ghosts.order()[::-1]
         mark = self.ghosts[order[math.floor(rank)]] if math.floor(rank) < len(order) else None
         if mark is None or ghost > mark:
-            self.grow = min(max(0, self.total - 2), self.grow + self.step_with(1))
+            self.signal(1, min(self.total, len(self) + 1))
 
     def delete(self, key: str) -> None:
         tier = self.find(key)
@@ -151,7 +184,8 @@ class TinyLFU:
     def clear(self) -> None:
         for tier in (*self.tiers, self.ghosts):
             tier.clear()
-        self.accesses, self.grow, self.halvings = 0, 0.0, [0, 0, 0, 0]
+        self.start_adapting()
+        self.accesses, self.halvings = 0, [0, 0, 0, 0]
 
     def balance(self, keep: str | None = None) -> None:
         """Bring hot, warm, the window and the whole cache within their capacities."""
@@ -210,6 +244,11 @@ def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
     meta = raw.hgetall(where.meta)
     pairs["accesses"] = int(meta.get("accesses", 0)), model.accesses
     pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), model.grow
+    pairs["period"] = int(meta.get("period", 0)), model.period_hits * 10**8 + model.period_accesses
+    pairs["climb"] = (
+        pytest.approx([float(number) for number in meta.get("climb", "0 0 -1 0").split()]),
+        [model.trend, model.rests, model.last_ratio, model.last_grow],
+    )
     pairs["halvings"] = (
         [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
         [halving != 0 for halving in model.halvings],

@@ -8,7 +8,7 @@
 -- values and of <tag>:deferred:<version> from the name of META.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
--- orders reads, versions and evictions. Frequencies age: every 10 * capacity accesses, all frequencies are halved.
+-- orders reads, versions and evictions. Frequencies age: every 15 * capacity accesses, all frequencies are halved.
 -- META holds the clocks of the last four halvings. A stored frequency is halved only when its score is read: once for
 -- each halving since the score was written. Ageing therefore rewrites no scores.
 --
@@ -17,11 +17,19 @@
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
 -- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the one
--- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members as
--- there are residents. When keys that were evicted from the window are soon stored again, the window grows. It may fill
--- the whole cache, which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where
--- popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it falls
--- by 25 points or more.
+-- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has three times as many members
+-- as there are residents.
+--
+-- The window adapts. When keys that were evicted from the window are soon stored again, it grows. It may fill the whole
+-- cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each change of the window
+-- costs hits, since it evicts entries without a comparison. Therefore the window moves far only while the signals of
+-- both kinds agree: `trend` is their moving average, and a step is proportional to its square. If the signals balance,
+-- the window stays. The signals measure the gain of a small change only. A loop that nearly fits into the cache can
+-- pull the window through sizes with far fewer hits. Therefore the hit ratios of successive periods are compared too. If
+-- the window has moved and the hit ratio has fallen, the window returns and rests for some periods.
+--
+-- Where popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it
+-- falls by 25 points or more.
 --
 -- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
 -- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
@@ -77,7 +85,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if warm > 0 then call('ZCARD', WARM) end
   call('ZCARD', COLD)
   if lfu then
-    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings')
+    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings', 'period', 'climb')
     accesses, grow = whole_number(ageing[1], 0), number(ageing[2] or 0)
     local is_number = grow and grow >= 0 and grow < 9e15
     if not accesses or not is_number or not string.match(ageing[3] or '0 0 0 0', '^%d+ %d+ %d+ %d+$') then
@@ -106,6 +114,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     marks = marks,          -- see expect.lua; false if no entries move here
     accesses = accesses, grow = grow,
     halvings = lfu and (ageing[3] or '0 0 0 0'),
+    period = lfu and whole_number(ageing[4], 0) or 0,                  -- hits * 10^8 + accesses in the current period
+    climb = false,          -- trend, periods to rest, hit ratio and window of the last period; read when needed
     halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,
     dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
   }
@@ -129,11 +139,41 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
       return math.floor(score / 16), score % 16
     end
 
-    -- `share` returns a fraction of the capacity, in entries. `step` returns the number of entries by which the window
-    -- grows or shrinks at a time: 1.5 % of the capacity. If there are fewer entries than the capacity, both use the
-    -- number of entries instead of the capacity.
+    -- Return a fraction of the capacity, in entries. If there are fewer entries, return a fraction of their number.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
-    function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
+
+    -- Adapt the window. Direction 1 is a signal to widen it, -1 to narrow it. Direction 0 ends a period.
+    function I.adapt(direction)
+      local c, entries = I.climb, math.min(I.total, I.n)
+      if not c then                      -- starts again if another program has changed the text
+        local trend, rest, ratio, grow =
+          string.match(I.ageing[5] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*)$')
+        c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -1) or -1,
+          grow = tonumber(grow or 0) or 0}
+        I.climb = c
+      end
+      local max = math.max(0, I.total - 2)
+      if direction ~= 0 then
+        if c.rest > 0 then return end
+        c.trend = math.max(-1, math.min(1, c.trend + (direction - c.trend) / 20))
+        local agreement = c.trend * direction
+        if agreement > 0 then            -- a step is at most 3 % of the cache
+          I.grow = math.max(0, math.min(max, I.grow + direction * entries * 0.03 * agreement * agreement))
+        end
+        return
+      end
+      local accesses = I.period % 1e8
+      local ratio = math.min(1, (I.period - accesses) / 1e8 / accesses)
+      I.period = 0
+      if c.rest > 0 then c.rest = c.rest - 1
+      elseif c.ratio >= 0 and math.abs(I.grow - c.grow) > entries * 0.05 and ratio < c.ratio * 0.95
+        and ratio < c.ratio - 3 * math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses) then    -- more than chance
+        I.grow = math.min(max, c.grow)
+        c.trend, c.rest = 0, 4
+        return
+      end
+      c.ratio, c.grow = ratio, I.grow
+    end
 
     -- Return the current frequency of an entry whose score was written at clock `at` with frequency f.
     function I.aged(at, f)
@@ -156,12 +196,15 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Advance the clock for n accesses to one key.
-  function I.tick(n)
+  -- Advance the clock for n accesses to one key, of which `hits` were hits.
+  function I.tick(n, hits)
     I.clock = I.clock + 1
     if not I.lfu then return end
+    local entries = I.total < 1e9 and I.total or math.max(100, I.n)
     I.accesses = I.accesses + n
-    if I.accesses >= 10 * (I.total < 1e9 and I.total or math.max(100, I.n)) then
+    I.period = I.period + n + hits * 1e8
+    if I.period % 1e8 >= math.min(2e7, math.max(100, 4 * entries)) then I.adapt(0) end
+    if I.accesses >= 15 * entries then
       I.accesses = 0
       I.halvings = I.text(I.clock) .. ' ' .. string.match(I.halvings, '%d+ %d+ %d+')
       I.halved = I.clock
@@ -194,8 +237,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
   function I.record_reads(keys, counts)
     local sizes, tiers, scores = I.locate(keys)
-    if I.lfu and I.grow > 0 then         -- I.tail is the highest score of the old end of cold, 7.5 % of the cache
-      local rank = I.share(0.075)
+    if I.lfu and I.grow > 0 then         -- I.tail is the highest score of the old end of cold, a tenth of the cache
+      local rank = I.share(0.1)
       I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
     end
     local leave, enter, hits, found = {{}, {}, {}, {}}, {{}, {}, {}, {}}, {}, 0
@@ -203,13 +246,13 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     for p = 1, #keys do
       local from, n, f = tiers[p], counts[p], 0
       if from then
-        I.tick(n)
+        I.tick(n, n)
         local to = (from == 4 or from <= I.top) and from or math.max(I.top, from - n)
         while to < 3 and I.capacity[to] == 0 do to = to - 1 end        -- warm may have no capacity
         if I.lfu then
           f = math.min(15, I.frequency(scores[p]) + n)
           -- a read of an entry at the old end of cold shows that the window is too wide
-          if from == 3 and I.grow > 0 and scores[p] <= I.tail then I.grow = math.max(0, I.grow - I.step()) end
+          if from == 3 and I.grow > 0 and scores[p] <= I.tail then I.adapt(-1) end
         end
         if to ~= from then
           leave[from][#leave[from] + 1] = keys[p]
@@ -346,10 +389,10 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         else break end
       end
     end
-    -- Keep twice as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions, otherwise at
+    -- Keep three times as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions, otherwise at
     -- every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
-      I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
+      I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(3)))
     end
   end
 
@@ -401,8 +444,11 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end
     if I.lfu then
       note('accesses', I.text(I.accesses))
+      if I.period < 9e15 then note('period', I.text(I.period)) end
       if I.grow ~= tonumber(I.ageing[2] or 0) then note('grow', I.grow) end
       if I.halvings ~= (I.ageing[3] or '0 0 0 0') then note('halvings', I.halvings) end
+      local c = I.climb
+      if c then note('climb', string.format('%.17g %d %.17g %.17g', c.trend, c.rest, c.ratio, c.grow)) end
     end
     if I.writer then note(I.writer[1], I.writer[2]) end
     if I.served or I.counters or I.expired > 0 then

@@ -68,7 +68,7 @@ def test_cache_stays_near_lru_when_popularity_drifts(server: Server, scene: Scen
 
 @pytest.mark.thorough
 def test_fixed_window_fails_the_drift_check(server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alter(monkeypatch, "cache/put", "math.min(math.max(0, I.total - 2), I.grow + I.step())", "0")
+    alter(monkeypatch, "cache/put", "I.adapt(1)", "I.tail = 0")
     trace = DRIFTS[1].trace[: COUNT // 2]
 
     served = play(server.url, namespace, DRIFTS[1].size, "\n".join(trace), 0, lru=False)

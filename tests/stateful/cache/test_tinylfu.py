@@ -123,12 +123,14 @@ def test_server_state_matches_the_model_after_any_operations(
             "if I.frequency(young_score) > I.frequency(score) then",
             "if I.frequency(young_score) >= I.frequency(score) then",
         ),
-        ("I.grow = math.max(0, I.grow - I.step())", "I.grow = I.grow"),
-        ("math.min(math.max(0, I.total - 2), I.grow + I.step())", "I.grow"),
+        ("I.adapt(-1)", "I.tail = 0"),
+        ("I.adapt(1)", "I.tail = 0"),
+        ("c.trend, c.rest = 0, 4", "c.rest = 4"),
+        ("c.rest > 0 then c.rest = c.rest - 1", "false then c.rest = c.rest - 1"),
         ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
         ("f = I.aged(at, remembered % 8) + 1", "f = 1"),
         ("(i == 4 and 8 or 0)", "0"),
-        ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
+        ("-1 - math.max(16, I.share(3))", "-1 - math.max(16, I.share(2))"),
     ],
 )
 def test_changed_policy_fails_the_check(
