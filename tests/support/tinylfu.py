@@ -19,10 +19,11 @@ HOT, WARM, COLD, NEW = range(4)
 TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
 GHOSTS, MIN_GHOSTS = 3, 16
-SAMPLE = 15
-"""Accesses between two halvings of the frequencies, as a multiple of the cache's size."""
-PERIOD, MIN_PERIOD, RESTS = 4, 100, 4
-"""Accesses in a period, as a multiple of the cache's size; their minimum; periods without a change after a return."""
+PERIOD, PERIODS, RESTS = 4, 4, 4
+"""Accesses in a period, as a multiple of the cache's size; periods between two halvings of the frequencies; periods
+without a change of the window after a return."""
+FILLING, FILLED = -2.0, -1.0
+"""Instead of the last hit ratio: nothing was evicted; the cache became full during the last period."""
 MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
@@ -47,7 +48,6 @@ class TinyLFU:
         self.tiers = [Ranked(), Ranked(), Ranked(), Ranked()]
         self.ghosts = Ranked()
         self.clock = 0
-        self.accesses = 0
         self.start_adapting()
         self.halvings = [0, 0, 0, 0]
         self.top = next(tier for tier in (HOT, WARM, COLD) if capacities[tier])
@@ -67,10 +67,11 @@ class TinyLFU:
 
     def start_adapting(self) -> None:
         self.grow = 0.0
-        self.period_accesses = self.period_hits = 0
+        self.accesses = self.hits = 0
+        """Of the current period."""
         self.trend = 0.0
-        self.rests = 0
-        self.last_ratio, self.last_grow = -1.0, 0.0
+        self.rests = self.age = 0
+        self.last_ratio, self.last_grow = FILLING, 0.0
 
     def aged(self, frequency: int, written: int) -> int:
         return frequency >> sum(written < halving for halving in self.halvings)
@@ -82,13 +83,13 @@ class TinyLFU:
     def tick(self, accesses: int, hits: int, entries: int) -> None:
         self.clock += 1
         self.accesses += accesses
-        self.period_accesses += accesses
-        self.period_hits += hits
-        if self.period_accesses >= max(MIN_PERIOD, PERIOD * self.total):
+        self.hits += hits
+        if self.accesses >= PERIOD * self.total:
             self.compare_periods(entries)
-        if self.accesses >= SAMPLE * self.total:
-            self.accesses = 0
-            self.halvings = [self.clock, *self.halvings[:3]]
+            self.age += 1
+            if self.age >= PERIODS:
+                self.age = 0
+                self.halvings = [self.clock, *self.halvings[:3]]
 
     def signal(self, direction: int, entries: int) -> None:
         """Move the window by a step, if most of the recent signals have this direction."""
@@ -102,22 +103,24 @@ class TinyLFU:
 
     def compare_periods(self, entries: int) -> None:
         """At the end of a period: undo a change of the window that has cost hits."""
-        ratio = min(1.0, self.period_hits / self.period_accesses)
-        chance = math.sqrt(2 * max(0.0, self.last_ratio) * (1 - self.last_ratio) / self.period_accesses)
-        self.period_accesses = self.period_hits = 0
+        accesses, ratio = self.accesses, min(1.0, self.hits / self.accesses)
+        self.accesses = self.hits = 0
         if self.rests:
             self.rests -= 1
-        elif (
-            self.last_ratio >= 0
-            and abs(self.grow - self.last_grow) > entries * 0.05
-            and ratio < min(self.last_ratio * 0.95, self.last_ratio - 3 * chance)
-        ):
-            self.grow, self.trend, self.rests = self.last_grow, 0.0, RESTS
+        elif self.ghosts_before == 0:
+            ratio = FILLING
+        elif self.last_ratio == FILLING:
+            ratio = FILLED
+        elif ratio < self.last_ratio and abs(self.grow - self.last_grow) > entries * 0.05:
+            chance = math.sqrt(2 * self.last_ratio * (1 - self.last_ratio) / accesses)
+            if ratio < min(self.last_ratio * 0.95, self.last_ratio - 3 * chance):
+                self.grow, self.trend, self.rests = self.last_grow, 0.0, RESTS
             return
         self.last_ratio, self.last_grow = ratio, self.grow
 
     def touch(self, reads: dict[str, int]) -> None:
         """Record reads, oldest first."""
+        self.ghosts_before = len(self.ghosts)
         tail = math.inf
         if self.grow > 0:
             cold, rank = self.tiers[COLD].order(), self.share(TAIL_PART)
@@ -185,7 +188,7 @@ class TinyLFU:
         for tier in (*self.tiers, self.ghosts):
             tier.clear()
         self.start_adapting()
-        self.accesses, self.halvings = 0, [0, 0, 0, 0]
+        self.halvings = [0, 0, 0, 0]
 
     def balance(self, keep: str | None = None) -> None:
         """Bring hot, warm, the window and the whole cache within their capacities."""
@@ -242,12 +245,11 @@ def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
         for name, tier in zip((*TIERS, "ghost"), (*model.tiers, model.ghosts), strict=True)
     }
     meta = raw.hgetall(where.meta)
-    pairs["accesses"] = int(meta.get("accesses", 0)), model.accesses
+    pairs["accesses"] = int(meta.get("accesses", 0)), model.hits * 10**8 + model.accesses
     pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), model.grow
-    pairs["period"] = int(meta.get("period", 0)), model.period_hits * 10**8 + model.period_accesses
     pairs["climb"] = (
-        pytest.approx([float(number) for number in meta.get("climb", "0 0 -1 0").split()]),
-        [model.trend, model.rests, model.last_ratio, model.last_grow],
+        pytest.approx([float(number) for number in meta.get("climb", "0 0 -2 0 0").split()]),
+        [model.trend, model.rests, model.last_ratio, model.last_grow, model.age],
     )
     pairs["halvings"] = (
         [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],

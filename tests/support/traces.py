@@ -9,7 +9,8 @@ import random
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle
+from itertools import count as numbers
 from pathlib import Path
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -65,6 +66,81 @@ def births(count: int, life: int, seed: int = 1) -> list[str]:
 def loop(count: int, keys: int) -> list[str]:
     """Return a trace that repeats the same keys in order: an LRU smaller than the loop always misses."""
     return [f"l{at % keys}" for at in range(count)]
+
+
+def mix(count: int, keys: int, seed: int) -> list[str]:
+    """Return a trace of two to four patterns, whose shares change from phase to phase.
+
+    The patterns are stable and drifting popularity, a loop, a scan of new keys, repeated reads of recent keys, births,
+    and a small pool that alternates with a large one. Some traces change the pattern at each access, others at every
+    4th or 32nd access.
+    """
+    chance = random.Random(seed)
+    patterns = [
+        chance.choice(_PATTERNS)(chance, f"{at}-", max(20, int(keys * chance.uniform(0.3, 1))), count)
+        for at in range(chance.randint(2, 4))
+    ]
+    phases = chance.choice([1, 1, 2, 3, 4, 6, 8])
+    shares = [[chance.expovariate(1) + 0.05 for _ in patterns] for _ in range(phases)]
+    burst = chance.choice([1, 1, 4, 32])
+    trace: list[str] = []
+    while len(trace) < count:
+        pattern = chance.choices(patterns, shares[min(phases - 1, len(trace) * phases // count)])[0]
+        trace.extend(pattern(len(trace)) for _ in range(burst))
+    return trace[:count]
+
+
+def _stable(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
+    draw = _ranks(keys, chance.uniform(0.6, 1.2), chance)
+    return lambda _: f"{name}{draw()}"
+
+
+def _drifting(chance: random.Random, name: str, keys: int, count: int) -> Callable[[int], str]:
+    draw, turns = _ranks(keys, chance.uniform(0.8, 1.1), chance), chance.uniform(0.3, 3)
+    return lambda at: f"{name}{int(draw() + keys * turns * at / count)}"
+
+
+def _looping(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
+    key = cycle(range(max(5, int(keys * chance.uniform(0.01, 0.3)))))
+    return lambda _: f"{name}{next(key)}"
+
+
+def _scanning(_: random.Random, name: str, __: int, ___: int) -> Callable[[int], str]:
+    key = numbers()
+    return lambda _: f"{name}{next(key)}"
+
+
+def _recent(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
+    """Read a recent key, at an exponential distance in a stack of keys by last access, or a new key."""
+    distance, new = max(5, keys * chance.uniform(0.01, 0.1)), chance.uniform(0.05, 0.3)
+    stack: list[str] = []
+    fresh = numbers()
+
+    def draw(_: int) -> str:
+        back = len(stack) if chance.random() < new else int(chance.expovariate(1 / distance))
+        stack.append(stack.pop(-1 - back) if back < len(stack) else f"{name}{next(fresh)}")
+        del stack[:-keys]
+        return stack[-1]
+
+    return draw
+
+
+def _born(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
+    life, gap, reads = keys * chance.uniform(0.01, 0.1), chance.randint(2, 8), numbers()
+    return lambda _: f"{name}{next(reads) // gap - int(chance.expovariate(1 / life))}"
+
+
+def _two_pools(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
+    pools = cycle([("a", max(3, int(keys * chance.uniform(0.005, 0.05)))), ("b", keys)])
+
+    def draw(_: int) -> str:
+        pool, size = next(pools)
+        return f"{name}{pool}{chance.randrange(size)}"
+
+    return draw
+
+
+_PATTERNS = (_stable, _stable, _drifting, _looping, _scanning, _recent, _recent, _born, _two_pools)
 
 
 def _ranks(keys: int, skew: float, chance: random.Random) -> Callable[[], int]:

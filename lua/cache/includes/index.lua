@@ -8,7 +8,7 @@
 -- values and of <tag>:deferred:<version> from the name of META.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
--- orders reads, versions and evictions. Frequencies age: every 15 * capacity accesses, all frequencies are halved.
+-- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
 -- META holds the clocks of the last four halvings. A stored frequency is halved only when its score is read: once for
 -- each halving since the score was written. Ageing therefore rewrites no scores.
 --
@@ -25,8 +25,8 @@
 -- costs hits, since it evicts entries without a comparison. Therefore the window moves far only while the signals of
 -- both kinds agree: `trend` is their moving average, and a step is proportional to its square. If the signals balance,
 -- the window stays. The signals measure the gain of a small change only. A loop that nearly fits into the cache can
--- pull the window through sizes with far fewer hits. Therefore the hit ratios of successive periods are compared too. If
--- the window has moved and the hit ratio has fallen, the window returns and rests for some periods.
+-- pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are compared too. If the window
+-- has moved and the hit ratio has fallen, the window returns and rests for some periods.
 --
 -- Where popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it
 -- falls by 25 points or more.
@@ -80,19 +80,18 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   end
   local lfu = policy == 'tinylfu'
   -- Read each key that may be written later. If a key has the wrong type, this read fails before anything is written.
-  local n, newcomers, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil
+  local n, newcomers, ghosts, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil, nil
   if hot > 0 then call('ZCARD', HOT) end
   if warm > 0 then call('ZCARD', WARM) end
   call('ZCARD', COLD)
   if lfu then
-    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings', 'period', 'climb')
+    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings', 'climb')
     accesses, grow = whole_number(ageing[1], 0), number(ageing[2] or 0)
     local is_number = grow and grow >= 0 and grow < 9e15
     if not accesses or not is_number or not string.match(ageing[3] or '0 0 0 0', '^%d+ %d+ %d+ %d+$') then
       return nil, corrupt(META, 'accesses, grow or halvings of another form')
     end
-    newcomers = call('ZCARD', NEW)
-    call('ZCARD', GHOST)
+    newcomers, ghosts = call('ZCARD', NEW), call('ZCARD', GHOST)
   end
   if next_ms then call('ZCARD', EXP) end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
@@ -105,17 +104,16 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
-    n = n, newcomers = newcomers, bytes = held,
+    n = n, newcomers = newcomers, ghosts = ghosts, bytes = held,
     next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if EXP is empty
     deferred_count = deferred_count, resent = resent,
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
     marks = marks,          -- see expect.lua; false if no entries move here
-    accesses = accesses, grow = grow,
+    accesses = accesses, grow = grow,  -- accesses is hits * 10^8 + accesses in the current period
     halvings = lfu and (ageing[3] or '0 0 0 0'),
-    period = lfu and whole_number(ageing[4], 0) or 0,                  -- hits * 10^8 + accesses in the current period
-    climb = false,          -- trend, periods to rest, hit ratio and window of the last period; read when needed
+    climb = false,          -- how the window moves, see adapt; read when needed
     halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,
     dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
   }
@@ -142,14 +140,16 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     -- Return a fraction of the capacity, in entries. If there are fewer entries, return a fraction of their number.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
 
-    -- Adapt the window. Direction 1 is a signal to widen it, -1 to narrow it. Direction 0 ends a period.
+    -- Adapt the window. Direction 1 is a signal to widen it, -1 to narrow it. Direction 0 ends a period, which has
+    -- about 4 * capacity accesses. META's field climb holds the trend, the number of periods to rest, the hit ratio and
+    -- the window of the period to compare with, and the number of periods since the last halving.
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
       if not c then                      -- starts again if another program has changed the text
-        local trend, rest, ratio, grow =
-          string.match(I.ageing[5] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*)$')
-        c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -1) or -1,
-          grow = tonumber(grow or 0) or 0}
+        local trend, rest, ratio, grow, age =
+          string.match(I.ageing[4] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
+        c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
+          grow = tonumber(grow or 0) or 0, age = tonumber(age or 0)}
         I.climb = c
       end
       local max = math.max(0, I.total - 2)
@@ -162,15 +162,25 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
         return
       end
-      local accesses = I.period % 1e8
-      local ratio = math.min(1, (I.period - accesses) / 1e8 / accesses)
-      I.period = 0
+      local accesses = I.accesses % 1e8
+      local ratio = math.min(1, (I.accesses - accesses) / 1e8 / accesses)
+      I.accesses = 0
+      c.age = c.age + 1
+      if c.age >= 4 then
+        c.age = 0
+        I.halvings = I.text(I.clock) .. ' ' .. string.match(I.halvings, '%d+ %d+ %d+')
+        I.halved = I.clock
+      end
       if c.rest > 0 then c.rest = c.rest - 1
-      elseif c.ratio >= 0 and math.abs(I.grow - c.grow) > entries * 0.05 and ratio < c.ratio * 0.95
-        and ratio < c.ratio - 3 * math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses) then    -- more than chance
-        I.grow = math.min(max, c.grow)
-        c.trend, c.rest = 0, 4
-        return
+      elseif I.ghosts == 0 then ratio = -2           -- nothing was evicted yet: no hit ratio to compare with
+      elseif c.ratio == -2 then ratio = -1           -- the cache became full during this period
+      elseif ratio < c.ratio and math.abs(I.grow - c.grow) > entries * 0.05 then
+        local chance = math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses)
+        if ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance then
+          I.grow = math.min(max, c.grow)
+          c.trend, c.rest = 0, 4
+        end
+        return                           -- compare with the better period again, since the window may move slowly
       end
       c.ratio, c.grow = ratio, I.grow
     end
@@ -200,15 +210,9 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   function I.tick(n, hits)
     I.clock = I.clock + 1
     if not I.lfu then return end
-    local entries = I.total < 1e9 and I.total or math.max(100, I.n)
-    I.accesses = I.accesses + n
-    I.period = I.period + n + hits * 1e8
-    if I.period % 1e8 >= math.min(2e7, math.max(100, 4 * entries)) then I.adapt(0) end
-    if I.accesses >= 15 * entries then
-      I.accesses = 0
-      I.halvings = I.text(I.clock) .. ' ' .. string.match(I.halvings, '%d+ %d+ %d+')
-      I.halved = I.clock
-    end
+    I.accesses = I.accesses + n + hits * 1e8
+    local period = 4 * (I.total < 1e9 and I.total or math.max(100, I.n))
+    if I.accesses % 1e8 >= math.min(2e7, period) then I.adapt(0) end
   end
 
   -- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores. A
@@ -444,11 +448,10 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end
     if I.lfu then
       note('accesses', I.text(I.accesses))
-      if I.period < 9e15 then note('period', I.text(I.period)) end
       if I.grow ~= tonumber(I.ageing[2] or 0) then note('grow', I.grow) end
       if I.halvings ~= (I.ageing[3] or '0 0 0 0') then note('halvings', I.halvings) end
       local c = I.climb
-      if c then note('climb', string.format('%.17g %d %.17g %.17g', c.trend, c.rest, c.ratio, c.grow)) end
+      if c then note('climb', string.format('%.17g %d %.17g %.17g %d', c.trend, c.rest, c.ratio, c.grow, c.age)) end
     end
     if I.writer then note(I.writer[1], I.writer[2]) end
     if I.served or I.counters or I.expired > 0 then

@@ -11,7 +11,7 @@ from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from tests.support.cache_scan import faults
 from tests.support.mutants import alter
 from tests.support.servers import Raw
-from tests.support.tinylfu import HOT, TIERS, TinyLFU, differences
+from tests.support.tinylfu import COLD, FROM_WINDOW, HOT, RESTS, TIERS, TinyLFU, differences
 
 SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
 LARGE = [(8, 40, 160), (0, 0, 120)]
@@ -125,12 +125,10 @@ def test_server_state_matches_the_model_after_any_operations(
         ),
         ("I.adapt(-1)", "I.tail = 0"),
         ("I.adapt(1)", "I.tail = 0"),
-        ("c.trend, c.rest = 0, 4", "c.rest = 4"),
-        ("c.rest > 0 then c.rest = c.rest - 1", "false then c.rest = c.rest - 1"),
         ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
         ("f = I.aged(at, remembered % 8) + 1", "f = 1"),
         ("(i == 4 and 8 or 0)", "0"),
-        ("-1 - math.max(16, I.share(3))", "-1 - math.max(16, I.share(2))"),
+        ("-1 - math.max(16, I.share(3))", "-1 - math.max(16, I.share(1))"),
     ],
 )
 def test_changed_policy_fails_the_check(
@@ -139,3 +137,87 @@ def test_changed_policy_fails_the_check(
     alter(monkeypatch, "cache/put", line, instead)
 
     assert work(Both(backend, raw, (8, 40, 160)), 1, 2500, 50) != []
+
+
+WINDOW = 50
+"""Entries by which the window has grown at the start of the tests of periods; the cache has 100 entries."""
+
+
+def scan_after_good_period(backend: Backend, raw: Raw) -> Both:
+    """Fill a cache with evictions, and set the state as if its window had moved after a period with 90 % of hits.
+
+    Then scan new keys for a period, without any hit.
+    """
+    both = Both(backend, raw, (0, 0, 100))
+    for number in range(250):
+        both.put(f"fill{number}")
+    both.flush()
+    both.model.grow, both.model.trend, both.model.last_ratio, both.model.last_grow = WINDOW, 0.5, 0.9, 2.0
+    raw.hset(both.where.meta, mapping={"grow": WINDOW, "climb": f"0.5 0 0.9 2 {both.model.age}"})
+    before = both.model.accesses
+    number = 0
+    while both.model.accesses >= before:
+        before = both.model.accesses
+        both.put(f"scan{number}")
+        number += 1
+    return both
+
+
+@pytest.mark.servers("valkey")
+def test_window_returns_if_its_move_cost_hits(backend: Backend, raw: Raw) -> None:
+    both = scan_after_good_period(backend, raw)
+
+    assert both.differences() == []
+    assert both.model.grow == 2
+    assert both.model.rests == RESTS
+
+
+@pytest.mark.servers("valkey")
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("I.grow = math.min(max, c.grow)", "I.grow = max"),
+        ("c.trend, c.rest = 0, 4", "c.rest = 4"),
+        ("c.trend, c.rest = 0, 4", "c.trend = 0"),
+    ],
+)
+@pytest.mark.thorough
+def test_changed_return_of_the_window_fails_the_check(
+    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch, line: str, instead: str
+) -> None:
+    alter(monkeypatch, "cache/put", line, instead)
+    assert scan_after_good_period(backend, raw).differences() != []
+
+
+@pytest.mark.servers("valkey")
+def test_balanced_signals_leave_the_window(backend: Backend, raw: Raw) -> None:
+    """Signals of both directions in turn move the window by less than one entry, and signals of one direction by 30."""
+    both = Both(backend, raw, (0, 0, 100))
+    for number in range(160):
+        both.put(f"k{number}")
+    both.flush()
+    moved = []
+    for agree in (False, True):
+        both.model.grow, both.model.trend = 20.0, 0.0
+        raw.hset(both.where.meta, mapping={"grow": 20, "climb": "0 0 -1 20 0"})
+        both.model.last_ratio, both.model.last_grow, both.model.age = -1.0, 20.0, 0
+        for step in range(40):
+            signal(both, 1 if agree or step % 2 else -1)
+        assert both.differences() == []
+        moved.append(abs(both.model.grow - 20))
+    assert moved[0] < 1
+    assert moved[1] > 10
+
+
+def signal(both: Both, direction: int) -> None:
+    """Read the oldest entry of cold, or put the last evicted key again, as if it had left from the window."""
+    if direction < 0:
+        both.get(both.model.tiers[COLD].order()[0])
+        both.flush()
+        return
+    key = both.model.ghosts.order()[-1]
+    if both.model.ghosts[key] % 16 < FROM_WINDOW:
+        both.model.ghosts[key] += FROM_WINDOW
+        both.raw.zincrby(both.where.ghost, FROM_WINDOW, key)
+    both.put(key)
+    both.flush()
