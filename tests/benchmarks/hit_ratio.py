@@ -31,7 +31,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.model import MIN_SHARD_ENTRIES
 from tests.benchmarks.measure import Bench, Row
-from tests.support.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
+from tests.support.traces import births, drift, loop, lru_hits, mix, optimal_hits, read_trace, zipf, zipf_scan_loop
 from tests.support.workers import Workers
 
 PROCESSES = 8
@@ -39,6 +39,13 @@ SHARE = 4
 """Number of accesses that a process takes at a time, when several processes share a trace."""
 BELOW_TINYLFU = 0.5
 """Percentage points by which the mean hit ratio may lie below that of W-TinyLFU."""
+MIXES = 20
+MIX_SIZES = (0.005, 0.02, 0.05, 0.1, 0.2)
+"""Sizes of the cache for generated mixes, as shares of the number of distinct keys."""
+MEAN_BELOW, SINGLE_BELOW = 0.3, 1.5
+"""Percentage points by which the mean over all mixes, and a single mix, may lie below W-TinyLFU."""
+PROCESSES_APART = 0.5
+"""Percentage points by which the means of one process and of eight may differ."""
 MOST_SHARDS = 16
 BELOW_ONE_SHARD = 0.5
 """Percentage points by which a hit ratio with 16 shards may lie below that of the same cache with one shard."""
@@ -97,6 +104,45 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
             f"hit ratio, mean of {len(scenes)}, {by}", f"{mean:.1f} %", figures(lru, theirs, best), None, goal, met
         )
     yield from divided(bench, named or made_large(full=bench.full))
+    if not named:
+        yield from mixed(bench)
+
+
+def mixed(bench: Bench) -> Iterator[Row]:
+    """Compare generated mixes with W-TinyLFU: the mean and the worst difference, by one process and by eight."""
+    scenes = list(made_mixes(full=bench.full))
+    peers = theine_means(scenes)
+    if peers is None:
+        return
+    means = []
+    for processes in (1, PROCESSES):
+        above = [
+            (percents(scene, hits(bench.url, scene, processes)) - percents(scene, theirs), scene)
+            for scene, theirs in zip(scenes, peers, strict=True)
+        ]
+        means.append(statistics.fmean(points for points, _ in above))
+        worst, scene = min(above, key=lambda pair: pair[0])
+        by = f"{processes} process" + ("es" if processes > 1 else "")
+        goal = f">= -{MEAN_BELOW}"
+        yield Row(
+            f"hit ratio, {len(scenes)} mixes, {by}",
+            f"{means[-1]:+.1f}",
+            "W-TinyLFU",
+            None,
+            goal,
+            means[-1] >= -MEAN_BELOW,
+        )
+        goal, name = f">= -{SINGLE_BELOW}", f"W-TinyLFU, {scene.name} {scene.size:,}"
+        yield Row(f"hit ratio, worst mix, {by}", f"{worst:+.1f}", name, None, goal, worst >= -SINGLE_BELOW)
+    apart = means[0] - means[1]
+    yield Row(
+        "hit ratio, mixes, 1 process",
+        f"{apart:+.2f}",
+        f"{PROCESSES} processes",
+        None,
+        f"+-{PROCESSES_APART}",
+        abs(apart) <= PROCESSES_APART,
+    )
 
 
 def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
@@ -185,6 +231,31 @@ def made_large(*, full: bool) -> Iterator[Scene]:
     yield Scene("zipf", zipf(count, 20_000, 0.9), 4000)
     yield Scene("zipf, scan, loop", zipf_scan_loop(count, 20_000), 4000)
     yield Scene("drifting zipf", drift(count, 20_000, 3), 4000, drifts=True)
+
+
+def made_mixes(*, full: bool) -> Iterator[Scene]:
+    """Yield generated mixes, each with several sizes of the cache."""
+    count, seeds, parts = (20_000, range(1, MIXES + 1), MIX_SIZES) if full else (6000, (2, 22), MIX_SIZES[2:4])
+    for seed in seeds:
+        trace = mix(count, count // 8, seed)
+        distinct = len(set(trace))
+        for size in sorted({max(25, round(distinct * part)) for part in parts}):
+            yield Scene(f"mix {seed}", trace, size)
+
+
+def theine_means(scenes: Sequence[Scene], processes: int = 5) -> list[float] | None:
+    """Return the mean hits of W-TinyLFU in several processes, since each process has its own hash seed."""
+    if importlib.util.find_spec("theine") is None:
+        return None
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return [
+            statistics.fmean(found)
+            for found in zip(*pool.map(_theine_all, [scenes] * processes, chunksize=1), strict=True)
+        ]
+
+
+def _theine_all(scenes: Sequence[Scene]) -> list[int]:
+    return [theine_hits(scene, runs=1) or 0 for scene in scenes]
 
 
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:

@@ -19,7 +19,7 @@ HOT, WARM, COLD, NEW = range(4)
 TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
 GHOSTS, MIN_GHOSTS = 3, 16
-PERIOD, PERIODS, RESTS = 4, 4, 4
+PERIOD, PERIODS, RESTS = 4, 4, 8
 """Accesses in a period, as a multiple of the cache's size; periods between two halvings of the frequencies; periods
 without a change of the window after a return."""
 FILLING, FILLED = -2.0, -1.0
@@ -121,8 +121,8 @@ class TinyLFU:
     def touch(self, reads: dict[str, int]) -> None:
         """Record reads, oldest first."""
         self.ghosts_before = len(self.ghosts)
-        tail = math.inf
-        if self.grow > 0:
+        tail: float = -1
+        if self.grow >= 1:
             cold, rank = self.tiers[COLD].order(), self.share(TAIL_PART)
             tail = self.tiers[COLD][cold[rank]] if rank < len(cold) else math.inf
         for key, count in reads.items():
@@ -132,7 +132,7 @@ class TinyLFU:
             entries = min(self.total, len(self))
             score = self.tiers[tier].pop(key)
             self.tick(count, count, entries)
-            if tier == COLD and self.grow > 0 and score <= tail:
+            if tier == COLD and self.grow >= 1 and score <= tail:
                 self.signal(-1, entries)
             to = tier
             if tier not in (NEW, self.top):

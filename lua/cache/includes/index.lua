@@ -178,7 +178,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         local chance = math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses)
         if ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance then
           I.grow = math.min(max, c.grow)
-          c.trend, c.rest = 0, 4
+          c.trend, c.rest = 0, 8
         end
         return                           -- compare with the better period again, since the window may move slowly
       end
@@ -241,7 +241,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
   function I.record_reads(keys, counts)
     local sizes, tiers, scores = I.locate(keys)
-    if I.lfu and I.grow > 0 then         -- I.tail is the highest score of the old end of cold, a tenth of the cache
+    if I.lfu and I.grow >= 1 then        -- I.tail is the highest score of the old end of cold, a tenth of the cache
       local rank = I.share(0.1)
       I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
     end
@@ -256,7 +256,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         if I.lfu then
           f = math.min(15, I.frequency(scores[p]) + n)
           -- a read of an entry at the old end of cold shows that the window is too wide
-          if from == 3 and I.grow > 0 and scores[p] <= I.tail then I.adapt(-1) end
+          if from == 3 and I.grow >= 1 and scores[p] <= (I.tail or 0) then I.adapt(-1) end
         end
         if to ~= from then
           leave[from][#leave[from] + 1] = keys[p]

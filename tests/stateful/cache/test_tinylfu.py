@@ -177,8 +177,8 @@ def test_window_returns_if_its_move_cost_hits(backend: Backend, raw: Raw) -> Non
     ("line", "instead"),
     [
         ("I.grow = math.min(max, c.grow)", "I.grow = max"),
-        ("c.trend, c.rest = 0, 4", "c.rest = 4"),
-        ("c.trend, c.rest = 0, 4", "c.trend = 0"),
+        ("c.trend, c.rest = 0, 8", "c.rest = 4"),
+        ("c.trend, c.rest = 0, 8", "c.trend = 0"),
     ],
 )
 @pytest.mark.thorough
