@@ -167,7 +167,7 @@ def figures(lru: float, tinylfu: float | None, best: float) -> str:
     return f"LRU {lru:.1f}, W-TinyLFU {theirs}, best {best:.1f}"
 
 
-def percents(scene: Scene, count: int | None) -> Any:
+def percents(scene: Scene, count: float | None) -> Any:
     return None if count is None else 100 * count / len(scene.trace)
 
 
