@@ -20,13 +20,13 @@
 -- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has three times as many members
 -- as there are residents.
 --
--- The window adapts. When keys that were evicted from the window are soon stored again, it grows. It may fill the whole
--- cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each change of the window
--- costs hits, since it evicts entries without a comparison. Therefore the window moves far only while the signals of
--- both kinds agree: `trend` is their moving average, and a step is proportional to its square. If the signals balance,
--- the window stays. The signals measure the gain of a small change only. A loop that nearly fits into the cache can
--- pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are compared too. If the window
--- has moved and the hit ratio has fallen, the window returns and rests for some periods.
+-- The window adapts. When keys that were evicted from the window are soon stored again, it grows. It may fill the
+-- whole cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each change of
+-- the window costs hits, since it evicts entries without a comparison. Therefore the window moves far only while the
+-- signals of both kinds agree: `trend` is their moving average, and a step is proportional to its square. If the
+-- signals balance, the window stays. The signals measure the gain of a small change only. A loop that nearly fits
+-- into the cache can pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are
+-- compared too. If the window has moved and the hit ratio has fallen, the window returns and rests for some periods.
 --
 -- Where popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it
 -- falls by 25 points or more.
@@ -393,8 +393,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         else break end
       end
     end
-    -- Keep three times as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions, otherwise at
-    -- every 16th access.
+    -- Keep three times as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions,
+    -- otherwise at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(3)))
     end
