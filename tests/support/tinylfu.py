@@ -18,7 +18,7 @@ from tests.support.servers import Raw
 HOT, WARM, COLD, NEW = range(4)
 TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
-GHOSTS, MIN_GHOSTS = 3, 16
+GHOSTS, MIN_GHOSTS = 2, 16
 PERIOD, PERIODS, RESTS = 4, 4, 8
 """Accesses in a period, as a multiple of the cache's size; periods between two halvings of the frequencies; periods
 without a change of the window after a return."""

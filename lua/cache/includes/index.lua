@@ -17,7 +17,7 @@
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
 -- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the one
--- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has three times as many members
+-- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members
 -- as there are residents.
 --
 -- The window adapts. When keys that were evicted from the window are soon stored again, it grows. It may fill the
@@ -393,10 +393,10 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         else break end
       end
     end
-    -- Keep three times as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions,
+    -- Keep twice as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions,
     -- otherwise at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
-      I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(3)))
+      I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end
   end
 

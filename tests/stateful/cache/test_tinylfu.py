@@ -128,7 +128,7 @@ def test_server_state_matches_the_model_after_any_operations(
         ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
         ("f = I.aged(at, remembered % 8) + 1", "f = 1"),
         ("(i == 4 and 8 or 0)", "0"),
-        ("-1 - math.max(16, I.share(3))", "-1 - math.max(16, I.share(1))"),
+        ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
     ],
 )
 def test_changed_policy_fails_the_check(
