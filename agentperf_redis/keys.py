@@ -32,12 +32,11 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lock:invoices}:spent:@<token>  STRING  why a late copy of that request is refused
     agentperf:{semaphore:gpus}:...            the same, for a semaphore
 
-    agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
+    agentperf:{cache:answers}:e:<key>         STRING  version, request, facts, value: see cache/entry_format.py; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + its frequency, + 8
                                               if it was evicted from the window
-    agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the cache has exactly these keys
-    agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
+    agentperf:{cache:answers}:size            HASH  key -> "<bytes> <hits>"; the cache has exactly these keys
     agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations; kept
                                               for a day after `cache drop`
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
@@ -287,7 +286,6 @@ class CacheKeys:
     """``agentperf:{cache:answers}``."""
     meta: str
     size: str
-    exp: str
     new: str
     hot: str
     warm: str
@@ -322,7 +320,7 @@ def cache(namespace: str, service: str, name: str) -> CacheKeys:
 
 
 def _cache_keys(tag: str) -> CacheKeys:
-    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent marks history bus e: l: r:"
+    parts = "meta size new hot warm cold ghost deferred epochs tags resent marks history bus e: l: r:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 

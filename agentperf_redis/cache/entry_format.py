@@ -1,20 +1,22 @@
-"""The stored form of an entry: a header line, then the value's bytes.
+"""The stored form of an entry: a header, then the value's bytes. `lua/cache/includes/header.lua` is the counterpart.
 
-    178463520012345 1784635500123 Yk3vPq0w 1250 60000 news,team%201 m...
-    version         expiry, ms    request  cost fresh tags          value
+    %)xQ1b:K.Yk3vPm...                                  an entry that was put, and has no tags
+    %)xQ1b:K+Yk3vP1784635500123 1250 60000 news,team%201 0 m...    any other one
 
-The version is the cache's clock at the time of the write, in units of 10 us since 1970. `put.lua` writes version
-and expiry; the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
-the value is fresh, in ms; 0 means until it expires. Stored bytes are not trusted: every field is validated.
+The version has 8 digits to the base of 90, and "%" is the digit 0. It is the cache's clock at the time of the write,
+in units of 10 us since 1970. After a dot or a plus sign, there is the beginning of the request id, 5 characters. Of
+10^9 repeated requests that meet an entry of another request, one takes it for its own. Each part has a fixed size, and
+the whole 14 bytes: a value of 1,000 bytes then stays in the block of 1,024 bytes that the allocator gives it anyway.
 
-If the stored name of an entry does not contain the whole key, the entry also holds the key. The request id then ends
-with a tilde and the size of the key in bytes, and the key precedes the value:
-
-    178463520012345 1784635500123 Yk3vPq0w~312 1250 60000 news Summarize the text ... m...
+After a plus sign, there are, with blanks between them: expiry, ms since 1970; cost, the computing time in ms; fresh,
+the time after the write for which the value is fresh, in ms (0 means until it expires); tags; the size of the key in
+bytes, and the key. The key is empty if the stored name of the entry contains it. `put.lua` writes version and expiry;
+the client writes the rest. Stored bytes are not trusted: every field is validated.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -26,8 +28,6 @@ from agentperf_redis.keys import stored_name
 
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
-_HIT = 10**10
-"""In the size index, an entry's number is reads * _HIT + bytes."""
 _FREQUENCIES = 16
 """A score is the clock of the last access * _FREQUENCIES + the frequency."""
 
@@ -35,14 +35,19 @@ LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: the last time that Python's datetime can express."""
 MAX_KEY_BYTES = 4096
 """Maximum size of a key that its entry holds. Without a limit, reads of small values could transfer very long keys."""
-_PARTS = 7
-_KEY_MARK = "~"
-"""Not in the alphabet of request ids."""
-_KEY_MARK_BYTES = _KEY_MARK.encode()
+_BASE, _ZERO = 90, 37
+_DIGITS = bytes(range(_ZERO, _ZERO + _BASE))
+_OFFSET = sum(_ZERO * _BASE**power for power in range(8))
+_REQUEST = re.compile(rb"[\w-]{5}", re.ASCII)
+_VERSION_BYTES, _FIXED_BYTES = 8, 14
+_PLAIN, _FULL = b".", b"+"
+_FACTS = 5
+"""Parts of an entry after a plus sign, up to the size of the key."""
 _MAX_DIGITS = 16
 """Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
-MAX_VERSION = 2**53
-"""Maximum clock reading; it lies in the year 4824."""
+MAX_VERSION = 90**8 - 1
+"""Maximum version of an entry; it lies in the year 3334."""
+_SIZE = re.compile(r"([0-9]{1,16})(?: ([0-9]{1,16}))?")
 
 
 class Stored(NamedTuple):
@@ -52,7 +57,8 @@ class Stored(NamedTuple):
 
     Attributes:
         version: the cache's clock when the entry was written.
-        expires_ms: when the entry expires, ms since 1970; 0 for never.
+        expires_ms: when the entry expires, ms since 1970; 0 for never, or if the header does not contain it, as the
+            computing time is 0. The command PEXPIRETIME then returns it.
         cost_ms: how long it took to compute the value, ms; 0 if the value was put.
         fresh_until_ms: when the value is due for a refresh, ms since 1970; 0 if it stays fresh until the entry expires.
         tags: percent-encoded.
@@ -89,19 +95,31 @@ CLOSED = b" ".join([b"8999999999999999"] * 3)
 """The epochs of a closed shard, whose entries move to another layout; see fence.lua. They invalidate everything."""
 
 
-def new_request(key: str, name: str) -> str:
-    """Return a new random request id for a put of `key`; `name` is the stored name of the key."""
-    request = secrets.token_urlsafe(9)
-    if plain_text(key) == name:
-        return request
-    size = len(key.encode())
-    return f"{request}{_KEY_MARK}{size}" if size <= MAX_KEY_BYTES else request
+def new_request() -> str:
+    """Return a new random request id."""
+    return secrets.token_urlsafe(9)
 
 
-def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes, key: str = "") -> bytes:
-    """Return the client's part of an entry. Tags are percent-encoded; a `fresh_ms` of 0 means until it expires."""
-    held = plain_text(key) if _KEY_MARK in request else ""
-    return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} {held}".encode() + data
+def payload(
+    request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes, key: str = "", name: str = ""
+) -> bytes:
+    """Return the client's part of an entry.
+
+    Args:
+        request: the request id.
+        cost_ms: computing time.
+        fresh_ms: time for which the value is fresh; 0 means until it expires.
+        tags: percent-encoded.
+        data: the encoded value.
+        key: the key.
+        name: stored name of the key. If it is another text, the entry holds the key.
+    """
+    held = b"" if plain_text(key) == name else plain_text(key).encode()
+    if len(held) > MAX_KEY_BYTES:
+        held = b""
+    if not (cost_ms or fresh_ms or tags or held):
+        return f".{request[:5]}".encode() + data
+    return f"+{request[:5]}{cost_ms} {fresh_ms} {','.join(tags)} {len(held)} ".encode() + held + data
 
 
 def parse(entry: bytes) -> Stored:
@@ -110,26 +128,43 @@ def parse(entry: bytes) -> Stored:
     Raises:
         Undecodable: the bytes are not a valid entry.
     """
+    written, form = version_of(entry), entry[_VERSION_BYTES : _VERSION_BYTES + 1]
+    if written is None or not _REQUEST.match(entry, _VERSION_BYTES + 1):
+        raise Undecodable("an entry without its header")
+    if form == _PLAIN:
+        return Stored(written, 0, 0, 0, (), entry[_FIXED_BYTES:])
     try:
-        version, expires, request, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
+        expires, cost, fresh, tags, size, data = entry[_FIXED_BYTES:].split(b" ", _FACTS)
         # int() would also accept signs, blanks and underscores.
-        if not (version + expires + cost + fresh).isdigit():
+        if form != _FULL or not (expires + cost + fresh + size).isdigit():
             raise Undecodable("an entry whose header holds other text than whole numbers")
         if len(cost) > _MAX_DIGITS or len(fresh) > _MAX_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
-        written, until = int(version), int(expires)
-        if written > MAX_VERSION or until > LAST_MS:
+        until, held = int(expires), int(size)
+        if until > LAST_MS:
             raise Undecodable("an entry with an impossible time")
+        if held > MAX_KEY_BYTES:
+            raise Undecodable("an entry with a key of an impossible size")
         stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()
-        if _KEY_MARK_BYTES in request:
-            size = int(request.rpartition(_KEY_MARK_BYTES)[2])
-            if not 0 <= size <= MAX_KEY_BYTES:
-                raise Undecodable("an entry with a key of an impossible size")
-            return Stored(written, until, int(cost), stale_at, names, data[size:], data[:size])
-        return Stored(written, until, int(cost), stale_at, names, data)
+        return Stored(written, until, int(cost), stale_at, names, data[held:], data[:held])
     except ValueError:  # also raised if a tag is not UTF-8
-        raise Undecodable("an entry without its header line") from None
+        raise Undecodable("an entry without its header") from None
+
+
+def version_of(entry: bytes) -> int | None:
+    """Return the version at the beginning of an entry; None if there is none."""
+    head = entry[:_VERSION_BYTES]
+    if len(head) < _VERSION_BYTES or head.translate(None, _DIGITS):
+        return None
+    a, b, c, d, e, f, g, h = head
+    version: int = ((((((a * 90 + b) * 90 + c) * 90 + d) * 90 + e) * 90 + f) * 90 + g) * 90 + h - _OFFSET
+    return version
+
+
+def version_digits(version: int) -> bytes:
+    """Return the 8 digits with which an entry of this version begins."""
+    return bytes(_ZERO + version // _BASE**power % _BASE for power in range(_VERSION_BYTES - 1, -1, -1))
 
 
 def held_key(stored: Stored, name: str) -> str | None:
@@ -142,9 +177,8 @@ def held_key(stored: Stored, name: str) -> str | None:
 
 
 def version_text(entry: bytes | None) -> str:
-    """Return the version at the beginning of an entry, as text. The text is empty if there is no version."""
-    head = (entry or b"").split(b" ", 1)[0]
-    return head.decode() if head.isdigit() else ""
+    """Return the digits of the version at the beginning of an entry. The text is empty if there is no version."""
+    return "" if entry is None or version_of(entry) is None else entry[:_VERSION_BYTES].decode()
 
 
 def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
@@ -166,14 +200,21 @@ def timestamp(clock: int) -> datetime:
     return datetime.fromtimestamp(clock / CLOCK_PER_S, UTC)
 
 
-def pack_size(hits: int, size_bytes: int) -> int:
-    """Return the number that the size index holds for an entry; the counterpart of pack_size in index.lua."""
-    return hits * _HIT + size_bytes
+def pack_size(hits: int, size_bytes: int) -> str:
+    """Return the text that the size index holds for an entry; the counterpart of pack_size in index.lua."""
+    return f"{size_bytes} {hits}" if hits else str(size_bytes)
 
 
-def unpack_size(packed: float) -> tuple[int, int]:
-    """Return hits and bytes from a number in the size index; the counterpart of unpack_size in index.lua."""
-    return divmod(int(packed), _HIT)
+def unpack_size(packed: str | bytes) -> tuple[int, int]:
+    """Return hits and bytes from a text in the size index; the counterpart of unpack_size in index.lua.
+
+    Raises:
+        ValueError: the text is no such text.
+    """
+    found = _SIZE.fullmatch(packed.decode(errors="replace") if isinstance(packed, bytes) else packed)
+    if found is None:
+        raise ValueError(packed)
+    return int(found[2] or 0), int(found[1])
 
 
 def pack_score(clock: int, frequency: int) -> int:

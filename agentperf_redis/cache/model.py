@@ -319,10 +319,11 @@ class CacheStats:
         hot, warm, cold: statistics of the tiers; all entries of an LRUCache are in cold.
         hits: reads that returned a stored value.
         misses: reads that returned no stored value.
-        size: entries in the cache. An expired entry counts until a later write or a sweep removes it.
+        size: entries in the cache. An expired entry counts until a sweep or a later write removes it: the next write if
+            the cache or the shard has at most 32 entries, else one of about as many writes as there are entries.
         bytes: bytes of all keys and values.
         evictions: entries removed because the cache was full.
-        expirations: expired entries removed.
+        expirations: expired entries removed. If the server evicts keys itself, these may be among them.
         corrupt: reads that found bytes that are not a valid value. They also count as misses.
         seconds_saved: computing time that hits saved, seconds; only for values that were computed through the cache.
     """

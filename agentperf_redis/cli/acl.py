@@ -26,8 +26,9 @@ CONNECTING = ("ping", "echo", "select", "asking", "cluster|slots")
 _WORKER = (
     *CONNECTING,
     *("eval", "evalsha", "time", "type", "exists", "pttl", "get", "getrange", "mget", "set", "unlink", "rename"),
-    *("pexpire", "pexpireat", "persist", "ssubscribe", "sunsubscribe", "spublish", "hget", "hmget", "hgetall", "hset"),
-    *("hsetnx", "hdel", "hexists", "hlen", "hincrby", "hscan", "hrandfield", "zadd", "zrem", "zcard", "zcount"),
+    *("pexpire", "pexpireat", "pexpiretime", "persist", "ssubscribe", "sunsubscribe", "spublish", "hget", "hmget"),
+    *("hgetall", "hset", "hsetnx", "hdel", "hexists", "hlen", "hincrby", "hscan", "hrandfield", "zadd", "zrem"),
+    *("zcard", "zcount"),
     *("zscore", "zmscore", "zrank", "zrange", "zrangebyscore", "zrevrange", "zscan", "zdiff", "zpopmin"),
     *("zremrangebyrank", "zremrangebyscore", "zunionstore", "rpush", "lpop", "llen", "lindex", "lrange", "ltrim"),
     *("xadd", "xlen", "xrange", "xrevrange"),

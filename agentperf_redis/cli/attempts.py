@@ -93,6 +93,7 @@ def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]
         ("GETRANGE", key, "0", "0"),
         ("MGET", key),
         ("PTTL", key),
+        ("PEXPIRETIME", key),
         ("HGET", key, "field"),
         ("HGETALL", key),
         ("HLEN", key),
@@ -135,6 +136,7 @@ def script_calls(key: str, channel: str) -> list[tuple[str, ...]]:
         ("MGET", key),
         ("PERSIST", key),
         ("PEXPIRE", key, _SCRATCH_MS),  # after PERSIST: the scratch key always expires
+        ("PEXPIRETIME", key),
         ("PTTL", key),
         ("RENAME", key, key),
         ("RPUSH", key, "value"),

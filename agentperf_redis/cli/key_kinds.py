@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score, unpack_size
+from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score
 from agentperf_redis.keys import decoded, whole_resource
 from agentperf_redis.metrics.histogram import bucket_bounds
 
@@ -50,12 +50,6 @@ def access(value: float) -> str:
     """Return the text for an entry's score, a number that packs the last access and the frequency of the entry."""
     clock, frequency = unpack_score(value)
     return f"{at_clock(clock)}, frequency {frequency}"
-
-
-def hits_and_bytes(value: float) -> str:
-    """Return the text for a number that packs the hits and the size of an entry."""
-    hits, size = unpack_size(value)
-    return f"{hits} hits, {size} bytes"
 
 
 def length_ms(value: float) -> str:
@@ -415,7 +409,7 @@ KINDS = (
         "cache|tiered",
         "e:(.+)",
         "string",
-        "the entry {1} of the cache {0}: version, expiry, request, cost, freshness, tags, then the value "
+        "the entry {1} of the cache {0}: version, request, perhaps expiry, cost, freshness and tags, then the value "
         "(`agentperf cache get`)",
     ),
     Kind(
@@ -461,22 +455,15 @@ KINDS = (
         "cache|tiered",
         "size",
         "hash",
-        "the entries of the cache {0} with their hits and bytes",
-        (Meaning(".*", "hits and size of this entry", hits_and_bytes),),
+        "the entries of the cache {0} with their bytes and hits",
+        (Meaning(".*", "size of this entry in bytes, and its hits, if any"),),
     ),
     Kind(
         "cache|tiered",
         "deferred:[0-9]+",
         "hash",
         "the entries that a clear of the cache {0} removed and whose values are freed later",
-        (Meaning(".*", "hits and size of this entry", hits_and_bytes),),
-    ),
-    Kind(
-        "cache|tiered",
-        "exp",
-        "zset",
-        "expiry times of the entries of the cache {0}",
-        (Meaning(".*", "this entry expires", at_ms),),
+        (Meaning(".*", "size of this entry in bytes, and its hits, if any"),),
     ),
     Kind(
         "cache|tiered",
@@ -519,6 +506,7 @@ KINDS = (
             Meaning("removed", "the cache's clock at the last removal", at_clock),
             Meaning("bytes", "bytes of all entries"),
             Meaning("next", "no entry expires before this time", at_ms),
+            Meaning("scan", "HSCAN cursor of the search for expired entries; +: it has just found some"),
             Meaning("deferred", "clears whose values are freed later"),
             Meaning("resent", "a copy of a put may arrive until this time", at_ms),
             Meaning("evicted", "entries evicted so far"),

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
 --   new         ZSET    <tag>:new
 --   hot         ZSET    <tag>:hot
 --   warm        ZSET    <tag>:warm
@@ -16,7 +15,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
 --   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,
---                       tier, score, ms until it expires
+--                       tier, score, expiry in ms
 -- RETURNS
 --   {1, done, ...}  for each entry: 1 if it may be removed from the old layout, since it is stored here or must not be;
 --                   0 if its mark is gone: mark it and read it again
@@ -27,16 +26,16 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include header
 --@include live
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS, MARKS, ENTRIES = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], 12
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, EPOCHS, TAGS, MARKS, ENTRIES = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], 11
 local PARTS = 7                          -- arguments for each entry
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 if not redis.call('HGET', META, 'moving') then return {0} end
 local call, reply, epochs = I.call, {1}, redis.call('GET', EPOCHS)
-call('ZCARD', EXP)
 call('ZCARD', TAGS)
 call('HLEN', MARKS)
 call('ZCARD', HOT)
@@ -44,24 +43,23 @@ call('ZCARD', WARM)
 for i = 1, #ARGV / PARTS do
   local at, done = (i - 1) * PARTS, 0
   local name, mark, value, hits = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  local tier, score, left_ms = tonumber(ARGV[at + 5]), ARGV[at + 6], tonumber(ARGV[at + 7])
+  local tier, score, expiry_ms = tonumber(ARGV[at + 5]), ARGV[at + 6], tonumber(ARGV[at + 7])
   if call('HEXISTS', SIZE, name) == 1 then
     done = 1                             -- it was written here, or adopted before
   elseif I.marks and call('HGET', MARKS, name) == mark then
     done = 1
     call('HDEL', MARKS, name)
-    local expiry, payload_at = string.match(value, '^%d+ (%d+) ()')
-    local weight = #name + #value - (payload_at or 0) + 1
-    if live(call, value, epochs, TAGS) and left_ms ~= 0 and not (I.max_bytes > 0 and weight > I.max_bytes) then
+    local weight = #name + #value - 8    -- without version and expiry, as put.lua counts
+    if string.sub(value, 9, 9) == '+' then weight = weight - #string.match(value, '^%d* ?', 15) end
+    local expired = expiry_ms >= 0 and expiry_ms <= I.now_ms
+    if live(call, value, epochs, TAGS) and not expired and not (I.max_bytes > 0 and weight > I.max_bytes) then
       if tier == 4 and not I.lfu then tier = 3 end
       if tier < 3 and I.capacity[tier] == 0 then tier = 3 end
-      call('HSET', SIZE, name, I.text(math.min(I.pack_size(hits, weight), I.MAX_SIZE)))
+      call('HSET', SIZE, name, I.pack_size(math.min(hits, I.MAX_HITS), weight))
       call('ZADD', I.tier[tier], score, name)
-      if left_ms > 0 then
-        local expiry_ms = whole_number(expiry)
-        call('ZADD', EXP, I.text(expiry_ms), name)
+      if expiry_ms > 0 then
         I.next = math.min(I.next or expiry_ms, expiry_ms)
-        call('SET', KEYS[ENTRIES + i], value, 'PX', I.text(left_ms))
+        call('SET', KEYS[ENTRIES + i], value, 'PXAT', I.text(expiry_ms))
       else
         call('SET', KEYS[ENTRIES + i], value)
       end

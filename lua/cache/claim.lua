@@ -8,7 +8,8 @@
 -- ARGV
 --   token     text    random; becomes the token of the lease if it is granted
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
---   ignore    text    version of an entry that the caller found invalid: this entry counts as missing; empty for none
+--   ignore    text    version, 8 digits, of an entry that the caller found invalid: this entry counts as missing; empty
+--                     for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
 --   retry_ms  text    empty for a reader. For a background refresh of a stale value: time after a failed computation
 --                     before the value is computed again, ms
@@ -27,6 +28,7 @@
 -- COST    O(1)
 --@include corrupt
 --@include whole_number
+--@include header
 local ENTRY, LEASE, META, EPOCHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
@@ -43,10 +45,10 @@ if lease.err then
 end
 local found = call('MGET', ENTRY, EPOCHS)
 if not found[1] and call('EXISTS', ENTRY) == 1 then wrong_type = 1 end
-local version = string.match(found[1] or '', '^(%d+) ')
-if version and version ~= IGNORE then
+local version = entry_version(found[1])
+if version and string.sub(found[1], 1, 8) ~= IGNORE then
   local cleared = string.match(found[2] or '0', '^%d+')
-  if cleared and tonumber(version) > tonumber(cleared) then return {1, found[1], found[2] or ''} end
+  if cleared and version > tonumber(cleared) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
 if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end  -- with version 0, put may refuse

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -23,8 +22,8 @@
 -- COST    O(1): one RENAME and one UNLINK; the server frees the memory of the unlinked keys in the background
 --@include corrupt
 --@include whole_number
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
 
 local call = redis.call
@@ -34,12 +33,12 @@ local clock = whole_number(stored[1], 0)
 if not clock then return corrupt(META, 'a clock that is no whole number') end
 local cleared = call('HLEN', SIZE)
 local deferred_count = call('LLEN', DEFERRED)
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if the type is wrong
+for _, key in ipairs({NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if the type is wrong
 call('GET', EPOCHS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
-call('UNLINK', EXP, NEW, HOT, WARM, COLD, GHOST, TAGS)
+call('UNLINK', NEW, HOT, WARM, COLD, GHOST, TAGS)
 if cleared > 0 then
   call('RENAME', SIZE, DEFERRED .. ':' .. version)
   call('RPUSH', DEFERRED, version)
@@ -47,6 +46,6 @@ if cleared > 0 then
 end
 call('SET', EPOCHS, version .. ' ' .. version .. ' ' .. version)
 call('HSET', META, 'clock', version, 'bytes', 0, 'removed', version, 'accesses', 0, 'grow', 0, 'halvings', '0 0 0 0',
-  'climb', '0 0 -2 0 0', 'next', '', 'deferred', deferred_count)
+  'climb', '0 0 -2 0 0', 'next', '', 'scan', '0', 'deferred', deferred_count)
 call('SPUBLISH', BUS, 'c ' .. version .. ' ' .. ORIGIN .. ' ')
 return {1, cleared, clock}

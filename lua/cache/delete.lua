@@ -2,7 +2,6 @@
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
 --   new         ZSET    <tag>:new
 --   hot         ZSET    <tag>:hot
 --   warm        ZSET    <tag>:warm
@@ -25,11 +24,11 @@
 --@include corrupt
 --@include whole_number
 --@include index
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, ENTRIES = KEYS[8], KEYS[9], 9
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, ENTRIES = KEYS[7], KEYS[8], 8
 local BUS, ORIGIN, NAMES = ARGV[1], ARGV[2], 2
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local count, removed = #ARGV - NAMES, 0
 I.clock = I.clock + 1

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -25,21 +24,21 @@
 --         delivery. The next call of a program that uses the cache writes these settings again
 -- ERRORS  a key of the wrong type is refused; nothing was deleted
 -- COST    O(1), and unlinked keys, whose memory the server frees in the background
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS, RESENT, HISTORY = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, EPOCHS, TAGS, RESENT, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local KEEP_MS = ARGV[1]
 
 local call = redis.call
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 for _, key in ipairs({META, HISTORY}) do call('HLEN', key) end  -- fails if the type is wrong
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end
+for _, key in ipairs({NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end
 call('GET', EPOCHS)
 local left = call('HLEN', SIZE) + call('LLEN', DEFERRED) + call('ZCOUNT', RESENT, string.format('%.0f', now_ms), '+inf')
 if left > 0 then return {0, left} end
 local layout = string.match(call('HGET', META, 'settings') or '', ' layout (%d+)')
 call('PEXPIRE', EPOCHS, KEEP_MS)
-call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
+call('UNLINK', META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
 if layout then                           -- the next layout must not be one that processes may still know
   call('HSET', META, 'layout', layout)
   call('PEXPIRE', META, KEEP_MS)

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
 --   new         ZSET    <tag>:new
 --   hot         ZSET    <tag>:hot
 --   warm        ZSET    <tag>:warm
@@ -15,8 +14,8 @@
 -- ARGV
 --   names...    text    the stored names, at most 256
 -- RETURNS
---   {1, {entry, hits, tier, score, left_ms}, ...}  one for each name: the stored entry, its reads, its tier (1 hot, 2
---                       warm, 3 cold, 4 new), its score there, and ms until it expires (-1 for never)
+--   {1, {entry, hits, tier, score, expiry_ms}, ...}  one for each name: the stored entry, its reads, its tier (1 hot, 2
+--                       warm, 3 cold, 4 new), its score there, and when it expires, ms (-1 for never)
 --   {1, 0, ...}         0 in place of an entry that is absent, expired or invalidated
 --   {0}                 the shard has no entries
 -- REPEAT  a second delivery reads again
@@ -25,11 +24,12 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include header
 --@include live
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, TAGS, ENTRIES = KEYS[8], KEYS[9], KEYS[10], 10
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, TAGS, ENTRIES = KEYS[7], KEYS[8], KEYS[9], 9
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
 if not I then return refusal end
 local names, values = {unpack(ARGV)}, redis.call('MGET', unpack(KEYS, ENTRIES + 1, ENTRIES + #ARGV))
 local frozen = redis.call('HGET', META, 'frozen')
@@ -37,12 +37,12 @@ local sizes, tiers, scores = I.locate(names)
 if not I.lfu and I.top == 3 then scores = I.call('ZMSCORE', COLD, unpack(names)) end
 local reply = {1}
 for p = 1, #names do
-  local left_ms, score = I.call('PTTL', KEYS[ENTRIES + p]), tonumber(scores[p] or nil)
-  local found = sizes[p] and tiers[p] and score and score >= 0 and score < 1.4e17 and left_ms ~= -2
+  local expiry_ms, score = I.call('PEXPIRETIME', KEYS[ENTRIES + p]), tonumber(scores[p] or nil)
+  local found = sizes[p] and tiers[p] and score and score >= 0 and score < 1.4e17 and expiry_ms ~= -2
     and live(I.call, values[p], frozen, TAGS)
   if found then
     local hits = I.unpack_size(sizes[p])
-    reply[p + 1] = {values[p], hits, tiers[p], I.text(score), left_ms}
+    reply[p + 1] = {values[p], hits, tiers[p], I.text(score), expiry_ms}
   else
     reply[p + 1] = 0
   end

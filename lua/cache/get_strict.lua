@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -29,12 +28,13 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include header
 --@include live
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, ENTRY, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, ENTRY, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local found = I.call('MGET', ENTRY, EPOCHS)
 local version, cost_ms, undecodable = live(I.call, found[1], found[2], TAGS)

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -36,13 +35,14 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include header
 --@include live
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
-local TAGS, RESENT, REPLY = KEYS[13], KEYS[14], KEYS[15]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local TAGS, RESENT, REPLY = KEYS[12], KEYS[13], KEYS[14]
 local KEY, UNTIL_MS, ID, SEEN, BUS, ORIGIN = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 if I.now_ms > UNTIL_MS then
   if SEEN ~= '' then return {-5, I.clock} end

@@ -3,14 +3,13 @@
 -- KEYS
 --   meta       HASH    <tag>:meta
 --   size       HASH    <tag>:size
---   exp        ZSET    <tag>:exp
 --   new        ZSET    <tag>:new
 --   hot        ZSET    <tag>:hot
 --   warm       ZSET    <tag>:warm
 --   cold       ZSET    <tag>:cold
 --   ghost      ZSET    <tag>:ghost
 --   deferred   LIST    <tag>:deferred
---   entry      STRING  <tag>:e:<key>  "<version> <expiry, ms, 0 = never> <payload>"
+--   entry      STRING  <tag>:e:<key>  the header (header.lua), then the value
 --   lease      HASH    <tag>:l:<key>
 --   epochs     STRING  <tag>:epochs
 --   tags       ZSET    <tag>:tags
@@ -19,7 +18,7 @@
 --   the reply of the request, a STRING "<status> <version> <number>"; it expires after until_ms.
 -- ARGV
 --   key        text    stored name of the key
---   payload    bytes   starts with the request id and a space
+--   payload    bytes   the entry without version and expiry; see entry_format.payload
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
 --   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first one
@@ -70,16 +69,17 @@
 --@include corrupt
 --@include whole_number
 --@include index
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
-local TAGS, RESENT = KEYS[13], KEYS[14]
+--@include header_writer
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local TAGS, RESENT = KEYS[12], KEYS[13]
 local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local TTL_MS, TIER, TOKEN, MODE = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local BUS, ORIGIN, WRITER, SEQ = ARGV[10], ARGV[11], ARGV[12], tonumber(ARGV[13])
 local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local TAG_COUNT, FIRST_TAG = tonumber(ARGV[17]), 18
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local call = I.call
 if I.now_ms > UNTIL_MS then
@@ -91,6 +91,7 @@ end
 local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
 if MODE ~= '' then
 -- These functions are built only where they are used: each costs about 0.2 us.
+--@include header
 --@include live
 --@include integer
   REPLY = string.sub(META, 1, -5) .. 'r:' .. ID
@@ -101,22 +102,19 @@ if MODE ~= '' then
     return {tonumber(status), whole_number(version), tonumber(result)}
   end
   if (SEEN ~= '' or I.resent >= I.now_ms) and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
-  if not I.next then call('ZCARD', EXP) end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')
   local creates = verb ~= 'incrxx'
   if not creates then verb = 'incr' end
   local present, cost_ms = live(call, found[2], found[3], TAGS)
-  local _, expiry, payload_at, request, _, fresh, tags, key_at =
-    string.match(present and found[2] or '', '^(%d+) (%d+) ()(%S+) (%d+) (%d+) (%S*) ()')
-  local value_at = present and key_at + tonumber(string.match(request, '~(%d+)$') or 0)
-  if present and string.match(request, '^[^~]+') == string.match(ID, '^[^~]+') then
+  local _, request, expiry, _, fresh, tags, key_at, value_at = read_header(present and found[2])
+  if present and request == string.sub(ID, 1, 5) then
     -- Another copy was executed, and the server has evicted its reply.
     local held = verb == 'incr' and decode_integer(string.sub(found[2], value_at, value_at + 10))
-    return {held and 2 or 1, whole_number(present), held or 0}
+    return {held and 2 or 1, present, held or 0}
   end
   if verb == 'add' then failed = present and -7 or 0
-  elseif verb == 'if' then failed = (present or '0') ~= operand and -7 or 0
+  elseif verb == 'if' then failed = (present or 0) ~= tonumber(operand) and -7 or 0
   elseif verb ~= 'incr' then failed = present and 0 or -7
   elseif present then
     local before = decode_integer(string.sub(found[2], value_at, value_at + 10))
@@ -126,15 +124,22 @@ if MODE ~= '' then
   else failed = -7 end
   if failed == 0 and verb == 'touch' then
     old = {version = present}
-    payload = string.sub(found[2], payload_at)
+    payload = string.sub(found[2], 9)
+    if string.byte(payload) == 43 then   -- without the expiry
+      payload = string.sub(payload, 1, 6) .. string.sub(payload, string.find(payload, ' ', 7, true) + 1)
+    end
   elseif failed == 0 and verb == 'incr' and present then  -- keep the tags, the held key and the end of the freshness
-    old = {version = present, expiry_ms = whole_number(expiry)}
+    local left_ms = expiry ~= '0' and math.max(0, tonumber(expiry) - I.now_ms) or call('PTTL', ENTRY)
+    old = {version = present, left_ms = left_ms}
     local fresh_ms = whole_number(fresh)
     if fresh_ms > 0 then
-      fresh_ms = math.max(1, fresh_ms - math.max(0, math.floor((I.clock - tonumber(present)) / 100)))
+      fresh_ms = math.max(1, fresh_ms - math.max(0, math.floor((I.clock - present) / 100)))
     end
-    payload = string.match(ID, '^[^~]+') .. (string.match(request, '~%d+$') or '') .. ' ' .. cost_ms .. ' '
-      .. I.text(fresh_ms) .. ' ' .. tags .. ' ' .. string.sub(found[2], key_at, value_at - 1) .. encode_integer(number)
+    local key, facts = string.sub(found[2], key_at, value_at - 1), ''
+    if string.sub(found[2], 9, 9) == '+' then
+      facts = cost_ms .. ' ' .. I.text(fresh_ms) .. ' ' .. tags .. ' ' .. #key .. ' ' .. key
+    end
+    payload = string.sub(found[2], 9, 9) .. string.sub(ID, 1, 5) .. facts .. encode_integer(number)
   end
   if failed == 0 and verb == 'incr' and I.max_bytes > 0 and #KEY + #payload > I.max_bytes then failed = -2 end
   if failed < 0 then
@@ -142,14 +147,15 @@ if MODE ~= '' then
     return {failed, 0, 0}
   end
 elseif SEEN ~= '' or I.resent >= I.now_ms then
+--@include header
   local stored = call('MGET', ENTRY)[1]
-  local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
-  if id == ID and whole_number(version) then return {1, whole_number(version), 0} end
+  local version, request = read_header(stored)
+  if version and request == string.sub(ID, 1, 5) then return {1, version, 0} end
   if call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if SEEN ~= '' and TOKEN == '' then
     call('ZCARD', RESENT)
     local seen = tonumber(SEEN)
-    if stored then doubt = not version or tonumber(version) > seen
+    if stored then doubt = not version or version > seen
     else doubt = (tonumber(I.removed or nil) or 0) > seen or call('HEXISTS', SIZE, KEY) == 1 end
   end
 end
@@ -172,8 +178,6 @@ if TOKEN ~= '' then
   end
 end
 
-if MODE == '' and not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCARD', EXP) end
-
 if SEQ > 0 then
   local keys, counts = {}, {}
   for i = FIRST_TAG + TAG_COUNT, #ARGV, 2 do
@@ -182,7 +186,7 @@ if SEQ > 0 then
   end
   I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 end
-I.expire(16)
+I.expire()
 if I.deferred_count > 0 then I.free_cleared(16) end
 I.tick(1, 0)
 if I.marks then call('HDEL', I.marks, KEY) end
@@ -194,15 +198,22 @@ if refused < 0 then                      -- the caller wanted to replace the old
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
   I.delete_dropped(LEASE)
 else
-  local f, packed, before = 0, I.text(I.pack_size(0, weight)), nil
+  local f, packed, before = 0, I.pack_size(0, weight), nil
   local known = call('HSETNX', SIZE, KEY, packed) == 0
   local tier = TIER > 0 and TIER or nil
+  if known and I.next and I.now_ms >= I.next and call('EXISTS', ENTRY) == 0 then
+    known = false                        -- the entry has expired
+    I.remove(KEY)
+    I.delete_dropped()
+    I.expired = I.expired + 1
+    call('HSET', SIZE, KEY, packed)
+  end
   if known then                          -- the entry keeps its tier unless the caller chose one
     before = call('HGET', SIZE, KEY)
     local hits, replaced = I.unpack_size(before)
     I.bytes = I.bytes - replaced
-    if old then packed = I.text(I.pack_size(hits, weight)) end
-    call('HSET', SIZE, KEY, packed)
+    if old then packed = I.pack_size(hits, weight) end
+    if packed ~= before then call('HSET', SIZE, KEY, packed) end
     if I.lfu or I.top < 3 then
       local i, score = I.top, nil
       repeat                             -- find the tier of the entry
@@ -243,16 +254,11 @@ else
   if tier == 4 then I.newcomers = I.newcomers + added end
   I.bytes = I.bytes + weight
   local ttl_ms = tonumber(TTL_MS)
-  if old and number then ttl_ms = old.expiry_ms > 0 and math.max(1, old.expiry_ms - I.now_ms) or 0 end
+  if old and number then ttl_ms = old.left_ms >= 0 and math.max(1, old.left_ms) or 0 end
   if not ttl_ms then ttl_ms = tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)]) end
   if ttl_ms < 0 then ttl_ms = tonumber(I.ttl_ms[tier]) end
   local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
-  if ttl_ms > 0 then
-    call('ZADD', EXP, I.text(expiry_ms), KEY)
-    if not I.next or expiry_ms < I.next then I.next = expiry_ms end
-  elseif known and I.next then
-    call('ZREM', EXP, KEY)
-  end
+  if ttl_ms > 0 and (not I.next or expiry_ms < I.next) then I.next = expiry_ms end
   I.balance(KEY)
   if I.max_bytes > 0 and I.bytes > I.max_bytes then
     if number and old and known then     -- incr: the old number stays; its tier, rank and expiry are already right
@@ -267,7 +273,7 @@ else
   local touched = verb == 'touch'        -- the value stays, so a computation of its successor may go on
   I.delete_dropped(not touched and LEASE or nil)
   if refused == 0 then
-    local value = (touched and old.version or version_text) .. ' ' .. I.text(expiry_ms) .. ' ' .. payload
+    local value = write_entry(version_digits(touched and old.version or version), I.text(expiry_ms), payload)
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
     -- Publish the put even if the key was absent: a process may still have a local copy of an evicted entry.
     call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   size      HASH  <tag>:size
---   exp       ZSET  <tag>:exp
 --   new       ZSET  <tag>:new
 --   hot       ZSET  <tag>:hot
 --   warm      ZSET  <tag>:warm
@@ -26,18 +25,18 @@
 --@include corrupt
 --@include whole_number
 --@include index
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED = KEYS[8], KEYS[9]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED = KEYS[7], KEYS[8]
 local WRITER, SEQ, MISSES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local SAVED_MS, CORRUPT, READS = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 local keys, counts = {}, {}
 for i = READS, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
 I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 if I.writer then
-  I.expire(16)
+  I.expire()
   if I.deferred_count > 0 then I.free_cleared(16) end
   I.balance()
   I.delete_dropped()

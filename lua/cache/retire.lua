@@ -3,7 +3,6 @@
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -22,8 +21,8 @@
 -- REPEAT  a second delivery does the same
 -- ERRORS  a key of the wrong type is refused; nothing was written
 -- COST    O(1), and unlinked keys, whose memory the server frees in the background
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS, HISTORY = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, EPOCHS, TAGS, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local KEEP_MS = ARGV[1]
 
 local call = redis.call
@@ -34,7 +33,7 @@ local m = call('HMGET', META, unpack(names))
 for i, name in ipairs(names) do
   if m[i] then kept[#kept + 1] = name; kept[#kept + 1] = m[i] end
 end
-call('UNLINK', META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, HISTORY)
+call('UNLINK', META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, HISTORY)
 if #kept > 0 then call('HSET', META, unpack(kept)) end
 if string.match(m[1] or '', ' closed$') then call('PEXPIRE', META, KEEP_MS) end
 call('PEXPIRE', EPOCHS, KEEP_MS)

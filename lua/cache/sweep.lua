@@ -1,9 +1,9 @@
--- sweep: bounded maintenance. Removes expired entries, cleared values, entries whose value the server dropped or whose
--- tag was invalidated, entries beyond a lowered capacity, and the idempotency keys of processes that ended long ago.
+-- sweep: bounded maintenance. Removes entries that have expired, whose value the server dropped or whose tag was
+-- invalidated, cleared values, entries beyond a lowered capacity, and the idempotency keys of processes that ended long
+-- ago.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
---   exp       ZSET    <tag>:exp
 --   new       ZSET    <tag>:new
 --   hot       ZSET    <tag>:hot
 --   warm      ZSET    <tag>:warm
@@ -15,11 +15,11 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   n         int     limit for the removals of each kind, 1 to 256
---   cursor    text    HSCAN cursor in size, to continue the search for dropped and invalidated values; 0 to start
+--   cursor    text    HSCAN cursor in size, to continue the search for missing and invalidated values; 0 to start
 -- RETURNS
 --   {1, expired, freed, orphans, evicted, more, cursor}  freed counts cleared and invalidated values, orphans counts
---                       entries without a value; more is 1 if expired entries or cleared values are left; cursor is
---                       text
+--                       entries whose value the server dropped: the value is missing, and no entry can have expired
+--                       yet; more is 1 if cleared values are left; cursor is text
 --   {0}                 the cache has no settings; nothing done
 -- REPEAT  a second delivery continues with what is left
 -- ERRORS  CORRUPT if meta was not written by this library
@@ -27,13 +27,14 @@
 --@include corrupt
 --@include whole_number
 --@include index
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+--@include header
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
 local HEAD = 511                         -- index of the last byte read to find tags; readers check longer tags
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
 I.call('LLEN', DEFERRED)                 -- fails for another type, before the first write
 local page = I.call('HSCAN', SIZE, CURSOR, 'COUNT', N)
@@ -43,28 +44,26 @@ for i = 1, #fields, 2 do
   if not seen_ms or seen_ms < I.now_ms - WRITER_KEPT_MS then idle[#idle + 1] = fields[i] end
 end
 if #idle > 0 then I.call('HDEL', META, unpack(idle)) end
-local expired, freed, orphans = I.expire(N), I.free_cleared(N), 0
+I.expire()
+local freed, orphans = I.free_cleared(N), 0
 local tagged, merged = string.match(I.call('MGET', EPOCHS)[1] or '', '^%d+ (%d+) (%d+)$')
 tagged, merged = tonumber(tagged or 0), tonumber(merged or 0)
 local function invalidated(key)          -- called only if a tag was invalidated
   local head = redis.pcall('GETRANGE', I.prefix .. key, 0, HEAD)
-  local version, tags = string.match(type(head) == 'string' and head or '', '^(%d+) %d+ %S+ %d+ %d+ (%S+) ')
-  if not version or tonumber(version) > tagged then return false end
+  local version, _, _, _, _, tags = read_header(type(head) == 'string' and head)
+  if not version or tags == '' or version > tagged then return false end
   local newest = merged
   for tag in string.gmatch(tags, '[^,]+') do
     local mark = redis.pcall('ZSCORE', TAGS, tag)  -- a wrong type must not end this script half-way: readers report it
     newest = math.max(newest, type(mark) == 'string' and tonumber(mark) or 0)
   end
-  return tonumber(version) <= newest
+  return version <= newest
 end
 for i = 1, #page[2], 2 do
   local key = page[2][i]
   if I.call('EXISTS', I.prefix .. key) == 0 and I.call('HEXISTS', SIZE, key) == 1 then
-    local due_ms = I.next and I.call('ZSCORE', EXP, key)
-    if not (due_ms and tonumber(due_ms) <= I.now_ms) then  -- else the next sweep removes it as expired
-      I.remove(key)
-      orphans = orphans + 1
-    end
+    I.remove(key)
+    if I.next and I.now_ms >= I.next then I.expired = I.expired + 1 else orphans = orphans + 1 end
   elseif tagged > 0 and invalidated(key) and I.call('HEXISTS', SIZE, key) == 1 then
     I.remove(key)
     freed = freed + 1
@@ -74,5 +73,5 @@ I.delete_dropped()
 I.promoted = true                        -- balance every tier
 I.balance()
 I.delete_dropped()
-if expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses writes
-return {1, expired, freed, orphans, I.evicted, (expired == N or I.deferred_count > 0) and 1 or 0, page[1]}
+if I.expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses writes
+return {1, I.expired, freed, orphans, I.evicted, I.deferred_count > 0 and 1 or 0, page[1]}

@@ -2,7 +2,6 @@
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   size      HASH  <tag>:size
---   exp       ZSET  <tag>:exp
 --   new       ZSET  <tag>:new
 --   hot       ZSET  <tag>:hot
 --   warm      ZSET  <tag>:warm
@@ -22,11 +21,11 @@
 --@include corrupt
 --@include whole_number
 --@include index
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, DEFERRED = KEYS[8], KEYS[9]
+local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local GHOST, DEFERRED = KEYS[7], KEYS[8]
 local ENTRIES, BYTES = tonumber(ARGV[1]), tonumber(ARGV[2])
 
-local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
 if not I then return refusal end
 I.total = math.max(1, math.min(I.total, ENTRIES))
 if BYTES > 0 then I.max_bytes = BYTES end

@@ -12,6 +12,7 @@
 -- ERRORS  tags of a wrong type are refused; an entry of a wrong type is no value
 -- COST    O(1), and O(log T) for each tag of an entry that is older than the last invalidation of a tag
 --@include whole_number
+--@include header
 --@include live
 local ENTRY, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
 

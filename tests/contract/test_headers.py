@@ -235,7 +235,7 @@ def test_fragment_with_a_fault_is_reported() -> None:
 
 _OPEN, _DELETE = Script("namespace/open"), Script("cache/delete")
 _OPEN_ARGS: NamedArgs = {"schema": 1, "epoch": "x"}
-_INDEX_PARTS = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "deferred")
+_INDEX_PARTS = ("meta", "size", "new", "hot", "warm", "cold", "ghost", "deferred")
 _INDEX = tuple(f"ns:{{cache:c}}:{part}" for part in _INDEX_PARTS)
 _BESIDE = ("ns:{cache:c}:e:a", "ns:{cache:c}:e:b", "ns:{cache:c}:l:a", "ns:{cache:c}:l:b")
 _NAMES: NamedArgs = {"bus": "x", "origin": "y", "names...": ("a", "b")}

@@ -95,7 +95,6 @@ class CacheMachine(RuleBasedStateMachine):
             return
         held.expired = True
         self.raw.delete(self.where.entry(key))
-        self.raw.zadd(self.where.exp, {key: 1})
         self.raw.hset(self.where.meta, "next", 1)
 
 

@@ -71,8 +71,8 @@ def claim(
         name: stored name of the key.
         token: random; identifies the lease if it is granted.
         lease_ms: TTL of the lease unless it is renewed.
-        ignore: version of an entry that the caller has found invalid, so that the entry counts as missing; empty for
-            none.
+        ignore: `entry_format.version_text` of an entry that the caller has found invalid, so that the entry counts as
+            missing; empty for none.
         awaited: token of the lease that the caller has waited for; empty for none.
         retry_ms: for a background refresh, how long the value is not computed again after a failure, ms. None for a
             reader.

@@ -183,7 +183,7 @@ def put(
     Args:
         keys: key names of the cache.
         name: stored name of the key.
-        payload: see `entry_format.payload`; begins with the request id.
+        payload: see `entry_format.payload`.
         request: random id of the put, the same each time the put is sent.
         until_ms: server time after which no copy of the request has any effect.
         seen: the newest version that this process knew before it first sent the request.
@@ -371,7 +371,7 @@ def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
                 return left
         raise unexpected(keys.meta, reply)
 
-    indexes = (keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
+    indexes = (keys.size, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
     where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent, keys.history)
     return Command(_DROP, where, {"keep_ms": keep_ms}, decode)
 
@@ -407,7 +407,7 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
 
 def index_keys(keys: CacheKeys) -> tuple[str, ...]:
     """Return the keys of the indexes, in the order of the scripts."""
-    return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.deferred)
+    return (keys.meta, keys.size, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.deferred)
 
 
 def _flat(report: AccessReport) -> tuple[Arg, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentperf_redis.cache import entry_format
 from agentperf_redis.cache.commands.replies import texts, unexpected
 from agentperf_redis.command import Command, Reply, whole_number
 from agentperf_redis.keys import CacheKeys
@@ -35,42 +36,40 @@ def members(key: str, *, of_hash: bool = False) -> Command[int]:
     return Command("HLEN" if of_hash else "ZCARD", (key,), (), decode)
 
 
-def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
-    """Return the number that the size index holds for an entry (see `entry_format.unpack_size`), or None."""
-    return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
+def size_of(keys: CacheKeys, name: str) -> Command[tuple[int, int] | None]:
+    """Return the hits and the bytes of an entry, or None."""
+    return Command("HGET", (keys.size,), (name,), lambda reply: None if reply is None else _size(keys.size, reply))
 
 
-def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
+def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, tuple[int, int]]]]]:
     """Read about `count` items of the size index. Return the next cursor (0 at the end) and the items found.
 
-    Each item is the stored name of an entry and a packed number, which `entry_format.unpack_size` unpacks. Successive
-    calls may return the same item twice.
+    Each item is the stored name of an entry, and its hits and bytes. Successive calls may return the same item twice.
     """
 
-    def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
+    def decode(reply: Reply) -> tuple[str, list[tuple[str, tuple[int, int]]]]:
         match reply:
             case [bytes(after), list(fields)] if len(fields) % 2 == 0:
                 found = texts(fields)
                 pairs = zip(found[::2], found[1::2], strict=True)
                 return after.decode(errors="replace"), [
-                    ((name or b"").decode(errors="replace"), _number(keys.size, number) or 0.0)
-                    for name, number in pairs
+                    ((name or b"").decode(errors="replace"), _size(keys.size, text)) for name, text in pairs
                 ]
         raise unexpected(keys.size, reply)
 
     return Command("HSCAN", (keys.size,), (cursor, "COUNT", count), decode)
 
 
-def left_ms(keys: CacheKeys, name: str) -> Command[float | None]:
+def left_ms(keys: CacheKeys, name: str) -> Command[int]:
     """Return the ms until an entry expires, -1 for never; -2 if it is gone."""
     entry = keys.entry_prefix + name
+    return Command("PTTL", (entry,), (), lambda reply: _whole(entry, reply))
 
-    def decode(reply: Reply) -> float | None:
-        if not isinstance(reply, int):
-            raise unexpected(entry, reply)
-        return float(reply)
 
-    return Command("PTTL", (entry,), (), decode)
+def expiry_ms(keys: CacheKeys, name: str) -> Command[int]:
+    """Return when an entry expires, ms since 1970; -1 for never, -2 if it is gone."""
+    entry = keys.entry_prefix + name
+    return Command("PEXPIRETIME", (entry,), (), lambda reply: _whole(entry, reply))
 
 
 def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
@@ -114,6 +113,19 @@ def newest(key: str) -> Command[float | None]:
         return _number(key, found[1]) if len(found) == 2 else None  # noqa: PLR2004  a member and its score
 
     return Command("ZRANGE", (key,), (-1, -1, "WITHSCORES"), decode)
+
+
+def _whole(key: str, reply: Reply) -> int:
+    if not isinstance(reply, int):
+        raise unexpected(key, reply)
+    return reply
+
+
+def _size(key: str, reply: Reply) -> tuple[int, int]:
+    try:
+        return entry_format.unpack_size(reply)
+    except (AttributeError, TypeError, ValueError):
+        raise unexpected(key, reply) from None
 
 
 def _number(key: str, reply: Reply) -> float | None:

@@ -57,12 +57,12 @@ class Exported:
     hits: int
     tier: int
     score: bytes
-    left_ms: int
+    expiry_ms: int
 
     @property
     def parts(self) -> tuple[Arg, ...]:
         """The arguments of `adopt`."""
-        return (self.entry, self.hits, self.tier, self.score, self.left_ms)
+        return (self.entry, self.hits, self.tier, self.score, self.expiry_ms)
 
 
 def relayout(keys: CacheKeys, step: str, shards: int, layout: int) -> Command[Settings | NoSettings]:
@@ -154,8 +154,8 @@ def export(keys: CacheKeys, names: Sequence[str]) -> Command[list[Exported | Non
         match item:
             case 0:
                 return None
-            case [bytes(entry), int(hits), int(tier), bytes(score), int(left_ms)]:
-                return Exported(entry, hits, tier, score, left_ms)
+            case [bytes(entry), int(hits), int(tier), bytes(score), int(expiry_ms)]:
+                return Exported(entry, hits, tier, score, expiry_ms)
         raise unexpected(keys.meta, item)
 
     def decode(reply: Reply) -> list[Exported | None]:

@@ -149,7 +149,7 @@ class Eraser:
     def pop(self, key: str, default: Any) -> Flow[Any]:
         """Remove one entry and return its value, or the default."""
         name, shared, again = stored_name(key), self.shared, False
-        request, seen = entry_format.new_request(name, name), None
+        request, seen = entry_format.new_request(), None
         for _ in range(ATTEMPTS):
             shard = yield from shard_to_write(shared, name)
             seen = shard.seen if seen is None else seen

@@ -190,7 +190,7 @@ def _alive(
     }
 
 
-def _ranked_entry(name: str, number: float, stored: entry_format.Stored) -> RankedEntry:
-    reads, size_bytes = entry_format.unpack_size(number)
+def _ranked_entry(name: str, size: tuple[int, int], stored: entry_format.Stored) -> RankedEntry:
+    reads, size_bytes = size
     tags = frozenset(map(key_names.decoded, stored.tags))
     return RankedEntry(name, size_bytes, reads, stored.cost_ms / 1000, entry_format.timestamp(stored.version), tags)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from agentperf_redis import keys as key_names
@@ -40,6 +40,18 @@ class _Missing:
 MISSING: Final = _Missing()
 _NEVER_MS: Final = -1
 """The reply of the command PTTL for a key that does not expire."""
+
+
+def _local_expiry(sent_at: float, left_ms: int) -> float | None:
+    """Return when a local copy expires, by `time.monotonic`; None for never.
+
+    The copy never outlives its entry, since the server has measured `left_ms` after the request was sent.
+
+    Args:
+        sent_at: when the request was sent.
+        left_ms: the reply of the command PTTL.
+    """
+    return None if left_ms == _NEVER_MS else sent_at + left_ms / 1000
 
 
 class Reader:
@@ -106,7 +118,7 @@ class Reader:
         while left:
             groups, left = yield from self._groups(left)
             tickets = {name: self._ticket(name) for _, chunk in groups for name in chunk}
-            replies = yield from Batch(tuple(commands.read_many(shard.keys, chunk) for shard, chunk in groups))
+            replies, expiries = yield from self._read_groups(groups)
             for (shard, chunk), (*entries, gen) in zip(groups, replies, strict=True):
                 if gen == entry_format.CLOSED:
                     self.shared.laid_out = False
@@ -116,7 +128,7 @@ class Reader:
                     value, stored = yield from self.value(shard, name, (entry, gen), counted=True)
                     if value is not MISSING:
                         values |= dict.fromkeys(names[name], value)
-                    self._fill_local(shard, names[name][0], name, stored, value, tickets[name])
+                    self._fill_local(names[name][0], name, stored, value, tickets[name], expiries.get(name))
                 if shard.access_buffer.is_full:
                     yield from flush_if_possible(flush(shard), self.shared)
         return values
@@ -136,15 +148,16 @@ class Reader:
         if value is MISSING or stored is None:
             return None
         places = ((Tier.HOT, where.hot), (Tier.WARM, where.warm), (Tier.COLD, where.cold), (Tier.COLD, where.new))
-        size, left_ms, *scores = yield from Batch(
+        facts: Batch[Any] = Batch(
             (
                 inspection.size_of(where, name),
                 inspection.left_ms(where, name),
+                inspection.expiry_ms(where, name),
                 *(inspection.score(index, name) for _, index in places),
             )
         )
-        left_ms = _NEVER_MS if left_ms is None else left_ms
-        reads, size_bytes = entry_format.unpack_size(size or 0)
+        size, left_ms, expiry_ms, *scores = yield from facts
+        reads, size_bytes = size or (0, 0)
         tier, last_read = next(
             ((tier, at) for (tier, _), at in zip(places, scores, strict=True) if at is not None), (Tier.COLD, None)
         )
@@ -153,7 +166,7 @@ class Reader:
             key=entry_format.held_key(stored, name) or key,
             value=value,
             created_at=entry_format.timestamp(stored.version),
-            expires_at=datetime.fromtimestamp(stored.expires_ms / 1000, UTC) if stored.expires_ms else None,
+            expires_at=None if expiry_ms < 0 else entry_format.timestamp(expiry_ms * entry_format.CLOCK_PER_S // 1000),
             access_count=reads,
             last_accessed=entry_format.timestamp(accessed) if reads and accessed is not None else None,
             tier=tier,
@@ -189,7 +202,14 @@ class Reader:
             if self.local is not None or shard.unsent or not shared.laid_out or shard.old:
                 shard = yield from self._prepared(name)
                 ticket = self._ticket(name)
-            entry, gen = yield commands.read(shard.keys, name)
+            if ticket is None:
+                entry, gen = yield commands.read(shard.keys, name)
+                expiry = None
+            else:
+                sent_at = time.monotonic()
+                both: Batch[Any] = Batch((commands.read(shard.keys, name), inspection.left_ms(shard.keys, name)))
+                (entry, gen), left_ms = yield from both
+                expiry = _local_expiry(sent_at, left_ms)
             if gen != entry_format.CLOSED:
                 break
             shared.laid_out = False  # the entries move to another layout, which `_prepared` learns
@@ -199,7 +219,7 @@ class Reader:
             stored = yield from self._not_invalidated_by_tags(shard, stored)
         value = self._decoded(shard, name, stored, miss=miss, hit=hit)
         if ticket is not None:
-            self._fill_local(shard, key, name, stored, value, ticket)
+            self._fill_local(key, name, stored, value, ticket, expiry)
         if shard.access_buffer.is_full:
             yield from flush_if_possible(flush(shard), shared)
         return value, stored
@@ -229,12 +249,33 @@ class Reader:
             if shards is self.shared.shards:
                 return groups, names[count:]
 
+    def _read_groups(
+        self, groups: list[tuple[Shard, list[str]]]
+    ) -> Flow[tuple[list[list[bytes | None]], dict[str, float | None]]]:
+        """Read entries. Return the replies, and when local copies of the entries expire; see `_local_expiry`."""
+        reads = tuple(commands.read_many(shard.keys, chunk) for shard, chunk in groups)
+        if self.local is None:
+            return (yield from Batch(reads)), {}
+        names = [(shard, name) for shard, chunk in groups for name in chunk]
+        sent_at = time.monotonic()
+        all_of_them: Batch[Any] = Batch((*reads, *(inspection.left_ms(shard.keys, name) for shard, name in names)))
+        replies = yield from all_of_them
+        left = zip(names, replies[len(reads) :], strict=True)
+        return replies[: len(reads)], {name: _local_expiry(sent_at, left_ms) for (_, name), left_ms in left}
+
     def _ticket(self, name: str) -> Ticket | None:
         return None if self.local is None else self.local.ticket(name)
 
     def _fill_local(
-        self, shard: Shard, key: str, name: str, stored: entry_format.Stored | None, value: Any, ticket: Ticket | None
+        self,
+        key: str,
+        name: str,
+        stored: entry_format.Stored | None,
+        value: Any,
+        ticket: Ticket | None,
+        expiry: float | None,
     ) -> None:
+        """Make a local copy of an entry; `expiry` is explained at `_local_expiry`."""
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
         key = plain_text(key)
@@ -242,9 +283,7 @@ class Reader:
         # shortened key.
         if key == name and key_names.is_shortened(name):
             return
-        ttl_s = MAX_COPY_TTL_S
-        if stored.expires_ms:
-            ttl_s = (stored.expires_ms - shard.server_ms()) / 1000
+        ttl_s = MAX_COPY_TTL_S if expiry is None else expiry - time.monotonic()
         self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import commands, entry_format
+from agentperf_redis.cache import commands
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.layouts import HEADROOM, exchanged, make_room, move, related_shards, release_limits
@@ -143,12 +143,11 @@ class Resharding:
         return self._progress(done=True)
 
 
-def _portions(page: list[tuple[str, float]], entries: int, max_bytes: int) -> Iterator[list[str]]:
+def _portions(page: list[tuple[str, tuple[int, int]]], entries: int, max_bytes: int) -> Iterator[list[str]]:
     """Divide a page into parts of at most so many entries and bytes. A single entry may have more bytes."""
     names: list[str] = []
     total = 0
-    for name, number in page:
-        _, size = entry_format.unpack_size(number)
+    for name, (_, size) in page:
         if names and (total + size > max_bytes or len(names) == entries):
             yield names
             names, total = [], 0

@@ -215,7 +215,10 @@ class SingleFlight:
             shared.flights.note_request(flight)
             shard = yield from shard_to_read(shared, name)
             reply = yield from commands.claim(
-                *(shard.keys, name, token), lease_ms=self.lease_ms, ignore=str(stale), retry_ms=freshness.retry_ms
+                *(shard.keys, name, token),
+                lease_ms=self.lease_ms,
+                ignore=entry_format.version_digits(stale).decode(),
+                retry_ms=freshness.retry_ms,
             )
             if isinstance(reply, commands.Lead):
                 self._warn_of_wrong_type(name, reply)

@@ -194,7 +194,7 @@ class Writer:
     ) -> Flow[PutReply]:
         """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
         shared = self.shared
-        request, seen, again, waited = entry_format.new_request(key, name), None, False, None
+        request, seen, again, waited = entry_format.new_request(), None, False, None
         for _ in range(ATTEMPTS):
             shard = yield from shard_to_write(shared, name)
             seen = shard.seen if seen is None else seen
@@ -206,7 +206,7 @@ class Writer:
                 reply = yield from commands.put(
                     shard.keys,
                     name,
-                    entry_format.payload(request, cost_ms, fresh_ms, tags, data, key),
+                    entry_format.payload(request, cost_ms, fresh_ms, tags, data, key, name),
                     request,
                     until_ms=until_ms,
                     seen=seen,
@@ -256,11 +256,11 @@ class Writer:
         until_ms: int,
         report: AccessReport,
     ) -> tuple[str, Command[commands.PutReply]]:
-        request = entry_format.new_request(key, name)
+        request = entry_format.new_request()
         return request, commands.put(
             shard.keys,
             name,
-            entry_format.payload(request, 0, 0, tags, data, key),
+            entry_format.payload(request, 0, 0, tags, data, key, name),
             request,
             until_ms=until_ms,
             seen=shard.seen,

@@ -3,9 +3,15 @@
 --
 -- An entry is resident if the hash SIZE has a field for it. The field holds the entry's hits and bytes (see pack_size).
 -- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of
--- its last read or write, and its frequency (see pack_score). If it has an expiry time, it is also a member of EXP, a
--- sorted set scored by this time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the
--- values and of <tag>:deferred:<version> from the name of META.
+-- its last read or write, and its frequency (see pack_score). Its value is stored at <tag>:e:<key>. This file computes
+-- the names of the values and of <tag>:deferred:<version> from the name of META.
+--
+-- The server expires the value of an entry. No index is ordered by expiry, since it would take a third of the memory of
+-- the indexes. An expired entry therefore stays resident until a write finds that it has no value (see I.expire). In a
+-- cache of at most 32 entries, the next write finds it. In a larger one, every 16th write on average examines 16
+-- residents; after one that finds expired ones, the next write does, too. So an expired entry is removed within N
+-- writes on average, and at most about an eighth of the residents have expired even if every entry expires: with a
+-- share p, a write removes p / (1 - p)^16 on average, which is 1 at 12.5 %.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -42,10 +48,10 @@
 -- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries move to
 -- another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that empty a shard which
 -- fence.lua has closed.
-local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed)
+local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
-    'moving')
+    'moving', 'scan')
   if not m[1] then return nil, {0} end
   local text = closed and string.match(m[1], '^.- ttl [%d/]+') or m[1]
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
@@ -93,19 +99,20 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
     newcomers, ghosts = call('ZCARD', NEW), call('ZCARD', GHOST)
   end
-  if next_ms then call('ZCARD', EXP) end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
   local I = {                            -- built in one expression: a growing table is rehashed at each doubling
-    call = call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, deferred = DEFERRED,
+    call = call, meta = META, size = SIZE, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
-    MAX_SIZE = 9e15,        -- above this a double is not exact; hits therefore stop at 900,000
+    MAX_HITS = 9e15,        -- above this a double is not exact
+    SMALL = 32,             -- entries of a cache in which every expired entry is removed by the next write
+    LISTPACK = 512,         -- up to here, the server may store SIZE in a form that HSCAN returns as a whole
     MAX_EVICTIONS = 512,    -- entries moved or evicted per call
     lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
-    expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
     n = n, newcomers = newcomers, ghosts = ghosts, bytes = held,
-    next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if EXP is empty
+    next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if no entry has had one
+    scan = m[10],           -- HSCAN cursor of the search for expired entries; "<cursor> +" if it has just found some
     deferred_count = deferred_count, resent = resent,
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
@@ -120,14 +127,15 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
 
   function I.text(whole) return string.format('%d', whole) end
 
-  -- Each of these formats packs two numbers into one. A field of SIZE is hits * 10^10 + bytes. A score is clock * 16 +
-  -- frequency; in GHOST the frequency is at most 7, plus 8 if the entry was evicted from the window. Only these
-  -- functions and their counterparts in cache/entry_format.py know the formats.
-  function I.pack_size(hits, size) return hits * 1e10 + size end
+  -- Each of these formats packs two numbers. A field of SIZE is "<bytes> <hits>", or "<bytes>" without hits. A score is
+  -- clock * 16 + frequency; in GHOST the frequency is at most 7, plus 8 if the entry was evicted from the window. Only
+  -- these functions and their counterparts in cache/entry_format.py know the formats.
+  function I.pack_size(hits, size) return string.format(hits > 0 and '%d %d' or '%d', size, hits) end
   function I.unpack_size(packed)
-    local whole = whole_number(packed) or 0                            -- 0 if another program has changed it
-    local size = whole % 1e10
-    return (whole - size) / 1e10, size
+    local size, hits = whole_number(packed, 0), nil
+    if size then return 0, size end
+    size, hits = string.match(packed, '^(%d+) (%d+)$')
+    return whole_number(hits) or 0, whole_number(size) or 0            -- 0 if another program has changed it
   end
   function I.pack_score(at, frequency) return at * 16 + frequency end
 
@@ -264,8 +272,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
         local e = enter[to]
         e[#e + 1] = I.text(I.pack_score(I.clock, f)); e[#e + 1] = keys[p]
-        local size = I.pack_size(n, whole_number(sizes[p]) or 0)       -- n hits more
-        if size < I.MAX_SIZE then hits[#hits + 1] = keys[p]; hits[#hits + 1] = I.text(size) end
+        local had, size = I.unpack_size(sizes[p])
+        if had + n < I.MAX_HITS then hits[#hits + 1] = keys[p]; hits[#hits + 1] = I.pack_size(had + n, size) end
         found = found + 1
       end
       I.served[from or 3] = I.served[from or 3] + n
@@ -310,7 +318,6 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
       end
       I.call('HDEL', I.size, unpack(dead))
-      if I.next then I.call('ZREM', I.exp, unpack(dead)) end
       for i = 1, #dead do values[#values + 1] = I.prefix .. dead[i] end
       I.dead = {}
       I.removed = I.clock
@@ -327,21 +334,23 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
     I.drop(key)
   end
-  function I.evict(i, key, score)
-    I.call('ZREM', I.tier[i], key)
-    if i == 4 then I.newcomers = I.newcomers - 1 end
-    I.drop(key)
-    I.evicted = I.evicted + 1
-    if I.lfu then
-      local remembered = (i == 4 and 8 or 0) + math.min(7, I.frequency(score))
-      I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
+  if lfu or I.top < 3 then                 -- a plain LRU evicts without these
+    function I.evict(i, key, score)
+      I.call('ZREM', I.tier[i], key)
+      if i == 4 then I.newcomers = I.newcomers - 1 end
+      I.drop(key)
+      I.evicted = I.evicted + 1
+      if I.lfu then
+        local remembered = (i == 4 and 8 or 0) + math.min(7, I.frequency(score))
+        I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
+      end
     end
-  end
-  -- Return the oldest entry of a tier, and its score as a number and as text. Never returns `keep`: that entry was just
-  -- written, so it is the oldest only if the tier has no other.
-  function I.oldest(i, keep)
-    local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
-    if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
+    -- Return the oldest entry of a tier, and its score as a number and as text. Never returns `keep`: that entry was
+    -- just written, so it is the oldest only if the tier has no other.
+    function I.oldest(i, keep)
+      local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
+      if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
+    end
   end
   -- Demote and evict entries until hot, warm, the window and the whole cache are within their capacities. `keep` is the
   -- entry just written; it is not evicted.
@@ -400,16 +409,47 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Delete up to n expired entries. Returns their number.
-  function I.expire(n)
-    if not I.next or I.now_ms < I.next then return 0 end
-    local gone = I.call('ZRANGEBYSCORE', I.exp, '-inf', I.now_ms, 'LIMIT', 0, n)
-    for j = 1, #gone do I.remove(gone[j]) end
+  -- Delete expired entries: all of a small cache, else those among 16 residents, which are either a random sample or
+  -- the next ones in the order of HSCAN.
+  function I.expire()
+    if not I.next or I.now_ms < I.next then return end
+    local call, found = I.call, 0
+    if I.n <= I.SMALL then
+      local first_ms = nil
+      for _, key in ipairs(call('HRANDFIELD', I.size, I.SMALL)) do     -- all fields, as there are not more
+        local left_ms = call('PTTL', I.prefix .. key)
+        if left_ms == -2 then I.remove(key); found = found + 1
+        elseif left_ms >= 0 then first_ms = math.min(first_ms or 8e15, I.now_ms + left_ms) end
+      end
+      I.next = first_ms
+    else
+      local cursor, hot = string.match(I.scan or '', '^(%d+)( ?)')
+      -- The clock decides whether it is the turn of this write, since a counter would have to be written each time.
+      if hot ~= ' ' and I.clock % 16 > 0 then return end
+      local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
+      if I.n <= I.LISTPACK then keys = call('HRANDFIELD', I.size, 16)
+      else
+        local page = call('HSCAN', I.size, at, 'COUNT', 16)
+        at = page[1]
+        for i = 1, #page[2], 2 do keys[#keys + 1] = page[2][i] end
+      end
+      for i = 1, #keys do values[i] = I.prefix .. keys[i] end
+      for first = 1, #keys, 256 do       -- `unpack` has a limit
+        local last = math.min(#keys, first + 255)
+        if call('EXISTS', unpack(values, first, last)) <= last - first then
+          for i = first, last do
+            if not gone[keys[i]] and call('EXISTS', values[i]) == 0 then
+              gone[keys[i]] = true       -- HSCAN may return a field twice
+              I.remove(keys[i])
+              found = found + 1
+            end
+          end
+        end
+      end
+      I.scan = at .. (found > 0 and ' +' or '')
+    end
     I.delete_dropped()
-    I.expired = I.expired + #gone
-    local first_ms = tonumber(I.call('ZRANGE', I.exp, 0, 0, 'WITHSCORES')[2])
-    I.next = first_ms and math.max(0, math.min(8e15, first_ms))
-    return #gone
+    I.expired = I.expired + found
   end
   -- Deferred deletion: free up to n values that clear.lua has left behind. Returns the number of keys examined.
   function I.free_cleared(n)
@@ -433,16 +473,17 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
 
   -- Write the changed state to META. Call this function last, after all commands that free memory.
   function I.save()
-    local stored, removed = I.stored, I.removed or '0'
-    if removed ~= stored[7] then removed = I.text(removed) end
-    local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes)), 'removed', removed}
+    local stored = I.stored
+    local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes))}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
     -- Leave a counter that another program has changed as it is. Only statistics read it, and they report the fault.
     local function count(name, before, more)
       local number = whole_number(before, 0)
       if number then note(name, I.text(number + more)) end
     end
-    count('evicted', stored[8], I.evicted)
+    if I.removed ~= stored[7] then note('removed', I.text(I.removed)) end
+    if I.evicted > 0 then count('evicted', stored[8], I.evicted) end
+    if I.scan ~= stored[10] then note('scan', I.scan) end
     if I.next ~= tonumber(stored[4] or nil) then note('next', I.next and I.text(I.next) or '') end
     if I.deferred_count ~= tonumber(stored[5] or 0) then note('deferred', I.deferred_count) end
     if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end

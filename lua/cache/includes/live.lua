@@ -1,18 +1,17 @@
--- Needs whole_number.lua.
+-- Needs whole_number.lua and header.lua.
 
--- Return the version and the computing time of a stored entry, both as text. Returns nil if a read of the entry is a
--- miss: there is no entry, it cannot be read, it was cleared, or one of its tags was invalidated. The third result is
--- whether there is an entry that cannot be read.
+-- Return the version of a stored entry, and its computing time as text. Returns nil if a read of the entry is a miss:
+-- there is no entry, it cannot be read, it was cleared, or one of its tags was invalidated. The third result is whether
+-- there is an entry that cannot be read.
 local function live(call, entry, epochs, TAGS)
-  local version, expiry, cost_ms, fresh, tags = string.match(entry or '', '^(%d+) (%d+) %S+ (%d+) (%d+) (%S*) ')
+  local written, _, _, cost_ms, _, tags = read_header(entry)
   local cleared, tagged, merged = string.match(epochs or '0 0 0', '^(%d+) (%d+) (%d+)$')
-  local written = whole_number(version)
-  if not (written and cleared and whole_number(expiry) and whole_number(fresh)) then return nil, nil, entry and true end
+  if not (written and cleared) then return nil, nil, entry and true end
   if written <= tonumber(cleared) then return nil end
   if tags ~= '' and written <= tonumber(tagged) then
     local newest = tonumber(merged)
     for tag in string.gmatch(tags, '[^,]+') do newest = math.max(newest, tonumber(call('ZSCORE', TAGS, tag) or 0)) end
     if written <= newest then return nil end
   end
-  return version, cost_ms
+  return written, cost_ms
 end

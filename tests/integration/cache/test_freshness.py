@@ -34,7 +34,7 @@ def where(namespace: str, part: str) -> str:
     return f"{namespace}:{{cache:default}}:{part}"
 
 
-COST_MS = "return string.match(redis.call('GET', KEYS[1]), '^%d+ %d+ %S+ (%d+) ')"
+COST_MS = "return string.match(redis.call('GET', KEYS[1]), '^%d+ (%d+) ', 15)"
 
 
 class Source:
@@ -96,7 +96,7 @@ class Reader:
 
 
 NO_LONGER_FRESH = """
-local before, fresh, after = string.match(redis.call('GET', KEYS[1]), '^(%d+ %d+ %S+ %d+ )(%d+)( .*)$')
+local before, fresh, after = string.match(redis.call('GET', KEYS[1]), '^(..............%d+ %d+ )(%d+)( .*)$')
 redis.call('SET', KEYS[1], before .. string.rep('0', #fresh - 1) .. '1' .. after, 'KEEPTTL')
 """
 """Makes an entry fresh for one millisecond from its write."""
@@ -449,7 +449,7 @@ def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, names
         lru.get_or_compute(f"soft{number}", lambda: 1, 40, soft_ttl=20, jitter=0.1)
         tiered.get_or_compute(f"tier{number}", lambda: 1, jitter=0.1)
     hard = [raw.pttl(where(namespace, f"e:hard{number}")) for number in range(20)]
-    soft = [int(raw.get(where(namespace, f"e:soft{number}")).split(" ")[4]) for number in range(20)]
+    soft = [int(raw.get(where(namespace, f"e:soft{number}"))[14:].split(" ")[2]) for number in range(20)]
     whole = [raw.pttl(where(namespace, f"e:soft{number}")) for number in range(20)]
     tier = [raw.pttl(f"{namespace}:{{tiered:default}}:e:tier{number}") for number in range(20)]
     for ttls, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):

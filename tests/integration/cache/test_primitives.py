@@ -99,7 +99,7 @@ def test_incr_without_create_starts_no_counter(call: Call, cache: Any, raw: Raw,
 
 
 def test_incr_refuses_a_number_that_does_not_fit(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(name="c", backend=backend, max_bytes=25)
+    cache = LRUCache(name="c", backend=backend, max_bytes=12)
     assert call(cache, "incr", "k", 127) == 127
     with pytest.raises(InvalidArgument, match="max_bytes"):
         call(cache, "incr", "k", 2**50)

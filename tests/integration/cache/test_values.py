@@ -190,14 +190,13 @@ CACHES: dict[str, Callable[[Backend, str], LRUCache | TieredCache]] = {
 INDEXES = {
     "lru": {"meta", "size", "cold"},
     "strict": {"meta", "size", "cold"},
-    "tiered": {"meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"},
+    "tiered": {"meta", "size", "new", "hot", "warm", "cold", "ghost"},
 }
 """The index keys that every script of such a cache reads first, and whose type must be right. The cache does not use
 other indexes."""
 PARTS = (
     "meta",
     "size",
-    "exp",
     "new",
     "hot",
     "warm",

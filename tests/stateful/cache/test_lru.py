@@ -238,9 +238,9 @@ def test_any_sequence_of_operations_matches_the_model(
     ("name", "line", "instead"),
     [
         ("put", "if verb == 'add' then failed = present and -7 or 0", "if verb == 'add' then failed = 0"),
-        ("put", "'0') ~= operand and -7 or 0", "'0') ~= operand and 0 or 0"),
-        ("put", "math.max(1, old.expiry_ms - I.now_ms) or 0", "0 or 0"),
-        ("put", "if old then packed = I.text(I.pack_size(hits, weight)) end", ""),
+        ("put", "0) ~= tonumber(operand) and -7 or 0", "0) ~= tonumber(operand) and 0 or 0"),
+        ("put", "math.max(1, old.left_ms) or 0", "0 or 0"),
+        ("put", "if old then packed = I.pack_size(hits, weight) end", ""),
         ("pop", "if I.call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end", ""),
         ("put", "if written <= newest then return nil end", ""),
         ("put", "  else failed = -7 end", "  else number = tonumber(operand) end"),

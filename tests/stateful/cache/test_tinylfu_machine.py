@@ -239,7 +239,7 @@ def test_any_sequence_of_operations_matches_the_model(
 @pytest.mark.parametrize(
     ("name", "line", "instead"),
     [
-        ("put", "for j = 1, #gone do I.remove(gone[j]) end", "for j = 1, #gone do I.drop(gone[j]) end"),
+        ("put", "if left_ms == -2 then I.remove(key)", "if left_ms == -2 then I.drop(key)"),
         ("put", "f = I.aged(at, remembered % 8) + 1", "f = 1"),
         (
             "invalidate_tags",

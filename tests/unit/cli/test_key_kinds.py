@@ -71,7 +71,7 @@ def test_other_keys_are_unknown(key: str) -> None:
         ("n:{lb:p}:state", "a%20b", "load=1", "the instance a b", ""),
         ("n:{lb:p}:due", "E:i1", "1795967996721", "the ejection of the instance i1 ends", "2026-11-29"),
         ("n:{lb:p}:due", "E:i1", "x", "the ejection of the instance i1 ends", ""),
-        ("n:{cache:c}:size", "k", "30000000022", "hits and size of this entry", "3 hits, 22 bytes"),
+        ("n:{cache:c}:size", "k", "22 3", "size of this entry in bytes, and its hits, if any", ""),
         ("n:{cache:c}:hot", "k", "2873550192470000", "last access to this entry", ", frequency"),
         ("n:{cache:c}:meta", "removed", "0", "the cache's clock at the last removal", "never"),
         ("n:{metrics:03}:total:a", "h:16", "5", "executions that took more than 2 s and at most 2.08855 s", ""),

@@ -1,0 +1,27 @@
+-- The only reader of the header of an entry in Lua; header_writer.lua writes it, and cache/entry_format.py does both.
+-- Needs whole_number.lua. A header is
+--   <version>.<request>                                               if it needs no facts: the usual case
+--   <version>+<request><expiry> <cost> <fresh> <tags> <size> <key>    otherwise
+-- followed by the value. Version has 8 digits to the base of 90, the first digit is "%". Request is the beginning of
+-- the request id, 5 characters. Expiry is in ms, 0 for never; cost and fresh are in ms; size is that of the key, bytes.
+-- 14 bytes let a value of 1,000 bytes stay in the 1,024 bytes that the allocator gives it anyway.
+
+-- Return the version at the beginning of an entry; nil if there is none.
+local function entry_version(entry)
+  local a, b, c, d, e, f, g, h = string.byte(entry or '', 1, 8)
+  if not h or math.min(a, b, c, d, e, f, g, h) < 37 or math.max(a, b, c, d, e, f, g, h) > 126 then return nil end
+  return ((((((((a - 37) * 90 + b - 37) * 90 + c - 37) * 90 + d - 37) * 90 + e - 37) * 90 + f - 37) * 90 + g - 37) * 90
+    + h - 37)
+end
+
+-- Return version, request, expiry, cost, fresh, tags, and the positions of the key and of the value; nil if the header
+-- cannot be read. Only the version and the positions are numbers.
+local function read_header(entry)
+  local version = entry_version(entry)
+  local form, request = string.match(entry or '', '^([.+])([%w_-][%w_-][%w_-][%w_-][%w_-])', 9)
+  if not version or not form then return nil end
+  if form == '.' then return version, request, '0', '0', '0', '', 15, 15 end
+  local expiry, cost, fresh, tags, size, key_at = string.match(entry, '^(%d+) (%d+) (%d+) (%S*) (%d+) ()', 15)
+  if not (whole_number(expiry) and whole_number(fresh) and whole_number(size)) then return nil end
+  return version, request, expiry, cost, fresh, tags, key_at, key_at + tonumber(size)
+end

@@ -1,0 +1,16 @@
+-- The only writer of the header of an entry in Lua; see header.lua for its form.
+
+-- Return a version, below 90^8, as 8 characters.
+local function version_digits(version)
+  local floor = math.floor
+  local low = version % 65610000         -- 90^4
+  local high = (version - low) / 65610000
+  return string.char(37 + floor(high / 729000) % 90, 37 + floor(high / 8100) % 90, 37 + floor(high / 90) % 90,
+    37 + high % 90, 37 + floor(low / 729000), 37 + floor(low / 8100) % 90, 37 + floor(low / 90) % 90, 37 + low % 90)
+end
+
+-- Return an entry. The payload is everything in it but version and expiry.
+local function write_entry(digits, expiry, payload)
+  if string.byte(payload) == 46 then return digits .. payload end
+  return digits .. string.sub(payload, 1, 6) .. expiry .. ' ' .. string.sub(payload, 7)
+end
