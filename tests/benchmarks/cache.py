@@ -319,7 +319,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
     return Batch(
         tuple(
             cache_commands.put(
-                *(shared.keys, next(names), b"request 0 0  " + data, "request"),
+                *(shared.keys, next(names), b".reque" + data, "request"),
                 until_ms=10**14,
                 seen=0,
                 again=False,

@@ -35,13 +35,13 @@ class Build:
     process: subprocess.Popen[str]
 
     @staticmethod
-    def of(checkout: Path, url: str, namespace: str, instances: int, calls: int) -> Build:
-        """Start the process."""
-        program = [sys.executable, str(script_calls.__file__), url, namespace, str(instances), str(calls)]
+    def of(program: Path, checkout: Path, url: str, namespace: str, size: int, calls: int) -> Build:
+        """Start the process; `program` explains the other arguments."""
+        command = [sys.executable, str(program), url, namespace, str(size), str(calls)]
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
         return Build(
             subprocess.Popen(
-                program, cwd=checkout, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                command, cwd=checkout, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
         )
 
@@ -67,8 +67,9 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     if other is None:
         return
     instances, calls = (10_000, 100) if bench.full else (1000, 100)
-    ours = Build.of(HERE, bench.url, "ours", instances, calls)
-    theirs = Build.of(other.resolve(), bench.url, "theirs", instances, calls)
+    program = Path(script_calls.__file__)
+    ours = Build.of(program, HERE, bench.url, "ours", instances, calls)
+    theirs = Build.of(program, other.resolve(), bench.url, "theirs", instances, calls)
     with closing(bench.client()) as client, closing(ours), closing(theirs):
         names = [strategy.value for strategy in LoadBalancingStrategy]
         for name in (*names, f"{LoadBalancingStrategy.LEAST_LOADED.value}-metered"):
