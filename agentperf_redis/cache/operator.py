@@ -35,7 +35,7 @@ from agentperf_redis.errors import BackendFull, CorruptState, InvalidArgument, S
 T = TypeVar("T")
 
 MAX_SWEEPS: Final = 64
-"""Maximum number of sweeps before statistics are read. Each sweep removes up to 256 expired entries."""
+"""Maximum number of sweeps of each shard before statistics are read. Each sweep examines some 256 entries."""
 _DROP_ATTEMPTS: Final = 3
 """How often a cache is cleared that programs use while it is dropped."""
 _EPOCHS_KEPT_MS: Final = 86_400_000
@@ -116,14 +116,17 @@ class ExistingCache:
         return self.shards[key_names.cache_shard(name, self.settings.shards)]
 
     def sweep_expired(self) -> Flow[None]:
-        """Remove expired entries before statistics are read. Runs at most MAX_SWEEPS sweeps, to spare other clients.
+        """Remove expired entries before statistics are read: all of them, unless a shard has many entries.
+
+        Runs at most MAX_SWEEPS sweeps of each shard, to spare other clients.
 
         Errors of a full or read-only server are ignored, so that the cache can still be inspected.
         """
         cursors = dict.fromkeys(self.shards, "0")
         with suppress(BackendFull, ScriptFailed, CorruptState):
             for _ in range(MAX_SWEEPS):
-                cursors = yield from _sweep(cursors)
+                steps = yield from _sweep(cursors)
+                cursors = {where: step.cursor for where, step in steps.items() if step.cursor != "0"}
                 if not cursors:
                     return
 
@@ -231,7 +234,8 @@ class ExistingCache:
         """Free the values of cleared entries now. Each sweep frees up to 256."""
         cursors = dict.fromkeys(self.shards, "0")
         while cursors:
-            cursors = yield from _sweep(cursors)
+            steps = yield from _sweep(cursors)
+            cursors = {where: step.cursor for where, step in steps.items() if step.more}
 
     def last_used(self) -> Flow[datetime | None]:
         """Return the time of the last recorded access to an entry that is still stored; None without entries.
@@ -250,11 +254,10 @@ class ExistingCache:
             yield from self._everywhere(partial(commands.invalidate_tags, tags=its, origin=process))
 
 
-def _sweep(cursors: dict[key_names.CacheKeys, str]) -> Flow[dict[key_names.CacheKeys, str]]:
-    """Sweep shards from their cursors. Return the cursors of those that need another sweep."""
+def _sweep(cursors: dict[key_names.CacheKeys, str]) -> Flow[dict[key_names.CacheKeys, commands.Swept]]:
+    """Sweep shards from their cursors. Return what each found; shards without settings are left out."""
     steps = yield from Batch(tuple(commands.sweep(where, cursor) for where, cursor in cursors.items()))
-    found = [(where, step) for where, step in zip(cursors, steps, strict=True) if not isinstance(step, NoSettings)]
-    return {where: step.cursor for where, step in found if step.more}
+    return {where: step for where, step in zip(cursors, steps, strict=True) if not isinstance(step, NoSettings)}
 
 
 def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None]:

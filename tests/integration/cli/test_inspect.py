@@ -76,7 +76,7 @@ def test_every_stored_key_is_explained(agentperf: Run, used: AgentPerf, raw: Raw
         "size",
         "tags",
         "total",
-        "recent",
+        "latest",
         "1h",
     }
 
