@@ -300,13 +300,18 @@ def status(
 
 
 def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tuple[Pool, Page]]]]:
-    """Read the first status page of each shard of the pools. Returns, by pool, the existing shards and their pages."""
-    found: dict[Pool, list[tuple[Pool, Page]]] = {pool: [] for pool in pools}
+    """Read the first status page of each shard of the pools. Returns, by pool, the existing shards and their pages.
+
+    If the known shards of a pool have no instances, the cause may be that the number of shards has changed. So this
+    number is then read from the server.
+    """
+    found: dict[Pool, list[tuple[Pool, Page]]] = {}
     left = pools
     while left:
+        found.update({pool: [] for pool in left})
         shards = [(pool, shard) for pool in left for shard in layouts.of(pool).shards]
         pages = yield from Batch(tuple(commands.status(shard, 0, STATUS_PAGE) for _, shard in shards)).settled()
-        left = []
+        read, left = left, []
         for (pool, shard), page in zip(shards, pages, strict=True):
             if isinstance(page, PoolIsDivided) and not shard.shard:
                 layouts.learn(pool.agent_type, page.shards)
@@ -315,6 +320,15 @@ def _first_pages(layouts: Layouts, pools: list[Pool]) -> Flow[dict[Pool, list[tu
                 raise page
             elif page is not None:
                 found[pool].append((shard, page))
+        empty = [
+            pool for pool in read if layouts.of(pool).is_divided and not any(page.instances for _, page in found[pool])
+        ]
+        empty = [pool for pool in empty if pool not in left]
+        counts = yield from Batch(tuple(map(commands.count_shards, empty)))
+        for pool, count in zip(empty, counts, strict=True):
+            if count and count != len(layouts.of(pool).shards):
+                layouts.learn(pool.agent_type, count)
+                left.append(pool)
     return found
 
 

@@ -632,3 +632,16 @@ def test_dead_node_stops_only_its_own_shards(servers: Servers, connect: Connect)
         balancer.drain("planner", min(lost))
     assert time.monotonic() - begin < TIMEOUT
     assert balancer.release_many([each for each in held if each]) == [True] * len(held)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_status_finds_a_pool_with_another_number_of_shards(
+    call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, count: int
+) -> None:
+    assert len(newcomer.status("planner")[0].instances) == FLEET
+    assert balancer.delete_pool("planner")
+    balancer.configure_pool("planner", shards=count)
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    for names in ((), ("planner",)):
+        (status,) = call(newcomer, "status", *names)  # it knew four shards
+        assert (len(status.instances), status.shards) == (1, count)
