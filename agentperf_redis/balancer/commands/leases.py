@@ -9,7 +9,7 @@ from hashlib import blake2b
 from agentperf_redis import random_numbers
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import facts_of, packed_labels
-from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
+from agentperf_redis.balancer.commands.replies import PoolIsDivided, Status, opened, refusal, text_of
 from agentperf_redis.balancer.model import AgentInstance, Facts, LoadBalancingStrategy, Outcome, snapshot
 from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.errors import CorruptState, shown
@@ -325,7 +325,8 @@ def release(
         by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 
     Returns:
-        Whether this call freed the unit.
+        Whether this call freed the unit. The lease of a pool that was deleted and then divided was lost with the pool.
+        So the result is False then, unless `by_hand`, which raises PoolIsDivided.
     """
     # A refusal is fast, but says nothing about the response time of the instance.
     if outcome is Outcome.RATE_LIMITED:
@@ -349,9 +350,17 @@ def release(
             case Status.SPENT, [bytes()]:
                 return False
             case status, values:
-                raise refusal(pool, status, values)
+                return _lost(pool, status, values, by_hand)
 
     return Command(RELEASE, pool.keys.core, args, decode, resend_args=_AGAIN)
+
+
+def _lost(pool: Pool, status: int, values: list[Reply], by_hand: bool = False) -> bool:
+    """Return False if the refusal means that the lease was lost with its pool. Otherwise, raise its error."""
+    error = refusal(pool, status, values)
+    if isinstance(error, PoolIsDivided) and not by_hand:
+        return False
+    raise error
 
 
 def extend(pool: Pool, token: str, ttl_ms: int) -> Command[bool]:
@@ -362,7 +371,7 @@ def extend(pool: Pool, token: str, ttl_ms: int) -> Command[bool]:
             case (Status.DONE | Status.NOTHING) as status, []:
                 return status == Status.DONE
             case status, values:
-                raise refusal(pool, status, values)
+                return _lost(pool, status, values)
 
     return Command(EXTEND, (pool.keys.state, pool.keys.due), {"token": token, "ttl_ms": ttl_ms}, decode)
 

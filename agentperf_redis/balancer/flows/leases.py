@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent
+from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent, TooLate
 from agentperf_redis.balancer.flows.elsewhere import Elsewhere
 from agentperf_redis.balancer.flows.queue import NEW_POSITION, QueueEntry, Queues, wait_in_queue
 from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
@@ -525,7 +525,7 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
     command = _ending(keeper, lease, outcome, response_time)
     if command is None:
         if lease.lost is not None:
-            yield from _rest_anyway(lease, outcome)
+            yield from _rest_anyway(keeper, lease, outcome)
         return False
     answered = False
     try:
@@ -535,7 +535,7 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
         if not answered:  # the caller will not retry, so the keeper retries; releasing twice is harmless
             keeper.retry_in_background(command, lease.ttl)
     if not freed:
-        yield from _rest_anyway(lease, outcome)
+        yield from _rest_anyway(keeper, lease, outcome)
     return freed
 
 
@@ -561,7 +561,7 @@ def release_many(
                 keeper.retry_in_background(command, leases[number][0].ttl)
     for (lease, outcome), result in zip(leases, results, strict=True):
         if result is False or (result is None and lease.lost is not None):
-            yield from _rest_anyway(lease, outcome)
+            yield from _rest_anyway(keeper, lease, outcome)
     for result in results:
         if isinstance(result, AgentPerfError):
             raise result
@@ -593,11 +593,16 @@ def _rest_ms(lease: Lease, outcome: Outcome) -> int:
     return math.ceil((DEFAULT_REST_S if lease.retry_after is None else lease.retry_after) * 1000)
 
 
-def _rest_anyway(lease: Lease, outcome: Outcome) -> Flow[None]:
+def _rest_anyway(keeper: LeaseKeeper, lease: Lease, outcome: Outcome) -> Flow[None]:
     """Let an instance rest that refused work, although the lease of this work had ended before its release."""
     rest_ms = _rest_ms(lease, outcome)
+
+    def rest_in(layout: Layout) -> Flow[bool | TooLate]:
+        home = layout.home(lease.instance_id)
+        return iter(commands.cool_down(home, lease.instance_id, rest_ms, Outcome.RATE_LIMITED.value))
+
     if rest_ms:
-        yield from commands.cool_down(lease.pool, lease.instance_id, rest_ms, Outcome.RATE_LIMITED.value)
+        yield from over_shards(keeper.layouts, keeper.layouts.whole(lease.pool), rest_in, operator.not_)
 
 
 def select(layouts: Layouts, pool: Pool, choice: Choice) -> Flow[AgentInstance | None]:

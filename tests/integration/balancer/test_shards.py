@@ -645,3 +645,22 @@ def test_status_finds_a_pool_with_another_number_of_shards(
     for names in ((), ("planner",)):
         (status,) = call(newcomer, "status", *names)  # it knew four shards
         assert (len(status.instances), status.shards) == (1, count)
+
+
+def test_lease_of_a_pool_that_was_deleted_and_divided_is_lost(
+    call: Call, backend: Backend, newcomer: LoadBalancer
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=4))
+    renewed, released = call(balancer, "acquire", "planner", ttl=0.6), call(balancer, "acquire", "planner")
+    extended = balancer.acquire("planner")
+    several = call(balancer, "acquire_many", "planner", 1)
+    assert newcomer.delete_pool("planner")
+    newcomer.configure_pool("planner", shards=2)
+    newcomer.register_instance(AgentInstance("p0", "planner"))
+    assert not call(balancer, "release", released, outcome="rate_limited")
+    assert newcomer.status("planner")[0].instances[0].state is InstanceState.RESTING
+    assert call(balancer, "release_many", several) == [False]
+    wait_until(lambda: renewed.lease.lost is not None, "the loss to be noticed")
+    with pytest.raises(LeaseLost):
+        extended.lease.extend(9.0)
