@@ -28,7 +28,7 @@ from agentperf_redis.balancer.layouts import Layout, layouts_of, over_shards
 from agentperf_redis.balancer.model import AgentInstance
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.command import Call, Flow
-from agentperf_redis.errors import AgentPerfError, InvalidArgument
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -89,23 +89,39 @@ class Checking:
     def _claim_in(self, layout: Layout) -> Flow[Claims]:
         parts = []
         left = AT_ONCE
+        away: BackendUnavailable | None = None
         first = random_numbers.bits(16)  # each round begins with another shard
         for number in range(len(layout.shards)):
             shard = layout.shards[(first + number) % len(layout.shards)]
-            claimed = yield from commands.claim_checks(shard, math.ceil(self.interval * 1000), left)
+            if away is not None and layout.is_away(shard):  # wait only once for a node that does not answer
+                continue
+            try:
+                claimed = yield from commands.claim_checks(shard, math.ceil(self.interval * 1000), left)
+            except BackendUnavailable as error:  # the checks of the other shards go on
+                layout.lose(shard)
+                away = error
+                continue
             parts.append((shard, claimed))
             left -= len(claimed.instances)
             if left <= 0:
                 break
+        if away is not None and not parts:
+            raise away
         return Claims(tuple(parts))
 
     def report(self, claims: Claims, results: Mapping[str, bool]) -> Flow[None]:
-        """Report the results of claimed checks."""
+        """Report the results of claimed checks. If a shard cannot be reached, the others get their results first."""
+        away: BackendUnavailable | None = None
         for shard, claimed in claims.parts:
             reports = [(each.id, results[each.id]) for each in claimed.instances if each.id in results]
             if reports:
                 request = partial(commands.report_checks, shard, claimed.at_ms, reports)
-                yield from self.clock.before_deadline(shard, request)
+                try:
+                    yield from self.clock.before_deadline(shard, request)
+                except BackendUnavailable as error:
+                    away = error
+        if away is not None:
+            raise away
 
     def failed(self, instance: AgentInstance, why: object) -> None:
         """Log the reason why a check failed."""

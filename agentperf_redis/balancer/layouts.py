@@ -21,6 +21,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool, PoolIsDivided
 from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendUnavailable
 
 T = TypeVar("T")
 
@@ -223,7 +224,10 @@ def over_shards(
             layouts.learn(pool.agent_type, divided.shards)
             continue
         if left and (layout.is_divided or plain) and is_nothing(result):
-            shards = yield from commands.count_shards(pool)
+            try:
+                shards = yield from commands.count_shards(pool)
+            except BackendUnavailable:  # the shards that answered go on without the node of this key
+                break
             if shards and shards != len(layout.shards):
                 layouts.learn(pool.agent_type, shards)
                 continue

@@ -253,14 +253,21 @@ def cool_down(clock: ServerClock, layouts: Layouts, pool: Pool, instance_id: str
 
 
 def heartbeat(layouts: Layouts, pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
-    """Report that instances are alive. Returns the instances that are not registered."""
+    """Report that instances are alive. Returns the instances that are not registered.
+
+    If a shard cannot be reached, the heartbeats of the other shards are sent before the error is raised.
+    """
 
     def heartbeat_in(layout: Layout) -> Flow[list[str]]:
-        unknown: set[str] = set()
-        for shard in layout.shards:
-            names = [name for name in instance_ids if layout.home(name) is shard]
-            for at in range(0, len(names), commands.MANY):
-                unknown.update((yield from commands.heartbeat(shard, names[at : at + commands.MANY], heartbeat_ttl_ms)))
+        names: dict[Pool, list[str]] = {}
+        for name in instance_ids:
+            names.setdefault(layout.home(name), []).append(name)
+        requests = [
+            commands.heartbeat(shard, its[at : at + commands.MANY], heartbeat_ttl_ms)
+            for shard, its in names.items()
+            for at in range(0, len(its), commands.MANY)
+        ]
+        unknown = set(itertools.chain.from_iterable((yield from Batch(tuple(requests)))))
         return [name for name in instance_ids if name in unknown]
 
     return (yield from over_shards(layouts, pool, heartbeat_in, bool))

@@ -26,7 +26,7 @@ from agentperf_redis.balancer import (
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.history import sample
 from agentperf_redis.balancer.layouts import layouts_of
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
+from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument, LeaseLost, NoCapacity
 from tests.support import records
 from tests.support.calls import Call
 from tests.support.servers import TIMEOUT, Raw, Server, Servers, wait_until
@@ -664,3 +664,16 @@ def test_lease_of_a_pool_that_was_deleted_and_divided_is_lost(
     wait_until(lambda: renewed.lease.lost is not None, "the loss to be noticed")
     with pytest.raises(LeaseLost):
         extended.lease.extend(9.0)
+
+
+def test_heartbeats_reach_the_other_shards_despite_an_error(
+    call: Call, balancer: LoadBalancer, raw: Raw, namespace: str
+) -> None:
+    first, *others = shards(namespace)
+    raw.delete(first.state)
+    raw.set(first.state, "damaged")
+    with pytest.raises(CorruptState):
+        call(balancer, "heartbeat", "planner", *(f"p{number}" for number in range(FLEET)), within=1000.0)
+    timers = [name for pool in others for name in raw.zrange(pool.due, 0, -1) if name.startswith("H:")]
+    assert sorted(timers) == sorted(f"H:{name}" for pool in others for name in raw.zrange(pool.ids, 0, -1))
+    assert timers

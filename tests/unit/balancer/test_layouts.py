@@ -13,6 +13,7 @@ from agentperf_redis.balancer import layouts as module
 from agentperf_redis.balancer.commands import Pool, PoolIsDivided
 from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
 from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendUnavailable
 
 
 def layout(count: int) -> Layout:
@@ -195,6 +196,19 @@ def test_number_is_read_again_when_nothing_is_found(layouts: Layouts) -> None:
     assert (result, steps) == (None, []), "a pool of one shard costs no further request"
     _, steps = run(over_shards(layouts, pool, flow, plain=True), 1)
     assert len(steps) == 1
+
+
+def test_result_stands_when_the_number_cannot_be_read(layouts: Layouts) -> None:
+    layouts.learn("coder", 4)
+
+    def flow(over: Layout) -> Flow[None]:
+        yield from ()
+
+    running = over_shards(layouts, Pool.of("n", "coder"), flow)
+    next(running)
+    with pytest.raises(StopIteration) as end:
+        running.throw(BackendUnavailable("redis://node", "not_applied", "no answer"))
+    assert end.value.value is None
 
 
 def test_pool_that_changes_without_end_is_given_up(layouts: Layouts) -> None:
