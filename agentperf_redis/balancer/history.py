@@ -14,6 +14,8 @@ from agentperf_redis.script import Script
 from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, asked_steps
 
 _SAMPLE = Script("balancer/sample")
+_PARTS = 10_000
+"""A sum of mean loads is stored in parts of a lease, since the mean load of a shard is often less than one lease."""
 LAST_FIGURES = ("last_load", "last_waiters", "last_healthy", "last_unhealthy", "last_overdue", "last_capacity")
 """The figures of the last sample in a slice. Rules are judged on them, as on the figures of `status`."""
 
@@ -83,17 +85,20 @@ def read_pool(layouts: Layouts, pool: Pool) -> Flow[History]:
 def _added(histories: Sequence[History]) -> History:
     slices: dict[tuple[int, int], dict[str, int]] = {}
     for width, start in {at for history in histories for at in history.slices}:
-        total = slices[width, start] = {"samples": 1, "load": 0}
+        total = slices[width, start] = {"samples": _PARTS, "load": 0}
         for history in histories:
             sample = history.slices.get((width, start))
-            if sample is not None:
-                # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.
-                total["load"] += round(sample.get("load", 0) / sample["samples"])
-                for figure in ("waiters", "unhealthy"):
-                    total[figure] = total.get(figure, 0) + sample.get(figure, 0)
             # The shards are sampled one after another, so one of them may have its sample in the next slice. Its state
             # is then that of the previous slice: without it, the pool would seem to lose a part of its instances.
             last = sample or history.slices.get((width, start - width)) or {}
+            if sample is not None:
+                # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.
+                total["load"] += round(_PARTS * sample.get("load", 0) / sample["samples"])
+            else:
+                total["load"] += _PARTS * last.get("last_load", 0)
+            for figure in ("waiters", "unhealthy"):
+                at_last = last.get(f"last_{figure}", 0)
+                total[figure] = total.get(figure, 0) + (at_last if sample is None else sample.get(figure, 0))
             for figure in LAST_FIGURES:
                 total[figure] = total.get(figure, 0) + last.get(figure, 0)
     return History(max(history.now_ms for history in histories), slices)

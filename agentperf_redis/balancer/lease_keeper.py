@@ -71,9 +71,7 @@ class LeaseKeeper:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.jobs = Background("agentperf-balancer")
-        self._sampler = Sampler(
-            backend, self.jobs, lambda pool: (sample(pool),), self._attempt_timeout_s, self._pools_in_use
-        )
+        self._sampler = Sampler(backend, self.jobs, self._samples, self._attempt_timeout_s, self._pools_in_use)
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
         self.layouts = layouts_of(backend)
         self._presence = presence_of(backend)
@@ -93,11 +91,18 @@ class LeaseKeeper:
         self._numbers = itertools.count(1)
 
     def used(self, pool: Pool) -> None:
-        """Sample a pool for its history: in the next slice, and as long as this process holds leases of the pool."""
-        self._sampler.used(pool.keys.tag, pool)
+        """Sample a pool for its history: in the next slice, and as long as this process holds leases of the pool.
+
+        Args:
+            pool: any shard of the pool. All shards are sampled, since a sum over some of them says nothing of the pool.
+        """
+        self._sampler.used(pool.agent_type, pool)
 
     def _pools_in_use(self) -> dict[str, Pool]:
-        return {lease.pool.keys.tag: lease.pool for lease in self.held()}
+        return {lease.pool.agent_type: lease.pool for lease in self.held()}
+
+    def _samples(self, pool: Pool) -> tuple[Command[int], ...]:
+        return tuple(map(sample, self.layouts.of(pool).shards))
 
     @property
     def deadline(self) -> float:

@@ -18,7 +18,7 @@ from agentperf_redis.balancer import history as pools
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.cache import history as caches
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
-from agentperf_redis.history import History, Sampler, read_history, steps_of
+from agentperf_redis.history import History, HistoryStep, Sampler, read_history, steps_of
 from agentperf_redis.windows import Interval, TimeRange, asked_steps
 from tests.support.fake import Fake
 
@@ -122,13 +122,21 @@ def test_pool_rows_have_mean_load_and_peaks(world: World) -> None:
 
 
 def test_late_sample_of_a_shard_leaves_no_gap() -> None:
+    last = {"last_load": 1, "last_healthy": 4, "last_waiters": 5}
     early = History(0, {(10_000, at): {"samples": 1, "load": 2, "last_healthy": 3} for at in (0, 10_000, 20_000)})
-    late = History(0, {(10_000, at): {"samples": 1, "load": 1, "last_healthy": 4} for at in (0, 20_000)})
+    late = History(0, {(10_000, at): {"samples": 1, "load": 1, "waiters": 5, **last} for at in (0, 20_000)})
     added = pools._added([early, late]).slices
     assert [added[10_000, at]["last_healthy"] for at in (0, 10_000, 20_000)] == [7, 7, 7]
-    assert [added[10_000, at]["load"] for at in (0, 10_000, 20_000)] == [3, 2, 3]
+    rows = [pools._row(HistoryStep(Interval(0.0, 10.0), (added[10_000, at],))) for at in (0, 10_000, 20_000)]
+    assert [(row.load, row.waiters) for row in rows] == [(3.0, 5)] * 3
     gone = pools._added([early, History(0, {})]).slices
     assert gone[10_000, 20_000]["last_healthy"] == 3
+
+
+def test_small_loads_of_many_shards_are_not_rounded_away() -> None:
+    shard = History(0, {(60_000, 0): {"samples": 5, "load": 2}})
+    (added,) = pools._added([shard] * 16).slices.values()
+    assert pools._row(HistoryStep(Interval(0.0, 60.0), (added,))).load == pytest.approx(16 * 2 / 5)
 
 
 def test_total_that_fell_counts_from_zero(world: World) -> None:

@@ -26,6 +26,7 @@ from agentperf_redis.balancer import (
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.history import sample
 from agentperf_redis.balancer.layouts import layouts_of
+from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument, LeaseLost, NoCapacity
 from tests.support import records
 from tests.support.calls import Call
@@ -677,3 +678,10 @@ def test_heartbeats_reach_the_other_shards_despite_an_error(
     timers = [name for pool in others for name in raw.zrange(pool.due, 0, -1) if name.startswith("H:")]
     assert sorted(timers) == sorted(f"H:{name}" for pool in others for name in raw.zrange(pool.ids, 0, -1))
     assert timers
+
+
+def test_use_of_one_shard_samples_all_shards(balancer: LoadBalancer, raw: Raw, namespace: str) -> None:
+    with balancer.lease("planner"):
+        keeper = lease_keeper_of(balancer._operations.backend)
+        keeper._sampler._take()
+    assert [raw.exists(pool.history) for pool in shards(namespace)] == [1] * SHARDS
