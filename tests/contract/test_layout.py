@@ -32,7 +32,6 @@ PROVEN_BY = {
     "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",
     "balancer/flows/queue.py": f"{INTEGRATION}/balancer/test_queue.py",
     "balancer/history.py": f"{INTEGRATION}/test_history.py",
-    "balancer/health_checks.py": f"{INTEGRATION}/balancer/test_health_checks.py",
     "balancer/lease.py": "tests/unit/balancer/flows/test_leases.py",
     "balancer/lease_keeper.py": f"{INTEGRATION}/balancer/test_faults.py",
     "balancer/registrations.py": f"{INTEGRATION}/balancer/test_faults.py",
