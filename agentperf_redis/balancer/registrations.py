@@ -167,6 +167,12 @@ class Registrations:
             raise PoolIsDivided(pool.agent_type, division.shards)
         placed = replace(known, strategy=division.strategy, settings=division.settings)
         reply = yield from self._clock.before_deadline(home, partial(registration, home, placed))
+        if reply.is_first:
+            # Meanwhile, another process may have deleted the pool, or may have let its division expire.
+            confirmed = yield from self._divide(pool, shards, division.strategy, known.settings)
+            if confirmed.shards != shards:
+                yield from self._clock.before_deadline(home, partial(commands.remove, home, known.instance.id))
+                raise PoolIsDivided(pool.agent_type, confirmed.shards)
         return replace(reply, replaced=division.replaced)
 
     def divide(

@@ -11,7 +11,7 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless
---                     set confirms it before; drop: end the division
+--                     set confirms it before; drop: end the division. Only the creation time may stay, for a minute
 --   shards      int   the number of shards
 --   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
 --   settings    text  settings of the pool, see pool.lua
@@ -34,7 +34,7 @@ local ACTION, SHARDS, WANTED, SETTINGS, CHOSEN, UNTIL_MS = ARGV[1], ARGV[2], ARG
 --@include whole_number
 --@include records
 
-local LAPSE_MS = '86400000'
+local LAPSE_MS, MARKED_MS = '86400000', '60000'  -- MARKED_MS as in delete.lua
 local TAG = string.sub(READY, 1, -6)
 local clock = call('TIME')
 local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
@@ -60,6 +60,7 @@ elseif shards ~= SHARDS then
 end
 if ACTION == 'drop' then
   call('HDEL', STATE, '#pool', '#settings')
+  call('PEXPIRE', STATE, MARKED_MS)  -- if #born stays
   return {DONE, tonumber(shards), strategy, '', ''}
 elseif ACTION == 'lapse' then
   call('PEXPIRE', STATE, LAPSE_MS)

@@ -132,10 +132,17 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
+            # Another process may have registered an instance in a shard that was already deleted. Without the division,
+            # nothing would lead to this instance. The process confirms the division only after the registration.
+            counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
+            for shard, count in zip(layout.shards, counts, strict=True):
+                if count:
+                    yield from clock.before_deadline(shard, partial(commands.delete, shard))
         return existed
 
     existed = yield from over_shards(registrations.layouts, pool, delete_in, operator.not_)
     yield from _unlist(backend, clock, registrations, pool)
+    registrations.layouts.learn(pool.agent_type, 1)  # a new pool has one shard, unless it is divided again
     return existed
 
 

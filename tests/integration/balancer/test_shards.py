@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 import threading
 import time
@@ -23,10 +25,12 @@ from agentperf_redis.balancer import (
     LoadBalancingStrategy,
     PoolSettings,
 )
-from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.commands import Division, Pool, Rates
 from agentperf_redis.balancer.history import sample
 from agentperf_redis.balancer.layouts import layouts_of
 from agentperf_redis.balancer.lease_keeper import lease_keeper_of
+from agentperf_redis.balancer.registrations import Registered, registration
+from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, CorruptState, InvalidArgument, LeaseLost, NoCapacity
 from tests.support import records
 from tests.support.calls import Call
@@ -685,3 +689,68 @@ def test_use_of_one_shard_samples_all_shards(balancer: LoadBalancer, raw: Raw, n
         keeper = lease_keeper_of(balancer._operations.backend)
         keeper._sampler._take()
     assert [raw.exists(pool.history) for pool in shards(namespace)] == [1] * SHARDS
+
+
+def test_deleted_pool_is_created_with_one_shard(call: Call, balancer: LoadBalancer) -> None:
+    assert call(balancer, "delete_pool", "planner")
+    call(balancer, "register_instance", AgentInstance("p0", "planner"))
+    assert call(balancer, "status", "planner")[0].shards == 1
+
+
+def test_registration_during_a_deletion_is_found(
+    balancer: LoadBalancer, newcomer: LoadBalancer, server: Server, connect: Connect
+) -> None:
+    """The deletion ends between the two requests of a registration: the division and the instance itself."""
+    assert newcomer.status("planner")
+    registering = newcomer._operations.register(AgentInstance("late", "planner"), None, math.inf, math.inf)
+    stepped(newcomer._operations.backend, registering, lambda: balancer.delete_pool("planner"))
+    third = LoadBalancer(backend=connect(server.url))
+    assert [each.instance.id for each in third.status("planner")[0].instances] == ["late"]
+    assert third.release(third.acquire("planner"))
+
+
+def test_registration_follows_a_division_that_replaces_its_own(
+    balancer: LoadBalancer, newcomer: LoadBalancer, namespace: str, raw: Raw
+) -> None:
+    def change() -> None:
+        assert balancer.delete_pool("planner")
+        balancer.configure_pool("planner", shards=2)
+        balancer.register_instance(AgentInstance("p0", "planner"))
+
+    assert newcomer.status("planner")
+    registering = newcomer._operations.register(AgentInstance("late", "planner"), None, math.inf, math.inf)
+    stepped(newcomer._operations.backend, registering, change)
+    assert shard_of(newcomer, "late").shards == 2
+    assert [raw.zcard(pool.ids) for pool in shards(namespace)] == [0] * SHARDS
+    assert {each.instance.id for each in balancer.status("planner")[0].instances} == {"p0", "late"}
+
+
+def stepped(backend: Backend, flow: Flow[Any], meanwhile: Callable[[], object] | None) -> None:
+    """Run a flow. After the first confirmation of a division, call `meanwhile`."""
+    answer: Any = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step: Any = flow.send(answer)
+            answer = backend.run(iter(step))
+            if isinstance(answer, Division) and meanwhile is not None:
+                meanwhile()
+                meanwhile = None
+
+
+def test_deleted_division_leaves_no_key_without_ttl(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    balancer = LoadBalancer(backend=backend)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"))
+    assert call(balancer, "delete_pool", "planner")
+    call(balancer, "configure_pool", "planner", shards=SHARDS)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"))
+    assert call(balancer, "delete_pool", "planner")
+    assert raw.pttl(keys.pool(namespace, "planner").state) != -1
+
+
+def test_deletion_removes_instances_registered_meanwhile(balancer: LoadBalancer, raw: Raw) -> None:
+    """A process registers an instance in a shard that was already deleted, and is killed before it can go on."""
+    operations, home = balancer._operations, shard_of(balancer, "late")
+    known = Registered(AgentInstance("late", "planner"), None, 0, Rates(), None, 0)
+    late = operations.clock.before_deadline(home, partial(registration, home, known))
+    stepped(operations.backend, operations.delete_pool("planner"), lambda: operations.backend.run(late))
+    assert raw.zcard(home.keys.ids) == 0
