@@ -659,6 +659,8 @@ def test_lease_of_a_pool_that_was_deleted_and_divided_is_lost(
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=4))
     renewed, released = call(balancer, "acquire", "planner", ttl=0.6), call(balancer, "acquire", "planner")
     extended = balancer.acquire("planner")
+    assert extended is not None
+    assert isinstance(extended.lease, Lease)
     several = call(balancer, "acquire_many", "planner", 1)
     assert newcomer.delete_pool("planner")
     newcomer.configure_pool("planner", shards=2)

@@ -20,7 +20,7 @@ AWAY = BackendUnavailable("redis://node", "not_applied", "no answer")
 
 class OwnClock:
     def before_deadline(self, pool: Pool, request: Any) -> Flow[Any]:
-        return iter(request(0))
+        return (yield from request(0))
 
 
 @pytest.fixture
