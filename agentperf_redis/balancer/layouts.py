@@ -33,6 +33,9 @@ Otherwise a shard that was once full would never be picked first again, and so w
 _AWAY_S = 3.0
 """For this time after a shard could not be reached, the other shards are tried first."""
 _PARTS = 16
+_MAX_KNOWN = 4096
+"""With this many pools, all layouts are forgotten, since a caller may choose names without limit. The first request for
+a pool with several shards is then refused once more."""
 _CHANGES = 3
 """How often one operation follows a change of the number of shards. The number rarely changes, and by hand."""
 
@@ -177,7 +180,7 @@ class Layouts:
         if found is None:
             if pool.shards > 1:
                 return self.learn(pool.agent_type, pool.shards)
-            found = self._known[pool.agent_type] = Layout([pool])
+            found = self._remember(pool.agent_type, Layout([pool]))
         return found
 
     def whole(self, shard: Pool) -> Pool:
@@ -190,7 +193,11 @@ class Layouts:
         if known is not None and len(known.shards) == shards:
             return known
         found = [Pool.of(self._namespace, agent_type, number, shards) for number in range(shards)]
-        layout = Layout(found, self._node_of)
+        return self._remember(agent_type, Layout(found, self._node_of))
+
+    def _remember(self, agent_type: str, layout: Layout) -> Layout:
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
         self._known[agent_type] = layout
         return layout
 

@@ -218,3 +218,11 @@ def test_pool_that_changes_without_end_is_given_up(layouts: Layouts) -> None:
 
     with pytest.raises(PoolIsDivided):
         run(over_shards(layouts, Pool.of("n", "coder"), flow))
+
+
+def test_known_layouts_are_bounded(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_KNOWN", 10)
+    for number in range(100):
+        layouts.of(Pool.of("n", f"pool{number}"))
+        layouts.learn(f"divided{number}", 2)
+    assert len(layouts._known) <= 10
