@@ -530,8 +530,10 @@ class LoadBalancer:
                 returns the last `limit` events.
             limit: max number of events.
 
-        The events of a pool with several shards are ordered by the clocks of the shards' servers. If these clocks
-        differ, a call with the argument `after` may miss an event.
+        The events of a pool with several shards are ordered by the clocks of the shards' servers. A call with the
+        argument `after` may miss an event if these clocks differ, or if two shards have events in the same millisecond
+        and one of them comes after the call. If the first `limit` events all have the same cursor, the call returns all
+        events with this cursor.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
 

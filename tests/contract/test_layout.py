@@ -29,7 +29,6 @@ PROVEN_BY = {
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/flows/elsewhere.py": f"{INTEGRATION}/balancer/test_shards.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
-    "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",
     "balancer/flows/queue.py": f"{INTEGRATION}/balancer/test_queue.py",
     "balancer/history.py": f"{INTEGRATION}/test_history.py",
     "balancer/lease.py": "tests/unit/balancer/flows/test_leases.py",

@@ -456,6 +456,18 @@ def events(layouts: Layouts, pool: Pool, after: str | None, limit: int) -> Flow[
         if not layout.is_divided:
             return found[0]
         merged = sorted(itertools.chain(*found), key=lambda event: tuple(map(int, event.cursor.split("-"))))
-        return merged[-limit:] if after is None else merged[:limit]
+        return merged[-limit:] if after is None else _first_events(merged, limit)
 
     return (yield from over_shards(layouts, pool, events_in, operator.not_, plain=True))
+
+
+def _first_events(events: list[PoolEvent], limit: int) -> list[PoolEvent]:
+    """Return the first events. Events with the same cursor are not separated, since the next page begins after it.
+
+    Two shards may have events with the same cursor, since each counts the events of a millisecond from 0.
+    """
+    found = events[:limit]
+    if len(events) > limit and events[limit].cursor == found[-1].cursor:
+        last = found[-1].cursor
+        found = [each for each in found if each.cursor != last] or [each for each in events if each.cursor == last]
+    return found
