@@ -22,7 +22,7 @@ from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Command, Flow
-from agentperf_redis.errors import AgentPerfError, InvalidArgument
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -109,8 +109,12 @@ class Registrations:
         whole, layout = self.layouts.whole(pool), self.layouts.of(pool)
         shards = layout.shards if pool.shards == 1 else (pool,)
         lost: list[str] = []
+        away: BackendUnavailable | None = None
         for shard in shards:
-            lost += yield from self._lost_in(shard, layout)
+            try:
+                lost += yield from self._lost_in(shard, layout)
+            except BackendUnavailable as error:  # the instances of the other shards are restored first
+                away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
             # A process may have let the division expire, and then died before it saw a new instance. This keeps the
             # division.
@@ -120,6 +124,8 @@ class Registrations:
             yield from self._register_again(whole, name)
         if lost:
             _log.warning("registered %d instances of %s again after the server lost them", len(lost), pool.agent_type)
+        if away is not None:
+            raise away
         return bool(self._mine_in(pool, layout))
 
     def _mine_in(self, pool: Pool, layout: Layout) -> dict[str, Registered]:

@@ -33,7 +33,6 @@ PROVEN_BY = {
     "balancer/history.py": f"{INTEGRATION}/test_history.py",
     "balancer/lease.py": "tests/unit/balancer/flows/test_leases.py",
     "balancer/lease_keeper.py": f"{INTEGRATION}/balancer/test_faults.py",
-    "balancer/registrations.py": f"{INTEGRATION}/balancer/test_faults.py",
     "balancer/server_clock.py": f"{INTEGRATION}/balancer/test_faults.py",
     "cache/async_client.py": "tests/contract/test_parity.py",
     "metrics/async_client.py": "tests/contract/test_parity.py",
