@@ -17,6 +17,7 @@ from agentperf_redis.cache.flows.access_reports import flush, flush_if_possible
 from agentperf_redis.cache.flows.settings import (
     ATTEMPTS,
     at_once,
+    follow,
     grouped,
     prepare,
     pull_to_read,
@@ -120,8 +121,7 @@ class Reader:
             tickets = {name: self._ticket(name) for _, chunk in groups for name in chunk}
             replies, expiries = yield from self._read_groups(groups)
             for (shard, chunk), (*entries, gen) in zip(groups, replies, strict=True):
-                if gen == entry_format.CLOSED:
-                    self.shared.laid_out = False
+                if gen == entry_format.CLOSED and (yield from follow(shard)):
                     left += chunk
                     continue
                 for name, entry in zip(chunk, entries, strict=True):
@@ -141,9 +141,8 @@ class Reader:
             yield from flush_if_possible(flush(shard), self.shared)
             where = shard.keys
             entry, gen = yield from commands.read(where, name)
-            if gen != entry_format.CLOSED:
+            if gen != entry_format.CLOSED or not (yield from follow(shard)):
                 break
-            self.shared.laid_out = False
         value, stored = yield from self.value(shard, name, (entry, gen), counted=False)
         if value is MISSING or stored is None:
             return None
@@ -185,9 +184,9 @@ class Reader:
             left_ms = yield from commands.time_to_live(shard.keys, name)
             if left_ms is not None:
                 break
-            if (yield from commands.invalidation_epoch(shard.keys)) != entry_format.CLOSED:
+            gen = yield from commands.invalidation_epoch(shard.keys)
+            if gen != entry_format.CLOSED or not (yield from follow(shard)):
                 return None
-            self.shared.laid_out = False
         return math.inf if left_ms == _NEVER_MS else left_ms / 1000
 
     def look_up(
@@ -210,9 +209,8 @@ class Reader:
                 both: Batch[Any] = Batch((commands.read(shard.keys, name), inspection.left_ms(shard.keys, name)))
                 (entry, gen), left_ms = yield from both
                 expiry = _local_expiry(sent_at, left_ms)
-            if gen != entry_format.CLOSED:
+            if gen != entry_format.CLOSED or not (yield from follow(shard)):
                 break
-            shared.laid_out = False  # the entries move to another layout, which `_prepared` learns
         # the code of `value`, inlined to save one generator, since every hit takes this path
         stored, doubtful = self._opened(shard, name, entry, gen, counted=True)
         if stored is not None and doubtful:
@@ -294,8 +292,7 @@ class Reader:
             self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
             shard = yield from shard_to_read(self.shared, name)
             entry, gen = yield from commands.read(shard.keys, name)
-            if gen == entry_format.CLOSED:
-                self.shared.laid_out = False
+            if gen == entry_format.CLOSED and (yield from follow(shard)):
                 return (yield from self._look_up_strictly(name, miss=miss))
             return (yield from self.value(shard, name, (entry, gen), counted=False))
         if read.wrong_type:

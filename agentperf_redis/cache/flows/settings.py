@@ -90,10 +90,24 @@ def pull_to_read(shared: SharedState, names: Iterable[str]) -> Flow[None]:
         shared.warn("cache %s: entries cannot be moved to the new layout: %s", shared.name, error)
 
 
+def follow(shard: Shard) -> Flow[bool]:
+    """Learn the layout after a shard was found closed. Returns whether the cache has another layout.
+
+    If not, the settings of the cache are damaged or gone, and the shard holds nothing that can be read.
+    """
+    yield from _learn_layout(shard.cache)
+    return shard.retired
+
+
 def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
-    """Return all shards, as `shard_to_read` returns one."""
+    """Return all shards, as `shard_to_read` returns one.
+
+    Always reads the layout: the indexes of a shard do not say that it was closed.
+    """
     while True:
         shards = shared.shards
+        if shared.laid_out:  # otherwise `prepare` reads it
+            yield from _learn_layout(shared)
         for shard in shards:
             yield from prepare(shard)
         if shards is shared.shards:

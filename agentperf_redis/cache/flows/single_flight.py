@@ -20,7 +20,7 @@ from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.access_reports import flush, flush_if_possible
 from agentperf_redis.cache.flows.reads import MISSING, Reader
-from agentperf_redis.cache.flows.settings import shard_to_read, shard_to_write
+from agentperf_redis.cache.flows.settings import follow, shard_to_read, shard_to_write
 from agentperf_redis.cache.flows.writes import Writer
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.model import WithoutServer
@@ -41,6 +41,7 @@ from agentperf_redis.errors import (
     AgentPerfError,
     BackendUnavailable,
     ComputeFailed,
+    CorruptState,
     InvalidArgument,
     SchemaMismatch,
     shown,
@@ -287,7 +288,8 @@ class SingleFlight:
                 )
                 match reply:
                     case NoSettings():  # the entries move to another layout
-                        shared.laid_out = False
+                        if not (yield from follow(shard)):
+                            raise CorruptState(shard.keys.meta, "a closed shard, but no settings with another layout")
                         shard = yield from shard_to_read(shared, name)
                     case commands.Lead():
                         self._warn_of_wrong_type(name, reply)
