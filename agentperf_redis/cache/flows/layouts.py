@@ -55,6 +55,8 @@ _ATTEMPTS: Final = 100
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
 """How often and how long a program waits for the switch before it makes the switch itself."""
+CLOSED_KEPT_MS: Final = 86_400_000
+"""How long the shards of a layout that was left say so."""
 HEADROOM: Final = 16
 """One in so many entries of a full cache is evicted before its layout changes."""
 

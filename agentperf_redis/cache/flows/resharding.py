@@ -11,7 +11,15 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import NoSettings
-from agentperf_redis.cache.flows.layouts import HEADROOM, exchanged, make_room, move, related_shards, release_limits
+from agentperf_redis.cache.flows.layouts import (
+    CLOSED_KEPT_MS,
+    HEADROOM,
+    exchanged,
+    make_room,
+    move,
+    related_shards,
+    release_limits,
+)
 from agentperf_redis.cache.model import Settings, checked_shards
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import InvalidArgument
@@ -21,8 +29,6 @@ _PAGE: Final = 100
 """Entries that one step moves, about. Each script of the step blocks its server for about 1 ms."""
 _MAX_BYTES: Final = 2**20
 """Maximum bytes of the entries that are moved together, unless a single one is larger."""
-_KEPT_MS: Final = 86_400_000
-"""How long the shards of a layout that was left say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ class Resharding:
 
     def _end(self) -> Flow[Progress]:
         yield from Batch(tuple(commands.lower(where, None) for where in self._new))
-        left = yield from Batch(tuple(commands.retire(where, _KEPT_MS) for where in self._old))
+        left = yield from Batch(tuple(commands.retire(where, CLOSED_KEPT_MS) for where in self._old))
         if any(left):  # not expected: a closed shard gets no entries
             self._at = 0
             return self._progress()

@@ -16,7 +16,7 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import NoSettings
-from agentperf_redis.cache.flows.layouts import exchanged, pull
+from agentperf_redis.cache.flows.layouts import CLOSED_KEPT_MS, exchanged, pull
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.shard import InvalidationScope, Shard
 from agentperf_redis.cache.process.shared_state import SharedState, log
@@ -52,7 +52,7 @@ def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
         shared: the cache.
         names: stored names of the keys.
     """
-    if time.monotonic() - shared.old_seen_at > _OLD_SEEN_S:
+    if time.monotonic() - shared.layout_seen_at > _OLD_SEEN_S:
         yield from _learn_layout(shared)
     shards = shared.shards
     if shards[0].old:
@@ -61,6 +61,9 @@ def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
 
 _OLD_SEEN_S: Final = 0.5
 """How often a process looks whether the previous layout is empty. Until then, its calls look there for their keys."""
+_LAYOUT_SEEN_S: Final = CLOSED_KEPT_MS / 2000
+"""How long a process may write or invalidate without reading the layout. After twice this time, a shard that was left
+no longer says so: an invalidation would be acknowledged there, and have no effect."""
 
 
 def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
@@ -154,6 +157,8 @@ def ready(shard: Shard) -> Flow[None]:
     shared = shard.cache
     if shared.used is not None:
         shared.used(shared)
+    if shared.laid_out and time.monotonic() - shared.layout_seen_at > _LAYOUT_SEEN_S:
+        yield from _learn_layout(shared)
     for _ in range(ATTEMPTS):
         if shared.laid_out and not shard.retired:
             yield from _send_pending(shard)
@@ -184,7 +189,7 @@ def _learn_layout(shared: SharedState) -> Flow[None]:
         stored = None
     if stored is not None:
         shared.lay_out(stored)
-    shared.laid_out = True
+    shared.laid_out, shared.layout_seen_at = True, time.monotonic()
 
 
 def _deploy(shared: SharedState) -> Flow[None]:

@@ -66,8 +66,9 @@ class SharedState:
         self._followed = False
         """Whether the number of shards was once that of the server. From then on, this process follows its changes."""
         self.layout = 0
-        self.old_seen_at = 0.0
-        """When this process last read that they may, by `time.monotonic`."""
+        """Number of the layout; see `flows.layouts`."""
+        self.layout_seen_at = time.monotonic()
+        """When this process last read the layout from the server, by `time.monotonic`."""
         self._filled = filled
         self.used = used
         self.flights = Flights()
@@ -129,7 +130,7 @@ class SharedState:
             else:
                 for shard in self.shards:
                     shard.old = old
-            self.old_seen_at = time.monotonic()
+            self.layout_seen_at = time.monotonic()
             self.laid_out = self._followed = True
 
     def _refused_shards(self, requested: int, present: object) -> InvalidArgument:
@@ -147,9 +148,8 @@ class SharedState:
         shards = self._new_shards(count)
         for shard in shards:
             shard.old = previous
-        self.shards = (
-            shards  # at once, for other threads: they must not use a shard without knowing the previous layout
-        )
+        # Replaced at once: another thread must not use a new shard without knowing the previous layout.
+        self.shards = shards
         self._subscriptions, self._listens_to_all = {}, False
         for subscription in subscriptions.values():
             subscription.close()

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
+from agentperf_redis.cache.flows import settings
 from agentperf_redis.cache.flows.resharding import Resharding
 from agentperf_redis.cache.operator import find
-from tests.support.servers import Server
+from tests.support.servers import Raw, Server
 
 pytestmark = pytest.mark.servers("valkey")
 
@@ -57,3 +59,32 @@ def test_whole_cache_reads_find_the_new_layout(server: Server, connect: Callable
     idle.flush()
     reshard(operator, "answers", 2)
     assert list(idle.scan()) == ["k"]
+
+
+@pytest.mark.parametrize("invalidate", ["clear", "tag"])
+def test_invalidation_reaches_the_new_layout_after_days(
+    server: Server,
+    connect: Callable[..., Backend],
+    raw: Raw,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    invalidate: str,
+) -> None:
+    operator, idle = connect(server.url), LRUCache(name="answers", backend=connect(server.url))
+    cache = LRUCache(4000, name="answers", backend=operator, shards=2)
+    cache.put("k", 1, tags=["t"])
+    assert idle.get("k") == 1
+    idle.put("l", 1)
+    idle.flush()
+    reshard(operator, "answers", 4)
+    for where in keys.cache_shards(namespace, "cache", "answers", 2):
+        for key in (where.meta, where.epochs, where.tags):
+            raw.delete(key)  # as after a day
+    monkeypatch.setattr(settings, "_LAYOUT_SEEN_S", 0.0)
+    if invalidate == "clear":
+        idle.clear()
+    else:
+        idle.invalidate_tags("t")
+    assert LRUCache(name="answers", backend=connect(server.url)).get("k") is None
+    for where in keys.cache_shards(namespace, "cache", "answers", 2):
+        assert not raw.exists(where.epochs)
