@@ -29,7 +29,8 @@
 --   {-5, clock}          the request was cancelled, or until_ms has passed and an earlier copy may have been executed
 --   {-6, now_ms}         until_ms has passed; nothing done
 -- REPEAT  the first executed copy leaves the entry at reply, and all other copies return it. A repeated delivery that
---         finds no value leaves a blank there, so that no late copy removes a newer value.
+--         finds no value leaves a blank there, so that no late copy removes a newer value. If the shard was closed
+--         since the first delivery, a copy still returns the entry; its version is then 0.
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(log N): the value is renamed, not copied; its memory is held until until_ms
 --@include corrupt
@@ -43,7 +44,11 @@ local TAGS, RESENT, REPLY = KEYS[12], KEYS[13], KEYS[14]
 local KEY, UNTIL_MS, ID, SEEN, BUS, ORIGIN = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
-if not I then return refusal end
+if not I then
+  local kept = SEEN ~= '' and refusal[1] == 0 and redis.call('GET', REPLY)
+  if not kept then return refusal end
+  return kept == ' ' and {2} or {1, kept, 0}
+end
 if I.now_ms > UNTIL_MS then
   if SEEN ~= '' then return {-5, I.clock} end
   return {-6, I.now_ms}

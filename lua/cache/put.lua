@@ -44,6 +44,7 @@
 --   {1, version, evicted}  stored; evicted is 0 if an earlier copy was executed
 --   {2, version, number}   incr: stored; number is the new value
 --   {0}                    the cache has no settings; nothing done
+--   {0, 1}                 the same, but this is a repeated delivery: an earlier copy may have been executed
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value is larger than the whole cache; the old value is removed
 --   {-2, 0, 0}             incr: the same; nothing stored, the old number stays
@@ -64,6 +65,7 @@
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
 --         a repeated delivery leaves a refusal there: without one, no other copy is under way. A full server with a
 --         policy volatile-* may evict that reply. A copy that finds its id in the entry still reports success.
+--         If the shard was closed since the first delivery, a copy still returns the reply that is left there.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt
@@ -80,7 +82,12 @@ local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumb
 local TAG_COUNT, FIRST_TAG = tonumber(ARGV[17]), 18
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
-if not I then return refusal end
+if not I then
+  if SEEN == '' or refusal[1] ~= 0 then return refusal end
+--@include recorded
+  local kept = MODE ~= '' and redis.call('GET', string.sub(META, 1, -5) .. 'r:' .. ID)
+  return kept and recorded(kept) or {0, 1}
+end
 local call = I.call
 if I.now_ms > UNTIL_MS then
   if MODE ~= '' and SEEN ~= '' then return {-5, I.clock} end  -- an earlier copy may have been executed
@@ -94,13 +101,10 @@ if MODE ~= '' then
 --@include header
 --@include live
 --@include integer
+--@include recorded
   REPLY = string.sub(META, 1, -5) .. 'r:' .. ID
   local found = call('MGET', REPLY, ENTRY, EPOCHS)
-  if found[1] then
-    local status, version, result = string.match(found[1], '^(%-?%d) (%d+) (%-?%d+)$')
-    if not whole_number(version) or #result > 17 then return corrupt(REPLY, 'no reply of a request') end
-    return {tonumber(status), whole_number(version), tonumber(result)}
-  end
+  if found[1] then return recorded(found[1]) or corrupt(REPLY, 'no reply of a request') end
   if (SEEN ~= '' or I.resent >= I.now_ms) and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   local operand, failed = nil, 0
   verb, operand = string.match(MODE, '^(%a+):?(%-?%d*)$')

@@ -75,11 +75,13 @@ class PutReply:
         outcome: the result.
         version: the version of the put. If the put was late, the server's time in ms instead.
         number: the new value of a number that was increased.
+        repeated: of a put that was refused without settings: whether an earlier copy may have been executed.
     """
 
     outcome: PutResult
     version: int = 0
     number: int = 0
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,8 @@ def put(
         match reply:
             case [0 | -1 | -3 as status]:
                 return PutReply(PutResult(status))
+            case [0, 1]:
+                return PutReply(PutResult.NO_SETTINGS, repeated=True)
             case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
                 return PutReply(PutResult(reply[0]), version)
             case [2, int(version), int(number)]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from agentperf_redis import arguments
 from agentperf_redis.cache import commands, entry_format
@@ -24,6 +24,8 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidAr
 
 MAX_INTEGER = 2**53 - 1
 """Maximum of the numbers that `incr` adds and stores: up to here, every integer is an exact double in Lua."""
+_Repeated: TypeAlias = tuple[str, int]
+"""A request that was sent before: its id, and the newest version of the shard that was known then."""
 _PLAIN = Codec()
 _NOTHING_DONE = (PutResult.CONDITION_FAILED, PutResult.NO_INTEGER, PutResult.OUT_OF_RANGE)
 
@@ -126,18 +128,21 @@ class Writer:
         for start in range(0, len(items), commands.MAX_KEYS):
             chunk = items[start : start + commands.MAX_KEYS]
             outcomes = yield from self._put_chunk(chunk, chosen_ttl, names, tier)
-            for at, item in enumerate(chunk):
-                outcome = outcomes[at]
-                if outcome in (PutResult.NO_SETTINGS, PutResult.LATE):
-                    outcome = (yield from self.store(*item, chosen_ttl, names, tier)).outcome
+            for item, (result, repeated) in zip(chunk, outcomes, strict=True):
+                outcome = result
+                if result in (PutResult.NO_SETTINGS, PutResult.LATE):
+                    outcome = (yield from self.store(*item, chosen_ttl, names, tier, repeated=repeated)).outcome
                 if outcome is not PutResult.STORED:
                     refused.append(item[0])
         return StoredCount(len(items) - len(refused), tuple(refused))
 
     def _put_chunk(
         self, items: list[tuple[str, str, bytes]], chosen_ttl: int | str, tags: tuple[str, ...], tier: Tier | None
-    ) -> Flow[list[PutResult]]:
-        """Store encoded values side by side. The first put of each shard carries its report of reads."""
+    ) -> Flow[list[tuple[PutResult, _Repeated | None]]]:
+        """Store encoded values side by side. The first put of each shard carries its report of reads.
+
+        Returns for each value the result, and the request if it must be sent again as a repeated one.
+        """
         shared = self.shared
         while True:
             shards: list[Shard] = []
@@ -150,6 +155,7 @@ class Writer:
         puts: list[tuple[str, Command[PutReply]]] = []
         confirmed: set[Shard] = set()
         until_ms: dict[Shard, int] = {}
+        seen = {shard: shard.seen for shard in first}
         try:
             for shard in first:
                 reports[shard], _ = yield from _next_report(shard, None)
@@ -171,11 +177,11 @@ class Writer:
             for _, name, _ in items:
                 shared.changed(name)
         outcomes = []
-        for shard, reply in zip(shards, replies, strict=True):
+        for shard, reply, (request, _) in zip(shards, replies, puts, strict=True):
             if isinstance(reply, AgentPerfError):
                 raise reply
             shard.learn(reply.version if reply.outcome is PutResult.STORED else 0)
-            outcomes.append(reply.outcome)
+            outcomes.append((reply.outcome, (request, seen[shard]) if reply.repeated else None))
         return outcomes
 
     def store(
@@ -191,10 +197,15 @@ class Writer:
         cost_ms: int = 0,
         fresh_ms: int = 0,
         mode: str = Mode.ALWAYS,
+        repeated: _Repeated | None = None,
     ) -> Flow[PutReply]:
-        """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
-        shared = self.shared
-        request, seen, again, waited = entry_format.new_request(), None, False, None
+        """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`.
+
+        A request that may have been executed before is `repeated`.
+        """
+        shared, waited = self.shared, None
+        request, seen = repeated or (entry_format.new_request(), None)
+        again = repeated is not None
         for _ in range(ATTEMPTS):
             shard = yield from shard_to_write(shared, name)
             seen = shard.seen if seen is None else seen
@@ -233,7 +244,8 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                again = again or mode != Mode.ALWAYS  # an earlier copy may be under way: a refusal must bind it
+                # an earlier copy may be under way, so that a refusal must bind it, or was executed before the move
+                again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)
                 again = True  # an earlier copy of the request may have been executed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.flows import settings
 from agentperf_redis.cache.flows.resharding import Resharding
 from agentperf_redis.cache.operator import find
+from agentperf_redis.command import Batch, Command, Flow
 from tests.support.servers import Raw, Server
 
 pytestmark = pytest.mark.servers("valkey")
@@ -88,3 +91,67 @@ def test_invalidation_reaches_the_new_layout_after_days(
     assert LRUCache(name="answers", backend=connect(server.url)).get("k") is None
     for where in keys.cache_shards(namespace, "cache", "answers", 2):
         assert not raw.exists(where.epochs)
+
+
+def _one(step: Any) -> Flow[Any]:
+    return (yield step)
+
+
+def resent(command: Any) -> Any:
+    assert isinstance(command, Command)
+    return replace(command, args={**command.args, **(command.resend_args or {})})
+
+
+def lose_reply(backend: Backend, flow: Flow[Any], script: str, change: Callable[[], None]) -> Any:
+    """Run a flow. The reply of its first call of a script is lost, and the number of shards changes before the next."""
+    lost = False
+    step = next(flow)
+    while True:
+        commands = step.commands if isinstance(step, Batch) else (step,)
+        if not lost and any(getattr(getattr(each, "script", None), "name", "") == script for each in commands):
+            lost = True
+            backend.run(_one(step))
+            change()
+            step = replace(step, commands=tuple(map(resent, commands))) if isinstance(step, Batch) else resent(step)
+        try:
+            step = flow.send(backend.run(_one(step)))
+        except StopIteration as end:
+            assert lost
+            return end.value
+
+
+Use = Callable[[LRUCache], Flow[Any]]
+USES: dict[str, tuple[str, Use, object, object]] = {
+    "pop": ("cache/pop", lambda cache: cache._flows.eraser.pop("k", None), 1, None),
+    "incr": ("cache/put", lambda cache: cache._flows.writer.increment("k", 1, None, (), True), 2, 102),
+    "add": ("cache/put", lambda cache: cache._flows.writer.put_in_mode("add", "n", 1, None, ()), True, 2),
+    "put": ("cache/put", lambda cache: cache._flows.writer.put("k", 5, None, ()), False, None),
+    "put_many": ("cache/put", lambda cache: cache._flows.writer.put_many({"k": 5}, None, ()), 0, None),
+    "put alone": ("cache/put", lambda cache: cache._flows.writer.put("k", 5, None, ()), True, 5),
+    "put_many alone": ("cache/put", lambda cache: cache._flows.writer.put_many({"k": 5}, None, ()), 1, 5),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_request_repeated_after_a_change_has_one_effect(
+    server: Server, connect: Callable[..., Backend], use: str
+) -> None:
+    """Another process changes the value between the lost reply and the repeated request."""
+    operator, other = connect(server.url), LRUCache(name="answers", backend=connect(server.url))
+    cache = LRUCache(4000, name="answers", backend=operator)
+    cache.put("k", 1)
+    script, flow, result, found = USES[use]
+
+    def change() -> None:
+        reshard(connect(server.url), "answers", 4)
+        match use:
+            case "incr":
+                assert other.incr("k", 100) == 102
+            case "add":
+                other.put("n", 2)
+            case "put" | "put_many":
+                assert other.get("k") == 5
+                other.put("k", 6)
+
+    assert lose_reply(operator, flow(cache), script, change) == result
+    assert other.get("n" if use == "add" else "k") == found
