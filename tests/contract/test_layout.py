@@ -54,7 +54,6 @@ PROVEN_BY = {
     "cache/operator.py": f"{INTEGRATION}/cache/test_existing.py",
     "cache/process/compute_lease.py": f"{INTEGRATION}/cache/test_computing.py",
     "cache/process/shard.py": f"{INTEGRATION}/cache/test_shards.py",
-    "cache/process/shared_state.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/tiered.py": "tests/stateful/cache/test_tiered.py",
     "cli/agents.py": f"{INTEGRATION}/cli/test_metrics.py",
     "cli/alerts.py": f"{INTEGRATION}/cli/test_alerts.py",

@@ -13,20 +13,22 @@ from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.flows.access_reports import flush_all, flush_if_possible
 from agentperf_redis.cache.flows.settings import shards_to_read
-from agentperf_redis.cache.model import KINDS, MAX_SHARDS, TIERS, CacheStats, Settings, TierStats
+from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.windows import Timestamp, Window, asked_steps
 
-Cursor: TypeAlias = tuple[int, str]
-"""A position in the scan of a cache: number of the shard, and cursor in its index.
+Cursor: TypeAlias = tuple[int, int, str]
+"""A position in the scan of a cache: number of the layout, number of the shard, and cursor in its index.
+
+If the layout has changed since the previous page, the scan begins again, since entries may lie in any shard.
 
 Entries move from the previous layout to the present one. So the shards of the previous layout come first, with negative
 numbers: otherwise an entry could be missed.
 """
-FIRST_PAGE: Final[Cursor] = (-MAX_SHARDS - 1, "0")
+FIRST_PAGE: Final[Cursor] = (-1, 0, "0")
 _PAGE = 1000
 """Index members read in one command."""
 _HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
@@ -86,17 +88,15 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
         count: the size of the page. A small cache is returned as a whole.
     """
     where = yield from _keys_to_read(shared)
-    shard, position = cursor
+    layout, shard, position = cursor
     old = shared.shards[0].old
-    if shard < -len(old):  # this is the first page, or the previous layout is empty by now
-        shard, position = -len(old), "0"
-    if shard >= len(where):  # the cache has fewer shards than before
-        return None, []
+    if layout != shared.layout or shard < -len(old):  # the previous layout may be empty by now
+        layout, shard, position = shared.layout, -len(old), "0"
     its = old[shard] if shard < 0 else where[shard]
     position, found = yield from inspection.sizes_page(its, position, count)
-    after = (shard, position) if position != "0" else (shard + 1, "0")
+    after = (layout, shard, position) if position != "0" else (layout, shard + 1, "0")
     names = yield from _whole_keys(shared, [name for name, _ in found])
-    return (None if after[0] == len(where) else after), names
+    return (None if after[1] == len(where) else after), names
 
 
 def _whole_keys(shared: SharedState, names: list[str]) -> Flow[list[str]]:

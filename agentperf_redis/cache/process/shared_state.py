@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
@@ -138,7 +139,7 @@ class SharedState:
         return InvalidArgument("shards", requested, f"{allowed}{self.name} --shards {requested}`")
 
     def _divide(self, count: int, previous: tuple[key_names.CacheKeys, ...] = ()) -> None:
-        """Replace the shards. What had to be sent to the old ones is sent to the new ones.
+        """Replace the shards. What had to be sent to the old ones is sent to the new ones, except buffered reads.
 
         Args:
             count: number of shards.
@@ -155,6 +156,10 @@ class SharedState:
             subscription.close()
         if self.local is not None:
             self.local.flush()
+        with self._drain_lock:
+            undelivered, self._undelivered = self._undelivered, {}
+            for read in chain.from_iterable(undelivered.values()):
+                self._undelivered.setdefault(self.shard(read[0]), []).append(read)
         for shard in old:
             self.add_pending(shard.retire())
         for wake_up in [wake_up for waiting in self._waiting.values() for wake_up in waiting]:
@@ -276,8 +281,8 @@ class SharedState:
         """Let the reports of a shard include the reads that local copies have answered."""
 
         def drain() -> list[tuple[str, int, int]]:
-            if self.local is None or len(self.shards) == 1:
-                return [] if self.local is None else self.local.drain()
+            if self.local is None:
+                return []
             with self._drain_lock:
                 for read in self.local.drain():
                     self._undelivered.setdefault(self.shard(read[0]), []).append(read)
@@ -318,7 +323,8 @@ class SharedState:
             shards = self.shards
             for shard in shards:
                 self._listen(shard)
-            self._listens_to_all = shards is self.shards
+            with self._lock:
+                self._listens_to_all = shards is self.shards
 
     def _listen(self, shard: Shard) -> None:
         if shard in self._subscriptions:

@@ -64,6 +64,16 @@ def test_whole_cache_reads_find_the_new_layout(server: Server, connect: Callable
     assert list(idle.scan()) == ["k"]
 
 
+def test_scan_during_a_change_finds_all_keys(server: Server, connect: Callable[..., Backend]) -> None:
+    operator, names = connect(server.url), [f"key {number}" for number in range(600)]
+    cache = LRUCache(4000, name="answers", backend=operator, shards=4)
+    cache.put_many(dict.fromkeys(names, 1))
+    scan = cache.scan(batch=10)
+    found = {next(scan) for _ in range(400)}  # the keys of the first two shards, and more
+    reshard(operator, "answers", 2)
+    assert found | set(scan) == set(names)
+
+
 @pytest.mark.parametrize("invalidate", ["clear", "tag"])
 def test_invalidation_reaches_the_new_layout_after_days(
     server: Server,

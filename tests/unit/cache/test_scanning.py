@@ -13,9 +13,9 @@ from agentperf_redis.cache.flows import inspection
 from agentperf_redis.command import Flow
 
 PAGES: dict[inspection.Cursor, tuple[inspection.Cursor | None, list[str]]] = {
-    inspection.FIRST_PAGE: ((0, "7"), ["a", "b*"]),
-    (0, "7"): ((1, "0"), []),
-    (1, "0"): (None, ["c", "ab", "a"]),
+    inspection.FIRST_PAGE: ((0, 0, "7"), ["a", "b*"]),
+    (0, 0, "7"): ((0, 1, "0"), []),
+    (0, 1, "0"): (None, ["c", "ab", "a"]),
 }
 
 
@@ -39,7 +39,7 @@ def test_pages_are_read_on_demand(dead_backend: Backend, read: list[inspection.C
     assert [next(keys), next(keys)] == ["a", "b*"]
     assert read == [inspection.FIRST_PAGE]
     assert list(keys) == ["c", "ab", "a"]
-    assert read == [inspection.FIRST_PAGE, (0, "7"), (1, "0")]
+    assert read == [inspection.FIRST_PAGE, (0, 0, "7"), (0, 1, "0")]
     assert list(keys) == []
 
 
