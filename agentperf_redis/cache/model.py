@@ -189,6 +189,7 @@ class Settings:
 
 
 ALL_GIVEN = "111111111"
+NONE_GIVEN = "000000000"
 
 
 class DefaultCount(int):

@@ -25,7 +25,7 @@ from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry, read_
 from agentperf_redis.cache.flows.reads import Reader
 from agentperf_redis.cache.flows.resharding import Progress
 from agentperf_redis.cache.flows.settings import ATTEMPTS
-from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
+from agentperf_redis.cache.model import NONE_GIVEN, CacheEntry, CacheStats, Settings
 from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
@@ -151,11 +151,10 @@ class ExistingCache:
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return the value (or `Opaque`) and the metadata of a key. This does not count as a read."""
-        none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
             ("existing cache", self.service, self.name, self.settings.shards),
             lambda: SharedState(
-                *(self.backend, self.service, self.name, self.settings.own, none_chosen, _nothing_to_report)
+                *(self.backend, self.service, self.name, self.settings.own, NONE_GIVEN, _nothing_to_report)
             ),
         )
         return Reader(shared, _Lenient()).entry(key)

@@ -42,7 +42,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands.replies import NoSettings
-from agentperf_redis.cache.model import Settings
+from agentperf_redis.cache.model import NONE_GIVEN, Settings
 from agentperf_redis.command import Batch, Flow, Pause
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.keys import CacheKeys
@@ -236,5 +236,5 @@ def _grouped(shards: Sequence[CacheKeys], names: Sequence[str]) -> list[tuple[Ca
 def _prepare_again(settings: Settings, new: Sequence[CacheKeys], where: CacheKeys) -> Flow[None]:
     """Prepare a shard that has lost its data. A shard to which nothing moves any more stays as it is."""
     share = replace(settings.own, shards=len(new)).of_shard(list(new).index(where))
-    yield from commands.deploy(where, share)
+    yield from commands.deploy(where, share, NONE_GIVEN)  # another process may have changed the limits since
     yield from commands.prepare(where, 0, (0, 0), (0,) * len(commands.COUNTERS))

@@ -12,6 +12,7 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.flows import settings
+from agentperf_redis.cache.flows.layouts import move
 from agentperf_redis.cache.flows.resharding import Resharding
 from agentperf_redis.cache.operator import find
 from agentperf_redis.command import Batch, Command, Flow
@@ -165,3 +166,20 @@ def test_request_repeated_after_a_change_has_one_effect(
 
     assert lose_reply(operator, flow(cache), script, change) == result
     assert other.get("n" if use == "add" else "k") == found
+
+
+def test_late_move_keeps_changed_limits(
+    server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    """A second command that still reads old pages after the first one has ended the change."""
+    operator, late = connect(server.url), Resharding(connect(server.url), "cache", "answers", 2)
+    cache = LRUCache(4000, name="answers", backend=operator)
+    cache.put("k", 1)
+    operator.run(late.begin())
+    reshard(operator, "answers", 2)
+    cache.max_size = 2000
+    cache.put("l", 1)
+    assert late._settings is not None
+    operator.run(move(late._settings, late._new, late._old, ["k"]))
+    for where in keys.cache_shards(namespace, "cache", "answers", 2, 1):
+        assert "capacity 0/0/1000 " in raw.hget(where.meta, "settings")
