@@ -89,6 +89,11 @@ class Resharding:
             where = key_names.cache_shards(
                 *(self._backend.namespace, self._service, self._name, stored.shards, stored.layout)
             )
+            coming = key_names.cache_shards(
+                *(self._backend.namespace, self._service, self._name, self.target, stored.layout + 1)
+            )
+            # Fails if a node does not answer. Later, the old shards would be closed, and the cache would not work.
+            yield from Batch(tuple(commands.forget(each, ()) for each in coming))
             yield from make_room(where, stored, self.target)
             begun = yield from commands.relayout(self._own, "begin", self.target, stored.layout)
             if isinstance(begun, NoSettings):

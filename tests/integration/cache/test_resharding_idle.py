@@ -110,6 +110,7 @@ def _one(step: Any) -> Flow[Any]:
 
 def resent(command: Any) -> Any:
     assert isinstance(command, Command)
+    assert isinstance(command.args, dict)
     return replace(command, args={**command.args, **(command.resend_args or {})})
 
 
@@ -183,3 +184,17 @@ def test_late_move_keeps_changed_limits(
     operator.run(move(late._settings, late._new, late._old, ["k"]))
     for where in keys.cache_shards(namespace, "cache", "answers", 2, 1):
         assert "capacity 0/0/1000 " in raw.hget(where.meta, "settings")
+
+
+def test_change_reaches_all_new_shards_before_it_begins(
+    server: Server, connect: Callable[..., Backend], namespace: str
+) -> None:
+    """Otherwise a node that does not answer would stop a cache of which it had no part so far."""
+    operator = connect(server.url)
+    LRUCache(4000, name="answers", backend=operator).put("k", 1)
+    flow, reached = Resharding(operator, "cache", "answers", 4).begin(), set()
+    step: Any = next(flow)
+    while getattr(getattr(step, "script", None), "name", "") != "cache/relayout":
+        reached |= {each.keys[0] for each in (step.commands if isinstance(step, Batch) else (step,))}
+        step = flow.send(operator.run(_one(step)))
+    assert reached >= {where.meta for where in keys.cache_shards(namespace, "cache", "answers", 4, 1)}
