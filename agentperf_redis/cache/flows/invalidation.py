@@ -70,8 +70,10 @@ class Eraser:
                 finally:
                     for name in sent:
                         self.shared.changed(name)
+            if not lost:
+                return removed
             names = lost
-        return removed
+        raise CorruptState(self.shared.keys.meta, "a layout that changes all the time")
 
     def _deletions(self, names: list[str]) -> list[_Request[tuple[int, int] | NoSettings]]:
         return [
@@ -97,7 +99,7 @@ class Eraser:
             for shard in dict.fromkeys(request.shard for request in requests):
                 try:
                     yield from ready(shard)
-                except BackendUnavailable as error:
+                except AgentPerfError as error:  # the other shards still get the invalidation
                     errors[shard] = error
             if shards[0].old:
                 pending = [each for request in requests for each in request.pending if request.shard not in errors]

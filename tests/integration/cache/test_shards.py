@@ -15,10 +15,14 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache import history as cache_history
+from agentperf_redis.cache.commands.replies import NO_SETTINGS
+from agentperf_redis.cache.flows import invalidation
+from agentperf_redis.cache.flows.invalidation import Eraser
 from agentperf_redis.cache.flows.ranking import EntryRanking
 from agentperf_redis.cache.operator import ExistingCache, find
-from agentperf_redis.command import Batch
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.cache.process.shard import Shard
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, InvalidArgument
 from tests.support.cache_scan import faults
 from tests.support.caches import copied
 from tests.support.calls import Call
@@ -430,3 +434,42 @@ def test_invalidation_that_missed_a_node_is_sent_later(
     hurry(backend, 5.0)
     wait_until(lambda: not any(shard.pending_invalidations for shard in cache._shared_state.shards), "the invalidation")
     assert reader.get_many(NAMES) == {}
+
+
+def test_invalidation_stays_pending_although_another_shard_fails_otherwise(
+    call: Call, backend: Backend, server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, other = lru(backend), lru(connect(server.url))
+    call(cache, "put_many", dict.fromkeys(NAMES, 1))
+    away, full, *others = cache._shared_state.shards
+    plain = invalidation.ready
+    errors = {away: BackendUnavailable("node", "not_applied", "away"), full: BackendFull("node")}
+
+    def ready(shard: Shard) -> Flow[None]:
+        if shard in errors:
+            raise errors[shard]
+        yield from plain(shard)
+
+    monkeypatch.setattr(invalidation, "ready", ready)
+    with pytest.raises(BackendUnavailable):
+        call(cache, "clear")
+    assert away.pending_invalidations
+    left = {cache._shared_state.shard(name) for name in NAMES if other.get(name, fresh=True) == 1}
+    assert left.isdisjoint(others), "the shards that can be reached have the invalidation"
+    monkeypatch.undo()
+    assert call(cache, "get", next(name for name in NAMES if cache._shared_state.shard(name) is away)) is None
+
+
+def test_deletion_that_never_reaches_a_shard_raises(
+    call: Call, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = lru(backend)
+    call(cache, "put", "k", 1)
+
+    def lost(_: Eraser, divide: Callable[[], list[Any]]) -> Flow[list[Any]]:
+        yield from ()
+        return [(request, NO_SETTINGS) for request in divide()]
+
+    monkeypatch.setattr(Eraser, "_invalidate", lost)
+    with pytest.raises(CorruptState, match="layout"):
+        call(cache, "delete_many", ["k"])
