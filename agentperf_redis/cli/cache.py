@@ -234,6 +234,8 @@ def get(
         opaque = isinstance(entry.value, Opaque)
         out.print(f"unreadable here: {entry.value.reason}" if opaque else printable(repr(entry.value)), soft_wrap=True)
         table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         table.add_row("stored at", printable(plain["redis_key"]))
         for field in ("created_at", "expires_at", "last_accessed", "access_count", "tier", "size_bytes"):
             if plain[field] is not None:

@@ -51,6 +51,12 @@ pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # some run f
 HELD_MS = 600_000
 
 
+@pytest.fixture(autouse=True)
+def _marks_outlast_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks of moved keys live a minute, and would expire while a test runs: this would look like a write."""
+    monkeypatch.setattr("agentperf_redis.cache.commands.layouts._MARKS_KEPT_MS", 3_600_000)
+
+
 @pytest.fixture
 def stored(own_server: Server) -> Iterator[Namespace]:
     with (

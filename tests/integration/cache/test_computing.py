@@ -473,8 +473,7 @@ def test_unstorable_result_warns_once_with_its_place(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         results = [ways[way]() for _ in range(2)]
-    (warned,) = told
-    text = str(warned.message)
+    (text,) = [text for text in (str(each.message) for each in told) if "cannot be stored" in text]
     assert re.search(rf"work\S* returned a value that cannot be stored, .*: {words}", text), text
     if way in ("warm", "warm_up"):
         assert [(result.computed, result.errors) for result in results] == [(2, {}), (2, {})]

@@ -172,10 +172,14 @@ def test_forecast_is_within_a_factor_of_two(measured: tuple[AgentPerf, Any]) -> 
         (reads, Plan(entries=ENTRIES, reads=READS, hits=1, processes=1)),
         (executions, Plan(agents=AGENTS, rps=EXECUTIONS, processes=1)),
     ):
-        expected = forecast(plan, costs, 2**33, Retention())
         tried = []
-        for _ in range(ROUNDS):  # on a busy machine, a round may be disturbed
+        for _ in range(ROUNDS):  # on a busy machine, a round may be disturbed, or the costs before it
+            expected = forecast(plan, costs, 2**33, Retention())
             use.taken()
             work()
-            tried.append(use.taken())
-        assert any(near(each, expected) for each in tried), (work.__name__, expected.load, tried)
+            tried.append((use.taken(), expected))
+            if near(*tried[-1]):
+                break
+            costs = plan_costs.measured_costs(perf.backend, 500)
+        else:
+            pytest.fail(f"{work.__name__}: {tried}")
