@@ -58,12 +58,12 @@ def _marks_outlast_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stored(own_server: Server) -> Iterator[Namespace]:
+def stored(own_server: Server, pytestconfig: pytest.Config) -> Iterator[Namespace]:
     with (
         own_server.client(encoding_errors="surrogateescape") as raw,
         own_server.client(decode_responses=False) as binary,
     ):
-        yield Namespace(raw, binary)
+        yield Namespace(raw, binary, every=1 if pytestconfig.getoption("--everything") else 2)
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:

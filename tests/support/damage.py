@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, ScriptFailed
 from tests.support.changed import changed_bytes
+
+T = TypeVar("T")
 
 TEXTS = ("", "x", "nan", "inf", "-1", "1e400", "9" * 25, "253402300800000")
 """The values that replace a field, or one number or word of it. The last one is the beginning of the year 10000 in ms."""
@@ -87,10 +90,13 @@ class Namespace:
     Args:
         raw: a client with `decode_responses`.
         binary: a client without `decode_responses`.
+        every: 1 to try all damages of each field; 2 to try every second one, in turn: of two similar fields, such as
+            those of two instances, each gets the half that the other does not get.
     """
 
-    def __init__(self, raw: Any, binary: Any) -> None:
+    def __init__(self, raw: Any, binary: Any, every: int = 1) -> None:
         self.raw = raw
+        self._every, self._turn = every, itertools.count()
         self._read = binary.register_script(_READ)
         self._write = raw.register_script(_WRITE)
         self._show = raw.register_script(_SHOW)
@@ -179,24 +185,35 @@ class Namespace:
         match kind:
             case "hash":
                 for field, value in self.raw.hgetall(name).items():
-                    for text in _damaged(value):
+                    for text in self._damaged(value):
                         yield Damage(f"{name} {field} = {text[:60]!r}", _call("hset", name, field, text))
             case "string":
                 expiry = {"keepttl": True}
-                for text in _damaged(self.raw.get(name)):
+                for text in self._damaged(self.raw.get(name)):
                     yield Damage(f"{name} = {text[:60]!r}", _call("set", name, text, **expiry))
             case "zset":
                 for member, score in self.raw.zrange(name, 0, -1, withscores=True):
-                    for bad in SCORES:
+                    for bad in self._some(SCORES):
                         yield Damage(f"{name} {member} at {bad}", _call("zadd", name, {member: bad}))
                     for text in NAMES:
                         yield Damage(f"{name} {member} -> {text[:60]!r}", _renamed(name, member, text, score))
             case "list":
                 for at, value in enumerate(self.raw.lrange(name, 0, -1)):
-                    for text in _damaged(value):
+                    for text in self._damaged(value):
                         yield Damage(f"{name}[{at}] = {text[:60]!r}", _call("lset", name, at, text))
             case "stream":
                 yield Damage(f"{name} with another entry", _call("xadd", name, {"kind": "x", "odd": "inf"}))
+
+    def _some(self, values: Sequence[T]) -> Sequence[T]:
+        return values[next(self._turn) % self._every :: self._every]
+
+    def _damaged(self, value: str) -> Iterator[str]:
+        """Yield damaged forms of a value. In each, another text replaces the value, or one number or word in it."""
+        yield from (text for text in self._some(TEXTS) if text != value)
+        for part in _PART.finditer(value):
+            if part[0] != value:
+                for text in self._some(TEXTS):
+                    yield value[: part.start()] + text + value[part.end() :]
 
 
 _CHANCE_OF_ANOTHER_TYPE = 0.05
@@ -226,15 +243,6 @@ _MAKERS: dict[str, Callable[[Any, str], object]] = {
     "zset": lambda raw, name: raw.zadd(name, {"x": 1.0}),
     "list": lambda raw, name: raw.rpush(name, "x"),
 }
-
-
-def _damaged(value: str) -> Iterator[str]:
-    """Yield the damaged forms of a value. In each, another text replaces the value, or one number or word in it."""
-    yield from (text for text in TEXTS if text != value)
-    for part in _PART.finditer(value):
-        if part[0] != value:
-            for text in TEXTS:
-                yield value[: part.start()] + text + value[part.end() :]
 
 
 def _call(method: str, *args: Any, **options: Any) -> Callable[[Any], object]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from agentperf_redis.balancer import commands, history
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.history import _SAMPLE
 from agentperf_redis.script import Script
 from tests.support.mutants import Change
 
-SCRIPTS = [each for each in (*vars(commands).values(), history._SAMPLE) if isinstance(each, Script)]
+SCRIPTS = [each for each in (*vars(commands).values(), _SAMPLE) if isinstance(each, Script)]
 """The scripts that lease and free units. A sample, like each operation, frees the units whose leases have expired."""
 
 _LOG = "call('RPUSH', STATE .. ':log', {})\n"
