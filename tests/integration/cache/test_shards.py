@@ -19,6 +19,7 @@ from agentperf_redis.cache.commands.replies import NO_SETTINGS
 from agentperf_redis.cache.flows import invalidation
 from agentperf_redis.cache.flows.invalidation import Eraser
 from agentperf_redis.cache.flows.ranking import EntryRanking
+from agentperf_redis.cache.flows.settings import ready as ready_shard
 from agentperf_redis.cache.operator import ExistingCache, find
 from agentperf_redis.cache.process.shard import Shard
 from agentperf_redis.command import Batch, Flow
@@ -442,13 +443,12 @@ def test_invalidation_stays_pending_although_another_shard_fails_otherwise(
     cache, other = lru(backend), lru(connect(server.url))
     call(cache, "put_many", dict.fromkeys(NAMES, 1))
     away, full, *others = cache._shared_state.shards
-    plain = invalidation.ready
     errors = {away: BackendUnavailable("node", "not_applied", "away"), full: BackendFull("node")}
 
     def ready(shard: Shard) -> Flow[None]:
         if shard in errors:
             raise errors[shard]
-        yield from plain(shard)
+        yield from ready_shard(shard)
 
     monkeypatch.setattr(invalidation, "ready", ready)
     with pytest.raises(BackendUnavailable):
