@@ -15,7 +15,7 @@ from agentperf_redis import AgentInstance, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer
 from agentperf_redis.balancer.lease_keeper import lease_keeper_of
-from agentperf_redis.errors import InvalidArgument, LeaseLost
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost
 from tests.support.calls import Call
 from tests.support.clock import server_ms
 from tests.support.servers import Raw, wait_until
@@ -112,9 +112,10 @@ def test_renewals_never_shorten_an_extension(lb: LoadBalancer, raw: Raw, pool: k
     extended = 0
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        with contextlib.suppress(LeaseLost), lb.lease("planner", ttl=0.15) as lease:
+        # On a busy machine, the requests for a lease of 0.15 s may come too late.
+        with contextlib.suppress(LeaseLost, BackendUnavailable), lb.lease("planner", ttl=0.15) as lease:
             time.sleep(0.05)  # a renewal is due now
-            lease.extend(60)  # LeaseLost if the machine was too busy to renew in time
+            lease.extend(60)
             time.sleep(0.01)
             assert left_s(raw, pool, lease) > 40
             assert lease.remaining > 40

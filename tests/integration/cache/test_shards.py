@@ -161,6 +161,7 @@ def test_limits_that_cannot_be_divided_are_refused(
     assert refused.value.argument == argument
 
 
+@pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(("method", "args"), [("get", ("k",)), ("put", ("k", 1)), ("clear", ()), ("stats", ())])
 def test_another_number_of_shards_is_refused(
     call: Call,
