@@ -145,9 +145,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """Exempt the collected tests and the loaded modules from garbage collection.
 
-    They live until the end of the session. A full collection, which some tests call, would visit all of them.
+    They live until the end of the session. A full collection, which some tests call, would visit all of them. Older
+    versions of Hypothesis warn if `gc.get_referrers`, which sees no exempted object, finds none for a generator.
     """
-    gc.freeze()
+    import hypothesis
+
+    if hypothesis.__version_info__ >= (6, 148):
+        gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
