@@ -207,7 +207,10 @@ def test_reads_show_all_shards_as_one_pool(
     events = call(newcomer, "events", "planner")
     assert Counter(each.kind for each in events) == {EventKind.REGISTERED: FLEET}
     assert [each.at for each in events] == sorted(each.at for each in events)
-    assert call(newcomer, "events", "planner", after=events[4].cursor, limit=3) == events[5:8]
+    paged: list[Any] = []
+    while page := call(newcomer, "events", "planner", after=paged[-1].cursor if paged else "0-0", limit=3):
+        paged += page  # fewer than the limit if two shards have events with the same cursor
+    assert paged == events
     pool = shards(namespace)[0]
     name = raw.zrange(pool.ids, 0, 0)[0]
     records.change(raw, pool.state, name, load=1)
