@@ -26,7 +26,7 @@ from agentperf_redis.errors import BackendUnavailable
 T = TypeVar("T")
 
 _HEARD_S = 1.0
-"""After this time, what a shard reported counts no more, s.
+"""Seconds for which the load that a shard reported counts.
 
 Otherwise a shard that was once full would never be picked first again, and so would never report free capacity.
 """

@@ -24,6 +24,7 @@ from agentperf_redis.balancer.commands import ANY, Granted, Pool, acquire, regis
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
 from agentperf_redis.cache.commands.entries import put, read, report_reads
 from agentperf_redis.cache.commands.settings import deploy
+from agentperf_redis.cache.entry_format import payload
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
 from agentperf_redis.cli.doctor import find_layout, parsed_info
@@ -247,7 +248,7 @@ def _cache_costs(probe: _Probe, namespace: str, value_bytes: int) -> dict[str, A
         return put(
             where,
             name,
-            b"0123456789 0 0  " + data,
+            payload("0123456789", 0, 0, (), data),
             "0123456789",
             until_ms=10**14,
             seen=0,

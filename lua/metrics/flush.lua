@@ -580,7 +580,7 @@ local function close_slices()
       first = first + 1
       if first > #starts then return end
     end
-    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- no more slices can lie after the first one
+    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- at most so many slices follow the first one
     local lines = found == 'list' and call('LRANGE', list, -wanted, -1) or {}
     local stamps, position = {}, {}
     for l = 1, #lines do

@@ -27,6 +27,7 @@ import redis.asyncio
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
 from agentperf_redis.cache import commands as cache_commands
+from agentperf_redis.cache.entry_format import payload
 from agentperf_redis.cache.model import Policy
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
 from agentperf_redis.command import Batch
@@ -319,7 +320,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
     return Batch(
         tuple(
             cache_commands.put(
-                *(shared.keys, next(names), b".reque" + data, "request"),
+                *(shared.keys, next(names), payload("request", 0, 0, (), data), "request"),
                 until_ms=10**14,
                 seen=0,
                 again=False,

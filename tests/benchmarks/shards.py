@@ -17,6 +17,7 @@ from typing import Any
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache import commands as cached
+from agentperf_redis.cache.entry_format import payload
 from agentperf_redis.cache.process.access_buffer import NO_REPORT
 from agentperf_redis.command import Batch, Command
 from tests.benchmarks.measure import Bench, Row, micros
@@ -75,7 +76,7 @@ def batch(cache: Cache, keys: list[str], chance: random.Random) -> Batch[Any]:
             case choice if choice < 6:
                 commands.append(
                     cached.put(
-                        *(where, key, b"request 0 0  " + data, "request"),
+                        *(where, key, payload("request", 0, 0, ("t",), data), "request"),
                         until_ms=10**14,
                         seen=0,
                         again=False,

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from agentperf_redis.balancer import commands
+from agentperf_redis.balancer import PoolSettings, commands
 from agentperf_redis.balancer.history import _SAMPLE
 from agentperf_redis.script import Script
 from tests.support.mutants import Change
 
 SCRIPTS = [each for each in (*vars(commands).values(), _SAMPLE) if isinstance(each, Script)]
 """The scripts that lease and free units. A sample, like each operation, frees the units whose leases have expired."""
+
+JUMPY = PoolSettings(
+    eject_after=1,
+    base_ejection_time=0.005,
+    max_ejection_time=0.01,
+    adaptive=True,
+    slow_after=0.1,
+    slow_start=0.01,
+    rate_burst=0.05,
+)
+"""With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
 
 _LOG = "call('RPUSH', STATE .. ':log', {})\n"
 _LOGGED = (

@@ -209,6 +209,6 @@ def lost_or_renamed_alerts(lines: Iterable[Line], logged: Sequence[str], receive
         for unknown in sorted(set(ids) - set(logged)):
             yield f"the transition {unknown} was {what}, and is not in the log"
     for lost in sorted(set(logged) - set(received)):
-        yield f"the transition {lost} was delivered to nobody"
+        yield f"no receiver got the transition {lost}"
     for twice in [each for each, count in Counter(logged).items() if count > 1]:
         yield f"the transition {twice} is in the log twice"

@@ -16,6 +16,7 @@ from agentperf_redis import AgentInstance, AgentPerf, keys
 from agentperf_redis.alerts.notify import deliver_all
 from agentperf_redis.balancer import PoolSettings
 from tests.support.alert_rules import History, Receiver
+from tests.support.pool_history import JUMPY
 from tests.support.proxy import Proxy
 from tests.support.servers import CLUSTERS, Raw, Server, ServerKind, wait_until
 from tests.support.workers import Worker, Workers
@@ -33,16 +34,6 @@ _STORM_FAULTS, _CALM_S = 12, 1.0
 """Number of faults in a row, and the length of a time without faults or their effects after them, s."""
 _MUTANT_S = 4.0
 """Length of one run of a mutant, s."""
-_JUMPY = PoolSettings(
-    eject_after=1,
-    base_ejection_time=0.005,
-    max_ejection_time=0.01,
-    adaptive=True,
-    slow_after=0.1,
-    slow_start=0.01,
-    rate_burst=0.05,
-)
-"""With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
 _RULES = """
 [[alert]]
 name = "failing"
@@ -138,7 +129,7 @@ class Torture:
         with AgentPerf(server.url, namespace=NAMESPACE) as perf:
             # With the mutant "no capacity check", a script fails if the limit of an instance is 0, as it is during an
             # ejection. Therefore mutants run without ejection.
-            balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else _JUMPY)
+            balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else JUMPY)
             balancer.configure_pool(POOL, shards=self._shards)
             for number in range(INSTANCES):
                 balancer.register_instance(

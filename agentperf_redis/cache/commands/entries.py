@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
+from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, left_over, texts, unexpected
 from agentperf_redis.cache.model import TIERS, Tier
 from agentperf_redis.cache.process.access_buffer import MAX_READS, AccessReport
 from agentperf_redis.command import Arg, Command, NamedArgs, Reply
@@ -366,18 +366,9 @@ def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
 
     Returns 0. If the cache is in use, returns the number of entries, cleared values and puts in doubt that are left.
     """
-
-    def decode(reply: Reply) -> int:
-        match reply:
-            case [1]:
-                return 0
-            case [0, int(left)]:
-                return left
-        raise unexpected(keys.meta, reply)
-
     indexes = (keys.size, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
     where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent, keys.history)
-    return Command(_DROP, where, {"keep_ms": keep_ms}, decode)
+    return Command(_DROP, where, {"keep_ms": keep_ms}, left_over(keys.meta))
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int | NoSettings]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentperf_redis.cache.commands.entries import index_keys
-from agentperf_redis.cache.commands.replies import NO_SETTINGS, NoSettings, unexpected
+from agentperf_redis.cache.commands.replies import NO_SETTINGS, NoSettings, left_over, unexpected
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
@@ -227,17 +227,8 @@ def lower(keys: CacheKeys, kept: tuple[int, int] | None) -> Command[None]:
 
 def retire(keys: CacheKeys, keep_ms: int) -> Command[int]:
     """Delete what is left of an empty closed shard. Returns how many entries or clears prevent this."""
-
-    def decode(reply: Reply) -> int:
-        match reply:
-            case [1]:
-                return 0
-            case [0, int(left)]:
-                return left
-        raise unexpected(keys.meta, reply)
-
     where = (*index_keys(keys), keys.epochs, keys.tags, keys.history)
-    return Command(_RETIRE, where, {"keep_ms": keep_ms}, decode)
+    return Command(_RETIRE, where, {"keep_ms": keep_ms}, left_over(keys.meta))
 
 
 def _are_counters(numbers: list[Reply]) -> bool:

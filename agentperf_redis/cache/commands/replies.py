@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from agentperf_redis.command import Reply
@@ -28,6 +29,24 @@ def texts(reply: Reply, count: int | None = None) -> list[bytes | None]:
     if count is not None and len(reply) != count:
         raise unexpected("a cache", reply)
     return reply
+
+
+def left_over(meta: str) -> Callable[[Reply], int]:
+    """Return the decoder of a deletion: 0 if everything is gone, otherwise the number of things that prevent it.
+
+    Args:
+        meta: the key that an error names.
+    """
+
+    def decode(reply: Reply) -> int:
+        match reply:
+            case [1]:
+                return 0
+            case [0, int(left)]:
+                return left
+        raise unexpected(meta, reply)
+
+    return decode
 
 
 def unexpected(key: str, reply: Reply) -> CorruptState:

@@ -26,7 +26,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, PoolSettings, commands
 from tests.support import records
 from tests.support.mutants import changed
-from tests.support.pool_history import LOGGING, SCRIPTS, Unsound, check_histories, check_history, check_replies
+from tests.support.pool_history import JUMPY, LOGGING, SCRIPTS, Unsound, check_histories, check_history, check_replies
 from tests.support.proxy import Proxy
 from tests.support.servers import TIMEOUT, Raw, Server, wait_until
 from tests.support.workers import Worker, Workers
@@ -37,16 +37,6 @@ DIVIDED = 8
 """Number of shards of the pools that have several. Their instances are more, so that some share a shard."""
 LATE_S = 0.2
 """How long a request is delayed, s: much longer than a retry and a release take."""
-JUMPY = PoolSettings(
-    eject_after=1,
-    base_ejection_time=0.005,
-    max_ejection_time=0.01,
-    adaptive=True,
-    slow_after=0.1,
-    slow_start=0.01,
-    rate_burst=0.05,
-)
-"""With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
 
 
 def logged(mutant: str | None) -> AbstractContextManager[None]:
