@@ -1,15 +1,17 @@
 """Which tests a run includes, and their order.
 
-Plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests in two parts, each of
-which has an option of its own: `--long` runs those marked `thorough`, those in tests/borders, and what plain pytest
-omits on Valkey; `--other-servers` runs the tests on the other kinds of server. `--everything` runs all. If a file is
-named on the command line, all of its tests run. A test marked `servers` runs on the listed kinds only.
+Plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests. Two of its parts have an option of
+their own: `--long` runs the tests marked `thorough` and those in tests/borders, on Valkey; `--other-servers` runs the
+tests on the other kinds of server. `--everything` runs all. If a file is named on the command line, all of its tests
+run. A test marked `servers` runs on the listed kinds only.
+
+A test with the fixture `call` has two versions: for the blocking and for the asyncio methods. Plain `pytest` runs one
+of the two. `pytest --other-api` runs the same tests as plain `pytest`, but of these the other version.
 
 `--thorough` omits two kinds of repetitions, which `--everything` runs:
 
-- A test with the fixture `call` has two versions: for the blocking and for the asyncio methods. Both run the same flow,
-  and tests/contract/test_parity.py compares their code. So plain `pytest` runs one of the two, `--long` the other one,
-  and each other kind of server runs one, because a server cannot tell them apart.
+- The two versions of a test run the same flow, and tests/contract/test_parity.py compares their code. So each other
+  kind of server runs one of the two, because a server cannot tell them apart.
 - A test marked `thorough` runs on Valkey and on one other kind of server, unless its mark `servers` names more.
 
 A checksum of the test's name chooses the version and the server, so that each method and each server has its share.
@@ -30,9 +32,10 @@ from tests.support.places import ROOT
 
 OPTIONS = {
     "--thorough": "run only the tests that plain pytest omits",
-    "--long": "of these, run the long ones, and the others on Valkey",
+    "--long": "of these, run the long ones",
     "--other-servers": "of these, run those on the other servers",
     "--everything": "run all tests",
+    "--other-api": "run plain pytest's tests of blocking methods with the asyncio methods, and the other way round",
 }
 VERSIONS = ("sync", "async")
 """The parameters of the fixture `call`."""
@@ -61,14 +64,17 @@ def chosen(config: pytest.Config, items: Sequence[pytest.Item]) -> set[pytest.It
     if config.getoption("--everything"):
         return set(items)
     long, other_servers = parts(config)
+    other_api = config.getoption("--other-api")
     if not (long or other_servers):
         named = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
-        return {item for item in items if is_quick(item) or item.path in named}
+        return {item for item in items if item.path in named or is_quick(item, other_api=other_api)}
     found = set[pytest.Item]()
     if long:
-        found |= {item for item in items if _is_on_usual_server(item) and not is_quick(item)}
+        found |= {item for item in items if _is_on_usual_server(item) and _is_long(item)}
     if other_servers:
         found |= _without_repetitions(item for item in items if not _is_on_usual_server(item))
+    if config.getoption("--thorough"):
+        found |= {item for item in items if is_quick(item, other_api=True) and not is_quick(item)}
     return found
 
 
@@ -88,18 +94,20 @@ def ordered(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
     return found
 
 
-def is_quick(item: pytest.Item) -> bool:
-    """Return whether plain pytest runs the test."""
-    if item.get_closest_marker("thorough") is not None or item.path.is_relative_to(BORDERS):
-        return False
-    return _is_on_usual_server(item) and _is_chosen_version(item)
+def is_quick(item: pytest.Item, *, other_api: bool = False) -> bool:
+    """Return whether plain pytest, or `pytest --other-api`, runs the test."""
+    return not _is_long(item) and _is_on_usual_server(item) and _is_chosen_version(item, other=other_api)
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return item.get_closest_marker("thorough") is not None or item.path.is_relative_to(BORDERS)
 
 
 def _without_repetitions(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     """Return the tests on unusual servers without the repetitions that the text of this module names."""
     found, same = set[pytest.Item](), defaultdict[str, list[pytest.Item]](list)
     for item in filter(_is_chosen_version, items):
-        if item.get_closest_marker("thorough") is None or item.get_closest_marker("servers") is not None:
+        if not _is_long(item) or item.get_closest_marker("servers") is not None:
             found.add(item)
         else:
             same[_name(item, *VERSIONS, _parameters(item)["server_kind"])].append(item)
@@ -115,12 +123,17 @@ def _is_on_usual_server(item: pytest.Item) -> bool:
     return _parameters(item).get("server_kind") in (None, usual)
 
 
-def _is_chosen_version(item: pytest.Item) -> bool:
-    """Return whether a checksum chose this version of a test that has a blocking and an asyncio version."""
+def _is_chosen_version(item: pytest.Item, *, other: bool = False) -> bool:
+    """Return whether a checksum chose this version of a test that has a blocking and an asyncio version.
+
+    Args:
+        item: the test.
+        other: whether to choose the other version.
+    """
     version: object = _parameters(item).get("call")
     if version not in VERSIONS:  # some tests have a parameter of this name
         return True
-    return version == VERSIONS[zlib.crc32(_name(item, *VERSIONS).encode()) % 2]
+    return version == VERSIONS[(zlib.crc32(_name(item, *VERSIONS).encode()) + other) % 2]
 
 
 def _name(item: pytest.Item, *without: str) -> str:

@@ -63,9 +63,25 @@ def kinds(items: list[Item], found: set[Any]) -> Counter[str]:
 def test_runs_have_no_test_in_common() -> None:
     plain, long, other_servers = run(), run("--long"), run("--other-servers")
     assert not plain & long | plain & other_servers | long & other_servers
-    assert run("--thorough") == run("--long", "--other-servers") == long | other_servers
-    assert run("--everything") == set(ALL) > plain | long | other_servers
+    assert run("--long", "--other-servers") == long | other_servers
+    assert not run("--thorough") & plain
+    assert run("--thorough") == long | other_servers | run("--other-api") - plain
+    assert run("--everything") == set(ALL) == run("--thorough") | plain | repetitions()
     assert {*PLAIN, *BORDER, *NAMED, *OTHER_PARAMETER, *ON_SERVERS} <= plain | long | other_servers
+
+
+def repetitions() -> set[Any]:
+    """Return the tests on other servers that `--other-servers` omits."""
+    return {item for item in {*LONG, *BOTH} - run("--other-servers") if item.callspec.params["server_kind"] != "valkey"}
+
+
+def test_run_with_the_other_api_has_the_other_version_of_each_quick_test() -> None:
+    plain, other = run(), run("--other-api")
+    assert plain - {*BOTH} == other - {*BOTH}
+    assert not plain & other & {*BOTH}
+    assert {item.name.replace("async", "sync") for item in BOTH if item in plain} == {
+        item.name.replace("async", "sync") for item in BOTH if item in other
+    }
 
 
 def test_plain_run_has_quick_tests_on_valkey_only() -> None:
@@ -77,7 +93,7 @@ def test_plain_run_has_quick_tests_on_valkey_only() -> None:
 
 def test_each_version_runs_on_valkey_and_one_on_other_servers() -> None:
     plain, other_servers = run(), run("--other-servers")
-    assert kinds(BOTH, plain) == kinds(BOTH, run("--long")) == {"valkey": 20}
+    assert kinds(BOTH, plain) == kinds(BOTH, run("--other-api")) == {"valkey": 20}
     assert kinds(BOTH, other_servers) == {"redis82": 20, "cluster": 20}
     for found in (plain, other_servers):  # the checksum prefers no version
         assert min(Counter(item.callspec.params["call"] for item in BOTH if item in found).values()) > 4
