@@ -271,9 +271,9 @@ class Backend:
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        The callback may run commands. Before the backend calls it, the backend sends a command of its own. If this
-        command opens a new connection, the handshake shows whether the server lost its data. So if the server came back
-        empty, the callbacks of `on_new_epoch` have already run.
+        The callback may run commands. The backend first sends a command of its own. If this command opens a new
+        connection, the handshake shows whether the server lost its data. So if the server came back without its data,
+        the callbacks of `on_new_epoch` run before the callbacks of this method.
         """
         self._recovery_callbacks.append(callback)
 
@@ -507,7 +507,7 @@ def configure(
 
 @contextlib.contextmanager
 def another_default() -> Iterator[None]:
-    """Let the environment decide on another process-wide default backend in the block. It is closed after the block."""
+    """Use another process-wide default backend in the block, set by environment variables. Close it after the block."""
     global _default
     with _default_lock.lock:
         kept, _default = _default, None

@@ -184,7 +184,7 @@ class Background:
                 self._closers.popleft().put(None)
 
     def _may_run(self, me: threading.Thread) -> bool:
-        """Whether this thread may run jobs. It becomes the registered thread if there is none and jobs wait."""
+        """Whether this thread may run jobs. If no thread is registered and jobs wait, it registers this thread."""
         with self._starting:
             if self._thread is None and not self._inbox.empty():
                 self._thread = me
@@ -224,7 +224,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise an earlier time has replaced this one
+            if self._due_times.get(job) == due:  # otherwise an earlier due time has replaced this one
                 del self._due_times[job]
                 jobs.append(job)
         return jobs
@@ -315,8 +315,8 @@ def _patched_since_import() -> bool:
     """Whether gevent has replaced threads by greenlets after this module was imported.
 
     If so, this module uses real threads, queues and locks. A greenlet that waits for one of these blocks all other
-    greenlets, and `Thread.start` may never return on a real thread. gunicorn with ``--preload`` and gevent workers
-    patches after the import.
+    greenlets, and `Thread.start` may never return on a real thread. For example, gunicorn replaces threads after the
+    import if it runs with ``--preload`` and gevent workers.
     """
     monkey = sys.modules.get("gevent.monkey")
     return (

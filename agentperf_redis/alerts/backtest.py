@@ -51,7 +51,7 @@ def replay(
 ) -> Flow[Replay]:
     """Replay the rules of a file over the past. The arguments are checked at the call, before the flow runs."""
     length = window_seconds(since, "since")
-    if not 60.0 <= length <= _MAX_SINCE_S:  # noqa: PLR2004  one evaluation of most rules
+    if not 60.0 <= length <= _MAX_SINCE_S:  # noqa: PLR2004  most rules are evaluated every minute
         raise InvalidArgument("since", since, "a time from '1m' to '30d'")
     rules = checked_rules(path, text)
     return _replay(service, rules, round(length * 1000), None if as_of is None else timestamp_ms("as_of", as_of))
@@ -121,9 +121,9 @@ def _time(ms: int) -> str:
 def _rows(
     flusher: Flusher, agents: Sequence[str], first_ms: int, last_ms: int, step_ms: int
 ) -> Flow[dict[str, list[SeriesRow]]]:
-    """Read rows from `first_ms` to `last_ms`: the narrowest that the server keeps, but at least `step_ms` wide."""
+    """Read the narrowest rows of a time range that the server keeps, but none narrower than `step_ms`."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
-    waiting = [(first_ms, last_ms, step_ms)]  # the earliest last
+    waiting = [(first_ms, last_ms, step_ms)]  # parts to read; the earliest part is at the end
     while waiting:
         begin, end, step = waiting.pop()
         if end - begin > _STEPS_AT_ONCE * step:
@@ -138,7 +138,7 @@ def _rows(
                 raise
             wider = next(width for width in _WIDTHS_MS if width > step)
             middle = max((begin + end) // 2 // wider, begin // wider + 1) * wider
-            if middle < end:  # perhaps the later part has narrow slices
+            if middle < end:  # the later part may still have narrow slices
                 waiting += [(middle, end, step), (begin, middle, step)]
             else:
                 waiting.append((begin, -(-end // wider) * wider, wider))
@@ -207,7 +207,7 @@ class _Sums:
         return self._values[measure]
 
     def _histograms(self) -> list[tuple[list[int], list[int]]]:
-        """Return, for each time, the buckets in rising order, and for each bucket the number of samples up to it."""
+        """Return for each time the rising bucket indexes, and the sample counts up to 0 us and up to each bucket."""
         if not self._passed:
             last: Totals | None = None
             for of in self.totals:
@@ -231,7 +231,7 @@ def _slid(
     """Yield the totals of the rows in the window that ends at each time."""
     tasks = errors = cancelled = sum_us = tokens = cost_nano = zeros = 0
     buckets: dict[int, int] = {}
-    longest: deque[tuple[int, float]] = deque()  # index of a row and its longest duration; the durations fall
+    longest: deque[tuple[int, float]] = deque()  # (index of a row, its longest duration), in falling order
     first = after = 0
     changed = True
     last: Totals | None = None
@@ -354,8 +354,8 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         before = replace(state, seen_ms=before_ms) if state is not None and before_ms else state
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
-        # A replay misses no evaluation, so the interval is the whole time since the previous one. It is longer where
-        # only wide slices are left.
+        # A replay misses no evaluation, so the interval is the whole time since the previous evaluation. The interval
+        # is longer where only wide slices are left.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:

@@ -87,9 +87,10 @@ class Alerts:
     ) -> Replay:
         """Replay rules over the past without deploying them, and find when each would have fired, and for how long.
 
-        A replay judges the slices of metrics that the server still holds. The result says where the only slices left
-        are wider than those of the live evaluation. Rules on caches and pools are judged on samples, which the
-        processes that use the cache or pool take every ten seconds: on the last sample in each interval of evaluation.
+        A replay judges the slices of metrics that the server still holds. These slices may be wider than the slices
+        that the live evaluation uses. The result names the rules for which this is so. Rules on caches and pools are
+        judged on samples. The processes that use the cache or pool take a sample every ten seconds. A replay uses the
+        last sample in each interval of evaluation.
 
         Args:
             path: the rules file.
@@ -108,8 +109,8 @@ class Alerts:
         """Send no notifications of some rules for a time. The rules are still evaluated.
 
         If an alert begins to fire during the silence and still fires when the silence ends, its notification is sent
-        then. If an alert was notified before the silence and is resolved during it, the notification of its end is sent
-        at once.
+        when the silence ends. If the notification of an alert was sent before the silence, and the alert is resolved
+        during the silence, the notification of its end is sent at once.
 
         Args:
             rule: name of a rule or an SLO, or a glob.

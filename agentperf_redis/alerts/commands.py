@@ -154,7 +154,7 @@ def report(
         notices: address, id and payload of each notification.
 
     Returns:
-        False if the rules were deployed again, or a later claim has the rule.
+        False if rules were deployed after the claim, or if the rule was claimed by a later call.
     """
     targets = [part for name, state in states.items() for part in (encoded(name), state.packed())]
     fields = [part for event in events for pair in event.packed().items() for part in pair]
@@ -300,7 +300,7 @@ def receivers(where: AlertKeys) -> Command[dict[str, AddressState]]:
 
 
 def waiting(where: AlertKeys, address: str) -> Command[int]:
-    """Count the notifications that wait for an address."""
+    """Count the notifications that wait to be sent to an address."""
     key = where.outbox(address)
 
     def decode(reply: Reply) -> int:
@@ -362,7 +362,8 @@ def _text(key: str, value: Reply) -> str:
 def _name_after_write(value: bytes) -> str:
     """Return a name from the reply of a script that has written.
 
-    A name that is not UTF-8 is no reason to raise an error then. It is the name of no rule.
+    An error would hide that the script has written, so a name that is not UTF-8 raises no error. No rule has such a
+    name.
     """
     return decoded(value.decode(errors="replace"))
 

@@ -68,12 +68,12 @@ def threshold_verdict(rule: Rule, low: float, high: float) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class BurnCounts:
-    """The executions of one window that count against an objective.
+    """The number of executions in one window, and how many of them are bad by an objective.
 
     Attributes:
         executions: number of executions.
-        bad_low: the smallest possible number of bad ones.
-        bad_high: the largest possible number of bad ones.
+        bad_low: the smallest possible number of bad executions.
+        bad_high: the largest possible number of bad executions.
     """
 
     executions: int
@@ -92,9 +92,9 @@ def burn_verdict(rule: Rule, counts: Mapping[float, BurnCounts]) -> tuple[Verdic
         counts: the counts of each window, by its length, s.
 
     Returns:
-        The verdict, and one burn rate: its estimate, its smallest and its largest possible value. The burn rate is that
-        of a long window. The pair is chosen whose burn rate is the largest in relation to its factor. All three numbers
-        are NaN if no long window has executions.
+        The verdict, and three numbers about one burn rate: its estimate, its smallest and its largest possible value.
+        It is the burn rate in the long window of one pair. This is the pair whose burn rate is the largest multiple of
+        its factor. All three numbers are NaN if no long window has executions.
     """
     assert rule.objective is not None  # noqa: S101  the caller passes burn-rate rules only
     budget = rule.objective.budget
@@ -139,11 +139,12 @@ def judge(
     silenced: bool = False,
     interval_ms: int | None = None,
 ) -> Judgement:
-    """Return the state that follows from a verdict, and the notification that it needs.
+    """Return the state that follows from a verdict, and the notification to send.
 
-    Only observed time counts for `for` and `keep_firing_for`. Two kinds of time are not observed: the time before an
-    undecided evaluation, and the time in which no process evaluated. Between two evaluations, up to two intervals count
-    as observed, because a process that ends while it evaluates makes its rules miss one interval.
+    The times `for` and `keep_firing_for` of a rule count observed time only. Two kinds of time are not observed: the
+    time between an undecided evaluation and the evaluation before it, and the time in which no process evaluated. Up to
+    two intervals between evaluations count as observed, because a process that ends while it evaluates makes its rules
+    miss one interval.
 
     Args:
         rule: the rule.
@@ -172,7 +173,7 @@ def judge(
             notice = Notice.REMINDER
         notified = at_ms if notice is not None else notified
     elif state is not _FIRING:
-        # A silence does not hide the end of an alert that was notified: the receiver may be waiting for this end.
+        # If receivers were notified that an alert fires, they may be waiting for its end. A silence does not hide it.
         notice = Notice.RESOLVED if changed and old.state is _FIRING and notified else None
         notified = 0
     next_state = replace(
@@ -196,7 +197,7 @@ def judge(
 
 
 def _next(rule: Rule, state: AlertState, timer: int, found: Verdict, at_ms: int) -> tuple[AlertState, int]:
-    """Return the next state and its timer, for a verdict that decides something."""
+    """Return the next state and its timer, for a verdict other than UNDECIDED."""
     if found is Verdict.NO_DATA:
         if rule.no_data == "alert":
             found = Verdict.HOLDS

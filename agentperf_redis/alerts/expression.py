@@ -38,7 +38,8 @@ class Measure:
     Attributes:
         scope: the kind of objects that have this figure.
         unit: its unit.
-        is_count: whether the figure has a value without executions; an average, a percentile or a share has none.
+        is_count: whether the figure has a value when there were no executions. A number of tasks then has a value; an
+            average, a percentile or a share has none.
     """
 
     scope: Scope
@@ -90,7 +91,7 @@ _THRESHOLDS = {
 
 
 def measure_of(name: str) -> Measure | None:
-    """Return a measure by its name, or None if there is none of this name."""
+    """Return the measure with this name, or None if no measure has this name."""
     if _PERCENTILE.fullmatch(name):
         return Measure(Scope.AGENTS, Unit.SECONDS) if share_of(name) > 0 else None
     return MEASURES.get(name)

@@ -43,7 +43,7 @@ class Measured:
         value: the value, or its estimate.
         low: the smallest possible exact value.
         high: the largest possible exact value.
-        events: executions in the window, or reads of a cache; -1 if the measure does not count any.
+        events: number of executions, or of cache reads, in the window; -1 if the measure is based on neither.
         interval: the time range that the value covers.
         samples: counters of a cache that the next evaluation needs, as text.
     """
@@ -71,8 +71,8 @@ class TargetState:
     Attributes:
         state: OK, PENDING, FIRING or NO_DATA.
         since_ms: when the state began.
-        timer_ms: while PENDING, since when the condition holds. While FIRING, since when the condition that ends the
-            alert holds; 0 if it does not hold. Time that was not observed does not count: this timestamp is moved
+        timer_ms: while PENDING, when the condition began to hold. While FIRING, when the condition that ends the alert
+            began to hold; 0 if it does not hold now. Time that was not observed does not count: the timestamp is moved
             forward by the length of that time.
         seen_ms: time of the last evaluation.
         data_ms: time of the last evaluation that found data.
@@ -139,7 +139,7 @@ def _unpacked(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class AlertEvent:
-    """A transition of an alert, or a silence that began or ended.
+    """A transition of an alert, or the start or end of a silence.
 
     Attributes:
         id: identifies the event. Copies of one notification carry the same id.
@@ -357,8 +357,8 @@ class Replay:
     Attributes:
         firings: in the order of their starts.
         interval: the time range that was replayed.
-        coarse: a sentence for each rule whose early part was judged on wider slices than the live evaluation uses,
-            because the server no longer keeps narrower ones.
+        coarse: a sentence for each rule that was judged on wider slices than the live evaluation uses. This happens in
+            the early part of the time range, for which the server no longer keeps narrow slices.
         judged: number of judgements.
     """
 

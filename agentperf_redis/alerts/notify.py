@@ -171,7 +171,7 @@ class Deliveries:
         return not self._sending
 
     def _fail_late_ones(self) -> Flow[None]:
-        """Record as failed each attempt that takes too long. Its thread goes on, and keeps the address busy."""
+        """Record each attempt that takes too long as failed. Its thread goes on, and keeps the address busy."""
         for sending in list(self._sending.values()):
             if not sending.is_late and time.monotonic() - sending.since > SEND_S:
                 sending.is_late = True

@@ -61,7 +61,7 @@ class Rule:
         resolve: the condition that ends the alert; None: the negation of `when`.
         window: length of the window; for a burn-rate rule, of its longest window.
         hold: how long the condition must hold before the alert fires.
-        keep_firing: how long the condition must not hold before the alert is resolved.
+        keep_firing: how long the condition must be false before the alert is resolved.
         min_events: with fewer executions in the window, nothing is decided.
         no_data: "keep", "ok" or "alert".
         severity: a word for the receivers.

@@ -1,7 +1,7 @@
 """Rules files: TOML, checked as a whole. Every fault names the line, the rule, the field and the allowed values.
 
-The server holds each rule as JSON with the fields of the file, so that redis-cli shows them as they were written. The
-same code checks the fields of a file and those that were read from the server.
+The server holds each rule as JSON with the fields of the file, so that redis-cli shows the fields as they were written.
+The same code checks fields that were read from a file and fields that were read from the server.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _MIN_EVENTS = 20
 """Default of `min_events` for percentiles and rates. One failure among three executions is no reason to page."""
 
 
-# Multi-window burn rates, from Google's SRE workbook, chapter 5, table 5-8: share of the error budget of 30 days, long
-# window, short window. A burn rate of 14.4 spends 2 % of the budget of 30 days in one hour.
+# Multi-window burn rates, from Google's SRE workbook, chapter 5, table 5-8. Each item holds a share of the 30-day error
+# budget, a long window (s) and a short window (s). A burn rate of 14.4 spends 2 % of this budget in one hour.
 _PAGE = ((0.02, 3600.0, 300.0), (0.05, 21_600.0, 1800.0))
 
 
@@ -321,7 +321,7 @@ class _Reader:
 
 
 def factor_of(share: float, window_s: float, long_s: float) -> float:
-    """Return the burn rate at which a share of the error budget of `window_s` is spent in `long_s`; at least 1."""
+    """Return the burn rate that spends `share` of the error budget of `window_s` within `long_s`; at least 1."""
     return max(1.0, share * window_s / long_s)
 
 
@@ -363,7 +363,7 @@ class _Table:
             and all(isinstance(each, str) and each for each in value)
         ):
             return value
-        secret = field in ("urls", "command")  # a URL outside a list is wrong, but still a secret
+        secret = field in ("urls", "command")  # a URL that is not in a list is invalid, but still secret
         self.fault(field, "…" if secret else value, f"a list of at most {MAX_ADDRESSES} texts that are not empty")
         return []
 
@@ -410,10 +410,10 @@ _KEY = re.compile(r"\s*(?:([A-Za-z0-9_-]+)|\"([^\"]*)\"|'([^']*)')\s*[=.]")
 
 
 def _lines_of(text: str) -> dict[tuple[str, object, str], int]:
-    """Return the line of each table and field. A key is the table's kind, its number or name, and the field or "".
+    """Return the line of each table and field. A key holds the table's kind, its number or name, and the field or "".
 
     The TOML parser reports no positions, so this function finds the headers and keys of the usual layout. A fault in
-    another layout, such as an inline table, names the rule and the field, but perhaps no line.
+    another layout, such as an inline table, names the rule and the field, but may name no line.
     """
     found: dict[tuple[str, object, str], int] = {}
     counts: dict[str, int] = {}

@@ -28,7 +28,7 @@ _RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A slice of a history: its range, ms since 1970, and its figures. They are None if no process sampled it."""
+    """A slice of a history: its range, ms since 1970, and its figures; None if no process took a sample in it."""
 
     begin_ms: int
     end_ms: int
@@ -51,7 +51,7 @@ def histories(backend: Backend, scope: Scope) -> Flow[list[tuple[str, str, Histo
 
 
 def slices_of(history: History, first_ms: int, last_ms: int, every_ms: int) -> list[Slice]:
-    """Return the slices of a time range: at each time, the narrowest that is kept and is at least `every_ms` wide."""
+    """Return the narrowest slices of a time range that the server keeps, but none narrower than `every_ms`."""
     found = []
     at = first_ms
     while at < last_ms:
@@ -81,7 +81,7 @@ def judged_slices(rule: Rule, slices: Sequence[Slice], start_ms: int, end_ms: in
 
 
 def _is_whole(rule: Rule, figures: Mapping[str, int]) -> bool:
-    """Whether a sample has all figures. The capacity of a pool is never 0, unless an earlier version sampled it."""
+    """Whether a sample has all figures. Earlier versions did not sample the capacity of a pool, which is never 0."""
     return rule.scope is not Scope.POOL or figures.get("last_capacity", 0) > 0
 
 

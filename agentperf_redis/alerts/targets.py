@@ -6,12 +6,12 @@ from agentperf_redis.cache.model import KINDS
 
 
 def cache_target(kind: str, name: str) -> str:
-    """Return the name of a cache as a target: it also tells a tiered cache from an LRU cache of the same name."""
+    """Return the target name of a cache, which differs for a tiered cache and an LRU cache of the same name."""
     return name if kind == KINDS["cache"] else f"{name} ({kind})"
 
 
 def cache_of_target(target: str) -> tuple[str, str]:
-    """Return name and kind of the cache that `cache_target` names."""
+    """Return the name and the kind of a cache, given its target name from `cache_target`."""
     kind = KINDS["tiered"]
     name = target.removesuffix(f" ({kind})")
     return name, KINDS["cache"] if name == target else kind

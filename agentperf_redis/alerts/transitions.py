@@ -1,4 +1,4 @@
-"""From verdicts to transitions: the next state of each target, the events of a rule and its notifications."""
+"""Turns verdicts into the next state of each target, and into the events and notifications of a rule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Outcome:
         states: the next states, by target.
         gone: targets whose states are deleted.
         events: the transitions.
-        notices: each notification to send: its kind and its event.
+        notices: the notifications to send, each as a pair of its kind and its event.
     """
 
     states: dict[str, TargetState]
@@ -45,7 +45,7 @@ class Outcome:
 def outcome_of(
     rule: Rule, states: Mapping[str, TargetState], judged: Mapping[str, Judged], at_ms: int, *, silenced: bool
 ) -> Outcome:
-    """Judge all targets of a rule, including those that have a state but are gone."""
+    """Judge all targets of a rule, including targets that have a stored state but no longer exist."""
     outcome = Outcome({}, [], [], [])
     for name in {**states, **judged}:
         before = states.get(name)

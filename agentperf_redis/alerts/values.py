@@ -1,4 +1,4 @@
-"""The values that rules judge: of agents from their counters, of caches and pools from their statistics.
+"""The values that rules judge: agents are judged on their counters, caches and pools on their statistics.
 
 Percentiles come from the histogram even where the server holds all raw durations. A replay of the past has only
 histograms, and it must come to the same verdicts.
@@ -30,14 +30,14 @@ class Totals:
 
     Attributes:
         tasks: number of executions.
-        errors: failed ones.
-        cancelled: cancelled ones.
+        errors: number of failed executions.
+        cancelled: number of cancelled executions.
         sum_us: sum of the durations, us.
         max_s: longest duration, s.
         tokens: tokens in and out.
         cost: cost of the models.
         buckets: the histogram.
-        zeros: durations of 0 us.
+        zeros: number of durations of 0 us.
         interval: the covered time range.
     """
 
@@ -100,7 +100,7 @@ _HALF_MICROSECOND = 5e-7
 
 
 def bucket_value(index: int | None) -> tuple[float, float, float]:
-    """Return, for a sample in a bucket, the estimate and the smallest and largest possible value, s.
+    """Return three values of a duration in a bucket, s: the estimate, the smallest and the largest possible value.
 
     Args:
         index: the bucket; None for durations of 0 us.
@@ -162,7 +162,7 @@ class PoolFigures:
 
 
 def pool_value(condition: Condition, of: PoolFigures) -> float:
-    """Return the value of a pool that a condition compares."""
+    """Return the value that a condition on a pool compares with its threshold."""
     if condition.is_relative and of.capacity:
         return of.load / of.capacity
     return float(getattr(of, condition.measure))

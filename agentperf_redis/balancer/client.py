@@ -165,8 +165,8 @@ class LoadBalancer:
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """Remove an instance from its pool: it gets no new leases. Its leases may still be renewed and released.
 
-        A process that registered the instance does not register it again. There is one exception: the process cannot
-        reach the server for more than a minute, and meanwhile another process removes the last instance of the pool.
+        A process that registered the instance registers it again in one case only: the process could not reach the
+        server for more than a minute, and meanwhile another process removed the last instance of the pool.
 
         Args:
             agent_type: the pool of the instance.
@@ -181,11 +181,11 @@ class LoadBalancer:
         """Delete a pool at once: its instances, leases, queue, settings, events and history.
 
         The processes that registered the instances do not register them again, if they reach the server within a
-        minute. Holders of leases get LeaseLost at their next renewal. Waiters stay in the queue, until their `wait` is
-        over, for instances that are registered later.
+        minute. Holders of leases get LeaseLost at their next renewal. Waiters stay in the queue until their `wait` is
+        over, because other instances may be registered meanwhile.
 
-        A pool need not be deleted: a minute after its last instance was removed and its last lease and waiter ended, it
-        has no key left. If `configure` has set its settings, the settings are kept for a day.
+        There is no need to delete a pool that is no longer used. Its keys disappear a minute after its last instance
+        was removed and its last lease and waiter ended. Settings made with `configure` are kept for a day.
 
         Args:
             agent_type: the pool.
@@ -219,12 +219,12 @@ class LoadBalancer:
         return self._backend.run(self._operations.mark(agent_type, instance_id, off="draining"))
 
     def cool_down(self, agent_type: str, instance_id: str, seconds: float) -> bool:
-        """Let an instance rest: from now on, no process leases it, until these seconds are over.
+        """Let an instance rest: for this number of seconds, no process leases it.
 
-        `release(outcome="rate_limited", retry_after=...)` does the same. Existing leases stay valid. Several rests last
-        until the latest of their ends. A rest is no fault of the instance, so it counts for neither ejection nor panic,
-        and a resting instance gets no active checks. If all instances rest, `NoCapacity.retry_after` is the time until
-        the first of them is back.
+        `release(outcome="rate_limited", retry_after=...)` does the same. Existing leases stay valid. If a rest overlaps
+        another rest, the later end applies. A rest is not a failure, so it counts for neither ejection nor panic. A
+        resting instance gets no active checks. If all instances rest, `NoCapacity.retry_after` is the time until the
+        first rest ends.
 
         Args:
             agent_type: the pool of the instance.
@@ -299,8 +299,8 @@ class LoadBalancer:
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
             tokens: expected tokens of the work, counted against the instance's tokens per minute.
             fallback: other agent types, tried in this order when this pool has no free capacity. They are tried once
-                before the wait in the queue, and again when `wait` is over. `require` and `affinity` apply to these
-                pools, too. Each pool uses its own strategy.
+                before the wait in the queue, and again when `wait` is over. `require` and `affinity` also apply to
+                these pools. Each pool uses its own strategy.
 
         Returns:
             A snapshot of the instance, which carries the lease; or None when no capacity became free within `wait`.
@@ -328,11 +328,11 @@ class LoadBalancer:
                 about the instance. After "rate_limited", the instance rests, as after `cool_down`.
             response_time: seconds that the work took, if measured.
             tokens: number of tokens that the work used; None for the number passed to `acquire`.
-            retry_after: with the outcome "rate_limited": seconds that the instance rests, 0 to 86,400, usually from its
-                answer. None for five seconds.
+            retry_after: seconds that the instance rests after the outcome "rate_limited", 0 to 86,400. The answer of
+                the instance often names this number. None for five seconds.
 
         Returns:
-            True when this call freed the unit; False when the lease is None, or had already been released or expired.
+            True when this call freed the unit; False when there is no lease, or the lease has already ended.
 
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
@@ -365,11 +365,11 @@ class LoadBalancer:
         Args:
             agent_type: the pool.
             count: the number of leases, 1 to 500.
-            all_or_none: whether the call gets either `count` leases of one pool or none. Otherwise, it gets as many as
-                there are.
+            all_or_none: whether the call gets either `count` leases of one pool or none. If False, it gets up to
+                `count` leases, as many as units are free.
             wait: max seconds in the queue when no unit is free; math.inf for no limit. As soon as the call gets its
-                first unit, it returns with this unit and those that are free then. With `all_or_none`, the call cannot
-                wait: free units would have to be kept idle until there are enough.
+                first unit, it returns this unit and the other units that are free at that time. With `all_or_none`, the
+                call cannot wait, because free units would have to be kept idle until there are enough.
             priority: see `acquire`.
             require: labels; each instance must have all of them.
             affinity: see `acquire`; the same for all leases.
@@ -409,8 +409,8 @@ class LoadBalancer:
             For each lease: whether this call freed the unit, see `release`.
 
         Raises:
-            BackendUnavailable: when a lease could not be released. All of them were tried, and the releases that failed
-                are retried in the background.
+            BackendUnavailable: when a lease could not be released. The call has tried to release all leases. Failed
+                releases are retried in the background.
         """
         return self._backend.run(self._operations.release_many(instances, outcome, response_time))
 
@@ -431,8 +431,8 @@ class LoadBalancer:
         """Hold a lease for a `with` block, measure the response time and report the outcome.
 
         If an exception leaves the block, its type decides the outcome: "timeout" for a TimeoutError, "neutral" for a
-        cancellation or KeyboardInterrupt, "error" for other exceptions. Set `lease.outcome` to report another outcome,
-        and for "rate_limited" also `lease.retry_after`.
+        cancellation or KeyboardInterrupt, "error" for other exceptions. Set `lease.outcome` to report another outcome.
+        For the outcome "rate_limited", also set `lease.retry_after`.
 
         Args:
             agent_type: the pool.
@@ -470,8 +470,8 @@ class LoadBalancer:
 
         All keys of a pool with one shard lie on one node of a Cluster. One node serves some 15,000 pairs of acquire and
         release per second. With several shards, the instances are spread over several nodes; each instance lies in one
-        shard. A call prefers a shard with a large free share of its capacity, as last reported to this process. The
-        call tries all shards before it waits or gives up.
+        shard. A call prefers a shard of which a large share of the capacity was free when this process last heard of
+        it. The call tries all shards before it waits or gives up.
 
         No instance is ever leased beyond its capacity, as with one shard. Other promises hold only within a shard: the
         strategy picks among the instances of one shard, and the queue of each shard is first in, first out. A waiter
@@ -512,8 +512,8 @@ class LoadBalancer:
             check: called with an instance; the check fails when the function raises, returns False or exceeds
                 `timeout`. The first exception is logged as a warning. Further exceptions are logged at DEBUG level
                 until the most recent check of each instance has raised no exception.
-            interval: seconds from one check of an instance to the next. Default five: the default `unhealthy_threshold`
-                requires three failures in a row, which take at most 15 s.
+            interval: seconds from one check of an instance to the next. The default is 5 s. The default
+                `unhealthy_threshold` requires three failures in a row, so a failure is detected within 15 s.
             timeout: max seconds of one check, at most the interval. None: 2 s, or the interval if it is shorter.
 
         Returns:
@@ -531,9 +531,9 @@ class LoadBalancer:
             limit: max number of events.
 
         The events of a pool with several shards are ordered by the clocks of the shards' servers. A call with the
-        argument `after` may miss an event if these clocks differ, or if two shards have events in the same millisecond
-        and one of them comes after the call. If the first `limit` events all have the same cursor, the call returns all
-        events with this cursor.
+        argument `after` may miss an event if these clocks differ. It may also miss an event if two shards have events
+        in the same millisecond, and one of these events is recorded after the call. If the first `limit` events all
+        have the same cursor, the call returns all events with this cursor.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
 
