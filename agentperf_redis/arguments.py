@@ -157,7 +157,7 @@ def _as_text(bound: float) -> str:
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
-    """Check a function that the library calls and whose result it does not await or iterate. None is refused.
+    """Check a function whose result the library neither awaits nor iterates over. None is refused.
 
     A call of a coroutine function or generator function runs none of its code, so its work would be silently lost.
     """

@@ -92,7 +92,7 @@ class Background:
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the first one.
+        """Run a job when `time.monotonic` reaches `due`. A job with several due times runs once, at the first of them.
 
         Store the data that the job needs before this call. The job may have an earlier due time, and start at any
         moment.

@@ -1,9 +1,9 @@
 """Replays rules over the past, and finds when each rule would have fired, and for how long.
 
-The rows of `metrics.series` are added up over a sliding window. The code of the live evaluation judges the sums, at the
-times at which a live evaluation would have judged them. For each agent, a window is added up once for all rules that
-use it. The reason is speed: a hundred rules on a hundred agents over a day are 14 million judgements. Rules on caches
-and pools are judged on the sampled histories of these caches and pools.
+The rows of `metrics.series` are added up over a sliding window. The sums are judged by the code of the live evaluation,
+at the times at which a live evaluation takes place. For each agent, a window is added up once for all rules that use
+the window. The reason is speed: a hundred rules on a hundred agents over a day are 14 million judgements. Rules on
+caches and pools are judged on the sampled histories of these caches and pools.
 """
 
 from __future__ import annotations

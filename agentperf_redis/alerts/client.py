@@ -39,7 +39,7 @@ class Alerts:
         return AsyncAlerts(self._service)
 
     def deploy(self, path: str | os.PathLike[str] | None = None, *, text: str | None = None) -> Deployment:
-        """Check a rules file as a whole, and replace all rules by it in one step.
+        """Check a rules file as a whole, and replace all deployed rules by its rules in one step.
 
         Rules that keep their name keep their states.
 

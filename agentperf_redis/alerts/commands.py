@@ -52,7 +52,7 @@ class Claimed:
     Attributes:
         version: number of the deployment; 0 before the first one.
         wait: seconds until the next rule is due.
-        due: name of each rule, and the end of the window to judge, ms since 1970.
+        due: for each rule, its name and the end of the window to judge, ms since 1970.
     """
 
     version: int

@@ -1,7 +1,7 @@
 """Evaluates alerts and delivers notifications, on a background thread or in an asyncio task, until stopped.
 
-There is no leader. Any number of processes may evaluate. Each claims due rules on the server, so the processes share
-the work. If a process ends while it evaluates, its rules miss one interval.
+There is no leader. Any number of processes may evaluate. Each process claims due rules on the server, so the processes
+share the work. If a process ends while it evaluates, the rules that it claimed miss one interval.
 """
 
 from __future__ import annotations

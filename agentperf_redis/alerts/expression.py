@@ -118,7 +118,7 @@ class Condition:
     Attributes:
         measure: the name of the measure.
         sign: ``>``, ``>=``, ``<`` or ``<=``.
-        threshold: in the unit of the measure: seconds, a share from 0 to 1, a number, bytes, per second.
+        threshold: in the unit of the measure: seconds, a share from 0 to 1, a number, bytes, or executions per second.
         is_relative: whether `load` is compared as a share of the pool's capacity.
         text: the condition as written.
     """

@@ -23,7 +23,7 @@ class Burn:
     Attributes:
         factor: the rule fires if the burn rate is above this in both windows.
         long_s: the long window, s.
-        short_s: the short window, s, which ends the alert soon after the failures end.
+        short_s: the short window, s. Because of it, the alert ends soon after the failures end.
     """
 
     factor: float

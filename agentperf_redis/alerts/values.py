@@ -192,8 +192,9 @@ of evaluation."""
 def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Judged:
     """Judge a cache by a rule.
 
-    The counters of a cache count since its first use. So the counts of the window are the differences from an older
-    sample, which was stored with the state of the rule. Until there is such a sample, rules on counters are undecided.
+    The counters of a cache count since its first use. So the counts in a window are the differences between the
+    counters and an older sample of them, which was stored with the state of the rule. Until there is such a sample,
+    rules on counters are undecided.
 
     Args:
         rule: the rule.

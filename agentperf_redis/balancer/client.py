@@ -358,9 +358,9 @@ class LoadBalancer:
         """Lease up to `count` units of a pool in one round trip. End the leases with `release_many`, or one by one.
 
         As with `acquire`, the strategy picks an instance for each lease, and each lease is renewed and has a fencing
-        token. The server grants all leases in one step. In a pool with several shards, each shard that is used usually
-        takes one step and one round trip. In such a pool, a call with `all_or_none` releases its leases if it gets too
-        few.
+        token. In a pool with one shard, the server grants all leases in one step. A pool with several shards usually
+        needs one step and one round trip for each shard that grants leases. In such a pool, a call with `all_or_none`
+        releases its leases if it gets too few.
 
         Args:
             agent_type: the pool.
@@ -378,7 +378,7 @@ class LoadBalancer:
             on_lost: see `acquire`; called for each lease that is lost.
             tokens: expected tokens of the work on one lease.
             fallback: other agent types, tried in this order for the leases that are missing. With `all_or_none`, all
-                leases are of the first pool that has enough.
+                leases are of the first pool that has enough free units.
 
         Returns:
             A snapshot for each lease, which carries the lease; empty when no capacity became free within `wait`. An
@@ -470,8 +470,8 @@ class LoadBalancer:
 
         All keys of a pool with one shard lie on one node of a Cluster. One node serves some 15,000 pairs of acquire and
         release per second. With several shards, the instances are spread over several nodes; each instance lies in one
-        shard. A call prefers a shard of which a large share of the capacity was free when this process last heard of
-        it. The call tries all shards before it waits or gives up.
+        shard. A call prefers a shard with a large share of free capacity, as last reported to this process. The call
+        tries all shards before it waits or gives up.
 
         No instance is ever leased beyond its capacity, as with one shard. Other promises hold only within a shard: the
         strategy picks among the instances of one shard, and the queue of each shard is first in, first out. A waiter

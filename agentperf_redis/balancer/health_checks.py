@@ -110,7 +110,7 @@ class Checking:
         return Claims(tuple(parts))
 
     def report(self, claims: Claims, results: Mapping[str, bool]) -> Flow[None]:
-        """Report the results of claimed checks. If a shard cannot be reached, the others get their results first."""
+        """Report the results of claimed checks. If a shard is unreachable, report to the other shards, then raise."""
         away: BackendUnavailable | None = None
         for shard, claimed in claims.parts:
             reports = [(each.id, results[each.id]) for each in claimed.instances if each.id in results]
@@ -245,7 +245,8 @@ class Checks(BackgroundTask):
     def _check_all(self, instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
         """Check all instances concurrently, each on its own thread, so that a hanging check does not delay the others.
 
-        The threads are daemon threads: if a check hangs forever, its thread keeps running after the timeout.
+        A thread whose check hangs keeps running after the timeout. All these threads are daemon threads, so they do not
+        keep the process from ending.
         """
         results = {instance.id: False for instance in instances}
         answers: SimpleQueue[tuple[str, bool]] = SimpleQueue()
@@ -276,7 +277,7 @@ class Checks(BackgroundTask):
         good = False
         try:
             answer = self._checking.check(instance)
-            if inspect.isawaitable(answer):  # a plain function may return one, as methods of vendors' clients do
+            if inspect.isawaitable(answer):  # a plain function may return an awaitable, as some clients' methods do
                 answer = asyncio.run(_result_of(answer))
             good = self._checking.passed(instance, answer)
         except Exception as error:  # noqa: BLE001  any exception is a failed check

@@ -22,13 +22,13 @@ LAST_FIGURES = ("last_load", "last_waiters", "last_healthy", "last_unhealthy", "
 
 @dataclass(frozen=True, slots=True)
 class PoolSeriesRow:
-    """A pool in one step. Figures are None if no process used the pool in the step, and so none sampled it.
+    """A pool in one step. Figures are None if no process used the pool in the step, because it was not sampled then.
 
     Attributes:
         interval: the step. The current step ends at the time of the read.
-        load: number of leases of all instances: the mean of the samples, which are taken every ten seconds.
+        load: mean number of leases of all instances. The mean is over samples that are taken every ten seconds.
         waiters: the largest number of queued waiters in a sample.
-        unhealthy: the largest number of instances in a sample that `status` reports as not healthy.
+        unhealthy: the largest number of unhealthy instances in a sample, counted as in `status`.
     """
 
     interval: Interval
@@ -38,7 +38,7 @@ class PoolSeriesRow:
 
 
 def sample(pool: Pool) -> Command[int]:
-    """Add the figures of a pool to its history, unless a process has already done so in the present ten seconds.
+    """Add the figures of a pool to its history, unless a process has already added some to the present 10-s slice.
 
     Returns the time until the next slice begins, ms.
     """
@@ -88,8 +88,8 @@ def _added(histories: Sequence[History]) -> History:
         total = slices[width, start] = {"samples": _PARTS, "load": 0}
         for history in histories:
             sample = history.slices.get((width, start))
-            # The shards are sampled one after another, so one of them may have its sample in the next slice. Its state
-            # is then that of the previous slice: without it, the pool would seem to lose a part of its instances.
+            # The shards are sampled one after another, so the sample of one shard may fall into the next slice. The
+            # state in its previous slice is used instead. Otherwise the pool would seem to lose some instances.
             last = sample or history.slices.get((width, start - width)) or {}
             if sample is not None:
                 # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.

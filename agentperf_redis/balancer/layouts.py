@@ -2,7 +2,8 @@
 
 A pool with several shards may use several nodes of a Cluster. Each instance lies in one shard. The number of shards is
 stored under the keys that the pool would have with one shard. A process that does not know the number sends its first
-request to these keys, and learns the number from the refusal. Most pools have one shard, and then this costs nothing.
+request to these keys, and learns the number from the refusal. Most pools have one shard. Their requests are not
+refused, so this costs them nothing.
 
 A flow for a whole pool takes a `Pool` with one shard, and runs over the layout of the pool:
 
@@ -118,10 +119,10 @@ class Layout:
     def in_order(self, affinity: str | None = None) -> Iterator[Pool]:
         """Yield the shards in the order in which a call tries them.
 
-        With an affinity, the first shard is the one to which the affinity is mapped. Without one, the first shard is
-        the better of two random shards: the one with the larger free share. Comparing two random shards keeps the loads
-        of all shards about equal, even if the last reports are a little old. The other shards follow, those with the
-        largest free share first.
+        With an affinity, the first shard is the shard to which the affinity is mapped. Without an affinity, two random
+        shards are compared, and the shard with the larger free share is the first. This keeps the loads of all shards
+        about equal, even if the last reports are a little old. The other shards follow, those with the largest free
+        share first.
         """
         shards = self.shards
         if len(shards) == 1:
@@ -139,11 +140,11 @@ class Layout:
         yield from sorted((each for each in shards if each is not first), key=self.free_share, reverse=True)
 
     def split(self, count: int) -> Iterator[tuple[Pool, int]]:
-        """Divide a number of leases over shards, in proportion to their free shares. Yields shards and their numbers.
+        """Divide leases over shards in proportion to their free shares. Yields each shard with its number of leases.
 
-        Each shard costs a request, so few shards are used: those with the largest free shares. But if possible, a shard
-        gets, on average, at most a sixteenth of the mean capacity of a shard, as last reported. This keeps the loads of
-        the shards about equal.
+        Each shard costs a request, so few shards are used: those with the largest free shares. To keep the loads of the
+        shards about equal, enough shards are used, if possible, that a shard gets on average at most a sixteenth of the
+        mean capacity of a shard. The capacities are as last reported.
         """
         heard = [sums[1] for sums in self._sums if sums is not None and sums[1] > 1]
         part = max(1, sum(heard) // len(heard) // _PARTS) if heard else _PARTS
@@ -233,7 +234,7 @@ def over_shards(
         if left and (layout.is_divided or plain) and is_nothing(result):
             try:
                 shards = yield from commands.count_shards(pool)
-            except BackendUnavailable:  # the shards that answered go on without the node of this key
+            except BackendUnavailable:  # the node of this key is away: keep the other nodes' result
                 break
             if shards and shards != len(layout.shards):
                 layouts.learn(pool.agent_type, shards)

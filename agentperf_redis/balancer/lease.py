@@ -72,7 +72,7 @@ class Lease:
             ones.
         ttl: seconds after which the lease expires unless it is renewed.
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
-        retry_after: with the outcome "rate_limited": seconds for which the instance gets no work. Set this attribute
+        retry_after: seconds for which the instance gets no work after the outcome "rate_limited". Set this attribute
             before the release.
     """
 
@@ -177,7 +177,7 @@ class Lease:
 
     @property
     def tokens_used(self) -> int | None:
-        """Number of tokens that the work used; None if as many as `tokens` says. Set this before the release."""
+        """Number of tokens that the work used; None if it used the number in `tokens`. Set this before the release."""
         return self._tokens_used
 
     @tokens_used.setter
@@ -245,7 +245,7 @@ class Lease:
                 time that was left.
 
         Raises:
-            LeaseLost: when this process does not hold the lease, or no longer.
+            LeaseLost: when this process never held the lease, or no longer holds it.
         """
         self._keeper.extend(self, self._checked_ttl(ttl))
 
@@ -292,7 +292,7 @@ class Lease:
 class _NoKeeper:
     """The keeper of an unpickled copy. It renews and releases nothing."""
 
-    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:  # noqa: ARG002  never called: not held
+    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:  # noqa: ARG002  a copy is never held
         return False
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:

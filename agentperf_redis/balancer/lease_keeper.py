@@ -94,7 +94,7 @@ class LeaseKeeper:
         """Sample a pool for its history: in the next slice, and as long as this process holds leases of the pool.
 
         Args:
-            pool: any shard of the pool. All shards are sampled, since a sum over some of them says nothing of the pool.
+            pool: any shard of the pool. All shards of the pool are sampled, because the history is a sum over them.
         """
         self._sampler.used(pool.agent_type, pool)
 
@@ -170,7 +170,7 @@ class LeaseKeeper:
     def retry_in_background(
         self, command: Command[Any] | Batch[Any], seconds: float, tried: WakeUp | None = None
     ) -> None:
-        """Run commands on the background thread, and retry them until the server answers or these seconds are over."""
+        """Run commands on the background thread, and retry them for at most `seconds` until the server answers."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
     def extend(self, lease: Lease, ttl: float) -> None:
@@ -182,8 +182,8 @@ class LeaseKeeper:
         await self._backend.arun(self._extending(lease, ttl))
 
     def _extending(self, lease: Lease, ttl: float) -> Flow[None]:
-        # The background thread sends the request, between its renewals. Sent by another thread, the request could
-        # overtake a renewal with the old TTL, which would then shorten the lease again.
+        # The background thread sends the request, between its renewals. If another thread sent it, the request could
+        # overtake a renewal. This renewal would then give the lease its old TTL again.
         done = WakeUp()
         failures: list[AgentPerfError] = []
         self.jobs.put(partial(self._extend, lease, ttl, failures, done))

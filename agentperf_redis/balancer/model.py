@@ -246,17 +246,17 @@ def checked_rest(argument: str, value: object, *, minimum: float = 0.001) -> flo
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """The status of an instance, and its counters, which began when the instance was registered.
+    """The status of an instance, and its counters since its registration.
 
     Attributes:
         instance: snapshot of the instance.
         peak_load: highest load so far, as recorded by the scripts that grant leases.
         served: number of leases released with the outcome ok.
         failed: number of leases released with a bad outcome, or with the outcome rate_limited.
-        failed_in_a_row: number of bad outcomes, slow ones included, since the last good one.
+        failed_in_a_row: number of bad outcomes since the last good outcome. Slow outcomes count as bad.
         fence: the last fencing token of the instance.
         state: whether the instance takes work, and if not, why.
-        limit: max leases at present: below max_capacity while the instance is limited, and 0 while it takes no work.
+        limit: max leases at present. It may be lower than max_capacity, and is 0 while the instance takes no work.
         ejections: number of ejections in a row.
         ejected_for: seconds until the ejection ends, 0.0 when the instance is not ejected.
         resting_for: seconds until the rest ends, 0.0 when the instance does not rest.
@@ -386,7 +386,7 @@ class PoolEvent:
         kind: the kind of event.
         instance_id: the instance concerned; None when the event concerns the whole pool.
         at: time of the event, seconds since the epoch, by the server's clock.
-        cursor: identifies the event: `events(..., after=cursor)` returns later events.
+        cursor: identifies the event; `events(..., after=cursor)` returns later events.
         details: further values by name; times in ms.
     """
 

@@ -84,7 +84,7 @@ def register(
     rates: Rates = UNLIMITED,
     settings: PoolSettings | None = None,
 ) -> Command[RegisterReply | TooLate]:
-    """Add or change an instance. If `settings` is None, an existing pool keeps its own; a new pool gets defaults."""
+    """Add or change an instance. Without `settings`, an existing pool keeps its settings; a new pool gets defaults."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: NamedArgs = {

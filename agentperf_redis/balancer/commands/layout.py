@@ -1,4 +1,4 @@
-"""Commands that divide a pool into shards, and that watch shards for waiters of other shards."""
+"""Commands that divide a pool into shards, and that watch a shard for waiters in the queue of another shard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Division:
 
     Attributes:
         shards: the number of shards. If it is not the requested number, nothing was changed.
-        strategy: the strategy of the pool; None if the pool has one shard, or not the requested number.
+        strategy: the strategy of the pool; None if the pool has one shard, or a number that was not requested.
         settings: the settings of the pool; None if `strategy` is None, or if the action was not "set".
         replaced: the replaced settings, packed; empty when none were replaced.
     """
@@ -52,14 +52,14 @@ def divide(
     settings: PoolSettings | None = None,
     until_ms: int = 0,
 ) -> Command[Division | TooLate]:
-    """Divide a pool into shards, or confirm, let expire or end its division. layout.lua describes the actions.
+    """Divide a pool into shards; or confirm its division, end it, or let it expire. layout.lua describes the actions.
 
     Args:
         pool: the whole pool, as a `Pool` with one shard.
         action: the action.
         shards: the number of shards.
         strategy: the strategy that the pool must have; None for any.
-        settings: the settings of the pool. If None, an existing pool keeps its own; a new pool gets defaults.
+        settings: the settings of the pool. If None, an existing pool keeps its settings; a new pool gets defaults.
         until_ms: the server refuses the request after this time, in ms of its clock; 0 for no limit.
     """
 

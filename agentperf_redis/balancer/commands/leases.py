@@ -158,8 +158,8 @@ class Queued:
         retry_after: seconds until a timer, such as the expiry of a lease, may free capacity; at most 1.
         position: the waiter's ticket. A waiter that sends its ticket keeps its position. This is true even if the
             server has removed the waiter because its polls came too late.
-        back_after: if all instances are unhealthy, resting or rate-limited: seconds until the first of them comes back,
-            if known; else 0.0.
+        back_after: seconds until the first instance comes back, if all instances are unhealthy, resting or rate-limited
+            and this time is known. Otherwise 0.0.
     """
 
     ahead: int
@@ -193,10 +193,10 @@ def acquire_many(
         ttl_ms: TTL of the leases, ms.
         choice: which instances may be picked, and how.
         need: expected tokens of the work on one lease, counted against the instance's tokens per minute.
-        whole: whether to lease all units or none; otherwise as many as are free.
+        whole: whether to lease all units or none. If False, as many units are leased as are free.
 
     Returns:
-        The leases by their tokens, at least one.
+        At least one lease, by token.
     """
 
     def decode(reply: Reply) -> dict[str, Granted] | Refused | Spent:
@@ -325,8 +325,8 @@ def release(
         by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 
     Returns:
-        Whether this call freed the unit. The lease of a pool that was deleted and then divided was lost with the pool.
-        So the result is False then, unless `by_hand`, which raises PoolIsDivided.
+        Whether this call freed the unit. If the pool was deleted and then divided, the lease was lost with the deleted
+        pool. The result is then False; with `by_hand`, the command raises PoolIsDivided instead.
     """
     # A refusal is fast, but says nothing about the response time of the instance.
     if outcome is Outcome.RATE_LIMITED:
@@ -356,7 +356,7 @@ def release(
 
 
 def _lost(pool: Pool, status: int, values: list[Reply], by_hand: bool = False) -> bool:
-    """Return False if the refusal means that the lease was lost with its pool. Otherwise, raise its error."""
+    """Return False if the refusal means that the lease was lost with its pool. Otherwise, raise the refusal's error."""
     error = refusal(pool, status, values)
     if isinstance(error, PoolIsDivided) and not by_hand:
         return False

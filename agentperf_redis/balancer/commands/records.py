@@ -43,7 +43,7 @@ _STATES = tuple((state.value.encode(), state) for state in InstanceState if stat
 
 
 def fields_of(record: str) -> dict[str, str]:
-    """Return, by name, the fields of a record of any kind that pool.lua lists.
+    """Return the fields of a record by name. pool.lua lists the kinds of records.
 
     Raises:
         ValueError: for a word that is not "name=value".
@@ -168,7 +168,7 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
             case "waiting":
                 fields = fields_of(text)
                 ticket = fields["ticket"]
-                whole_number(ticket.removeprefix("-"))  # raises unless a number; high priorities have negative tickets
+                whole_number(ticket.removeprefix("-"))  # raises for other text; high priorities have negative tickets
                 waited = max(0.0, now_ms / 1000 - int(ticket) / 1e6)
                 return WaiterStatus(name, process, waited, labels_of(fields["labels"]))
             case _:

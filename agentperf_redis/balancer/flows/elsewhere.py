@@ -97,7 +97,7 @@ class Elsewhere:
             while left:
                 lease = yield from self._take(left[0])
                 if lease is not None:
-                    for shard in left:  # another waiter looks whether there is more
+                    for shard in left:  # another waiter looks for more free capacity
                         self._queues.freed(shard)
                     return lease
                 self._queues.watched_until.pop(left.pop(0), None)

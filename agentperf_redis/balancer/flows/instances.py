@@ -132,8 +132,8 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
-            # Another process may have registered an instance in a shard that was already deleted. Without the division,
-            # nothing would lead to this instance. The process confirms the division only after the registration.
+            # Another process may have registered an instance in a shard that was already deleted, and may confirm the
+            # division later. Until it does, no other process would find the instance. So the instance is deleted here.
             counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
             for shard, count in zip(layout.shards, counts, strict=True):
                 if count:
@@ -149,8 +149,8 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
 def _unlist(backend: Backend, clock: ServerClock, registrations: Registrations, pool: Pool) -> Flow[None]:
     """Remove a pool without instances from the list of resources. Does nothing if a shard has an instance.
 
-    Meanwhile, another process may register an instance, and then list the pool again. If it does so before this
-    removal, the second count finds the instance, and the pool is listed again here.
+    Meanwhile, another process may register an instance and list the pool. This flow would then remove that entry of the
+    list. So it counts the instances again after the removal, and lists the pool if there is an instance.
     """
     layout = registrations.layouts.of(pool)
     if layout.is_divided and not (yield from _let_lapse(clock, registrations, pool)):
@@ -390,7 +390,7 @@ def _leases_in(layout: Layout) -> Flow[PoolLeases]:
 
 
 def end_lease(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
-    """End the lease with this token, which another process may hold, or remove the waiter with this token."""
+    """End the lease with this token, even a lease of another process; or remove the waiter with this token."""
     tombstone_ms = keeper.tombstone_ms(DEFAULT_TTL_S)
 
     def end_in(layout: Layout) -> Flow[bool]:
@@ -462,7 +462,7 @@ def events(layouts: Layouts, pool: Pool, after: str | None, limit: int) -> Flow[
 
 
 def _first_events(events: list[PoolEvent], limit: int) -> list[PoolEvent]:
-    """Return the first events. Events with the same cursor are not separated, since the next page begins after it.
+    """Return the first events. Events with the same cursor stay together, since the next page starts after a cursor.
 
     Two shards may have events with the same cursor, since each counts the events of a millisecond from 0.
     """

@@ -121,7 +121,7 @@ def _acquire_over(
         keeper: the lease keeper.
         queues: this process's waiters.
         request: the request.
-        until: when the wait ends, by time.monotonic. The wait may have begun before the number of shards changed.
+        until: when the wait ends, by time.monotonic. The wait may have begun with another number of shards.
         layout: the shards of the pool.
     """
     begin = time.monotonic()
@@ -194,7 +194,8 @@ def _acquire_from(
         queues: this process's waiters.
         pool: the shard.
         request: the request.
-        refused: the refusal of an earlier attempt: this call only waits. If None, it first tries to lease a unit.
+        refused: the refusal of an earlier attempt; the flow then only waits. If None, the flow first tries to lease a
+            unit without waiting.
         layout: the shards of the pool, if the wait may end in another shard.
         take: leases a unit of another shard without waiting; returns None if no unit is free.
     """
@@ -249,15 +250,16 @@ def _acquire_from(
 def acquire_many(
     keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest, count: int, whole: bool
 ) -> Flow[list[Lease]]:
-    """Lease up to `count` units. If nothing is free, wait in the queue for the first unit, for `request.wait` seconds.
+    """Lease up to `count` units. If none is free, wait in the queue for the first unit, at most `request.wait` seconds.
 
     Args:
         keeper: the lease keeper.
         queues: this process's waiters.
         pool: the pool.
-        request: what each lease is requested with. The fallback pools get the rest, or, if `whole`, all.
+        request: the parameters of each lease. If the pool has too few free units, the missing leases are requested from
+            the fallback pools; with `whole`, all leases are requested from the next pool.
         count: the number of leases, at most `commands.MANY`.
-        whole: whether to lease `count` units of one pool or none. `request.wait` is 0 then.
+        whole: whether to lease either `count` units of one pool or none. If True, `request.wait` must be 0.
     """
     got: list[Lease] = []
     fallback = replace(request, choice=replace(request.choice, strategy=None))
@@ -293,7 +295,11 @@ def _acquire_some(keeper: LeaseKeeper, pool: Pool, request: LeaseRequest, count:
 def _acquire_some_over(
     keeper: LeaseKeeper, request: LeaseRequest, count: int, whole: bool, layout: Layout
 ) -> Flow[list[Lease]]:
-    """Lease units of the shards in proportion to their free shares. If units are missing, try all shards for them."""
+    """Lease units in the shards of a pool, in proportion to their free shares.
+
+    With an affinity, the shards are tried one after the other instead. If units are missing, all shards are tried for
+    the missing units.
+    """
     if not layout.is_divided:
         return (yield from _acquire_some_from(keeper, layout.shards[0], request, count, whole))
     got: list[Lease] = []
@@ -345,7 +351,7 @@ def _acquire_some_from(
         answer, sent_at = yield from or_undo(keeper, undoing, request.ttl, _request(keeper, pool, command))
         if isinstance(answer, Refused):
             return []
-        if isinstance(answer, Spent):  # some of the leases may be left
+        if isinstance(answer, Spent):  # some of these tokens may still have a lease
             keeper.undo(undoing(), request.ttl)
             continue
         leases = [_new_lease(keeper, pool, token, request, each, sent_at) for token, each in answer.items()]
@@ -368,9 +374,9 @@ def _request(
 ) -> Flow[tuple[T | Refused | Spent, float]]:
     """Request leases without waiting in the queue.
 
-    One run of the script ends a limited number of expired leases. If the request is refused while more of them remain,
-    it is retried. It is also retried once if the server has no instances of the pool, but this process can register its
-    own instances again.
+    One run of the script ends a limited number of expired leases. If the request is refused while expired leases
+    remain, the request is retried. The request is also retried, once, if the server has no instances of the pool, but
+    this process can register its own instances again.
 
     Returns:
         The answer, and the value of time.monotonic when the request of this answer was sent.
@@ -437,8 +443,7 @@ def or_undo(
         undoing: returns the command that releases the token, or the commands for all tokens.
         ttl: TTL of the lease, s.
         acquiring: the flow.
-        in_queue: whether the request may be in the queue, so that it must be released even if the last call had no
-            effect.
+        in_queue: whether the token may be in the queue. If so, it must be released even if the last call had no effect.
     """
     interrupted = True
     try:
@@ -594,7 +599,7 @@ def _rest_ms(lease: Lease, outcome: Outcome) -> int:
 
 
 def _rest_anyway(keeper: LeaseKeeper, lease: Lease, outcome: Outcome) -> Flow[None]:
-    """Let an instance rest that refused work, although the lease of this work had ended before its release."""
+    """Let an instance rest after the outcome rate_limited, although the lease had already ended before its release."""
     rest_ms = _rest_ms(lease, outcome)
 
     def rest_in(layout: Layout) -> Flow[bool | TooLate]:

@@ -100,7 +100,7 @@ class Queues:
             return shards.pop() if shards else None
 
     def freed(self, shard: Pool) -> None:
-        """Wake one waiter to try this shard, which may have free capacity: the one that has waited longest."""
+        """Wake the waiter that has waited longest, so that it tries this shard, which may have free capacity."""
         wake_up = None
         with self._lock:
             self.watched_until.pop(shard, None)
