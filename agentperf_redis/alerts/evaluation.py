@@ -93,8 +93,8 @@ def burn_verdict(rule: Rule, counts: Mapping[float, BurnCounts]) -> tuple[Verdic
 
     Returns:
         The verdict, and three numbers about one burn rate: its estimate, its smallest and its largest possible value.
-        It is the burn rate in the long window of one pair. This is the pair whose burn rate is the largest multiple of
-        its factor. All three numbers are NaN if no long window has executions.
+        The burn rate is taken from the long window of one pair: the pair whose burn rate is the largest multiple of its
+        factor. All three numbers are NaN if no long window has executions.
     """
     assert rule.objective is not None  # noqa: S101  the caller passes burn-rate rules only
     budget = rule.objective.budget
@@ -142,9 +142,9 @@ def judge(
     """Return the state that follows from a verdict, and the notification to send.
 
     The times `for` and `keep_firing_for` of a rule count observed time only. Two kinds of time are not observed: the
-    time between an undecided evaluation and the evaluation before it, and the time in which no process evaluated. Up to
-    two intervals between evaluations count as observed, because a process that ends while it evaluates makes its rules
-    miss one interval.
+    time between an undecided evaluation and the evaluation before it, and the time in which no process evaluated. If
+    evaluations are missed, up to two intervals still count as observed, because a process that ends while it evaluates
+    makes its rules miss one interval.
 
     Args:
         rule: the rule.
@@ -173,7 +173,7 @@ def judge(
             notice = Notice.REMINDER
         notified = at_ms if notice is not None else notified
     elif state is not _FIRING:
-        # If receivers were notified that an alert fires, they may be waiting for its end. A silence does not hide it.
+        # A receiver that was notified of an alert may be waiting for its end. So a silence does not hide this end.
         notice = Notice.RESOLVED if changed and old.state is _FIRING and notified else None
         notified = 0
     next_state = replace(

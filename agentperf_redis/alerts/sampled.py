@@ -28,7 +28,7 @@ _RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A slice of a history: its range, ms since 1970, and its figures; None if no process took a sample in it."""
+    """A slice of a history, with its range in ms since 1970. The figures are None if no process took a sample in it."""
 
     begin_ms: int
     end_ms: int

@@ -222,8 +222,8 @@ class LoadBalancer:
         """Let an instance rest: for this number of seconds, no process leases it.
 
         `release(outcome="rate_limited", retry_after=...)` does the same. Existing leases stay valid. If a rest overlaps
-        another rest, the later end applies. A rest is not a failure, so it counts for neither ejection nor panic. A
-        resting instance gets no active checks. If all instances rest, `NoCapacity.retry_after` is the time until the
+        another rest, the later end applies. A rest is not a failure, so it counts towards neither ejection nor panic.
+        A resting instance gets no active checks. If all instances rest, `NoCapacity.retry_after` is the time until the
         first rest ends.
 
         Args:
@@ -332,7 +332,7 @@ class LoadBalancer:
                 the instance often names this number. None for five seconds.
 
         Returns:
-            True when this call freed the unit; False when there is no lease, or the lease has already ended.
+            True when this call freed the unit; False when `instance` is None, or when the lease had already ended.
 
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
@@ -512,8 +512,8 @@ class LoadBalancer:
             check: called with an instance; the check fails when the function raises, returns False or exceeds
                 `timeout`. The first exception is logged as a warning. Further exceptions are logged at DEBUG level
                 until the most recent check of each instance has raised no exception.
-            interval: seconds from one check of an instance to the next. The default is 5 s. The default
-                `unhealthy_threshold` requires three failures in a row, so a failure is detected within 15 s.
+            interval: seconds from one check of an instance to the next. The default is 5 s. With this interval, the
+                three failures in a row that the default `unhealthy_threshold` requires take at most 15 s.
             timeout: max seconds of one check, at most the interval. None: 2 s, or the interval if it is shorter.
 
         Returns:

@@ -170,7 +170,7 @@ class LeaseKeeper:
     def retry_in_background(
         self, command: Command[Any] | Batch[Any], seconds: float, tried: WakeUp | None = None
     ) -> None:
-        """Run commands on the background thread, and retry them for at most `seconds` until the server answers."""
+        """Run commands on the background thread. Retry them until the server answers, for at most `seconds`."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
     def extend(self, lease: Lease, ttl: float) -> None:

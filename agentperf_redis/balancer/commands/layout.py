@@ -33,7 +33,7 @@ class Division:
 
     Attributes:
         shards: the number of shards. If it is not the requested number, nothing was changed.
-        strategy: the strategy of the pool; None if the pool has one shard, or a number that was not requested.
+        strategy: the strategy of the pool; None if the pool has one shard or does not have the requested number.
         settings: the settings of the pool; None if `strategy` is None, or if the action was not "set".
         replaced: the replaced settings, packed; empty when none were replaced.
     """

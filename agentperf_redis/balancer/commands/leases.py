@@ -196,7 +196,7 @@ def acquire_many(
         whole: whether to lease all units or none. If False, as many units are leased as are free.
 
     Returns:
-        At least one lease, by token.
+        The leases by token; there is at least one.
     """
 
     def decode(reply: Reply) -> dict[str, Granted] | Refused | Spent:
