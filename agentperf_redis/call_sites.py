@@ -1,10 +1,10 @@
 """The calls in a source file, each with a name that describes its place: module variable, attribute or function.
 
-A name does not contain line numbers, so it survives edits elsewhere in the file. It contains the text of the called
-function, unless that is one of the usual constructors. So a call of another function cannot have the same name as the
-call of a usual constructor. Two calls of a file never have the same name: calls of one function with one target are
-numbered, such as ``users-1of2``. When one of these calls is added or removed, the total changes. So all of them get new
-names, and none gets a name that another call had before.
+A name does not contain line numbers, so it survives edits elsewhere in the file. The name contains the text of the
+called function, unless that function is one of the usual constructors. So no call of another function has the same name
+as the call of a usual constructor. Two calls in a file never have the same name: calls of the same function with the
+same target are numbered, such as ``users-1of2``. When one of these calls is added or removed, the total changes. So all
+of them get new names, and none gets a name that another call had before.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def call_sites(source: str, usual: Iterable[str]) -> dict[Position, CallSite]:
 
     Args:
         source: the text of a module.
-        usual: names of functions whose text is left out of the names of their calls.
+        usual: names of the usual constructors. The name of a call of a usual constructor does not contain its text.
 
     Raises:
         SyntaxError: the text is not Python.

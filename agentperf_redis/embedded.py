@@ -5,8 +5,9 @@ There are two ways to run it:
 - `ensure`: one server per user and data folder. All processes of the user on this machine share it over a Unix socket
   that only the user may open. The server outlives the process that started it, keeps its data, and ends with `stop`
   (``agentperf down``).
-- `private`: a private server in a temporary folder, for a demo or a test. Both end with the process that started the
-  server, even if that process is killed.
+- `private`: a private server in a temporary folder, for a demo or a test. When the process that started the server
+  ends, the server ends and the folder is removed. If that process is killed, the folder is still removed, but the
+  server ends only on Linux.
 
 A lock on ``<folder>/server.lock`` shows that a server of the folder runs; a pid file would not prove that. The server
 holds the lock exactly as long as it runs, however it ends. The same lock ensures that only one process starts the
@@ -247,8 +248,8 @@ def stop(folder: Path) -> bool:
 def private() -> Iterator[EmbeddedServer]:
     """Run a private server in a temporary folder, without persistence.
 
-    Both end with the ``with`` block. If this process is killed, the folder is removed too, and on Linux the server
-    ends.
+    At the end of the ``with`` block, the server ends and the folder is removed. If this process is killed, the folder
+    is still removed, but the server ends only on Linux.
 
     Yields:
         The server.
@@ -277,7 +278,7 @@ def private() -> Iterator[EmbeddedServer]:
 
 
 def delete_keys(server: EmbeddedServer, pattern: str) -> None:
-    """Delete the keys of a private server that match a glob."""
+    """Delete those keys of a private server that match a glob."""
     with _connection(server.socket) as client:
         for key in client.scan_iter(pattern, count=1000):
             client.unlink(key)
@@ -287,7 +288,8 @@ def delete_keys(server: EmbeddedServer, pattern: str) -> None:
 def _temporary_folder(base: str) -> Iterator[Path]:
     """Make a folder that is removed after the block, or when this process is killed.
 
-    A small process waits for either. It has its own session, so Ctrl-C does not reach it.
+    A small process waits for the first of these two events and then removes the folder. That process has its own
+    session, so Ctrl-C does not reach it.
     """
     folder = tempfile.mkdtemp(prefix="agentperf-", dir=base)
     words = [sys.executable, "-I", "-S", "-c", _REMOVE_AT_END, folder]
@@ -297,7 +299,7 @@ def _temporary_folder(base: str) -> Iterator[Path]:
     try:
         yield Path(folder)
     finally:
-        # A line, not only the end of the input: a forked child of this process may keep the pipe open.
+        # Closing the pipe may not suffice: a forked child of this process may keep it open. So send a line.
         with contextlib.suppress(BrokenPipeError):
             remover.communicate(b"\n")
         shutil.rmtree(folder, ignore_errors=True)  # if another program has ended the remover
@@ -311,8 +313,8 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process. Its pid is the pid of the program. On Linux, the process ends with the calling process, even if
-        SIGKILL ends the calling process. On other systems, the caller must end it.
+        The process. Its pid is the pid of the program. On Linux, it ends when the calling process ends, even if SIGKILL
+        ends the calling process. On other systems, the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()

@@ -155,7 +155,7 @@ class SchemaMismatch(AgentPerfError):
 
 
 class NoInteger(AgentPerfError, TypeError):
-    """`incr` found a value that is no integer between -2^53 and 2^53, or would have made one. Nothing was changed.
+    """`incr` found, or would have stored, a value that is no integer between -2^53 and 2^53. Nothing was changed.
 
     With ``create=False``, `incr` also raises this error if there is no value.
 
@@ -254,8 +254,8 @@ class NoCapacity(AgentPerfError):
         agent_type: the agent type of the pool.
         reason: description of the cause.
         retry_after: seconds until a retry may succeed.
-        none_exists: True if the pool has no instance, or none with the required labels, and no fallback pool was named.
-            In this case a retry cannot succeed before a suitable instance is registered.
+        none_exists: True if no fallback pool was named and the pool has no suitable instance: none at all, or none with
+            the required labels. In this case a retry cannot succeed before a suitable instance is registered.
     """
 
     def __init__(self, agent_type: str, reason: str, retry_after: float, none_exists: bool = False) -> None:

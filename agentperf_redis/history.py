@@ -1,4 +1,4 @@
-"""The history of a cache or a pool: figures that are sampled once in ten seconds.
+"""The history of a cache or a pool: figures that are sampled every ten seconds.
 
 Each process that uses a cache or a pool attempts a sample in each slice of ten seconds. The server accepts only the
 first attempt, so there is no leader: when a process is killed, another one takes the next sample. A cache or a pool
@@ -74,7 +74,7 @@ class HistoryStep:
         return self.samples[-1].get(figure, 0) if self.samples else None
 
     def mean(self, figure: str) -> float | None:
-        """Return the mean of a figure of which each slice stores the sum over its samples; None without samples."""
+        """Return the mean of a figure whose value in a slice is the sum over its samples; None without samples."""
         total, count = self.total(figure), self.total("samples")
         return total / count if total is not None and count else None
 
@@ -146,7 +146,7 @@ def _words(text: bytes) -> list[tuple[bytes, bytes, bytes]]:
 
 
 class Sampler(Generic[T]):
-    """Samples the caches or the pools that this process uses. It runs on a thread that their service has anyway.
+    """Samples the caches or the pools that this process uses. It runs on an existing thread of the service.
 
     Args:
         backend: sends the commands.

@@ -88,9 +88,9 @@ class TieredCache(DecoratingCache):
             is named after the place in the code where the object is made. For example, ``users = TieredCache()`` in the
             module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Popped values, and the short
-            replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``, stay on the server for the deadline
-            of their call in addition.
+        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Two things are not counted:
+            popped values, and the short replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``. They
+            stay on the server until the deadline of their call has passed.
         policy: which entry is evicted when the cache is full. By default, a new entry is compared with an old one, and
             the less frequently used of the two is evicted.
         strict: record each read at once, with one script call per read.
@@ -101,17 +101,18 @@ class TieredCache(DecoratingCache):
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
         shards: number of shards among which the entries are divided, a power of two up to 256. On a Cluster, each shard
-            has a slot of its own, so the shards spread over the nodes. A shard evicts independently of the others, and
-            has its share of the limits: at least 250 entries, and ``max_bytes / shards`` bytes, which also limit a
-            value. None is the number that the cache has; a new cache has 1. Operations on several keys are atomic for
-            each shard only. An invalidation is acknowledged when all shards have it.
+            has a slot of its own, so the shards spread over the nodes. Each shard evicts on its own, and has an equal
+            share of the limits. This share must be at least 250 entries. A shard has ``max_bytes / shards`` bytes, and
+            no value can be larger than that. None keeps the number that the cache has; a new cache has 1. Operations on
+            several keys are atomic for each shard only. An invalidation is acknowledged when all shards have it.
         on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
             functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
-            per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
-            with "compute"; besides, `get`, `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`,
-            `replace`, `touch` and `put_many` store nothing; `delete`, `clear` and `invalidate_tags` return, and are
-            sent before the next call that reaches the server. Only `incr`, and methods that describe the whole cache,
-            still raise. A write that fails leaves the older value, which is served again after the outage.
+            per process; all other methods raise BackendUnavailable. "raise": `get_or_compute` and decorated functions
+            raise it too. "miss": `get_or_compute` and decorated functions behave as with "compute". Besides, `get`,
+            `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`, `replace`, `touch` and `put_many` store
+            nothing. `delete`, `clear` and `invalidate_tags` return, and are sent before the next call that reaches the
+            server. Only `incr`, and methods that describe the whole cache, still raise. A write that fails leaves the
+            older value, which is served again after the outage.
 
     If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is
@@ -119,7 +120,7 @@ class TieredCache(DecoratingCache):
 
     Raises:
         InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
-            has other limits. If the cache has another number of shards, the first call raises it.
+            has other limits. If the cache on the server has another number of shards, the first call raises this error.
     """
 
     _service = "tiered"
@@ -228,13 +229,13 @@ class TieredCache(DecoratingCache):
         ttl: float | None = None,
         tags: Iterable[str] = (),
     ) -> bool:
-        """Store a value if the key has none. Of several callers, in all processes, one gets True.
+        """Store a value if the key has none. If several callers, in any processes, try at once, only one gets True.
 
         The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored, by this call: also if the first reply was lost. False, too, if a lost
-            connection leaves the result unknown.
+            True if this call stored the value, even if its first reply was lost and the request was repeated. False
+            otherwise, and also if a lost connection leaves the result unknown.
         """
         tier = chosen_tier(priority)
         return self._backend.run(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags, tier))
@@ -251,7 +252,7 @@ class TieredCache(DecoratingCache):
         """Store a value if the key has one. The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored. False, too, if a lost connection leaves the result unknown.
+            Whether the value was stored. Also False if a lost connection leaves the result unknown.
         """
         tier = chosen_tier(priority)
         return self._backend.run(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags, tier))
@@ -264,11 +265,11 @@ class TieredCache(DecoratingCache):
         ttl: float | None = None,
         tags: Iterable[str] = (),
     ) -> StoredCount:
-        """Store several values, in one round trip for each 256 values.
+        """Store several values, with one round trip per 256 values.
 
         Returns:
             The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored. If a
-            reply was lost, it may also have keys whose values were stored.
+            reply was lost, `refused` may also have keys whose values were stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 

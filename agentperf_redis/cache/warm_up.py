@@ -1,7 +1,7 @@
 """Warm-up: computes many values before they are needed, a bounded number at a time.
 
-Each value is computed under the same lease as for a reader. Several processes may therefore warm the same keys at once,
-and readers may request these keys meanwhile: nothing is computed twice.
+To compute a value, a warm-up takes the same lease that a reader takes. So nothing is computed twice, even if several
+processes warm the same keys at once or readers request these keys meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WarmUpStatus:
     """The progress of a warm-up.
 
     Attributes:
-        done: number of values finished so far. They are available now, or could not be computed.
+        done: number of values finished so far. Each of them is available now, or could not be computed.
         total: number of values requested; None if it is not known beforehand, as for a generator.
         computed: number of values that this call has computed. The other values existed already, or another caller
             computed them.
@@ -158,7 +158,7 @@ def warming(
 
 
 def _working(count: _Count, flows: CacheFlows, maintenance: Maintenance, *, blocking: bool) -> Flow[None]:
-    """Compute one value after the other until none is left."""
+    """Compute one value after another until none is left."""
     try:
         while (step := count.next()) is not None:
             each, computed = step

@@ -45,7 +45,7 @@ _USER = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 
 def rights(*, read_only: bool = False) -> tuple[str, ...]:
-    """Return the commands that a worker may run, or a user of `agentperf serve` and `agentperf top`, which only read.
+    """Return the commands that a worker may run; if `read_only`, those for `agentperf serve` and `agentperf top`.
 
     Subcommands are written as in ``cluster|slots``.
     """

@@ -174,7 +174,7 @@ def run(
     with target.connect() as perf:
         if once:
             events = perf.alerts.evaluate().events
-            sent = deliver_all(perf.alerts._service, target.timeout + 60.0)  # noqa: SLF001  the other half of `run`
+            sent = deliver_all(perf.alerts._service, target.timeout + 60.0)  # noqa: SLF001  `evaluate` does not deliver
             if target.as_json:
                 print_json("alerts run", {"events": plain(events), "notifications": sent})
             else:
@@ -191,7 +191,7 @@ def run(
 
 
 def _print_new(perf: AgentPerf, known: set[str], *, as_json: bool) -> set[str]:
-    """Print the events whose ids are not in `known`. Return the ids of the latest 1000; if the read fails, `known`."""
+    """Print the events whose ids are not in `known`. Return the latest 1000 ids; if the read fails, `known`."""
     try:
         events = perf.alerts.log(limit=1000)
     except AgentPerfError:  # the evaluator reports it

@@ -1,4 +1,4 @@
-"""Tries every command that the library needs, in the way in which the library runs the command.
+"""Tries every command that the library needs: directly, in a script or on the bus, as the library runs it.
 
 A server may refuse a command (ACL), or may not know it (rename-command). The attempts write only one key, a string that
 expires after ten seconds. A command for a type other than string fails with WRONGTYPE. This error shows that the server
@@ -83,7 +83,7 @@ def refusals(connector: Connector, topology: Topology, node: Node, namespace: st
 
 
 def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]:
-    """Return the commands that clients send outside scripts and the bus. With these arguments, none changes data."""
+    """Return the commands that clients send directly, not in scripts or on the bus. None of them changes data here."""
     calls: list[tuple[str, ...]] = [("PING",), ("ECHO", key), ("SELECT", str(db))]
     if clustered:
         calls += [("CLUSTER", "SLOTS"), ("ASKING",)]

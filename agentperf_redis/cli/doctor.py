@@ -201,7 +201,7 @@ def assess_version(facts: Mapping[str, str]) -> Diagnosis:
 
 
 def _open_fault(name: str, text: str) -> str:
-    """Return the known faults of a version that endanger servers with several users; empty if there is none."""
+    """Return those known faults of a version that endanger servers with several users; empty if there is none."""
     fault, fixed = _FIXED[name]
     major, minor, patch, *_ = (*(int(part) for part in text.split(".")[:3] if part.isdigit()), 0, 0, 0)
     line = (major, minor)

@@ -45,7 +45,7 @@ def exporter(target: Target, host: str, port: int | None, otlp: str | None, ever
 
 
 class Faults:
-    """Reports on stderr when the export of a part begins to fail, and when it works again. Reports each only once."""
+    """Reports on stderr when the export of a part begins to fail, and when it works again. Reports each change once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

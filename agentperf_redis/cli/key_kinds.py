@@ -22,7 +22,7 @@ def _time(seconds: float) -> str:
 
 
 def plain(value: float) -> str:
-    """Return a number as it is."""
+    """Return the text for a number that has no unit."""
     return f"{value:.17g}"
 
 

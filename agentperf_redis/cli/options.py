@@ -72,7 +72,7 @@ def _before_command(
 
 
 def outer_option(context: typer.Context, name: str) -> Any:
-    """Return the value that an option has before the command; of several, the nearest one. None if there is none."""
+    """Return the value that an option has before the command: the nearest one if there are several, or None."""
     outer: Any = context.parent
     while outer is not None:
         if outer.params.get(name):

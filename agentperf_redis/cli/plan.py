@@ -1,4 +1,4 @@
-"""The resources that a planned load needs: memory, server time and network, and the nodes and shards for them.
+"""The resources that a planned load needs: memory, server time, network, and the number of nodes and of shards.
 
 This module only calculates. `plan_costs` measures the costs of single operations, `doctor_plan` prints the result.
 """
@@ -54,12 +54,13 @@ class Plan:
     """A planned load. Rates are those of all processes together.
 
     Attributes:
-        agents: number of agents, whose metrics are recorded. A namespace counts at most some 2,000 by name.
-        rps: executions of agents per second, as many as there are requests.
+        agents: number of agents whose metrics are recorded. A namespace has separate counts for at most about 2,000
+            agents.
+        rps: executions per second of all agents together; each request is one execution.
         entries: entries of the cache.
-        value: bytes of a value of the cache.
+        value: size of a cached value, bytes.
         reads: reads of the cache per second that reach the server; None for one read for each execution.
-        hits: share of the reads that find a value. After each other read, a value is put.
+        hits: share of the reads that find a value. Each read that finds no value is followed by a put.
         instances: instances of the pool.
         acquires: leases acquired, and released, per second.
         held: seconds for which a lease is held.
@@ -96,8 +97,8 @@ def parsed_plan(text: str) -> Plan:
     """Read a plan such as ``agents=1000,rps=50,entries=1e6``.
 
     Raises:
-        InvalidArgument: an unknown or repeated key, or a value that is not allowed; with the key, the value, and what
-            is allowed. Or no key asks for anything.
+        InvalidArgument: a key is unknown or repeated, its value is not allowed, or another key that it needs is
+            missing. Also raised if the plan has no agents, no entries and no instances. The error says what is allowed.
     """
     found: dict[str, float] = {}
     for part in text.split(","):
@@ -130,7 +131,7 @@ def _number(key: str, text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one operation costs, or the operations of a second.
+    """The cost of one operation, or of all operations in one second.
 
     Attributes:
         cpu: processor time of the server, s.
@@ -149,7 +150,7 @@ class Cost:
         return Cost(self.cpu * factor, self.received * factor, self.sent * factor)
 
     def above(self, other: Cost, parts: int) -> Cost:
-        """Return the cost of one of `parts` additional parts: this cost minus the other, divided. At least 0."""
+        """Return the cost of each of `parts` additional parts: this cost minus `other`, or 0, divided by `parts`."""
         return Cost(
             max(0.0, self.cpu - other.cpu) / parts,
             max(0.0, self.received - other.received) / parts,
@@ -196,7 +197,7 @@ class Need:
 
     Attributes:
         memory: bytes.
-        load: the operations of a second: `cpu` is a share of a core, `received` and `sent` are bytes per second.
+        load: the cost per second: `cpu` is a share of a core, `received` and `sent` are bytes per second.
         shards: number of shards among which the service should be divided. Metrics always have 16.
     """
 
@@ -214,7 +215,7 @@ class Forecast:
         cache: the cache.
         pool: the pool.
         node_bytes: memory of a node.
-        nodes: number of primaries: one, or at least three, of a Cluster.
+        nodes: number of primaries: one for a single server, at least three for a Cluster.
         notes: limits that the plan exceeds, as sentences.
     """
 
@@ -232,7 +233,7 @@ class Forecast:
 
     @property
     def load(self) -> Cost:
-        """The operations of a second of all services."""
+        """The cost per second of all services together."""
         return self.metrics.load + self.cache.load + self.pool.load
 
 
@@ -271,7 +272,7 @@ def forecast(plan: Plan, costs: Costs, node_bytes: int, retention: Retention) ->
 
 
 def _nodes(memory: float, load: Cost, node_bytes: int) -> float:
-    """Return how many nodes a load fills, up to the planned share of their memory and of their core."""
+    """Return how many nodes a load needs if each node is filled to the planned share of its memory and of its core."""
     return max(memory / (MAX_MEMORY_SHARE * node_bytes), load.cpu / MAX_CORE_SHARE)
 
 

@@ -1,11 +1,12 @@
 """Measures what single operations cost on the connected server: processor time, network and memory.
 
 The operations run on scratch keys, ``<namespace>:doctor-<random>:{...}``. So a user needs no rights on other keys. No
-process reads them, and no list of resources names them. They expire after a minute, and are deleted before that.
+process reads the scratch keys, and no list of resources names them. They are deleted at the end; a key that cannot be
+deleted expires after a minute.
 
-The calls run one at a time, each in its own round trip. The processor time is that of the server's main thread, from
-INFO: it includes reading and writing the sockets, which takes longer than a plain GET itself. The time that other
-clients use is measured before, and subtracted.
+The calls run one at a time, each in its own round trip. The processor time is that of the server's main thread, as
+reported by INFO. It includes reading and writing the sockets, which takes longer than a plain GET itself. The processor
+time that other clients cause is measured beforehand and subtracted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _WIDTHS = (("10s", 10, 19), ("1m", 60, 16), ("1h", 3600, 13), ("1d", 86_400, 10)
 
 
 def measured_costs(backend: Backend, value_bytes: int) -> Costs:
-    """Measure the costs on the connected server, on a Cluster on one of its nodes. It takes up to about 3 s.
+    """Measure the costs on the connected server, or on one node of a Cluster. This takes up to about 3 s.
 
     Args:
         backend: the server and namespace.
@@ -75,7 +76,7 @@ def measured_costs(backend: Backend, value_bytes: int) -> Costs:
 
     Raises:
         BackendUnavailable: the server does not reply.
-        AgentPerfError: the server refuses a call. The message has the server's words, and the rights that are needed.
+        AgentPerfError: the server refuses a call. The message quotes the server and names the rights that are needed.
     """
     namespace = f"{backend.namespace}:doctor-{secrets.token_hex(4)}"
     try:
@@ -111,7 +112,7 @@ class _Probe:
     @staticmethod
     @contextlib.contextmanager
     def of(backend: Backend, key: str) -> Iterator[_Probe]:
-        """Connect to the node of a key. In the end, delete the scratch keys."""
+        """Connect to the node of a key. At the end of the block, delete the scratch keys."""
         topology, address = find_layout(backend), backend.address
         node = topology.node_for(key)
         if node is not None and address.kind in (ServerKind.CLUSTER, ServerKind.SENTINEL):
@@ -126,7 +127,7 @@ class _Probe:
                 probe.delete()
 
     def run(self, commands: Sequence[Command[T]]) -> list[T]:
-        """Run commands in pipelines, and let the scratch keys expire."""
+        """Run commands in pipelines. Each pipeline also sets a TTL on the scratch keys."""
         found: list[T] = []
         for first in range(0, len(commands), _AT_ONCE):
             part = commands[first : first + _AT_ONCE]
@@ -278,7 +279,7 @@ def _cache_costs(probe: _Probe, namespace: str, value_bytes: int) -> dict[str, A
         reports, _ = probe.cost(lambda: reported(many))
         putting, _ = probe.cost(stored)
     finally:
-        probe.made.update(map(where.entry, kept))  # only now, because entries expire by their own TTL
+        probe.made.update(map(where.entry, kept))  # only now: `run` sets a TTL on `made`, but entries have their own
     return {
         "read": reading,
         "report": report,

@@ -1,4 +1,4 @@
-"""`agentperf serve`: the web page, until it is ended."""
+"""`agentperf serve`: show the web page until the command is interrupted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def serve(
     own = f"[{host}]" if ":" in host else host
     hosts = allow_host or None
     if is_loopback(host) and (hosts or token is None):
-        hosts = [*(hosts or ()), own]  # such as 127.0.0.2, which no browser calls localhost
+        hosts = [*(hosts or ()), own]  # a browser names 127.0.0.2, for example, not localhost
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise InvalidArgument("--root-path", root_path, "a path that begins with / and does not end with /")
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`agentperf status`: all three services at a glance, once or again and again."""
+"""`agentperf status`: all three services at a glance, once or repeatedly."""
 
 from __future__ import annotations
 

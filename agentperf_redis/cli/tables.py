@@ -62,6 +62,6 @@ def _widths(column: Column) -> list[int]:
 
 
 def _number_width(column: Column) -> int:
-    """Return the smallest width at which no number is broken, nor any word of the title."""
+    """Return the smallest width at which no number and no word of the title is broken."""
     words = str(column.header).split() or [""]
     return max(cell_len(each) for each in (*words, *map(str, column.cells)))

@@ -1,4 +1,4 @@
-"""`agentperf top`: the terminal view, or a line a tick where there is no terminal."""
+"""`agentperf top`: the terminal view, or one line for each reading if there is no terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.views.timeline import DEFAULT_WINDOW
 from agentperf_redis.windows import length_text, window_seconds
 
-if TYPE_CHECKING:  # at run time, other commands do not wait for this import
+if TYPE_CHECKING:  # not imported at run time, so that other commands start sooner
     from agentperf_redis.views.overview import Overview
 
 
@@ -58,7 +58,7 @@ def _with_unit(window: str) -> str:
 
 
 def _is_terminal() -> bool:
-    """Whether a screen can be shown: textual reads stdin and writes to stderr."""
+    """Return whether a screen can be shown. The library Textual reads stdin and writes to stderr."""
     return all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM") != "dumb"
 
 
@@ -71,7 +71,7 @@ def _print(target: Target, perf: AgentPerf, window: str, every: float, count: in
         try:
             found = perf.backend.run(overview(perf, window, known_changes=NO_CHANGES, charts=False))
         except BackendUnavailable as error:
-            if count is not None:  # a script waits for its lines, and no longer than it must
+            if count is not None:  # a script that reads the lines should see the fault at once
                 raise
             if not fault:
                 err.print(f"agentperf: {error}; trying again", style="red")

@@ -27,7 +27,7 @@ _UNITS = (("d", 86_400), ("h", 3600), ("m", 60))
 
 
 def workers(target: Target, *, as_json: bool) -> Exit:
-    """Print one line per worker: lost workers first, then those that cannot deliver."""
+    """Print one line per worker: lost workers first, then those that cannot deliver their records."""
     with target.connect() as perf:
         found = sorted(perf.metrics.workers(), key=_urgency)
     if as_json:

@@ -1,7 +1,8 @@
 """Encodes values as bytes. A decoded value is equal to the original and has the same type.
 
 Hostile bytes raise an error. The first byte is a letter for the form: ``m`` for plain or ``z`` for deflated. The value
-follows as msgpack, so a small value is readable with redis-cli. Types unknown to msgpack are encoded in two ways:
+follows as msgpack, so a small value is readable with redis-cli. A value of a type that msgpack does not know is encoded
+in one of two ways:
 
 - a scalar (Decimal, UUID, datetime ...) is one msgpack extension with its text or bytes;
 - a container (tuple, set, dict with unusual keys, numpy array, a user class) is a msgpack list. Its first item is an
@@ -289,7 +290,7 @@ class _Shaper:
             raise
         except Exception as error:
             # There are three possible causes: the stack was nearly full before this call, another thread changed the
-            # value at the same time, or code of the user raised an error. Examples are a tzinfo and a property.
+            # value at the same time, or code of the user, such as a tzinfo or a property, raised an error.
             allowed = f"a value that can be traversed; this raised {type(error).__name__}: {shown(str(error))}"
             raise InvalidArgument("value", value, allowed) from error
         return packed
@@ -337,7 +338,7 @@ class _Shaper:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             shaped = _shape_numpy(value, kind, self._max_bytes)
-            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the list of lengths is one more container
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the shape of the array is one more container
                 raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
             return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -600,7 +601,7 @@ def _check_structure(packed: bytes) -> None:
             skimmer.skip()
         except msgpack.OutOfData:
             raise Undecodable("the data is cut off, or a length in it is wrong") from None
-    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # else there are too few containers
+    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # otherwise no nesting can be too deep
         depth = sum(any(type(item) in _UNPACKED_CONTAINERS for item in level) for level in _levels(packed))
         if depth > MAX_DEPTH:
             raise Undecodable(f"more than {MAX_DEPTH} nested containers")

@@ -32,7 +32,7 @@ class Evidence:
         victim: journal of the worker chosen to be killed; None if none was chosen.
         killed_at: when the victim was stopped for the kill, in s of the monotonic clock; None if it was not killed.
         casualty: the killed worker; None if none was killed.
-        left: agent type of each remaining lease.
+        left: agent type of each lease that still exists at the end.
         pools: all pools, read before the leases for `regained` were taken.
         regained: number of leases that could be held at the same time in each pool at the end.
         granted: number of leases that the scripts counted as granted during the demo, for each pool.

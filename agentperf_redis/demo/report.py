@@ -183,7 +183,7 @@ class Report:
         return lines
 
     def _uses(self) -> list[tuple[str, str, ModelUsage]]:
-        """Return agent, its made-up model, and usage; empty without model calls."""
+        """Return the name, the made-up model and the usage of each agent that has recorded model calls."""
         models = {each.agent_name: MODELS[each.agent_name].name for each in self.agents if self.llm}
         found = [(each.agent_name, models.get(each.agent_name, ""), each.models) for each in self.agents]
         return [(agent, model, uses[model]) for agent, model, uses in found if model in uses]

@@ -322,7 +322,7 @@ class _Demo:
             time.sleep(_HUNTING_TICK_S if closing_in else _TICK_S)
 
     def _try_to_kill(self, victim: _Worker) -> None:
-        """Stop the victim, so that it cannot release a lease. Kill it if it holds one; otherwise let it continue."""
+        """Stop the victim, so that it cannot release a lease. Kill it if it has a lease; otherwise let it continue."""
         victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)
@@ -386,7 +386,7 @@ class _Demo:
             self._balancer.release(instance, outcome="neutral")
 
     def _fill(self, pools: list[PoolStatus]) -> dict[str, int]:
-        """Lease all capacity and release it. A unit that cannot be leased was never released by its holder."""
+        """Lease all capacity and release it. Capacity that cannot be leased was never released by its holder."""
         regained = {}
         for pool in pools:
             leased = []
@@ -454,7 +454,7 @@ class _Demo:
 
 
 def _lease_tokens(due: str) -> Command[list[str]]:
-    """Read the lease tokens of a pool. They are the members of its timers (`due`) that begin with @."""
+    """Read the lease tokens of a pool: those members of the pool's timers (`due`) that begin with @."""
 
     def decode(reply: Reply) -> list[str]:
         if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):

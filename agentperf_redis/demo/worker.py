@@ -1,7 +1,7 @@
 """One worker process. It reviews the whole tree in its own order. `agentperf_redis.demo.run` starts it.
 
-The worker reads its task, a JSON object, from stdin. The task contains the URL and so may contain a password. Other
-users of the machine could see a task in the arguments of the process.
+The worker reads its task, a JSON object, from stdin. The task contains the URL, which may contain a password. If the
+task were an argument of the process, other users of the machine could read it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Task:
         files: paths to review.
         journal: path of the worker's journal.
         lease_ttl: TTL of a lease without renewal, s.
-        last: number of files after which the worker leases an instance and waits to be killed; None for a worker that
-            finishes.
+        last: number of files after which the worker leases an instance and waits to be killed; None if the worker
+            reviews all files.
         llm: whether each step is also recorded as a model call.
     """
 

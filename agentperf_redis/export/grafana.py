@@ -33,7 +33,7 @@ class Panel:
         title: its title.
         unit: unit of its values, by Grafana's names.
         queries: each query in PromQL with the name of its series.
-        latest: whether it shows the latest values as numbers, not their course as lines.
+        latest: True shows the latest values as numbers; False draws the values over time as lines.
     """
 
     title: str

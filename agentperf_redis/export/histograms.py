@@ -1,8 +1,8 @@
 """Conversions of stored buckets: classic and native histograms of Prometheus, exponential histograms of OpenTelemetry.
 
 All conversions are exact. OpenTelemetry has the same buckets with the same indexes. Prometheus numbers a bucket by its
-upper bound, so an index in Prometheus is one larger. The bounds of classic buckets are powers of two. All of these are
-bounds of stored buckets too.
+upper bound, so an index in Prometheus is one larger. The bounds of classic buckets are powers of two, and each of these
+powers is also the bound of a stored bucket.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def spans_and_deltas(buckets: Mapping[int, int]) -> tuple[list[tuple[int, int]],
 
 
 def dense(buckets: Mapping[int, int]) -> tuple[int, list[int]]:
-    """Return the index of the first bucket, and all counts from it to the last bucket, empty buckets included."""
+    """Return the index of the first bucket, and the counts of the first to the last bucket, empty ones included."""
     if not buckets:
         return 0, []
     first = min(buckets)

@@ -1,8 +1,9 @@
-"""The names of OpenTelemetry: of the exported metrics, and of the attributes of spans that are read.
+"""The OpenTelemetry names of the exported metrics, and of the span attributes that this library reads.
 
 Names that begin with ``gen_ai`` come from the semantic conventions for generative AI, as of July 2026:
 https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-ai). These conventions are in development. If
-they change a name, only the tables here must change. They have no names for the other metrics.
+they change a name, only the tables here must change. The conventions have no names for the metrics whose names here do
+not begin with ``gen_ai``.
 
 Instrumentations also use other names. Those in `SPAN_TOKENS` and the tables after it are from:
 opentelemetry-semantic-conventions 0.66b2 and opentelemetry-util-genai 1.3b0 (the conventions), pydantic-ai-slim 2.68.0,
@@ -106,7 +107,7 @@ OPERATION = "gen_ai.operation.name"
 SPAN_TOKENS: dict[str, tuple[str, ...]] = {
     "input_tokens": (
         f"gen_ai.usage.{TOKENS['input']}",
-        "gen_ai.usage.prompt_tokens",  # the conventions before 1.27, OpenLLMetry
+        "gen_ai.usage.prompt_tokens",  # used by the conventions before 1.27 and by OpenLLMetry
         "llm.usage.prompt_tokens",
         "llm.token_count.prompt",  # OpenInference
     ),

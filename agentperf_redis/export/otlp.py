@@ -1,7 +1,7 @@
 """The OTLP exporter: sends all-time counts to an OpenTelemetry collector at an interval.
 
 Temporality is cumulative, so a lost or repeated request does no harm, and a new exporter continues the same series. The
-buckets of durations are sent unchanged: an exponential histogram of scale 4.
+buckets of durations are sent unchanged, as an exponential histogram of scale 4.
 
 Needs the extra ``otel``. The SDK's own instruments are not used, because they would aggregate measurements in this
 process; the counts come from the server.

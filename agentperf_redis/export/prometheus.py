@@ -48,7 +48,7 @@ class Collector:
         self._native = native
 
     def describe(self) -> Iterator[Metric]:
-        """Yield all families without samples. A registry calls this instead of `collect` in `register`."""
+        """Yield all families, but no samples. In `register`, a registry calls this method instead of `collect`."""
         for family in FAMILIES:
             yield _metric(family, [], native=self._native)
 

@@ -1,8 +1,9 @@
 """Alerting rules for Prometheus from a rules file of `agentperf alerts`, over the metrics of the Prometheus exporter.
 
-This is for teams that already use Alertmanager: Prometheus evaluates the rules instead of this library. Its evaluation
-is less exact. Percentiles come from buckets whose bounds are powers of two, and an estimate near the threshold may
-change the state of an alert. A rule that would mean something else in Prometheus is left out; the reason is reported.
+This is for teams that already use Alertmanager: Prometheus evaluates the rules instead of this library. The evaluation
+by Prometheus is less exact. Percentiles come from buckets whose bounds are powers of two, and an estimate near the
+threshold may change the state of an alert. A rule that would mean something else in Prometheus is left out; the reason
+is reported.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _Inexpressible(Exception):
 
 
 def rules_file(rules: RuleSet) -> tuple[str, tuple[LeftOut, ...]]:
-    """Return the rules as a YAML file for `rule_files` of Prometheus, and the rules that this file lacks."""
+    """Return the rules as a YAML file for `rule_files` of Prometheus, and the rules that were left out of this file."""
     groups: dict[int, list[str]] = {}
     left_out: list[LeftOut] = []
     for rule in rules.rules:
@@ -60,7 +61,7 @@ def rules_file(rules: RuleSet) -> tuple[str, tuple[LeftOut, ...]]:
 
 
 def _lines(rule: Rule, expr: str) -> Iterator[str]:
-    """Yield the YAML lines of a rule. A JSON string is a double-quoted scalar of YAML."""
+    """Yield the YAML lines of a rule. Texts are JSON strings, which are also valid double-quoted scalars in YAML."""
     label = _LABELS[rule.scope]
     yield f"      - alert: {json.dumps(rule.name)}"
     yield f"        expr: {json.dumps(expr)}"

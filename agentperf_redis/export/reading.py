@@ -28,8 +28,8 @@ class Reading:
         agents: all-time counters by agent.
         caches: statistics of all caches.
         pools: status of all pools.
-        took: how long the read of each part took, s. The parts are ``agents``, ``caches`` and ``pools``. A part is
-            missing if it was not tried, because the server was unreachable.
+        took: how long the read of each part took, s. The parts are ``agents``, ``caches`` and ``pools``. A part that
+            was not read, because the server was unreachable, is missing.
         errors: the error of each part that could not be read.
     """
 

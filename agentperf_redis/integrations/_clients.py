@@ -1,4 +1,4 @@
-"""The clients of adapters that are configured by a URL. A process has one connection for each server and namespace.
+"""The clients for adapters configured with a URL. A process has one connection for each server and namespace.
 
 Frameworks make new cache objects for each thread or request, so these objects cannot own a connection.
 """
@@ -46,7 +46,7 @@ class CacheOfAdapter:
     """The cache of an adapter's object.
 
     An adapter's object may be made while a program is imported. So if neither a URL nor a namespace is given, each call
-    uses the process-wide default backend of that time. If the backend was closed, the next call connects again.
+    looks up the process-wide default backend. If the backend was closed, the next call connects again.
 
     Args:
         url: where the server is.
@@ -68,11 +68,11 @@ class CacheOfAdapter:
         self.current()
 
     def backend(self) -> Backend:
-        """Return the backend of the next call."""
+        """Return the backend for the next call."""
         return backend_for(self._url, self._namespace)
 
     def current(self) -> LRUCache:
-        """Return the cache of the next call."""
+        """Return the cache for the next call."""
         backend, current = self.backend(), self._current
         if current is None or current[0] is not backend:
             current = self._current = backend, _cache_of(backend, self._name, self._options)

@@ -44,14 +44,14 @@ class _Run:
     Attributes:
         span: the execution or span that records the run. A hidden run has the span of its parent.
         context: a context in which `span` is the current span, so that usage recorded there counts for `span`. The
-            context of a callback is unsuitable: it is the caller's, where `span` would remain the current span, or a
-            copy that ends with the callback.
+            context in which a callback runs is unsuitable. It is either the context of the caller, where `span` would
+            remain the current span, or a copy that is discarded after the callback.
         around: the run that encloses this one, or None.
         agent: the name of the agent that `create_agent` passed to the run, or None.
         hidden: whether the run is a chain that is recorded as a part of its parent.
         model: the name of the model that LangChain passed to the run of a model.
         began: start of the run: seconds by `perf_counter`.
-        first_s: seconds from the start to the first token; None before.
+        first_s: seconds from the start to the first token; None before the first token.
         tokens: number of tokens or chunks that were streamed.
         dropped: a weak reference to the id of the run. Its callback ends the run if LangChain drops the id without
             reporting an end.
@@ -132,24 +132,25 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
     run. There are two exceptions:
 
     - A run that begins within a tracked execution (`track`, `track_performance`) of the same agent is a span of that
-      execution. If neither `agent` nor `create_agent(name=)` names its agent, the tracked execution may be of any
-      agent.
+      execution. If neither `agent` nor `create_agent(name=)` names the agent of the run, the run is a span of the
+      tracked execution, whatever agent that has.
     - A nested run of another agent made by `create_agent(name=)` is an execution of that other agent. But if the
-      program passed the config of the outer run to it, it is a span of the outer agent.
+      program passed the config of the outer run to the nested run, the nested run is a span of the outer agent.
 
-    **Every other run is a span** of its agent: a chain or a node of a graph under its name, others as ``model:NAME``,
-    ``tool:NAME`` and ``retriever:NAME``. A chain that LangChain hides from tracers is part of the run around it.
+    **Every other run is a span** of its agent. The span of a chain or of a graph's node has the name of the run. Other
+    spans are named ``model:NAME``, ``tool:NAME`` and ``retriever:NAME``. A chain that LangChain hides from tracers is
+    part of the run around it.
 
-    - **Tokens, cost, model** are recorded for the agent and the span, as by ``record_llm(usage=response)``. So do not
-      pass these responses to `record_llm`, and do not record the same runs by an OpenTelemetry instrumentation. A
-      response from LangChain's cache counts as no call and has no tokens. A failed call is counted only if the received
-      part of its stream reports tokens.
-    - **Errors** fail the run, and each run around it that raises them. LangGraph's interrupts and `not_failures` count
-      as success. A cancelled run counts as cancelled. A stream that its consumer closes early counts as success.
-      LangChain does not report that a call of a model or a retriever was cancelled. So a run that LangChain drops
-      without reporting its end counts as cancelled.
+    - **Tokens, cost, model** are recorded for the agent and the span, as ``record_llm(usage=response)`` would record
+      them. To count nothing twice, do not pass these responses to `record_llm`, and do not record the same runs with an
+      OpenTelemetry instrumentation. A response from LangChain's cache is not counted as a call and has no tokens. A
+      failed call is counted only if the received part of its stream reports tokens.
+    - **Errors**: an error fails the run that raises it, and each enclosing run that does not catch it. LangGraph's
+      interrupts and `not_failures` count as success. A cancelled run counts as cancelled. A stream that its consumer
+      closes early counts as success. LangChain does not report that a call of a model or a retriever was cancelled. So
+      a run that LangChain drops without reporting its end counts as cancelled.
     - **Retries**: with `with_retry`, each attempt is a span, and the execution has the outcome of the last attempt. If
-      a model retries a call itself, each retry is a failed span ``retry`` within the span of the model.
+      a model itself retries a call, each retry is recorded as a failed span ``retry`` within the span of the model.
     - **Streams**: the time to the first token of each streamed call of a model is in `streams(agent).first`. The
       duration of a streamed run includes the work of its consumer.
 

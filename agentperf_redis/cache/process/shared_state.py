@@ -1,4 +1,4 @@
-"""The state that all objects of one cache share within a process: its settings, shards, local copies and waiters."""
+"""The state that all objects of one cache share within a process: settings, shards, local copies and waiters."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class SharedState:
         service: "cache" or "tiered".
         name: name of the cache.
         settings: limits of the cache.
-        given: marks the settings that a user chose; see `Settings.fields`.
+        given: one mark for each of the `Settings.fields`: "1" if a user chose the setting, otherwise "0".
         filled: called when there is something to report about a shard.
         used: called before each write and before each report of reads; None calls nothing.
 
     Attributes:
-        keys: key names of the cache itself, whose `meta` holds its settings. A cache with one shard has no other keys.
+        keys: key names of the cache as a whole; the key `meta` holds the settings. A cache with one shard has no other
+            keys.
         shards: the shards among which the entries are divided. A flow gets the shard of a key from
             `flows.settings.shard_to_read` or `shard_to_write`, which first learn how many shards there are.
     """
@@ -103,7 +104,7 @@ class SharedState:
         return shards
 
     def shard(self, name: str) -> Shard:
-        """Return the shard of a key, given by its stored name."""
+        """Return the shard of the key that has this stored name."""
         shards = self.shards
         return shards[0] if len(shards) == 1 else shards[key_names.cache_shard(name, len(shards))]
 
@@ -114,7 +115,8 @@ class SharedState:
             stored: the settings in effect.
 
         Raises:
-            InvalidArgument: a user of this process has chosen another number, and it was not changed since.
+            InvalidArgument: a user of this process has chosen another number of shards, and no process has changed the
+                number of shards since then.
         """
         where = (self.backend.namespace, self.service, self.name, stored.source, stored.layout - 1)
         old = key_names.cache_shards(*where) if stored.source else ()
@@ -139,17 +141,18 @@ class SharedState:
         return InvalidArgument("shards", requested, f"{allowed}{self.name} --shards {requested}`")
 
     def _divide(self, count: int, previous: tuple[key_names.CacheKeys, ...] = ()) -> None:
-        """Replace the shards. What had to be sent to the old ones is sent to the new ones, except buffered reads.
+        """Replace the shards. Unsent invalidations move to the new shards. Reads buffered in the old shards do not.
 
         Args:
             count: number of shards.
-            previous: the shards of the previous layout that may hold entries.
+            previous: the shards of the previous layout, which may still hold entries; empty if there are none.
         """
         old, subscriptions = self.shards, self._subscriptions
         shards = self._new_shards(count)
         for shard in shards:
             shard.old = previous
-        # Replaced at once: another thread must not use a new shard without knowing the previous layout.
+        # One assignment, after `old` is set: another thread must not use a new shard without knowing the previous
+        # layout.
         self.shards = shards
         self._subscriptions, self._listens_to_all = {}, False
         for subscription in subscriptions.values():
@@ -163,7 +166,7 @@ class SharedState:
         for shard in old:
             self.add_pending(shard.retire())
         for wake_up in [wake_up for waiting in self._waiting.values() for wake_up in waiting]:
-            wake_up.send()  # so that the waiters ask their new shards
+            wake_up.send()  # the waiters then query their new shards
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Record failed invalidations for the shards that they concern."""
@@ -177,11 +180,12 @@ class SharedState:
         Args:
             user: the object.
             settings: its limits.
-            given: marks the settings that a user chose; see `Settings.fields`.
+            given: one mark for each of the `Settings.fields`: "1" if a user chose the setting, otherwise "0".
             off: whether the object is switched off.
 
         Raises:
-            InvalidArgument: another live object in this process has other limits, or is off while this one is on.
+            InvalidArgument: another live object in this process has other limits, or only one of the two is switched
+                off.
         """
         with self._lock:
             if len(self._users) and off != self._off:
@@ -192,7 +196,7 @@ class SharedState:
                 raise InvalidArgument(argument, size, allowed if self._off else allowed + is_on)
             self._off = off
             if not len(self._users):
-                if given[-1] == "0":  # the number that the server has, as far as it is known
+                if given[-1] == "0":  # the user chose no number of shards: keep the number known so far
                     settings = replace(settings, shards=len(self.shards))
                 if (settings, given) != (self.settings, self.given):
                     self._set(settings, given)
@@ -238,7 +242,7 @@ class SharedState:
             field: the new value as text, as in `Settings.fields`.
 
         Raises:
-            InvalidArgument: the shards of the cache cannot share this limit.
+            InvalidArgument: the limit is too small to be divided among the shards of the cache.
         """
         with self._lock:
             at = ARGUMENTS[self.service].index(argument)
@@ -270,9 +274,10 @@ class SharedState:
             return self.local
 
     def _bus_confirmed_at(self) -> float:
-        """Return the time before which every message about any shard was delivered.
+        """Return the latest time before which all messages about all shards were delivered.
 
-        One lost node therefore stops the use of all local copies. Reads from the other nodes then cost a round trip.
+        The slowest shard decides. So one lost node stops the use of all local copies, and reads of entries on the other
+        nodes cost a round trip.
         """
         confirmed_at = self.backend.bus.confirmed_at
         return min(confirmed_at(shard.keys.bus) for shard in self.shards)
@@ -296,7 +301,7 @@ class SharedState:
         return self.backend.process
 
     def changed(self, name: str, *, computed: bool = False) -> None:
-        """Record a write of this process, even if its result is unknown, so that the process reads no older value."""
+        """Record a write of this process, also if its result is unknown. The process then reads no older value."""
         if not computed:  # a computed value invalidates nothing, so callers may still join the flight
             self.flights.detach(name)
         if self.local is not None:
