@@ -19,9 +19,9 @@ _MAX_BATCH = 10_000
 
 
 class KeyPages:
-    """The pages of a scan. A page is read when the keys of the previous one have been taken.
+    """The pages of a scan. The next page is read when all keys of the current page have been consumed.
 
-    The keys are compared with the pattern in this process: matching a long pattern would block the server.
+    This process compares the keys with the pattern, because a server that matches a long pattern would block.
 
     Args:
         shared: the state of the cache in this process.

@@ -94,8 +94,9 @@ class TieredCache(DecoratingCache):
         policy: which entry is evicted when the cache is full. By default, a new entry is compared with an old one, and
             the less frequently used of the two is evicted.
         strict: record each read at once, with one script call per read.
-        local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
-            no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
+        local_size: maximum number of local copies in this process; None means no local copies. A hit of a local copy
+            costs no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old
+            value.
         local_bytes: maximum total size, in bytes, of the keys and values of the local copies.
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
@@ -110,9 +111,9 @@ class TieredCache(DecoratingCache):
             per process; all other methods raise BackendUnavailable. "raise": `get_or_compute` and decorated functions
             raise it too. "miss": `get_or_compute` and decorated functions behave as with "compute". Besides, `get`,
             `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`, `replace`, `touch` and `put_many` store
-            nothing. `delete`, `clear` and `invalidate_tags` return, and are sent before the next call that reaches the
-            server. Only `incr`, and methods that describe the whole cache, still raise. A write that fails leaves the
-            older value, which is served again after the outage.
+            nothing. `delete`, `clear` and `invalidate_tags` return; their requests are sent before the next call that
+            reaches the server. Only `incr`, and methods that describe the whole cache, still raise. A write that fails
+            leaves the older value, which is served again after the outage.
 
     If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is

@@ -59,7 +59,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return the next value, and a list that gets an item when the value's function is called; None at the end."""
+        """Return the next value and a list; calling the value's function adds an item to the list. None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None

@@ -83,7 +83,7 @@ def refusals(connector: Connector, topology: Topology, node: Node, namespace: st
 
 
 def client_calls(key: str, db: int, *, clustered: bool) -> list[tuple[str, ...]]:
-    """Return the commands that clients send directly, not in scripts or on the bus. None of them changes data here."""
+    """Return the commands that clients send directly, not in scripts or on the bus. Their arguments change no data."""
     calls: list[tuple[str, ...]] = [("PING",), ("ECHO", key), ("SELECT", str(db))]
     if clustered:
         calls += [("CLUSTER", "SLOTS"), ("ASKING",)]

@@ -130,7 +130,7 @@ def _refuse_unknown(names: list[str], known: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def _destination(output: Path | None) -> Iterator[IO[str]]:
-    """Open the file, or take stdout."""
+    """Open the file, or use stdout if no file is given."""
     if output is None:
         yield out.file
         return

@@ -150,7 +150,7 @@ class Cost:
         return Cost(self.cpu * factor, self.received * factor, self.sent * factor)
 
     def above(self, other: Cost, parts: int) -> Cost:
-        """Return the cost of each of `parts` additional parts: this cost minus `other`, or 0, divided by `parts`."""
+        """Return the cost of each of `parts` additional parts: (this cost - `other`) / `parts`, at least 0."""
         return Cost(
             max(0.0, self.cpu - other.cpu) / parts,
             max(0.0, self.received - other.received) / parts,

@@ -3,7 +3,8 @@
 All agents are pure functions of source text and of module locations. They never execute or import the source that they
 read. Their results can be cached, because the result types are registered with the codec.
 
-Source of the complexity measure: T. J. McCabe, A Complexity Measure, IEEE TSE SE-2 (4), 1976: decisions + 1.
+The complexity of a function is the number of its decisions + 1. Source: T. J. McCabe, A Complexity Measure, IEEE TSE
+SE-2 (4), 1976.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
 
     Args:
         perf: the server and namespace.
-        agent: the agent of the executions, 1 to 200 characters; None: chosen as described above.
+        agent: the agent of the executions, 1 to 200 characters. If it is None, the agent is chosen as described above.
         not_failures: an exception class or a tuple of them; a run that ends with such an exception is a success.
 
     Raises:
@@ -314,7 +314,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         run = self._open.pop(run_id)
         if run is None or run.hidden:
             return
-        if isinstance(error, asyncio.CancelledError):  # LangChain reports no end of model calls in this run
+        if isinstance(error, asyncio.CancelledError):  # LangChain does not report that inner model calls ended
             for inner in self._open.within(run):
                 self._end(inner, error)
         try:

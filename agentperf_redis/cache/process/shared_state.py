@@ -393,7 +393,7 @@ class SharedState:
             shard.send_soon()
 
     def after_fork(self) -> None:
-        """In the child: create new locks and buffers; the parent keeps the contents of the old ones."""
+        """In a forked child: create new locks and empty buffers. The parent sends the contents of the old buffers."""
         self._start_empty()
         for shard in self.shards:
             shard.after_fork()
