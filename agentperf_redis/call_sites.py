@@ -1,4 +1,4 @@
-"""The calls in a source file, each with a name that describes its place: module variable, attribute or function.
+"""The calls in a source file. Each call is named after the module variable, attribute or function it belongs to.
 
 A name does not contain line numbers, so it survives edits elsewhere in the file. The name contains the text of the
 called function, unless that function is one of the usual constructors. So no call of another function has the same name
@@ -28,7 +28,8 @@ class CallSite:
             inside a function has the call itself as its name, such as ``LRUCache()``. So its name differs from those of
             all variables.
         callee: the text of the function called, such as ``LRUCache`` or ``self.factory``; see `_text`.
-        scope: the function whose body contains the call, as `types.CodeType` names it: ``<module>`` outside functions.
+        scope: the function whose body contains the call, as `types.CodeType` names it; ``<module>`` for a call outside
+            functions.
         scope_line: the first line of that function, decorators included.
         repeats: whether the call is in a loop or a comprehension.
     """

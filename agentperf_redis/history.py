@@ -1,8 +1,8 @@
 """The history of a cache or a pool: figures that are sampled every ten seconds.
 
 Each process that uses a cache or a pool attempts a sample in each slice of ten seconds. The server accepts only the
-first attempt, so there is no leader: when a process is killed, another one takes the next sample. A cache or a pool
-that no process uses is not sampled. A history expires eight days after its last sample.
+first attempt. So no process is a leader: if a process is killed, another process takes the next sample. A cache or a
+pool that no process uses is not sampled. A history expires eight days after its last sample.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Sampler(Generic[T]):
 
     Args:
         backend: sends the commands.
-        jobs: the thread.
+        jobs: the thread that takes the samples.
         samples: returns the commands that sample a resource, one for each of its shards. The result of a command is the
             time in ms until the next slice begins.
         timeout_s: returns the maximum duration, in seconds, of a command on this thread.

@@ -80,17 +80,17 @@ class TieredCache(DecoratingCache):
             ``LRUCache(max_size=0)`` is.
         warm_size: maximum number of entries in warm.
         cold_size: maximum number of entries in cold; cold may also use the free capacity of hot and warm.
-        hot_ttl: TTL, in seconds, of entries put into hot without a TTL; None is no expiry.
-        warm_ttl: TTL, in seconds, of entries put into warm without a TTL; None is no expiry.
+        hot_ttl: TTL, in seconds, of entries put into hot without a TTL; None means no expiry.
+        warm_ttl: TTL, in seconds, of entries put into warm without a TTL; None means no expiry.
         cold_ttl: TTL, in seconds, of all other entries put without a TTL: those put into cold, and those whose tier the
-            policy chooses. None is no expiry.
+            policy chooses. None means no expiry.
         name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache
             is named after the place in the code where the object is made. For example, ``users = TieredCache()`` in the
             module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Two things are not counted:
-            popped values, and the short replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``. They
-            stay on the server until the deadline of their call has passed.
+        max_bytes: maximum total size, in bytes, of all keys and values; None means no limit. Two things are not
+            counted: popped values, and the short replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``.
+            They stay on the server until the deadline of their call has passed.
         policy: which entry is evicted when the cache is full. By default, a new entry is compared with an old one, and
             the less frequently used of the two is evicted.
         strict: record each read at once, with one script call per read.
@@ -108,7 +108,7 @@ class TieredCache(DecoratingCache):
             several keys are atomic for each shard only. An invalidation is acknowledged when all shards have it.
         on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
             functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
-            per process; all other methods raise BackendUnavailable. "raise": `get_or_compute` and decorated functions
+            per process. All other methods raise BackendUnavailable. "raise": `get_or_compute` and decorated functions
             raise it too. "miss": `get_or_compute` and decorated functions behave as with "compute". Besides, `get`,
             `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`, `replace`, `touch` and `put_many` store
             nothing. `delete`, `clear` and `invalidate_tags` return; their requests are sent before the next call that
@@ -204,10 +204,10 @@ class TieredCache(DecoratingCache):
             value: any value that `agentperf_redis.codec.codec.Codec.encode` accepts; reads return an equal value of the
                 same type.
             priority: "hot", "warm" or "cold"; None lets the policy choose, and leaves an existing entry in its tier.
-            ttl: TTL, seconds; None is the default of the entry's tier, `math.inf` is no expiry.
+            ttl: TTL, seconds. None means the default of the entry's tier; `math.inf` means no expiry.
             tags: names by which the value can be invalidated.
-            if_version: store only if the present value has this version, as `entry` returned it; 0 stores only if there
-                is no value. So a newer value is never overwritten. None stores in any case.
+            if_version: a version that `entry` returned. The value is stored only if the present value still has this
+                version, so a newer value is never overwritten. 0 stores only if there is no value; None always stores.
 
         Returns:
             Whether the value was stored: False if it is larger than the whole cache, if the present value has another

@@ -115,7 +115,7 @@ def _checked(user: str | None, default: str) -> str:
 
 
 def _compared(target: Target, wanted: Sequence[str]) -> tuple[list[str], str]:
-    """Return the commands that the server lacks, and the reason if it could not be queried."""
+    """Return the commands that the server lacks, and the reason if the server could not be queried."""
     try:
         with target.connect() as perf:
             return _lacking(perf.backend, wanted), ""

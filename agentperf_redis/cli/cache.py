@@ -352,8 +352,8 @@ def on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tupl
     """Yield the client, and the cache of this name.
 
     Raises:
-        NotFound: no such cache.
-        WrongUsage: there is a cache of each kind with this name, and no kind was given.
+        NotFound: there is no such cache.
+        WrongUsage: both an LRU cache and a tiered cache have this name, and no kind was given.
     """
     arguments.name("CACHE", name)
     with target.connect() as perf:

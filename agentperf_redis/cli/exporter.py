@@ -57,7 +57,7 @@ class Faults:
             self.changed(part, reading.errors.get(part))
 
     def changed(self, part: str, error: AgentPerfError | str | None) -> None:
-        """Note that the export of a part failed with this error, or worked (None). Report only a change."""
+        """Note the result of the export of a part: an error, or None if the export worked. Report only a change."""
         with self._lock:
             before, now = self._present.get(part), None if error is None else str(error)
             if now is None:

@@ -24,9 +24,9 @@ class Content:
     """The stored value of a key.
 
     Attributes:
-        type: its type, as the command TYPE reports it.
-        ttl_s: seconds until it expires; None if it does not.
-        size: the number of its fields or members; None for a string.
+        type: the type of the value, as the command TYPE reports it.
+        ttl_s: seconds until the key expires; None if it never expires.
+        size: the number of fields or members; None for a string.
         items: the first fields or members with their values; for a string, one item without a name.
         complete: whether `items` has all fields or members; for a string, whether it has the whole text.
     """

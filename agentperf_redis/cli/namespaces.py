@@ -1,7 +1,7 @@
 """Finds the namespaces in use on a server, for a user who gave a wrong namespace.
 
-No index lists all namespaces, because a user's rights may end at its own namespace. So the search reads the names of
-keys, within the bounds of `Scan`.
+No index lists all namespaces, because a user may have rights in its own namespace only. So the search reads the names
+of keys, within the bounds of `Scan`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ in one of two ways:
 
 - a scalar (Decimal, UUID, datetime ...) is one msgpack extension with its text or bytes;
 - a container (tuple, set, dict with unusual keys, numpy array, a user class) is a msgpack list. Its first item is an
-  empty extension, called the *mark*. The other items of the list are the contents of the container, which are part of
-  the same msgpack data. So a nested container adds only its mark and the headers of its lists. No user value can forge
-  a mark.
+  empty extension, called the *mark*. The other items of the list are the contents of the container. They are encoded in
+  place, not as separate bytes. So a nested container adds only its mark and the headers of its lists. No user value can
+  forge a mark.
 
 The codec does not use pickle, and no name in the data causes an import: user classes are looked up in an explicit
 `Registry`. A value that would not decode to an equal value is refused before anything is sent.

@@ -154,7 +154,7 @@ def public_names(module: str, search: Sequence[str]) -> tuple[str, ...] | None:
     """Find the public names of a module in its source, without importing the module. This is the librarian's work.
 
     The public names are those in ``__all__`` and every top-level name that does not begin with ``_``.
-    ``from x import *`` is followed. The submodules of a package count as its names.
+    ``from x import *`` is followed. The submodules of a package are also public names of the package.
 
     Args:
         module: absolute dotted name.

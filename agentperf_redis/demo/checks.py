@@ -30,7 +30,8 @@ class Evidence:
         accounts: journals of all workers.
         failed: exit code and last log lines of each worker that failed.
         victim: journal of the worker chosen to be killed; None if none was chosen.
-        killed_at: when the victim was stopped for the kill, in s of the monotonic clock; None if it was not killed.
+        killed_at: time at which the victim was stopped for the kill, s by the monotonic clock; None if it was not
+            killed.
         casualty: the killed worker; None if none was killed.
         left: agent type of each lease that still exists at the end.
         pools: all pools, read before the leases for `regained` were taken.

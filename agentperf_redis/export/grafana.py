@@ -31,7 +31,7 @@ class Panel:
 
     Attributes:
         title: its title.
-        unit: unit of its values, by Grafana's names.
+        unit: unit of its values, as Grafana names it.
         queries: each query in PromQL with the name of its series.
         latest: True shows the latest values as numbers; False draws the values over time as lines.
     """

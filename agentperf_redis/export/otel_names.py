@@ -38,8 +38,8 @@ class Name:
     Attributes:
         name: the name.
         unit: its unit, in UCUM.
-        fixed: attributes that all its points have.
-        without: labels that do not become attributes, because the name contains their value.
+        fixed: attributes that every point of the metric has.
+        without: labels that do not become attributes, because the name of the metric already contains their value.
     """
 
     name: str

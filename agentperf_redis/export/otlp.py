@@ -3,8 +3,8 @@
 Temporality is cumulative, so a lost or repeated request does no harm, and a new exporter continues the same series. The
 buckets of durations are sent unchanged, as an exponential histogram of scale 4.
 
-Needs the extra ``otel``. The SDK's own instruments are not used, because they would aggregate measurements in this
-process; the counts come from the server.
+Needs the extra ``otel``. The SDK's own instruments are not used, because they aggregate measurements of this process,
+but the counts to send are on the server.
 """
 
 from __future__ import annotations

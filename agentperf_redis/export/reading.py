@@ -50,8 +50,8 @@ class Reading:
 def read(perf: AgentPerf) -> Reading:
     """Read the namespace.
 
-    Raises no error of the library. A part that cannot be read does not hide the others. After the first sign that the
-    server is unreachable, no further part is tried.
+    This function raises no error of the library. If one part cannot be read, the others are still returned. As soon as
+    the server proves unreachable, the remaining parts are not read.
     """
     took: dict[str, float] = {}
     errors: dict[str, AgentPerfError] = {}

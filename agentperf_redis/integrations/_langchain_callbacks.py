@@ -50,7 +50,7 @@ class _Run:
         agent: the name of the agent that `create_agent` passed to the run, or None.
         hidden: whether the run is a chain that is recorded as a part of its parent.
         model: the name of the model that LangChain passed to the run of a model.
-        began: start of the run: seconds by `perf_counter`.
+        began: time at which the run began, seconds by `perf_counter`.
         first_s: seconds from the start to the first token; None before the first token.
         tokens: number of tokens or chunks that were streamed.
         dropped: a weak reference to the id of the run. Its callback ends the run if LangChain drops the id without
@@ -127,9 +127,9 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
 
     One handler serves blocking and asyncio code, all threads and any number of runs. It does no I/O.
 
-    **An execution** is a run without an open run around it, whatever its kind: an agent, a graph, a chain, or a single
-    call of a model. Its agent is `agent`, else the name of an agent made by `create_agent(name=)`, else the name of the
-    run. There are two exceptions:
+    **An execution** is a run that no other open run encloses. It may be of any kind: an agent, a graph, a chain, or a
+    single call of a model. The agent of the execution is `agent`, else the name of an agent made by
+    `create_agent(name=)`, else the name of the run. There are two exceptions:
 
     - A run that begins within a tracked execution (`track`, `track_performance`) of the same agent is a span of that
       execution. If neither `agent` nor `create_agent(name=)` names the agent of the run, the run is a span of the
