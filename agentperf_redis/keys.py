@@ -1,7 +1,8 @@
-"""All key names, built in this one module.
+"""Builds the names of all keys.
 
 Every key is ``<namespace>:{<service>:<resource>}:<part>``. The part in braces is the hash tag: all keys of a resource
-lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, with the default namespace::
+lie in one slot of a Cluster. User-supplied names are percent-encoded. In the legend, which has the default namespace,
+PX means that the key has a TTL::
 
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
@@ -18,18 +19,18 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  like ready, for the instances with that label
-    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy, resting, rate-limited ones
+    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms: unhealthy, resting or rate-limited
     agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
     agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
     agentperf:{lb:planner}:history            HASH  10s|1m|1h:<slot> -> at= samples= load= ...: rings of slices; PX
 
     agentperf:{lb:coder#3/8.30}:...           the same, for shard 3 of a pool with 8 shards (30: see `_shard_tag`)
-    agentperf:{lb:coder}:state                HASH  of the same pool: its number of shards in #pool; #settings
+    agentperf:{lb:coder}:state                HASH  #pool (number of shards) and #settings of the same pool
 
-    agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX, as all of these
+    agentperf:{lock:invoices}:held            ZSET  @<token> -> when the lease or grant expires, ms; PX on all of these
     agentperf:{lock:invoices}:state           HASH  @<token> -> held|grant|waiting, #fence
     agentperf:{lock:invoices}:queue           ZSET  @<token> -> arrival, us; also the channel of grants
-    agentperf:{lock:invoices}:spent:@<token>  STRING  why a late copy of that request is refused
+    agentperf:{lock:invoices}:spent:@<token>  STRING  why a late copy of the request with this token is refused
     agentperf:{semaphore:gpus}:...            the same, for a semaphore
 
     agentperf:{cache:answers}:e:<key>         STRING  version, request, facts, value: see cache/entry_format.py; PX
@@ -45,14 +46,14 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:r:<request>     STRING  reply of an add, incr, ..., or the entry that a pop removed; PX
     agentperf:{cache:answers}:resent          ZSET  resent request -> when its last copy may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later; the HASH
-                                              :deferred:<version> has the keys of a clear
-    agentperf:{cache:answers}:marks           HASH  key -> clock: keys whose entries are just moved here; PX
+                                              :deferred:<version> has the keys of one clear
+    agentperf:{cache:answers}:marks           HASH  key -> clock: keys whose entries are being moved here; PX
     agentperf:{cache:answers}:history         HASH  10s|1m|1h:<slot> -> at= samples= hits= ...: rings of slices; PX
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
     agentperf:{cache:answers#3/16.68}:...      the same, for shard 3 of a cache with shards=16. A key's shard is
                                               crc16(<key>) % 16, where crc16 is that of CLUSTER KEYSLOT. In such a
-                                              cache, the tag {cache:answers} has only the key meta: the settings
+                                              cache, only the key meta (the settings) has the tag {cache:answers}
     agentperf:{cache:answers#3/16~1.68}:...    the same, after the number of shards was changed once
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
@@ -122,7 +123,7 @@ def stored_name(key: str) -> str:
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
     least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name. So two different keys never share a name.
-    The command line shows such names, and `keys()` may return them. Therefore a key that has the form of such a name
+    The command line shows such names, and `keys()` may return them. Therefore callers may use such a name as a key. It
     refers to the entry of the long key.
     """
     data = key.encode()
@@ -230,10 +231,10 @@ def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     """Return the hash tag of a shard of a pool or cache: ``lb:coder#3/8.30``. With one shard, the tag is `resource`.
 
     The slots of a Cluster are divided into as many equal ranges as there are shards, one range for each shard. The last
-    number of the tag is the lowest that puts the tag near the middle of the shard's range: into the middle quarter of
-    the range, or at most 128 slots from its middle. So if all nodes hold ranges of equal size, as in a new Cluster, the
-    shards are spread evenly over the nodes. With arbitrary slots, one of three nodes would often have half of 16
-    shards.
+    number of the tag is the lowest one with which the tag lies near the middle of the shard's range: in the middle
+    quarter of the range, or at most 128 slots from its middle. So if all nodes hold ranges of equal size, as in a new
+    Cluster, the shards are spread evenly over the nodes. If the slots were arbitrary, one of three nodes would often
+    have half of 16 shards.
 
     The number of shards is part of the tag. So processes that assume different numbers never use the same keys. A cache
     whose number was changed online also has the number of the layout in its tags: ``cache:answers#3/16~1.68``. So no
@@ -242,7 +243,8 @@ def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     if shards == 1 and not layout:
         return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
-    off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))  # narrow ranges would take many attempts
+    # In a narrow range, it would take many attempts to hit the middle quarter.
+    off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))
     attempt, change = 0, f"~{layout}" if layout else ""
     while True:
         tag = f"{resource}#{shard}/{shards}{change}.{attempt}"
@@ -326,14 +328,14 @@ def _cache_keys(tag: str) -> CacheKeys:
 
 @lru_cache(maxsize=256)
 def cache_shards(namespace: str, service: str, name: str, shards: int, layout: int = 0) -> tuple[CacheKeys, ...]:
-    """Return the keys of each shard of a cache. The only shard of a cache with one shard has the keys of the cache.
+    """Return the keys of each shard of a cache. If there is only one shard, its keys are those of the cache.
 
     Args:
         namespace: namespace of the cache.
         service: "cache" or "tiered".
         name: name of the cache.
         shards: number of shards.
-        layout: how often the number of shards was changed online. After a change, one shard has keys of its own, too.
+        layout: how often the number of shards was changed online. After a change, even an only shard has its own keys.
     """
     resource = f"{service}:{encoded(name)}"
     tags = (_shard_tag(resource, shard, shards, layout) for shard in range(shards))

@@ -1,4 +1,4 @@
-"""The options of decorators that lease an instance, and such a decorator for the tasks of a queue.
+"""Leases for decorated functions: the options of a lease, and a decorator for the tasks of a job queue.
 
 If no instance is free, the queue runs the task again later.
 """
@@ -57,9 +57,9 @@ def on_lease(
     Args:
         balancer: the balancer.
         agent_type: the pool.
-        put_off: called instead of the function if there is no free instance. It has the queue run the task again later.
-        outcome_of: returns the outcome of the lease for an exception that the function raised. If it returns None, the
-            outcome is that of `LoadBalancer.lease`.
+        put_off: called instead of the function if no instance is free. It makes the queue run the task again later.
+        outcome_of: takes an exception that the function raised and returns the outcome of the lease. If it returns
+            None, `LoadBalancer.lease` decides the outcome.
         options: as for `LoadBalancer.lease`.
 
     Raises:

@@ -14,18 +14,19 @@ not recorded. Spans, `record_llm` and tool calls within a task belong to its exe
 | result, `Ignore`, `task.replace` | success |
 | an exception, even if the task is retried after it | failure with the type of the exception |
 | `SoftTimeLimitExceeded` that the task does not catch | failure with that type |
-| hard time limit; the process was killed (out of memory, exit) | failure: `TimeLimitExceeded`, `WorkerLostError` |
-| `Reject` without requeue | failure: the type of its reason, or `Reject` |
+| hard time limit | failure with the type `TimeLimitExceeded` |
+| the process was killed or exited (for example, out of memory) | failure with the type `WorkerLostError` |
+| `Reject` without requeue | failure with the type of its reason if that is an exception, otherwise `Reject` |
 | `task.retry()` without `exc=`, no capacity, `Reject(requeue=True)` | cancelled: neither success nor failure |
 | revoked with `terminate=True`, or cancelled by the worker | cancelled |
 | revoked or expired before it ran | not an execution |
 
-The main process of the worker counts the executions of killed processes.
+If a process is killed, the main process of the worker counts the execution that ran in it.
 
 **Lost**: nothing is lost when processes are recycled (`--max-tasks-per-child`) or the worker shuts down warmly. A
 process killed by a hard limit loses the executions that it finished since its last flush, at most those of one second.
-A cold shutdown loses the same executions, unless `AgentPerf(flush_on_sigterm=True)` is used. If a run is killed and
-`task_reject_on_worker_lost` sends the task again, only the repeated run is counted, at its end.
+A cold shutdown loses as many executions, unless `AgentPerf(flush_on_sigterm=True)` is used. If a run is killed and
+`task_reject_on_worker_lost` sends the task again, only the repeated run is counted, when it ends.
 
 Recording never raises an error of the server in a task: records wait in the process. Only `leased` needs the server.
 """
@@ -73,8 +74,8 @@ _SPAN = "_agentperf_span"
 def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = ()) -> None:
     """Record every run of this app's tasks. See the docstring of the module.
 
-    Call this function once, where the app is made. Each process of a worker then makes this call, or inherits its
-    effect by a fork.
+    Call this function once, where the app is made. Each process of a worker then either runs this call or is forked
+    from a process that ran it.
 
     Args:
         app: the app.
@@ -99,11 +100,11 @@ def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptio
     """Return a decorator that runs a task on a leased instance. Write it below the decorator of the task.
 
     If no instance is free, the task is sent again. It runs after `NoCapacity.retry_after` seconds, plus a random extra
-    of up to a quarter of this time. This uses up none of the task's retries. There is no limit to this, unless the task
-    has `expires=`. A plain call and an eager call are not sent again: they raise NoCapacity.
+    of up to a quarter of this time. This uses up none of the task's retries. The task can be sent again any number of
+    times, unless it has `expires=`. A plain call and an eager call are not sent again: they raise NoCapacity.
 
     If the function has a parameter `lease`, it gets the `Lease`; callers of the task do not pass it. The outcome of the
-    lease is as in `LoadBalancer.lease`, with two exceptions. SoftTimeLimitExceeded counts as "timeout".
+    lease is as in `LoadBalancer.lease`, with two differences. SoftTimeLimitExceeded counts as "timeout".
     `task.retry()` without `exc=`, `Ignore` and `Reject` count neither for nor against the instance.
 
     Args:
@@ -125,8 +126,8 @@ def _put_off(error: NoCapacity) -> Any:
     if request is None or request.called_directly or request.is_eager:
         raise error
     # `retry` increments `request.retries`. A task that waits for capacity has not failed, so its wait must not use up a
-    # retry: the number is lowered before. Passing `max_retries` would not help: `retry` keeps that value in the task,
-    # for all later retries of this process.
+    # retry. Therefore `request.retries` is first lowered by one. Passing `max_retries` would not help: `retry` stores
+    # that value in the task, and it then applies to all later retries in this process.
     retries = request.retries
     request.retries = retries - 1
     try:
@@ -145,8 +146,8 @@ def _outcome_of(error: BaseException) -> Outcome | None:
 class _Tracking:
     """Records the tasks of an app.
 
-    A pool process gets the signals `task_prerun` and `task_postrun`. If a pool process is killed, the main process of
-    the worker gets one of the other signals. The main process has received the task.
+    The pool process that runs a task gets the signals `task_prerun` and `task_postrun`. If this process is killed, the
+    main process of the worker, which received the task, gets one of the other signals.
     """
 
     def __init__(self, app: Celery, perf: AgentPerf, not_failures: tuple[type[BaseException], ...]) -> None:
@@ -208,8 +209,8 @@ class _Tracking:
             self._count_killed(sender, task_id, exception)
 
     def _note_retry(self, sender: Any, request: Any, reason: object = None, **_: object) -> None:
-        # The worker itself retries two kinds of runs. A run that it lost has a WorkerLostError as the cause. For a run
-        # that it cancelled, the signal has no reason.
+        # The worker itself retries two kinds of runs. If it lost the run, `reason.exc` is a WorkerLostError. If it
+        # cancelled the run, `reason` is None.
         cause = getattr(reason, "exc", None)
         if reason is None or isinstance(cause, WorkerLostError):
             self._count_killed(sender, request.id, cause)
@@ -219,7 +220,7 @@ class _Tracking:
             self._count_killed(sender, request.id, None)
 
     def _count_killed(self, task: Any, task_id: str, error: BaseException | None) -> None:
-        """Record the execution of a killed process: as a failure, or as a cancellation if `error` is None."""
+        """Record the execution that ran in a killed process: a failure, or a cancellation if `error` is None."""
         if not self._is_receiver() or self._runs_tasks or not self._is_tracked(task):
             return
         request = self._received.pop(task_id, None)
@@ -237,7 +238,7 @@ def _agent(task: Any) -> str:
 
 
 def _error_of(state: str, retval: object) -> BaseException | None:
-    """Return the error of a task: None after success, a CancelledError if it was put off, otherwise its exception."""
+    """Return the error of a task: None after success, a CancelledError if it was postponed, otherwise its exception."""
     if state == SUCCESS or not isinstance(retval, BaseException):
         return None
     if isinstance(retval, Retry):

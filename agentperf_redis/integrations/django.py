@@ -54,9 +54,9 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
         namespace: the prefix of all keys on the server; by default AGENTPERF_NAMESPACE, else "agentperf".
         MAX_ENTRIES: max entries of all processes together, by default 10,000. A full cache evicts one entry at a time,
             so CULL_FREQUENCY has no effect.
-        on_unavailable: "miss": while the server is unreachable, reads find nothing and writes store nothing; only
-            `incr` raises BackendUnavailable. By default, all methods raise BackendUnavailable, except that `get_or_set`
-            with a function computes the value.
+        on_unavailable: what happens while the server is unreachable. "miss": reads find nothing, and writes store
+            nothing; only `incr` raises BackendUnavailable. By default, all methods raise BackendUnavailable, except
+            that `get_or_set` with a function computes the value.
         max_bytes, policy, strict, local_size, local_bytes, lease: see `LRUCache`.
 
     As with memcached, a value whose pickled form is larger than 1 MiB is not stored. A log line reports this, and the
@@ -134,7 +134,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
         return await self._cache.aio.delete(self._key(key, version))
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        """Return a dict of the keys that have a value, with their values. Sends one command for every 256 keys."""
+        """Return the values of the keys that have one, as a dict. Sends one command for every 256 keys."""
         return self._run(self._get_many(keys, version))
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
@@ -164,9 +164,9 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
     def get_or_set(self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> Any:
         """Return the value of a key. If there is none, store and return `default`, or its result if it is callable.
 
-        Of concurrent callers in all processes, one calls its function, and the others wait for the result. If the
-        function raises in another process, this process calls its own function. So the caller here gets the original
-        exception, not a ComputeFailed.
+        If several callers in any processes need the value at once, one of them calls its function, and the others wait
+        for the result. If the function raises in another process, this process calls its own function. So its caller
+        gets the original exception, not a ComputeFailed.
         """
         return self._run(self._get_or_set(key, default, timeout, version))
 
@@ -293,14 +293,14 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
                 )
             except _Unfit as computed:
                 return computed.value
-            except ComputeFailed:  # in another process: call the function here
+            except ComputeFailed:  # the function of another process raised: call the function of this caller
                 pass
         stored = yield lambda cache: cache.get(name, _MISSING)
         if stored is not _MISSING:
             return _loaded(stored, None)
         value = default() if callable(default) else default
         yield from self._add(key, value, timeout, version)
-        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)  # another caller may have added one
+        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)  # maybe another caller's value
 
     def _incr(self, key: Any, delta: int, version: int | None) -> Steps[int]:
         name = self._key(key, version)
@@ -334,7 +334,7 @@ async def _adumped(value: Any) -> int | bytes:
 
 
 class _Unfit(AgentPerfError):
-    """A computed value cannot be stored. This error carries it to all callers in this process that wait for it."""
+    """A computed value cannot be stored. The error carries the value to all waiting callers in this process."""
 
     def __init__(self, value: Any) -> None:
         super().__init__("the value is too large")

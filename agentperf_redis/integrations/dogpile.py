@@ -49,10 +49,10 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # the
         distributed_lock: True, the default: all processes share the mutex of a key. False: dogpile uses a lock within
             each process.
         lock_timeout: seconds after which the mutex is free in any case. None, the default: the mutex is renewed until
-            it is released. If its process dies, the mutex is free after half a minute.
+            it is released. If the process that holds it dies, the mutex is free after half a minute.
         max_size: max entries of all processes together, by default 10,000.
-        on_unavailable: "miss": while the server is unreachable, reads find nothing, writes store nothing, and the mutex
-            lets every caller pass. By default, all methods raise BackendUnavailable.
+        on_unavailable: what happens while the server is unreachable. "miss": reads find nothing, writes store nothing,
+            and the mutex lets every caller pass. By default, all methods raise BackendUnavailable.
         max_bytes, policy, strict, local_size, local_bytes, lease: see `LRUCache`.
 
     Other arguments are ignored, as in dogpile's own backends, and a log line names them. A serialized value of more
@@ -81,7 +81,7 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # the
         return self._shared.current()
 
     def has_lock_timeout(self) -> bool:
-        """Return whether the mutex may end before it is released."""
+        """Return whether the mutex may expire before it is released."""
         return self._lock_timeout is not None
 
     def get_mutex(self, key: str) -> AgentPerfMutex | None:
@@ -152,7 +152,7 @@ class AgentPerfMutex(CacheMutex):  # type: ignore[misc,unused-ignore]
             return True
 
     def release(self) -> None:
-        """Release the mutex. If it was lost before, a log line reported that, and the value may be created twice."""
+        """Release the mutex. If it was already lost, the log has reported this, and the value may be created twice."""
         if self._lenient and self._lock.fence is None:  # `acquire` let its caller pass
             return
         with contextlib.suppress(LockNotOwned, *self._lenient):

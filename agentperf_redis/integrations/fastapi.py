@@ -5,9 +5,9 @@
     @app.get("/ask")
     async def ask(lease: Annotated[Lease, Depends(leased(perf.balancer(), "coder", wait=2))]): ...
 
-See `agentperf_redis.integrations.starlette` for the recorded data, its losses, and the answers to requests without
-capacity. The template of a route includes the prefix passed to `include_router`. Requests for files of `app.frontend`
-count as requests without a route.
+See `agentperf_redis.integrations.starlette` for what is recorded, what may be lost, and the response to a request if no
+capacity is free. The template of a route includes the prefix passed to `include_router`. Requests for files of
+`app.frontend` count as requests without a route.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _MAX_LISTS: Final = 256
 def instrument(app: FastAPI, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:
     """Track the requests of an application, and answer `NoCapacity` with 503 and Retry-After.
 
-    See `agentperf_redis.integrations.starlette.instrument` for the arguments and errors. The answer is JSON, as that of
-    an HTTPException.
+    See `agentperf_redis.integrations.starlette.instrument` for the arguments and errors. The answer is JSON, like
+    that of an HTTPException.
     """
     add_to(app, perf, _Templates(), prefix, skip, lambda text: JSONResponse({"detail": text}, 503))
 
@@ -53,9 +53,9 @@ def instrument(app: FastAPI, perf: AgentPerf, *, prefix: str = "", skip: Collect
 def leased(
     balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]
 ) -> Callable[[], AsyncIterator[Lease]]:
-    """Return a dependency by which a request or a WebSocket holds a lease until it has ended.
+    """Return a dependency that holds a lease until the request or WebSocket has ended.
 
-    A request ends after its response was sent, including a stream, and after the background tasks of the response.
+    A request ends when its response, or the whole stream, has been sent and the background tasks have run.
     Errors of the client, such as invalid parameters, do not count against the instance.
 
     Args:
@@ -90,7 +90,8 @@ class _Listed:
 class _Templates(Templates):
     """Finds the templates of routes.
 
-    FastAPI's own list has a single entry for an included router. So this class lists the routes of such a router.
+    FastAPI's own list of routes has a single entry for an included router. So this class makes its own list, which has
+    an entry for each route of the router.
     """
 
     def __init__(self) -> None:
@@ -102,12 +103,13 @@ class _Templates(Templates):
             listed = self._list(routes)
         found = super().find(listed.targets, scope)
         if found is None and time.monotonic() - listed.listed_at > _LISTED_EVERY_S:
-            # Since the routes were listed, routes may have been added to an included router.
+            # Routes may have been added to an included router after the routes were listed.
             found = super().find(self._list(routes).targets, scope)
         return found
 
     def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
-        # A context only forwards to its route, at some cost. So the route itself is listed: the owner of `matches`.
+        # A context only forwards calls to its route, at some cost. So the list has the route itself, to which
+        # `context.matches` is bound.
         targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
         listed = _Listed(routes, len(routes), time.monotonic(), targets)
         if len(self._listed) >= _MAX_LISTS:

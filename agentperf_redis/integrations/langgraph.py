@@ -3,12 +3,12 @@
     graph = builder.compile(cache=AgentPerfCache(perf))  # for nodes added with cache_policy=CachePolicy(ttl=60)
 
 If a node with a `CachePolicy` has run for an input in any process, later calls with this input get the writes of that
-run. `clear` with namespaces is one step on the server, whatever the number of values: the tag of a value is its
-namespace.
+run. Each value is tagged with its namespace. So `clear` with namespaces is one step on the server, whatever the number
+of values.
 
 By default, LangGraph's key of an input is a hash of the input's pickled form. Equal inputs may have different pickled
-forms, such as a text that was read from JSON twice, or a set in another process. In that case, the node runs again.
-`CachePolicy(key_func=)` avoids that.
+forms. Examples are a text that was read from JSON twice, and a set that was pickled in two processes. In that case, the
+node runs again. `CachePolicy(key_func=)` avoids that.
 
 The cache stores the writes of nodes. They may contain built-in types, LangChain's messages and documents, `Send` and
 `Overwrite`, and instances of classes that the program declares `storable`. Writes with any other value are not stored:
@@ -60,8 +60,8 @@ class AgentPerfCache(BaseCache[ValueT]):
             supports fewer classes. LangGraph's `JsonPlusSerializer` imports the classes that the stored bytes name.
             With it, everyone who can write to the server can run code in this process, unless LANGGRAPH_STRICT_MSGPACK
             is set. A serializer with a pickle fallback always has this risk.
-        options: as for `LRUCache`. The default of `on_unavailable` is "miss". `default_ttl` applies to a policy without
-            a TTL; by default, its values do not expire.
+        options: as for `LRUCache`. The default of `on_unavailable` is "miss". `default_ttl` is the TTL of values whose
+            `CachePolicy` has none; by default, such values do not expire.
 
     Raises:
         InvalidArgument: an argument is invalid, or another object of this cache has other options.
@@ -91,7 +91,7 @@ class AgentPerfCache(BaseCache[ValueT]):
         return self._loaded(names, await self._cache.aio.get_many(names)) if names else {}
 
     def set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
-        """Store values, each with a TTL in seconds. For None, `default_ttl` applies, which is no expiry by default."""
+        """Store values, each with a TTL in seconds. If it is None, `default_ttl` applies: by default, no expiry."""
         for key, value, ttl, tag in self._stored(pairs):
             try:
                 if ttl is not None and ttl <= 0:
@@ -154,7 +154,7 @@ class AgentPerfCache(BaseCache[ValueT]):
         return {self._name(key): (tuple(key[0]), key[1]) for key in keys}
 
     def _name(self, full_key: FullKey) -> str:
-        """Return the key in the cache. With a serializer, the stored form of a value differs, so the key differs."""
+        """Return the key in the cache. A serializer stores values in another form, so its keys have another prefix."""
         namespace, key = full_key
         start = "" if self._serde is None else "serde:"
         return f"{start}{_path(namespace)}:{key_names.encoded(key)}"

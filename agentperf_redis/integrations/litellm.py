@@ -3,8 +3,8 @@
 ``AgentPerfRoutingStrategy(router, perf).install()``
 
 Each pick leases one unit of a deployment's capacity. The end of the call releases the lease and reports the call's
-outcome and tokens. After an answer with the status 429, the deployment rests for all processes until the time that this
-answer names. `agentperf lb status` shows the pools.
+outcome and tokens. After an answer with the status 429, no process picks the deployment until the time that this answer
+names. `agentperf lb status` shows the pools.
 
 litellm does not report the end of a call if the call is cancelled, its stream is not read to the end, or its event loop
 has ended. The lease of such a call is released when the call's metadata is garbage-collected, without an outcome and
@@ -85,8 +85,8 @@ class _Mark(str):
 class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,unused-ignore]
     """Picks the deployment for each call of a Router. All processes share the capacity of each deployment.
 
-    Each model group has a pool, whose name is `prefix` and the name of the group. Each deployment is an instance of the
-    pool, with its `model_info.id` as the id of the instance. These values of `litellm_params` apply:
+    Each model group has a pool, whose name is `prefix` plus the name of the group. Each deployment is an instance of
+    the pool, with its `model_info.id` as the id of the instance. These values of `litellm_params` apply:
     `max_parallel_requests` is the capacity, by default the router's `default_max_parallel_requests`, else 100. `rpm`
     and `tpm` are the max requests and tokens per minute. `weight` is used by the strategy "weighted". Processes with
     the same deployments and ids share their leases, rates, rests and health.
@@ -198,7 +198,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             outcome: the result of the call.
             took: seconds that the call took; None if unknown.
             tokens: tokens that the call used; None if unknown.
-            rest: seconds for which the deployment rests, if an answer with the status 429 names them; otherwise None.
+            rest: seconds for which no process picks the deployment, if an answer with the status 429 names them;
+                otherwise None.
         """
         lease = self._leases.pop(token, None)
         if lease is not None:
@@ -218,7 +219,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             if named is None:
                 raise BadRequestError(f"the router has no deployment of {model!r}", model=model, llm_provider="")
             return named
-        # For an alias, `deployments` have the alias as `model_name`. The stored deployment has the name of the group.
+        # If `model` is an alias, the found deployments have the alias as their `model_name`. The router's stored
+        # deployment still has the name of the group.
         stored = registry.deployment_dict(next(iter(deployments)))
         pool = f"{self._prefix}{(stored or {}).get('model_name', model)}"
         yield from self._register(pool, deployments)
@@ -260,7 +262,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 yield from self._operations.register(instance, None, rpm, tpm)
                 known[name] = facts
         for name in known.keys() - wanted.keys():
-            # Another model name, such as a wildcard, may find more deployments of the group than this one.
+            # `deployments` may lack deployments of the group that the router finds by another model name, such as a
+            # wildcard. So only deployments that the router does not have at all are removed.
             if not self._router.registry().has_deployment(name):
                 yield from self._operations.remove(pool, name)
                 known.pop(name, None)
@@ -275,10 +278,10 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
 
 
 class _EndsOfCalls(CustomLogger):  # type: ignore[misc,unused-ignore]
-    """Reports the ends of calls to the strategies that leased their deployments.
+    """Reports the end of each call to the strategy that leased the deployment for the call.
 
-    litellm's list of callbacks belongs to the process, so all strategies share this callback. The list thus refers to
-    no strategy: a strategy that is no longer used is not called, and can be garbage-collected.
+    litellm has one list of callbacks for the whole process, so all strategies share this callback. The list therefore
+    refers to no strategy. So a strategy that is no longer used is not called, and can be garbage-collected.
     """
 
     def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
@@ -391,7 +394,7 @@ def _facts(params: Mapping[str, Any], default_capacity: int) -> tuple[int, float
 
 
 def _seconds(start: Any, end: Any) -> float | None:
-    """Return the seconds between two times that litellm reports; None if these are no times."""
+    """Return the seconds between two times that litellm reports; None if the values are not times."""
     with contextlib.suppress(TypeError):
         took = end - start
         seconds = took.total_seconds() if isinstance(took, timedelta) else float(took)

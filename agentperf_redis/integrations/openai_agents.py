@@ -9,15 +9,15 @@ to it. Model calls, tools, handoffs, guardrails and custom spans are spans withi
 outermost of these spans is an execution of the trace's workflow. Spans of tasks and turns are not recorded, because
 they repeat the usage of their model calls.
 
-The error type of a failed span is the class of the exception that ends it. Without an exception, it is the message that
-the SDK or the program passed to `set_error`: keep texts of users out of that message.
+The error type of a failed span is the class of the exception that ends it. Without an exception, the error type is the
+message that the SDK or the program passed to `set_error`. So keep texts of users out of that message.
 
-An execution is tracked, as by `MetricsCollector.track`: tools may call `record_llm` and `MetricsCollector.span`, and
-`AgentPerfSpanProcessor` leaves the execution to this processor. A program that uses this processor must not record the
-same runs itself.
+Each execution is tracked in the same way as by `MetricsCollector.track`. So tools may call `record_llm` and
+`MetricsCollector.span`, and `AgentPerfSpanProcessor` does not record the execution a second time. A program that uses
+this processor must not record the same runs itself.
 
 Lost: runs with tracing disabled (``set_tracing_disabled``, ``RunConfig(tracing_disabled=True)``) and spans that never
-end. With ``RunConfig(trace_include_sensitive_data=False)``, the tokens of OpenAI's Responses API count without a model.
+end. With ``RunConfig(trace_include_sensitive_data=False)``, the tokens of OpenAI's Responses API have no model name.
 The processor raises nothing into the program, and does no I/O except in `force_flush` and `shutdown`.
 """
 
@@ -71,7 +71,7 @@ class _Open:
 
 
 class AgentPerfTracingProcessor(TracingProcessor):
-    """Feeds the metrics of an `AgentPerf` with the spans of the OpenAI Agents SDK.
+    """Feeds the spans of the OpenAI Agents SDK into the metrics of an `AgentPerf`.
 
     Args:
         perf: the metrics. The processor never closes it. Several processors of one `AgentPerf` count each span once;
@@ -173,7 +173,7 @@ class AgentPerfTracingProcessor(TracingProcessor):
             if traced.error is not None:
                 span.fail(nearest_name(str(traced.error.get("message"))))
             self._count(traced.span_data, span)
-        finally:  # an execution that stayed open would get the later usage of the program
+        finally:  # usage that the program records later must not count for this execution
             span.__exit__(None if error is None else type(error), error, None)
 
     def _count(self, data: Any, span: Span) -> None:

@@ -8,8 +8,8 @@
 Any instrumentation whose spans have the attributes in `agentperf_redis.export.otel_names` feeds the metrics of `perf`.
 Examples are pydantic-ai, OpenLLMetry, OpenInference and OpenTelemetry's own instrumentations. The rules in
 `agentperf_redis.metrics.traces` say which spans are executions, and prevent double counting. Prompts and replies are
-not read. This library's callback handler for LangChain records the same runs as an OpenTelemetry instrumentation of
-LangChain: use only one of the two.
+not read. For LangChain, use either this library's callback handler or an OpenTelemetry instrumentation, because both
+record the same runs.
 
 These are lost, in addition to the losses in the README's table:
 
@@ -52,18 +52,18 @@ with extra("otel"):
 
 
 class AgentPerfSpanProcessor(SpanProcessor):
-    """Feeds the metrics of an `AgentPerf` with finished GenAI spans.
+    """Feeds finished GenAI spans into the metrics of an `AgentPerf`.
 
     Args:
         perf: gets the metrics. The processor never closes it. If several processors share one `AgentPerf`, each span
             counts once. If they have several `AgentPerf` objects, a span counts once for each of these objects, even
             in one namespace.
-        agent: the agent of executions outside of agent spans, such as a model call of a plain program; None takes the
-            ``service.name`` of the span's resource.
+        agent: the agent of executions outside of agent spans, such as a model call of a plain program. If it is None,
+            the ``service.name`` of the span's resource is used.
         in_tracked: whether to record all spans within executions that the program itself tracks with `track` or
-            `track_performance`. With False, only agent spans of other agents, and the spans within those, are recorded:
-            the program is expected to record its model calls itself. With True, the other spans are recorded as spans
-            of the tracked execution, without self time.
+            `track_performance`. With False, only agent spans of agents other than the tracked one, and the spans within
+            them, are recorded, because the program is expected to record its own model calls. With True, the remaining
+            spans are also recorded, as spans of the tracked execution without self time.
         usage: whether to count model calls, tokens and cost. Pass False if the program passes all its responses to
             `record_llm` itself. With True, the responses that it passes outside of `track` would count twice.
 

@@ -15,13 +15,13 @@ and tool calls within a job belong to it.
 |---|---|
 | result | success |
 | an exception, also one after which the job is retried | failure of its type, such as `JobTimeoutException` |
-| its process was killed (out of memory, timeout, exit) | failure: `WorkHorseKilled` |
+| the process of the job was killed (out of memory, timeout, exit) | failure: `WorkHorseKilled` |
 | the job returns `Retry`, or gets no capacity | cancelled: neither success nor failure |
 | stopped by `send_stop_job_command` | cancelled |
 | the job was cancelled or expired before it ran, or its worker was killed | not an execution |
 
-**Lost**: nothing when a `SimpleWorker` stops, or when a work horse ends: the process in which a `Worker` or
-`SpawnWorker` runs a job. If the process of a job is killed, its records since its last flush are lost.
+**Lost**: nothing is lost when a `SimpleWorker` stops, or when a work horse ends. A work horse is the process in which a
+`Worker` or `SpawnWorker` runs a job. If the process of a job is killed, its records since its last flush are lost.
 
 Errors of the server never reach a job: records wait in the process. Only `leased` needs the server.
 """
@@ -85,19 +85,19 @@ def instrument(worker_class: W, perf: AgentPerf, *, not_failures: ExceptionTypes
 
 
 def leased(balancer: LoadBalancer, agent_type: str, **options: Unpack[LeaseOptions]) -> Callable[[F], F]:
-    """Return a decorator: the job's function runs on a leased instance. The function may be a coroutine function.
+    """Return a decorator that runs a job's function on a leased instance. The function may be a coroutine function.
 
-    If no instance is free, the job is scheduled to run again after `NoCapacity.retry_after`, plus up to a quarter,
-    rounded up to whole seconds. This needs a scheduler, as in ``rq worker --with-scheduler``. The job can be put off
-    any number of times, and this uses up none of its own retries. Outside a worker, and in a queue with
-    ``is_async=False``, NoCapacity is raised.
+    If no instance is free, the job is scheduled to run again after `NoCapacity.retry_after` seconds, plus a random
+    extra of up to a quarter of this time, rounded up to whole seconds. This needs a scheduler, as in
+    ``rq worker --with-scheduler``. The job can be postponed any number of times, and this uses up none of its own
+    retries. Outside a worker, and in a queue with ``is_async=False``, NoCapacity is raised.
 
     If the function has a parameter `lease`, it gets the `Lease`; callers of the job do not pass it. The outcome of the
     lease is as in `LoadBalancer.lease`, except that JobTimeoutException counts as "timeout".
 
     Args:
-        balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the job is scheduled
-            again also if the server is unreachable.
+        balancer: the balancer, such as ``perf.balancer()``. With ``on_unavailable="none"``, the job is also scheduled
+            again if the server is unreachable.
         agent_type: the pool.
         options: as for `LoadBalancer.lease`. ``wait=`` occupies the worker while the job waits.
 
@@ -171,7 +171,7 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
     @functools.wraps(handle_job_failure)
     def handling(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
         since = getattr(self, "_agentperf_since", None)
-        if since is not None:  # set only in a worker that monitors a job's process: that process was killed
+        if since is not None:  # a worker that monitors the job's process handles a failure: it was killed
             seconds = time.monotonic() - since
             if getattr(self, "_stopped_job_id", None) == job.id:
                 metrics.record_cancellation(_agent(job), seconds)

@@ -12,13 +12,13 @@ the path of the mount, also if the application uses another framework. Requests 
 agent ``unmatched``.
 
 A request fails if an exception leaves the application, or if the status is 500 or higher (``HTTP 502``). A lower status
-is a success, since errors below 500 are the client's fault. A request is cancelled if the server cancels it, or if the
-application notices that the client has left. It notices this in ``request.stream()`` and ``is_disconnected()``, and
-when it sends a part of a stream. WebSockets are not tracked, since they last as long as their clients want: track the
-handling of each message instead.
+is a success, since errors below 500 are the client's fault. A request counts as cancelled if the server cancels it, or
+if the application notices that the client has left. The application notices this in ``request.stream()`` and
+``is_disconnected()``, and when it sends a part of a stream. WebSockets are not tracked, since they last as long as
+their clients want: track the handling of each message instead.
 
-`NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure of this type. An application that
-is mounted after the call of `instrument` needs its own call. Even so, no request counts twice.
+`NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure with the type `NoCapacity`. An
+application that is mounted after the call of `instrument` needs its own call. Even so, no request counts twice.
 
 Nothing is lost when a server first ends its requests and then the application, because the end of the ASGI lifespan
 flushes all records. The README's table of losses lists the cases that need a hook.
@@ -96,8 +96,8 @@ def leased(
 ) -> Callable[[Callable[..., Any]], Callable[..., Awaitable[ASGIApp | None]]]:
     """Return a decorator of endpoints: a request holds a lease until its whole response or stream was sent.
 
-    The request also holds the lease during the background tasks of the response. Errors of the client, such as an
-    HTTPException below 500 or a WebSocket that the client closes, do not count against the instance.
+    If the response has background tasks, the request holds the lease until they have run. Errors of the client, such as
+    an HTTPException below 500 or a WebSocket that the client closes, do not count against the instance.
 
     The endpoint finds the lease as ``request.state.lease``. It may be a method of an HTTPEndpoint, or a function. The
     function may be blocking, and may handle a WebSocket.
@@ -153,7 +153,7 @@ async def held(
         balancer: grants the lease.
         agent_type: the pool.
         options: as for `LoadBalancer.lease`.
-        refusals: further exceptions by which the framework refuses what the client has sent.
+        refusals: further exceptions that the framework raises for an invalid request of the client.
     """
     async with balancer.aio.lease(agent_type, **options) as lease:
         try:
@@ -219,7 +219,8 @@ def _answer_no_capacity(app: Starlette, refusal: Callable[[str], Response]) -> N
 
 def _mounted_on(routes: Iterable[BaseRoute]) -> Iterator[Starlette]:
     for route in routes:
-        # A Mount with middlewares keeps its application in `_base_app`; its `app` is then the outermost middleware.
+        # A Mount with middlewares keeps its application in `_base_app`. The `app` of such a Mount is the outermost
+        # middleware.
         mounted = getattr(route, "_base_app", getattr(route, "app", None))
         if isinstance(mounted, Starlette):
             yield mounted

@@ -31,7 +31,8 @@ class _Lockable(Facts):
     def release(self) -> None:
         """Release the lock, or the unit that the calling task or thread acquired last.
 
-        If it has acquired none, the unit is released that was acquired last by any of those that share this object.
+        If that task or thread has acquired none, release the latest unit that any task or thread acquired through this
+        object.
 
         Raises:
             LockNotOwned: when the lease was lost before.
@@ -40,7 +41,7 @@ class _Lockable(Facts):
         self._locking.backend.run(self._locking.release())
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
-        """Add time to a lock with a `timeout`. Without a timeout, the lock is renewed and needs no extension.
+        """Add time to a lock that has a `timeout`. A lock without a timeout is renewed and needs no extension.
 
         Args:
             additional_time: seconds, 0.05 to 86,400.
@@ -56,7 +57,7 @@ class _Lockable(Facts):
         return self._locking.backend.run(self._locking.extend(additional_time, replace_ttl))
 
     def reacquire(self) -> bool:
-        """Let the `timeout` of the lock begin again.
+        """Restart the `timeout` of the lock.
 
         Returns:
             True.
@@ -72,7 +73,7 @@ class _Lockable(Facts):
         return self._locking.backend.run(self._locking.locked())
 
     def owned(self) -> bool:
-        """Return whether this object holds the lock or a unit, as the server knows it."""
+        """Return whether, according to the server, this object holds the lock or a unit of the semaphore."""
         return self._locking.backend.run(self._locking.owned())
 
     def __enter__(self) -> Self:
@@ -94,8 +95,9 @@ class _Lockable(Facts):
 class Lock(_Lockable):
     """A lock that all processes share: at most one of them holds it.
 
-    It is fair, and free again when its holder dies. While it is held, the server needs less than 700 bytes; afterwards
-    none. With an unreliable clock or after a failover, two processes may believe to hold it: see `fence`.
+    The lock is fair, and becomes free when its holder dies. While it is held, it takes less than 700 bytes on the
+    server; afterwards it takes none. With an unreliable clock or after a failover, two processes may both believe that
+    they hold the lock: see `fence`.
 
     If this object is garbage-collected or its thread ends before the release, a lock without a `timeout` is released at
     once, with a warning. A lock with a `timeout` stays held until its timeout, as in redis-py. Therefore
@@ -103,11 +105,12 @@ class Lock(_Lockable):
 
     Args:
         name: the name of the lock. Locks and semaphores with the same name are independent.
-        timeout: seconds after which the lock ends in any case, as in redis-py. None: a background thread renews it
-            until it is released, for as long as the process lives.
+        timeout: seconds after which the lock is free in any case, as in redis-py. None: a background thread renews the
+            lock until it is released, for as long as the process lives.
         blocking: whether `acquire` and `with` wait by default.
-        blocking_timeout: max seconds that they wait by default; None or math.inf for no limit.
-        ttl: without a timeout: seconds, 0.05 to 86,400, after which the lock is free if its process died.
+        blocking_timeout: max seconds that `acquire` and `with` wait by default; None or math.inf for no limit.
+        ttl: applies to a lock without a `timeout`: seconds after which the lock is free if its process died; 0.05 to
+            86,400.
         thread_local: whether only the thread that acquired the lock can release it. If not, any thread can.
         raise_on_release_error: whether leaving a `with` block raises LockNotOwned when the lock was lost.
         backend: the server and namespace; None for the process-wide default.
@@ -150,12 +153,12 @@ class Lock(_Lockable):
 class Semaphore(_Lockable):
     """A semaphore that all processes share: at most `limit` units are held at once.
 
-    Like `Lock`, and with the same arguments. Any thread can release a unit.
+    It works like `Lock`. It has the additional argument `limit`, but not `thread_local`: any thread can release a unit.
 
     Args:
         name: the name of the semaphore.
-        limit: max units held at once. Each request is granted while fewer units than its own limit are held, so a new
-            limit applies as soon as all processes use it.
+        limit: max units held at once. Each request is sent with this limit, and is granted while fewer units are held.
+            So a new limit applies as soon as all processes use it.
         timeout: see `Lock`.
         blocking: see `Lock`.
         blocking_timeout: see `Lock`.

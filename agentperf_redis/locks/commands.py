@@ -98,7 +98,8 @@ def acquire(
         token: identifies the request.
         ttl: seconds until the lease expires.
         limit: max units held at once.
-        live_ms: 0: do not queue; else the time without a call after which the waiter loses its position, ms.
+        live_ms: 0 if the request does not queue. Otherwise, the waiter loses its position after this many ms without a
+            call.
         ticket: the position in the queue, if known.
     """
 
@@ -148,9 +149,9 @@ def extend(place: Place, token: str, seconds: float, *, added: int = 0) -> Comma
     Args:
         place: the lock or semaphore.
         token: the token of the lease.
-        seconds: time from now, or more time.
-        added: 0 if the time counts from now; else the number of this addition, which is unique for the lease. The time
-            is added to the time that is left, and a second copy of the request adds nothing.
+        seconds: the new time until the lease expires, or the time to add to it; see `added`.
+        added: 0 if `seconds` counts from now. Otherwise, `seconds` is added to the time that is left, and this is the
+            number of the addition. The number is unique for the lease, so a second copy of the request adds nothing.
     """
 
     def decode(reply: Reply) -> float | None:
@@ -166,7 +167,7 @@ def extend(place: Place, token: str, seconds: float, *, added: int = 0) -> Comma
 
 
 def look(place: Place, token: str = NO_TICKET) -> Command[Seen]:
-    """Count the holders and waiters of a lock or semaphore, and read what is left of the lease of a token."""
+    """Count the held units and the waiters of a lock or semaphore, and read the time left in a token's lease."""
 
     def decode(reply: Reply) -> Seen:
         match reply:

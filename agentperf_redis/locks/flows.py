@@ -56,12 +56,12 @@ class Locking:
         keeper: renews this process's leases on the backend.
         place: the lock or semaphore.
         limit: max units held at once by all processes.
-        timeout: seconds after which the lease ends without renewal; None renews it until it is released.
+        timeout: seconds after which the lease ends without renewal. None: the lease is renewed until it is released.
         ttl: seconds after which the lease expires if its process dies.
         blocking: whether `acquire` waits by default.
         blocking_timeout: max seconds that `acquire` waits by default; None for no limit.
         raise_on_release_error: whether leaving a `with` block raises LockNotOwned.
-        holder: holds the units of this object, of each thread or of all.
+        holder: the units acquired through this object: for each thread separately, or for all threads together.
     """
 
     backend: Backend
@@ -77,10 +77,10 @@ class Locking:
 
     @property
     def newest(self) -> Held | None:
-        """The unit that the calling task or thread acquired last; if it has none, the last one of all; or None.
+        """The newest unit of the calling task or thread; if it has none, the newest unit of all; None without units.
 
-        Tasks and threads may share this object. If the lease of one of them has expired, another one may hold the lock
-        meanwhile, and the first one must not release it.
+        Tasks and threads may share this object. If the lease of one task has expired, another task may already hold the
+        lock. The first task must not release that task's lock.
         """
         units, me = list(self.holder.units), caller()
         return next((held for held in reversed(units) if held.owner() is me), units[-1] if units else None)
@@ -141,7 +141,7 @@ class Locking:
         raise LockNotOwned(self.place.name, f"{_NEW_TOKENS} leases in a row expired before the reply arrived")
 
     def _wait(self, token: str, ticket: str, until: float) -> Flow[tuple[Taken | Spent | None, float, str]]:
-        """Wait in the queue. Returns the answer, when it was requested, and the position in the queue."""
+        """Wait in the queue. Returns the answer, the time of the request for it, and the position in the queue."""
         wake_up = WakeUp()
         name = token.encode()
 
@@ -239,7 +239,7 @@ class Locking:
             _log.warning("could not release %r: %s", held, unavailable)
 
     def abandon(self) -> None:
-        """Release the newest unit in the background: its coroutine is being destroyed, so nothing can be awaited."""
+        """Release the newest unit in the background. The caller's coroutine is being destroyed and cannot await."""
         held = self._pop()
         if held is not None and self.keeper.end(held):
             self.keeper.leases.retry_in_background(commands.release(held.place, held.token), held.ttl)

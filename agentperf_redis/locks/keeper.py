@@ -91,7 +91,7 @@ class Held:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the lease has ended at its timeout, and its owner has ended too or is the caller."""
+        """Whether the lease has ended at its timeout, and its owner either is the caller or has ended too."""
         if self.renewed or self.in_block or time.monotonic() < self.valid_until:
             return False
         owner = self.owner()
@@ -100,7 +100,7 @@ class Held:
         return not owner.is_alive() if isinstance(owner, threading.Thread) else owner.done()
 
     def valid(self, sent_at: float, left: float) -> None:
-        """Record the answer to a request: so many seconds were left."""
+        """Record the answer to a request that was sent at `sent_at`: the lease had `left` seconds left."""
         self.valid_until = sent_at + left
         self.renew_at = sent_at + left / 3
 
@@ -125,8 +125,8 @@ class LockKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # Each access to the dict is a single atomic operation, so it needs no lock. A lease ends by the one `pop` that
-        # finds its token: so it is either released or lost, once.
+        # Each access to the dict is a single atomic operation, so no lock is needed. Only one `pop` can find the token
+        # of a lease, and this `pop` ends the lease. So each lease is either released or lost, and only once.
         self._held: dict[str, weakref.ref[Held]] = {}
         self._closed = False
 
@@ -141,7 +141,7 @@ class LockKeeper:
 
     def hold(self, held: Held) -> bool:
         """Keep a lease from now on. Returns False when the keeper is closed."""
-        # The callback cannot read the object, which is gone when it runs.
+        # The callback runs when the object is gone. So it gets what it needs as arguments.
         dropped = partial(self._dropped, held.place, held.token, held.renewed)
         self._held[held.token] = weakref.ref(held, dropped)
         if self._closed:
@@ -181,7 +181,7 @@ class LockKeeper:
     def _dropped(self, place: Place, token: str, renewed: bool, _: object) -> None:
         """Stop keeping a lease whose object was garbage-collected, and release it unless it ends at its timeout.
 
-        Takes no lock, so that the collector may call it.
+        This method takes no lock, so that the garbage collector may call it.
         """
         if self._held.pop(token, None) is not None and renewed:
             self.leases.jobs.put(partial(self._forget, place, token))
