@@ -120,9 +120,10 @@ def _outcome_of_errors(lease: Lease, outcome_of: Callable[[BaseException], Outco
 
 
 def _without_lease(function: Callable[..., Any]) -> tuple[int | None, inspect.Signature]:
-    """Return the place of the lease among a function's positional arguments, and the function's signature without it.
+    """Return the place of the lease among a function's positional arguments, and the signature without the lease.
 
-    When a task is sent, the queue checks the arguments of the call against the signature. No lease exists yet.
+    When a task is sent, the queue checks the arguments of the call against this signature. At that time, there is no
+    lease yet.
 
     Returns:
         The place and the signature. The place is None if the function does not take its lease, and `sys.maxsize` if it

@@ -14,7 +14,7 @@ and tool calls within a job belong to it.
 | end of the run | counts as |
 |---|---|
 | result | success |
-| an exception, also one after which the job is retried | failure of its type, such as `JobTimeoutException` |
+| an exception, even if the job is retried after it | failure with its type, such as `JobTimeoutException` |
 | the process of the job was killed (out of memory, timeout, exit) | failure: `WorkHorseKilled` |
 | the job returns `Retry`, or gets no capacity | cancelled: neither success nor failure |
 | stopped by `send_stop_job_command` | cancelled |

@@ -8,7 +8,7 @@
 Each request is an execution of an agent such as ``GET /items/{id}``. It lasts until the last byte of the response, or
 of a stream, was sent. Background work after the response is not part of it. The agent's name consists of the method and
 the template of the route, and never contains the path of a request. In a mounted application, the template begins with
-the path of the mount, also if the application uses another framework. Requests without a route are executions of the
+the path of the mount, even if the application uses another framework. Requests without a route are executions of the
 agent ``unmatched``.
 
 A request fails if an exception leaves the application, or if the status is 500 or higher (``HTTP 502``). A lower status

@@ -9,7 +9,7 @@ from agentperf_redis.locks.flows import Locking
 
 
 class Facts:
-    """What a lock or semaphore knows without I/O; the same in both APIs."""
+    """What a lock or semaphore knows without I/O. The blocking and the asyncio API share it."""
 
     _locking: Locking
 

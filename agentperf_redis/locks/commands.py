@@ -68,7 +68,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The token cannot be used again: its lease has ended."""
+    """The token cannot be used again: its lease has ended, or its request was cancelled or refused."""
 
     why: str
 
@@ -80,7 +80,7 @@ class Seen:
     Attributes:
         held: number of units held.
         waiting: number of waiters.
-        left: seconds until the lease of the token expires; 0.0 if it holds none.
+        left: seconds until the lease of the token expires; 0.0 if the token has no lease.
     """
 
     held: int

@@ -43,7 +43,7 @@ def caller() -> asyncio.Task[Any] | threading.Thread:
 
 
 class Held:
-    """One unit of a lock or semaphore that this process holds. It is held as long as the keeper knows its token.
+    """One unit of a lock or semaphore that this process holds, as long as the keeper knows the token of the unit.
 
     Attributes:
         place: the lock or semaphore.

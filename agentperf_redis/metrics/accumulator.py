@@ -27,7 +27,7 @@ _OTHER_ERROR = f"{FAILED}:{OTHER}"
 
 
 class Series(NamedTuple):
-    """One set of counters: of an agent, of one of its spans, or of one of its measures."""
+    """The name and shard of the counters of an agent, of one of its spans, or of one of its measures."""
 
     shard: int
     name: str

@@ -1,10 +1,10 @@
-"""The records of a process that the server has not confirmed yet. No I/O here.
+"""The records of one process, until the server has confirmed them. No I/O here.
 
 The path of a sample:
 
 - `Buffer.record` appends the sample to the sample buffer of its series. This buffer is a plain list and needs no lock.
-- `Buffer.aggregate` empties the sample buffers into accumulators: one `Accumulator` per series and ten seconds of
-  server time. A sample delayed by an outage therefore still counts in the right slice.
+- `Buffer.aggregate` empties the sample buffers into accumulators. Each series has one `Accumulator` for every ten
+  seconds of server time. So a sample that is sent late, after an outage, still counts in the right slice.
 - `Buffer.batches` packs the accumulators of each shard into a `FlushBatch` with the shard's next sequence number. A
   batch does not change until the server has counted it, and new records wait for the next batch. A batch can therefore
   be sent any number of times, and is counted once.
@@ -107,7 +107,7 @@ class Buffer:
         clock: monotonic clock, s.
 
     Attributes:
-        recorded: what was recorded so far; the names of all agents in it are valid.
+        recorded: the agents, and parts of agents, that have recorded executions so far. Their names are valid.
     """
 
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -127,7 +127,7 @@ class Buffer:
         self._series: dict[str | Part, Series] = {}
         self._check_at = 0
         """Number of items in a sample buffer at which `record` calls `_after_record`; 0 for every record."""
-        self._offset = time.time() - self._clock()  # by the local clock, until the server's time is known
+        self._offset = time.time() - self._clock()  # from the local clock, until the server's time is known
         self._synchronised = False
         # Reentrant: a signal handler or a garbage-collected generator may record while this thread aggregates.
         self._lock = threading.RLock()
@@ -153,7 +153,7 @@ class Buffer:
         """
         try:
             sample_buffer = self._sample_buffers[agent]
-        except Exception:  # noqa: BLE001  usually a KeyError; the hash of an object that is no name may raise any error
+        except Exception:  # noqa: BLE001  usually a KeyError; hashing an object that is not a name may raise any error
             sample_buffer = self._sample_buffer(agent)
         sample_buffer += (self._clock(), seconds, outcome, own)
         if len(sample_buffer) >= self._check_at:
@@ -256,7 +256,7 @@ class Buffer:
         accumulator also keeps its slowest raw samples. All series together keep at most `MAX_WAITING_RAW`.
 
         Args:
-            ttls: TTL of the slices after their end, by width; TTL and width in s.
+            ttls: maps each slice width, in s, to the TTL of these slices after their end, in s.
         """
         with self._lock:
             now = self._clock() + self._offset
@@ -343,7 +343,7 @@ class Buffer:
         accumulator.raw_dropped = 0
 
     def unanswered(self, batch: FlushBatch, sent: float) -> None:
-        """Note that a batch was sent and that it is unknown whether the server counted it."""
+        """Note that a batch was sent, and that the server may or may not have counted it."""
         if batch.first_sent is None:
             batch.first_sent = sent
 
@@ -430,8 +430,8 @@ class Buffer:
     def delivery_counts(self) -> tuple[int, int, int, int, int, int]:
         """Return six counts.
 
-        They are, in this order: counted, pending, dropped and uncertain executions; dropped raw samples; executions
-        counted under ``__other__``.
+        The first four are the counted, the pending, the dropped and the uncertain executions. The fifth is the number
+        of dropped raw samples. The sixth is the number of executions counted under ``__other__``.
         """
         with self._lock:
             self.aggregate()

@@ -36,7 +36,8 @@ class MetricsCollector(Recording):
 
     Recording never waits for the server: it adds to a list, and a thread sends the sums every second. Reading first
     flushes the records of this process. The server keeps 1000 raw samples per agent. Percentiles are exact if these
-    include every sample of the time range. Otherwise percentiles are within 2.17 %; see `PerformanceMetrics.exact`.
+    include every sample of the time range. Otherwise percentiles are estimates with an error of at most 2.17 %; see
+    `PerformanceMetrics.exact`.
 
     Args:
         backend: the server and namespace; None takes the process-wide default.
@@ -210,8 +211,8 @@ class MetricsCollector(Recording):
         Args:
             agent_or_agents: one agent; or several agents; or None for all agents.
             window: length of the window, as for `get_or_create_metrics`.
-            step: length of a step, in the same form: a multiple of ten seconds, at most the window, and at least a
-                2000th of it. Steps begin at multiples of their length since 1970 (UTC).
+            step: length of a step, in the same form as `window`. It is a multiple of ten seconds, at least a 2000th of
+                the window, and at most the whole window. Steps begin at multiples of their length since 1970 (UTC).
             as_of: end of the window, as for `get_or_create_metrics`.
 
         Returns:
@@ -220,9 +221,9 @@ class MetricsCollector(Recording):
             step without data has a row of zeros.
 
         Raises:
-            InvalidArgument: for an invalid argument, and if the server does not keep slices as narrow as the step for
-                the whole window. By default, it keeps slices of 10 s for 15 minutes, of 1 m for 3 hours, of 1 h for 8
-                days and of 1 d for 90 days.
+            InvalidArgument: for an invalid argument, and if the server keeps only slices wider than a step for a part
+                of the window. By default, the server keeps slices of 10 s for 15 minutes, of 1 m for 3 hours, of 1 h
+                for 8 days and of 1 d for 90 days.
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(series(self._flusher, agent_or_agents, window=window, step=step, as_of=as_of))
@@ -287,7 +288,7 @@ class MetricsCollector(Recording):
         )
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return the processes that have recorded or that hold leases, sorted by host and process.
+        """Return the processes that have recorded executions or hold leases, sorted by host and process.
 
         The list comes from heartbeats: an idle process stays listed while its client is open. See `WorkerInfo`.
 
@@ -297,7 +298,7 @@ class MetricsCollector(Recording):
         return self._backend.run(workers.workers(self._flusher))
 
     def running(self, agent: str | None = None) -> tuple[RunningExecution, ...]:
-        """Return the tracked executions that have begun and not ended, the oldest first: hung calls.
+        """Return the tracked executions that have begun and not ended, the oldest first. Hung calls are among them.
 
         An execution is listed once it has run for a second and its worker has sent a heartbeat. That is at most six
         seconds after the execution began. Each worker lists its oldest 50 executions. Executions of a killed process

@@ -146,7 +146,7 @@ def flush(
 
 
 def agents(namespace: str, shard: int) -> Command[list[str]]:
-    """Return the agents of a shard, encoded."""
+    """Return the encoded names of the agents of a shard."""
     key = keys.metrics_agents(namespace, shard)
     return Command("ZRANGE", (key,), (0, -1), lambda reply: _names(key, reply))
 
@@ -171,7 +171,7 @@ def stored_retention(namespace: str, shard: int) -> Command[Retention | None]:
                 raise ValueError(text)
             of_10s, of_1m, of_1h, of_1d = (whole_number(ms) / 1000 for ms in found.groups())
             return Retention(of_10s, of_1m, of_1h, of_1d)
-        except (AttributeError, TypeError, ValueError):  # one of them is the InvalidArgument of Retention
+        except (AttributeError, TypeError, ValueError):  # Retention raises InvalidArgument, which is a ValueError
             raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
     return Command("MGET", (key,), (), decode)
@@ -181,7 +181,7 @@ _SETTINGS = re.compile(r"schema=2 10s=(\d+) 1m=(\d+) 1h=(\d+) 1d=(\d+)")
 
 
 def parts(namespace: str, agent: str) -> Command[list[str]]:
-    """Return the spans and measures of an agent, encoded: ``/plan/search``, ``#ttft``."""
+    """Return the encoded names of an agent's spans and measures, such as ``/plan/search`` and ``#ttft``."""
     key = keys.metrics_parts(namespace, keys.metrics_shard(agent), agent)
     return Command("ZRANGE", (key,), (0, -1), lambda reply: _names(key, reply))
 
@@ -203,7 +203,7 @@ def read(
         names: encoded names of the series.
         window_ms: length of the window, ms; 0 for all time.
         as_of_ms: end of the window, ms since 1970; -1 for now.
-        max_exact: read all durations of a series if there are at most this many; -1 reads plain counters only.
+        max_exact: read the raw durations of a series if it has at most this many; -1 reads only the plain counters.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -246,7 +246,7 @@ def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, .
     """Return the latest raw samples of an agent, the newest first."""
     key = keys.metrics_latest(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
 
-    def decode(reply: Reply) -> tuple[Execution, ...]:  # the list is in the order of the flushes
+    def decode(reply: Reply) -> tuple[Execution, ...]:  # the stored list has the order of the flushes
         found = _executions(key, reply)[::-1]
         newest_first = sorted(found, key=lambda each: each.ended, reverse=True)
         return tuple(newest_first[:limit])

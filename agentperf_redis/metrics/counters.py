@@ -13,7 +13,7 @@ from agentperf_redis.windows import local_timestamp
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The stored counters of one series, as whole numbers: durations in us, times in ms, costs in units of 10^-9."""
+    """The stored counters of one series, as whole numbers: durations in us, times in ms, costs in billionths."""
 
     counts: Mapping[str, int]
     errors: Mapping[str, int]

@@ -45,7 +45,7 @@ def agents(
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read all agents, sorted by name. Like all flows here, it checks its arguments at the call, before it runs."""
+    """Read all agents, sorted by name. Like all flows here, it checks its arguments when called, before it runs."""
     return _agents(flusher, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 
@@ -57,7 +57,7 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
 def agents_and_total(
     flusher: Flusher, window: Window = None, as_of: Timestamp = None
 ) -> Flow[tuple[dict[str, PerformanceMetrics], PerformanceMetrics]]:
-    """Read all agents, sorted by name, and all of them as if they were one: `agents` and `combined` in one read."""
+    """Read each agent, sorted by name, and all agents as if they were one: `agents` and `combined` in one read."""
     return _agents_and_total(flusher, asked_time(window, as_of))
 
 
@@ -88,7 +88,7 @@ def agent_names(flusher: Flusher) -> Flow[list[str]]:
 
 
 def last_seen(flusher: Flusher, agent_name: str | None = None) -> Flow[dict[str, float]]:
-    """Return when each agent last recorded, s since 1970, by name; with `agent_name`, only that agent, if known."""
+    """Return when each agent last recorded, s since 1970. With `agent_name`, return only that agent, if it is known."""
     return _last_seen(flusher, None if agent_name is None else arguments.name("agent_name", agent_name))
 
 
@@ -108,7 +108,7 @@ def _last_seen(flusher: Flusher, agent_name: str | None) -> Flow[dict[str, float
 
 
 def retention(flusher: Flusher) -> Flow[Retention]:
-    """Return the retention of the namespace. Only the TTLs of slices are stored; the rest are the defaults."""
+    """Return the retention of the namespace. Only the TTLs of slices are stored. Its other values are the defaults."""
     namespace = flusher.backend.namespace
     stored: list[Retention | None] = yield from Batch(
         tuple(commands.stored_retention(namespace, shard) for shard in range(keys.METRICS_SHARDS))
@@ -125,7 +125,7 @@ def listed_names(flusher: Flusher) -> Flow[list[list[str]]]:
 def _read_counters(
     flusher: Flusher, time: TimeRange, *, plain: bool, max_exact: int = MAX_EXACT
 ) -> Flow[dict[str, list[Counters]]]:
-    """Read all agents. An agent may have several sets of counters: each shard has its own ``__other__``."""
+    """Read all agents. Only ``__other__`` may have several sets of counters, one for each shard."""
     yield from own_records_counted(flusher)
     listed = yield from listed_names(flusher)
     wanted = [(shard, name) for shard, names in enumerate(listed) for name in names]
@@ -329,7 +329,7 @@ def _read(
 ) -> Flow[list[Counters]]:
     """Read series, given by shard and encoded name; return their counters in the same order.
 
-    The raw durations of a series are read if there are at most `max_exact` of them.
+    The raw durations of a series are read if it has at most `max_exact` of them.
     """
     series = list(wanted)
     at_once = READ_SERIES_PLAIN if plain else READ_SERIES

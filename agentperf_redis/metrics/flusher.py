@@ -58,7 +58,7 @@ _PROMPT_S = 0.5
 
 @dataclass(slots=True)
 class _Request:
-    """A request for a flush. A caller waits for a flush that begins after the request."""
+    """A caller's request for a flush. Only a flush that begins after the request completes it."""
 
     wake_up: WakeUp = field(default_factory=WakeUp)
     error: AgentPerfError | None = None
@@ -188,11 +188,11 @@ class Flusher:
 
     def _flush_requested(self) -> None:
         requests = self._take_requests()
-        if requests:  # otherwise another flush has already completed them
+        if requests:  # otherwise another flush has already completed all requests
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # do not wait for a second deadline if the server does not reply
+        if not self._tried_last:  # if the server does not reply, wait only once until the deadline
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:
@@ -208,7 +208,7 @@ class Flusher:
         error: AgentPerfError | None = AgentPerfError("flushing metrics failed; see the log")
         try:
             error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
-        finally:  # whatever happens, the waiting callers are woken
+        finally:  # wake the waiting callers, even after an unexpected error
             self._tried_last |= last
             for request in requests:
                 request.error = error

@@ -1,4 +1,4 @@
-"""Quantiles from counts: base-2 exponential buckets, relative error at most 2.17 %.
+"""Estimates quantiles from the counts of base-2 exponential buckets, with a relative error of at most 2.17 %.
 
 Bucket i counts the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
 scale is fixed, so buckets of all processes, windows and agents can be added, and export is lossless.
@@ -34,13 +34,13 @@ def micros(seconds: float) -> int:
 
 
 def bucket_index(us: int) -> int:
-    """Return the bucket of a duration of at least 1 us: 15 for a duration of 2 s, more for a longer one."""
+    """Return the index of the bucket of a duration of at least 1 us. For example, the index for 2 s is 15."""
     return math.ceil(math.log2(us / 1e6) * BUCKETS_PER_DOUBLING) - 1
 
 
 @lru_cache(maxsize=1024)
 def _max_duration(index: int) -> float:
-    """Return the longest duration that falls into a bucket after it is rounded to microseconds; in s."""
+    """Return the longest duration, in s, that falls into a bucket after rounding to microseconds."""
     us = int(2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING) * 1e6)
     while bucket_index(us + 1) <= index:
         us += 1
@@ -64,8 +64,8 @@ _MAX_ZERO = _max_duration_rounded_to(0)
 def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
     """Count the durations of a sorted list by bucket. Durations that round to 0 us are counted separately.
 
-    The durations are in s. The loop steps from bucket to bucket, not from sample to sample. With a thousand samples, it
-    takes 0.03 us per sample, and sorting takes another 0.03 us. A logarithm for each sample would take 0.12 us.
+    The durations are in s. The loop steps from bucket to bucket, not from sample to sample. With a thousand samples,
+    the loop takes 0.03 us per sample, and sorting takes another 0.03 us. One logarithm per sample would take 0.12 us.
     """
     counts: dict[int, int] = {}
     zeros = at = bisect_right(ordered, _MAX_ZERO)

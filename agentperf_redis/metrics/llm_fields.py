@@ -157,7 +157,7 @@ def _store(source: object, name: str) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=_MAX_TYPES)
 def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
-    """Return the names for which a class has data: slots, properties, plain values, but no methods."""
+    """Return the names for which a class has data: slots, properties or plain values, but not methods."""
     found: set[str] = set()
     hidden: set[str] = set()
     for base in cls.__mro__:
@@ -170,7 +170,7 @@ def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
 
 
 def _mock_class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
-    """Do the same as `_class_fields` for a mock. Each mock has its own class, so only the base classes are cached."""
+    """Do the same as `_class_fields` for a mock. It has a class of its own, so only its base classes are cached."""
     own = {name for name in known & cls.__dict__.keys() if not isinstance(cls.__dict__[name], _NOT_DATA)}
     return frozenset(own.union(*(_class_fields(base, known) for base in cls.__bases__)))
 

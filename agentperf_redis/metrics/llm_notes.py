@@ -15,10 +15,10 @@ _NAME_CHARACTERS = 40
 
 
 class UsageNotes:
-    """Counts the usages of this process that have one kind of problem, and logs each kind of response once.
+    """Counts the usages of this process that have a certain problem, and logs each kind of response once.
 
     Args:
-        message: log message, once per kind of response; ``%s`` is the kind.
+        message: the text that is logged once for each kind of response; ``%s`` stands for the kind.
     """
 
     def __init__(self, message: str) -> None:
@@ -38,7 +38,7 @@ class UsageNotes:
         _log.warning(self._message, kind)
 
     def add(self, count: int) -> None:
-        """Change the count without logging; -1 removes one."""
+        """Add a number to the count without logging; -1 removes one usage."""
         with self._lock:
             self.count += count
 

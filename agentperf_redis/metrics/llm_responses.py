@@ -1,7 +1,7 @@
 """Counts a response once, whether it comes whole, as events of a stream, or again in later states of a conversation.
 
-A program may call ``record_llm(usage=event)`` for every event of a stream: the response counts as one call, with the
-counts of its latest event. The id of the response identifies it. An event without an id, such as Anthropic's
+A program may call ``record_llm(usage=event)`` for every event of a stream. The response then counts as one call, with
+the counts of its latest event. A response is identified by its id. An event without an id, such as Anthropic's
 ``message_delta``, belongs to the latest response that began in the same thread or task. Therefore, two streams that are
 read alternately in one task must not be recorded event by event if the vendor sends no ids.
 """
@@ -45,7 +45,8 @@ class Responses:
             found: the usages.
 
         Returns:
-            The uncounted part of the usages, and the number of known responses that had no counts before this call.
+            The part of each usage that was not counted before. Also the number of responses that counted as calls
+            without tokens until now.
         """
         news, first_counts = [], 0
         with self._lock:
@@ -81,8 +82,8 @@ class Responses:
             unread: whether the call counts as a call without tokens until an event has counts.
 
         Returns:
-            True if the event's response is known: its call is already counted. None if the event does not identify a
-            response.
+            True if the response of the event is known, so that its call is already counted; False if the response is
+            new; None if the event does not identify a response.
         """
         with self._lock:
             key = self._key(agent, part)

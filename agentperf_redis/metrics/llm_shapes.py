@@ -47,7 +47,7 @@ class Shape:
         thought: whether reasoning tokens are part of `tokens_out` (`WITHIN`) or separate (`BESIDE`).
         total: the field of the total.
         hides_reasoning: whether the part of the total that exceeds input plus output is reasoning that has no field.
-        iterations: whether a list ``iterations`` has the counts of each request of the call.
+        iterations: whether the usage may have a list ``iterations``, with the counts of each request of the call.
     """
 
     vendor: str
@@ -250,7 +250,7 @@ class Counts:
         cache_write: input tokens written to the provider's cache.
         reasoning: output tokens that were reasoning.
         differs: whether the usage has a total that differs from the sum of its parts in every reading.
-        hidden: whether the difference was counted as reasoning that has no field.
+        hidden: whether the tokens by which the total exceeds this sum were counted as reasoning that has no field.
     """
 
     tokens_in: int
@@ -311,7 +311,7 @@ def counts(shape: Shape, count: Count) -> Counts | None:
 
 
 def _with_rest(shape: Shape, read: Counts, total: int, count_in: int | None, count_out: int | None) -> Counts:
-    """Assign the rest of the total: to input or output if that count is missing, otherwise to hidden reasoning."""
+    """Assign the rest of the total to a missing input or output count, or to reasoning if the shape hides it."""
     rest = total - read.tokens_in - read.tokens_out
     if rest > 0 and count_in is None:
         return replace(read, tokens_in=read.tokens_in + rest)
@@ -346,7 +346,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all readings of the parts: first the reading of the table, then the others, the most similar first."""
+    """Return all readings of the parts, sorted by their similarity to the reading in the table, which is the first."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]
@@ -366,7 +366,7 @@ _NUMBERS: Any = (int, float, Decimal, numbers.Real)
 
 
 def whole(value: Any) -> int | None:
-    """Return a value as a token count, or None if it is not one. Some clients and databases give floats or Decimals."""
+    """Return a value as a token count, or None if it is none. Some clients and databases return floats or Decimals."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     return int(value) if 0 <= value < _MAX_TOKENS else None

@@ -36,7 +36,7 @@ class Usage:
         tokens_reasoning: the part of `tokens_out` that was reasoning.
         calls: number of calls.
         differs: whether the response has a total that its parts do not add up to.
-        hidden: whether the difference was counted as reasoning that has no field.
+        hidden: whether the tokens by which the total exceeds its parts were counted as reasoning that has no field.
     """
 
     tokens_in: int = 0
@@ -384,7 +384,7 @@ class _Search:
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages. By message ids, usages count once if the state is recorded again."""
+        """Return the usages of a state's messages, with the message ids, so that no message counts twice."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -430,7 +430,7 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Sum up the usages in ``iterations``: one sum for the model's own requests, then one for each advisor model.
+        """Sum up the usages in ``iterations``. Returns a sum for the model's own requests, then one per advisor model.
 
         The result is empty if the usage does not list its requests.
         """
@@ -449,7 +449,7 @@ class _Search:
         sum_ = total(own)
         if sum_ is None:
             return []
-        # The usage has the reasoning tokens of all requests. The list may lack them.
+        # The usage itself has the reasoning tokens of all requests. The list of the requests may lack them.
         thoughts = counts(shape, self._counter(source, names))
         reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
         apart_sums = [other for each in others.values() if (other := total(each)) is not None]
@@ -569,7 +569,7 @@ _LAST_EVENTS = frozenset({
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Return whether the real class of a value is a list or a tuple; mocks claim other classes."""
+    """Return whether a value really is a list or a tuple: `isinstance` would believe a mock that claims to be one."""
     return issubclass(type(value), (list, tuple))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
-from agentperf_redis.windows import Interval as Interval  # noqa: PLC0414  others import it from here
+from agentperf_redis.windows import Interval as Interval  # noqa: PLC0414  other modules import it from here
 
 _TOP_ERRORS = 5
 _NO_TIME = Interval(0.0, 0.0)
@@ -70,8 +70,8 @@ class PerformanceMetrics:
         error_types: failures by type.
         last_execution: end of the last execution, local time; None without executions.
         cancelled_count: executions that were cancelled.
-        exact: True if percentiles are exact (to 1 us); otherwise they are within `error_bound`.
-        error_bound: maximum error of a percentile, relative to the exact percentile: 0 or 0.0217.
+        exact: True if percentiles are exact (to 1 us). Otherwise, their error is at most `error_bound`.
+        error_bound: maximum error of a percentile, as a share of the exact percentile: 0 or 0.0217.
         buckets: the histogram; see `agentperf_redis.metrics.histogram`.
         zeros: number of durations of 0 us.
         tokens_in: tokens sent to models, including those of the providers' caches.
@@ -156,7 +156,7 @@ class PerformanceMetrics:
         )
 
     def get_summary(self) -> dict[str, Any]:
-        """Return the dict that the in-memory version returns: counts as numbers, other values as text."""
+        """Return the same dict as the in-memory version, with counts as numbers and other values as text."""
         return {
             "agent_name": self.agent_name,
             "task_count": self.task_count,
@@ -197,8 +197,8 @@ class StreamMetrics:
 
     Attributes:
         items: number of items that all streams produced.
-        first: time to the first item; each stream gives one value.
-        between: mean time to produce each further item; each stream gives one value.
+        first: time to the first item. Each stream contributes one value.
+        between: mean time to produce each further item. Each stream contributes one value.
     """
 
     items: int
@@ -319,12 +319,12 @@ class Delivery:
         counted: executions that the server has confirmed.
         pending: executions that are not confirmed yet.
         dropped: executions that were dropped, because a key of their agent has the wrong type on the server.
-        uncertain: executions that may have been counted twice. Their request had no reply for so long that the server
-            may have forgotten the sequence number of the request.
+        uncertain: executions that may have been counted twice. The flush that sent them had no reply for so long that
+            the server may have forgotten its sequence number. So they were sent again.
         samples_dropped: raw samples that were counted but not kept.
         other: executions counted under ``__other__``.
         usage_unread: model calls recorded without tokens, because their ``usage=`` had no token counts.
-        usage_inconsistent: usages with a total that is not input plus output. They are counted by their parts.
+        usage_inconsistent: usages with a total that is not input plus output. The parts are counted, not the total.
         last_error: error of the latest flush; None if it succeeded.
     """
 

@@ -1,10 +1,11 @@
-"""The executions of a process that have begun and not ended. A hung call is one of them. No I/O here.
+"""The executions that a process has begun and not ended, such as a hung call. No I/O here.
 
-Each tracked execution adds itself and removes itself. To be fast, both operations are calls of C code without a lock.
+Each tracked execution adds itself and removes itself. Both operations are calls of C code without a lock, so they are
+fast.
 
-An execution may be dropped without an end: a coroutine that is never awaited, or a generator whose event loop has
-ended. A set of strong references would keep such an execution forever and show it as hung. Therefore an execution that
-has run for a while is referenced only weakly.
+A program may drop an execution without ending it. Examples are a coroutine that is never awaited, and a generator whose
+event loop has ended. A set of strong references would keep such an execution forever and show it as hung. Therefore an
+execution that has run for a while is referenced only weakly.
 """
 
 from __future__ import annotations

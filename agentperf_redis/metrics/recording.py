@@ -1,4 +1,4 @@
-"""The methods that record. Blocking and asyncio code share them, because none waits for the server."""
+"""The methods that record. Blocking and asyncio code share them, because no method waits for the server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Recording:
             self._record(agent_name, seconds, OK if arguments.flag("success", success) else self._failure(error_type))
 
     def record_cancellation(self, agent_name: str, execution_time: float) -> None:
-        """Record an execution that was cancelled: neither a success nor a failure.
+        """Record an execution that was cancelled. It counts neither as a success nor as a failure.
 
         Args:
             agent_name: the agent.
@@ -76,7 +76,7 @@ class Recording:
         Args:
             agent_name: the agent.
             not_failures: an exception class or a tuple of them. An execution that ends with such an exception counts as
-                a success. An example is the GraphInterrupt of an agent that asks its user.
+                a success. An example is the GraphInterrupt of an agent that asks its user a question.
 
         Returns:
             A context manager for one use. Coroutines enter it with plain ``with`` too, because it does no I/O.
@@ -239,7 +239,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent and the current span. The span is None if there is none, or if it has another agent."""
+        """Return the agent and the current span. The span is None if no span is open, or if it has another agent."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")
@@ -255,7 +255,7 @@ class Recording:
 
     def _failure(self, error_type: object) -> str:
         try:
-            return self._outcomes[error_type]  # type: ignore[index]  # only strings are found
+            return self._outcomes[error_type]  # type: ignore[index]  # other types raise
         except (KeyError, TypeError):
             name = arguments.name("error_type", error_type)
             outcome = f"{FAILED}:{name}"
@@ -295,7 +295,7 @@ def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, 
 
 
 def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
-    """Let passed values override values that were read. Reduce a part that was read if it exceeds its whole."""
+    """Let passed values override values that were read. If a part that was read exceeds its whole, reduce the part."""
     usage = replace(usage, **({"model": usage.model or model} | given))
     if "tokens_in" in given:
         cached = min(usage.tokens_cached_in, usage.tokens_in)

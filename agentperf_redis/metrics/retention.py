@@ -18,7 +18,7 @@ MAX_SLICES = 10_080
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long the server keeps data. This limits how far back windows reach. All processes should use equal values.
+    """How long the server keeps data, and so how far back windows can reach. All processes should use equal values.
 
     Attributes:
         slices_10s: TTL in s of the 10-second slices; 0 writes no such slices.
@@ -26,7 +26,7 @@ class Retention:
         slices_1h: TTL in s of the 1-hour slices; 0 writes no such slices.
         slices_1d: TTL in s of the 1-day slices; 0 writes no such slices.
         recent: TTL of raw samples, s.
-        recent_count: raw samples kept per agent, at most 1000. Percentiles of at most this many samples are exact.
+        recent_count: number of raw samples per agent, at most 1000. Percentiles of up to that many samples are exact.
         slow: TTL of the slowest samples, s.
     """
 
@@ -59,7 +59,7 @@ class Retention:
 
     @property
     def ttls(self) -> dict[int, float]:
-        """The TTL of the slices of each width; TTL and width in s."""
+        """Maps each slice width, in s, to the TTL of the slices, in s."""
         return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}
 
 
@@ -109,11 +109,12 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
     Args:
         retention: the retention.
         agents: number of agents.
-        per_second: executions per second and agent, day and night. Each span is assumed to occur once per execution.
+        per_second: executions per second of each agent, day and night. The forecast assumes that each span occurs once
+            in each execution.
         spans: number of different spans per agent.
 
     Returns:
-        An estimate, accurate within a factor of 1.5 for durations that vary like those of model calls.
+        An estimate. It is accurate within a factor of 1.5 if durations vary like those of model calls.
 
     Raises:
         InvalidArgument: for invalid numbers.

@@ -1,6 +1,6 @@
-"""Metrics over time: one row a step, of one agent or of many.
+"""Metrics over time: one row for each step, for one agent or for several.
 
-The rows are read from the same time slices as windows, so a row counts what a window of the same time range counts.
+Rows and windows are read from the same time slices. So a row counts the same executions as a window of its time range.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class SeriesRow:
 
 
 def merged_rows(rows: Iterable[SeriesRow]) -> SeriesRow:
-    """Add up rows to one row. The rows may be of several steps, of several agents, or both.
+    """Add up rows to one row. The rows may belong to several steps, to several agents, or both.
 
     Args:
         rows: at least one row.
@@ -171,14 +171,14 @@ def series(
     step: Window = "1m",
     as_of: Timestamp = None,
 ) -> Flow[Rows | dict[str, Rows]]:
-    """Read the rows of one agent; or of several or all agents, by name. The arguments are checked at the call."""
+    """Read the rows of one agent, or of several or all agents by name. Checks its arguments when it is called."""
     if isinstance(agent_or_agents, str):
         return series_of(flusher, agent_or_agents, window, step, as_of)
     return series_by_name(flusher, agent_or_agents, window, step, as_of)
 
 
 def series_of(flusher: Flusher, agent_name: str, window: Window, step: Window, as_of: Timestamp) -> Flow[Rows]:
-    """Read rows of one agent, as `series`."""
+    """Read the rows of one agent, like `series`."""
     time, step_ms = asked_steps(window, step, as_of)
     return _of_one(flusher, arguments.name("agent_or_agents", agent_name), time, step_ms)
 
@@ -186,7 +186,7 @@ def series_of(flusher: Flusher, agent_name: str, window: Window, step: Window, a
 def series_by_name(
     flusher: Flusher, agent_names: Iterable[str] | None, window: Window, step: Window, as_of: Timestamp
 ) -> Flow[dict[str, Rows]]:
-    """Read rows of several agents, or of all (None), by name, as `series`."""
+    """Read the rows of several agents by name, or of all agents if `agent_names` is None, like `series`."""
     time, step_ms = asked_steps(window, step, as_of)
     names = None if agent_names is None else arguments.names("agent_or_agents", agent_names)
     return _of_many(flusher, names, time, step_ms)
@@ -214,7 +214,7 @@ def _of_many(flusher: Flusher, names: Sequence[str] | None, time: TimeRange, ste
 
 
 def _shards(agent_name: str) -> Iterable[int]:
-    """Return the shards of an agent. Each shard has its own ``__other__``."""
+    """Return the shards with data of an agent: all shards for ``__other__``, one for any other agent."""
     return range(keys.METRICS_SHARDS) if agent_name == OTHER else (keys.metrics_shard(agent_name),)
 
 
@@ -225,7 +225,7 @@ def _added(found: Sequence[Rows]) -> Rows:
 def _read(
     flusher: Flusher, wanted: Sequence[tuple[int, str]], time: TimeRange, step_ms: int
 ) -> Flow[list[tuple[str, Rows]]]:
-    """Read series, given by shard and encoded name. Returns a pair for each, in the given order: decoded name, rows."""
+    """Read series, given by shard and encoded name. Returns the decoded name and rows of each, in the same order."""
     at_once = max(1, STEPS_AT_ONCE // math.ceil(time.window_ms / step_ms))
     by_shard: dict[int, list[str]] = {}
     for shard, name in wanted:
@@ -252,8 +252,8 @@ def _read(
 def _aligned(replies: Sequence[SeriesReply], step_ms: int) -> list[list[Rows]]:
     """Return the rows of the series of each reply. All series have the same steps.
 
-    A new step may begin between two calls. Therefore all series get the steps of the latest call. A series of
-    an earlier call has no data of a step that began later.
+    A new step may begin between two calls. Therefore all series get the steps of the latest call. If a step began after
+    the call of a series, the series gets a row of zeros for this step.
     """
     from_ms = max(reply.from_ms for reply in replies)
     latest = max(replies, key=lambda reply: reply.to_ms)
@@ -276,8 +276,8 @@ class SeriesReply:
         from_ms: start of the first step, ms since 1970.
         to_ms: end of the last step, ms since 1970.
         rows: the rows of each series, in the order of the request.
-        needed_ms: usually 0. If the server keeps only slices wider than the steps for a part of the window, the width
-            of these slices, ms.
+        needed_ms: 0 if the steps fit the slices that the server keeps. Otherwise, for a part of the window, the server
+            keeps only slices of this many ms or more.
     """
 
     now_ms: int
@@ -339,7 +339,7 @@ def _rows(text: bytes, empty: Rows) -> Rows:
             at = int(words[0])
             if not 0 <= at < len(rows):
                 raise ValueError(text)
-            # Written for speed: an hour of a thousand agents has 60,000 steps.
+            # This loop must be fast: an hour of a thousand agents has 60,000 steps.
             first = 1
             while words[first : first + 1] == [b"|"]:
                 first += 2
@@ -376,7 +376,7 @@ _MAX_FIELDS = 4096
 
 
 class _Buckets(dict[bytes, int | None]):
-    """Maps the name of a field to the index of the bucket that it counts, or to None if it counts no such bucket."""
+    """Maps the name of a field to the index of the bucket that it counts, or to None if it counts no indexed bucket."""
 
     def __missing__(self, field: bytes) -> int | None:
         found = None if field == b"h:zero" or field[:2] != b"h:" else int(field[2:])

@@ -1,7 +1,7 @@
 """Spans: the stages of an agent's work, and the time that each takes.
 
 A span is a named part of the work within another span or an execution. A context variable holds the current span, so
-spans nest through functions, coroutines and tasks. In a new thread, which has no current span, pass `parent=`.
+spans nest through functions, coroutines and tasks. A new thread has no current span, so pass `parent=` there.
 
 Self time: an open span without an open child is *active*. Time in which several spans are active (in tasks or threads)
 is divided among them equally. The self times of a tree therefore add up exactly to its total time, even if spans ran
@@ -49,8 +49,8 @@ class _Tree:
         clock: real time to which `virtual` has been advanced.
         virtual: the virtual clock; see the module docstring.
         active: number of active spans.
-        late: whether the tree was created while the block of its root was ending. If so, `active` does not count the
-            root.
+        late: whether the block of the root was already ending when the tree was created. If so, `active` does not count
+            the root.
     """
 
     __slots__ = ("active", "clock", "late", "lock", "virtual")
@@ -107,7 +107,7 @@ def executions_around() -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the tracked executions that the running code is in, the innermost first.
 
     Returns:
-        For each, its agent and the path of its innermost span around the running code.
+        For each execution, its agent and the path of its innermost span around the running code.
     """
     found = []
     span = _current.get()
@@ -226,11 +226,11 @@ class Span:
             self._put_to_work(tree)
 
     def _shared_tree(self) -> _Tree:
-        """Return the tree of this span; create it for a root that had no children.
+        """Return the tree of this span. If this span is a root that had no children yet, create the tree.
 
         While there is no tree, `__exit__` takes no lock: it first clears `is_open`, then reads `_tree`. This method
-        first sets `_tree`, then reads `is_open`. If both run at the same time, at least one of them sees the change of
-        the other. Under the lock of the tree, both then see whether the tree counts the root.
+        first sets `_tree`, then reads `is_open`. If both methods run at the same time, at least one of them sees the
+        change of the other. Under the lock of the tree, both methods then see whether the tree counts the root.
         """
         if self._tree is None:
             tree = _Tree(self._start)
@@ -273,21 +273,21 @@ class Span:
             not_recorded(self.agent_name)
 
     def list_as_open(self) -> None:
-        """List the execution among the open ones, until `unlist` or until it is garbage. The span must not be entered.
+        """List the execution among the open ones, until `unlist` is called or the execution is garbage-collected.
 
-        It does not become the current span.
+        The execution must never be entered, and it does not become the current span.
         """
         self._start = perf_counter()
         self.is_open = True
         self._executions.add(self)
 
     def unlist(self) -> None:
-        """End what `list_as_open` began. Nothing is recorded."""
+        """Remove the execution from the list of open ones. Nothing is recorded."""
         self.is_open = False
         self._executions.discard(self)
 
     def record_measured(self, path: tuple[str, ...], seconds: float, self_seconds: float, outcome: str) -> None:
-        """Record the span as measured by another tracer. The span must not be entered.
+        """Record the values that another tracer measured for this span. The span itself must not be entered.
 
         Args:
             path: names from the outermost span to this one; empty for an execution.
@@ -299,7 +299,7 @@ class Span:
         self._finish(self, outcome)
 
     def rename(self, name: str) -> None:
-        """Change the name of an entered span; an execution keeps its agent. Later spans within it have the new path."""
+        """Rename an entered span. Spans opened in it later have the new path. An execution keeps its agent's name."""
         if self.path:
             self.path = (*self.path[:-1], arguments.name("name", name))
 
@@ -322,7 +322,7 @@ class Span:
             self.is_open = False
 
     def defer(self) -> bool:
-        """Keep the span open but suspended when its block ends. A later `resume` and `__exit__` end it.
+        """Keep the span open but suspended when its block ends. A later `resume` and `__exit__` end the span.
 
         Returns:
             False in a child that was forked within the block, since the span belongs to the parent process.
@@ -356,13 +356,13 @@ class Span:
                 self.parent._child_closed(tree)  # noqa: SLF001  the same class
 
     def suspend(self) -> None:
-        """Pause the span. A generator does this at each ``yield``: the consumer's work is not part of the span."""
+        """Pause the span. A generator does this at each ``yield``: the work of its consumer is not part of the span."""
         tree = self._shared_tree()
         inner = _current.get()
         self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001
         with tree.lock:
             tree.advance(perf_counter())
-            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer counts as a child without a record
+            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer counts as an unrecorded child
         _current.set(self._outer)
 
     def resume(self) -> None:
@@ -413,7 +413,7 @@ def _is_cancellation(error: BaseException) -> bool:
         return all(map(_is_cancellation, error.exceptions))
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return True
-    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio on trio raises it too
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio on trio raises trio.Cancelled too
     return trio is not None and isinstance(error, trio.Cancelled)
 
 
@@ -478,7 +478,7 @@ def span_report(agent_name: str, found: Mapping[tuple[str, ...], tuple[Performan
 
     Args:
         agent_name: the agent.
-        found: the metrics and the self time of each span, by path; the self time is in us.
+        found: maps the path of each span to its metrics and its self time in us.
     """
     total = sum(self_us for _, self_us in found.values())
     spans = [
