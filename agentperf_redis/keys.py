@@ -167,7 +167,7 @@ def absent(key: str) -> str:
 
     On a Cluster, a call of a script declares this key after its other keys. This key exists on no node. Therefore,
     while the keys of a slot are moved one by one, the server refuses any call that declares this key and another key
-    (TRYAGAIN, or ASK). So a script runs only where all keys of its slot are.
+    (with TRYAGAIN or ASK). So a script runs only where all keys of its slot are.
     """
     head, _, rest = key.partition("{")
     tag, closed, _ = rest.partition("}")

@@ -26,7 +26,7 @@ process that runs for weeks."""
 class LastResort(logging.Handler):
     """A handler that shows records as a `RuntimeWarning`, if no other handler would receive them.
 
-    It shows warnings about an outage, and errors. All records about an outage form one subject. Errors whose messages
+    It shows errors, and warnings about an outage. All records about an outage form one subject. Errors whose messages
     differ only in their arguments form one subject. A subject is shown at most once an hour, however many calls and
     threads report it.
     """

@@ -20,7 +20,7 @@ their clients want: track the handling of each message instead.
 `NoCapacity` is answered with 503 and the header Retry-After, and counts as a failure with the type `NoCapacity`. An
 application that is mounted after the call of `instrument` needs its own call. Even so, no request counts twice.
 
-Nothing is lost when a server first ends its requests and then the application, because the end of the ASGI lifespan
+Nothing is lost if the server ends all requests before it ends the application, because the end of the ASGI lifespan
 flushes all records. The README's table of losses lists the cases that need a hook.
 """
 
