@@ -126,7 +126,7 @@ class Operations:
         )
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
-        """Check the labels and the affinity of a call. Return a Choice of these and the balancer's strategy."""
+        """Check the labels and the affinity of a call. Return them with the balancer's strategy as a Choice."""
         labels = frozenset[str]() if type(require) is tuple and not require else checked_labels("require", require)
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
@@ -300,7 +300,7 @@ class Operations:
         return self._or_none(leases.release_many(self.keeper, ended, took), [False] * len(ended))
 
     def _lease_of(self, argument: str, value: object) -> Lease:
-        """Return the lease that an argument is or carries."""
+        """Return the argument if it is a lease, or else the lease that the instance carries."""
         lease = value.lease if isinstance(value, AgentInstance) else value
         if not isinstance(lease, Lease):
             raise InvalidArgument(argument, value, "an instance from acquire, which carries its lease; or a Lease")
@@ -373,7 +373,7 @@ def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
 
 
 def _rate(argument: str, value: float) -> float:
-    """Check a rate limit per minute; math.inf for no limit."""
+    """Check a rate limit per minute. The value math.inf means no limit."""
     allowed = f"a number from {_MIN_RATE:g} to {_MAX_RATE:g}, or math.inf"
     rate = arguments.number(argument, value, allowed)
     if rate != math.inf and not _MIN_RATE <= rate <= _MAX_RATE:

@@ -98,7 +98,7 @@ class Registrations:
         self.registered.pop((agent_type, instance_id), None)
 
     def restore(self, pool: Pool) -> Flow[bool]:
-        """Restore a pool: register again the instances that the server lost, and forget those that others removed.
+        """Restore a pool: register again the instances that it lost, and forget those that other processes removed.
 
         Args:
             pool: the whole pool, as a `Pool` with one shard; or a shard, to restore only the instances in this shard.
@@ -113,11 +113,11 @@ class Registrations:
         for shard in shards:
             try:
                 lost += yield from self._lost_in(shard, layout)
-            except BackendUnavailable as error:  # the instances of the other shards are restored first
+            except BackendUnavailable as error:  # raised below, after the other shards are restored
                 away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
-            # A process may have let the division expire, and then died before it saw a new instance. This keeps the
-            # division.
+            # A process may have let the division expire and then died before it noticed a new instance. Dividing the
+            # pool again now keeps the division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
             self.layouts.learn(pool.agent_type, division.shards)
         for name in lost:
@@ -137,7 +137,7 @@ class Registrations:
         }
 
     def _lost_in(self, shard: Pool, layout: Layout) -> Flow[list[str]]:
-        """Return this process's instances that a shard has lost, and forget those that others removed."""
+        """Return this process's instances that a shard lost. Forget those that other processes removed."""
         mine = self._mine_in(shard, layout)
         lost: list[str] = []
         names = list(mine)
@@ -155,7 +155,7 @@ class Registrations:
         return lost
 
     def place(self, pool: Pool, known: Registered) -> Flow[RegisterReply]:
-        """Register an instance in its shard. The reply has the replaced settings of the whole pool.
+        """Register an instance in its shard. The reply has the settings of the whole pool that this replaced.
 
         Args:
             pool: the whole pool, as a `Pool` with one shard.
@@ -193,7 +193,7 @@ class Registrations:
             settings: the settings of the pool; None keeps the settings of an existing pool.
 
         Returns:
-            The replaced settings, packed; empty if there were none.
+            The settings that this call replaced, packed; empty if it replaced none.
 
         Raises:
             InvalidArgument: when the pool has another number of shards or another strategy.
@@ -223,7 +223,7 @@ class Registrations:
             settings: the settings.
 
         Returns:
-            The replaced settings, packed; empty if there were none.
+            The settings that this call replaced, packed; empty if it replaced none.
         """
         return (yield from over_shards(self.layouts, pool, partial(self._deploy_in, pool, settings)))
 

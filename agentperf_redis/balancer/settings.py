@@ -26,24 +26,25 @@ class PoolSettings:
         max_ejection_time: max length of an ejection, seconds. If more than this time passes between the end of
             one ejection and the next ejection, the next one counts as a first ejection. Default five minutes: a probe
             every five minutes costs nothing.
-        max_ejection_share: an instance is ejected only if the unhealthy instances, including it, are at most this share
-            of all. One instance may be ejected in any case, but never the last healthy one. Default one half: ejections
-            alone never cause panic, and two of four instances may be ejected.
+        max_ejection_share: an instance is ejected only if at most this share of all instances is then unhealthy. One
+            instance may be ejected in any case, but never the last healthy one. Default one half: ejections alone never
+            cause panic, and two of four instances may be ejected.
         panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), the
-            unhealthy instances get work too: the health data is more likely wrong than the instances, and the healthy
-            instances could not carry the load. 1 for never. Default one half: then the cause is probably something that
-            the instances share.
+            unhealthy instances get work too. In that case the health data is probably wrong, and the healthy instances
+            could not carry the load alone. 1 for never. Default one half: if more than half of the instances fail, the
+            cause is probably something that they share.
         slow_after: seconds; an ok outcome with a longer response time is slow and counts as bad. None for never.
             Default None: a model's response time depends on the length of its answer.
         adaptive: whether each instance has an adaptive concurrency limit, which follows its outcomes and is at most its
             max_capacity. Default False: max_capacity is the limit. A bad outcome lowers the limit by a fifth, at most
-            once for all leases that were in flight together. A good outcome while the load is at least half the limit
-            raises it by 1/limit, so as many good outcomes as the limit raise it by one unit. Timeouts, rejections and
-            slow outcomes then count towards ejection only at a limit of 1. `update_instance(max_capacity=)` resets it.
+            once for all leases that were in flight together. A good outcome raises the limit by 1/limit if the load is
+            at least half the limit: at a limit of 8, eight good outcomes raise it by one unit. Timeouts, rejections and
+            slow outcomes count towards ejection only at a limit of 1. `update_instance(max_capacity=)` resets the
+            limit.
         slow_start: seconds in which the capacity of a new or recovered instance grows from a tenth to the full
             capacity, in ten steps; None for no slow start. A new instance warms up only if a healthy, warm instance has
-            been registered for at least as long, so a fleet that starts together has its full capacity at once. No
-            slow start begins during a panic, or while fewer than half of the instances are healthy and warm. Default
+            been registered for at least these seconds, so a fleet that starts together has its full capacity at once.
+            No slow start begins during a panic, or while fewer than half of the instances are healthy and warm. Default
             None: most agents have nothing to warm up.
         rate_burst: a lease is granted while the instance is at most this many seconds ahead of its rate limits. Default
             six, a tenth of a minute: in any minute, all leases but the last one use at most 1.1 times the rate limit.
@@ -91,7 +92,7 @@ class PoolSettings:
         arguments.count("healthy_threshold", self.healthy_threshold, maximum=1000)
 
     def packed(self) -> str:
-        """Return the settings as "name=value" words: the value of #settings on the server, which the scripts read."""
+        """Return the settings as "name=value" words. The server stores this text as #settings; the scripts read it."""
         stored = {
             "eject_after": self.eject_after or 0,
             "base_ejection_ms": _ms(self.base_ejection_time),

@@ -71,7 +71,7 @@ class AsyncCache:
         return await self._backend.arun(self._flows.eraser.pop(key, default))
 
     def scan(self, *, match: str | None = None, batch: int = DEFAULT_BATCH) -> AsyncKeyScan:
-        """See `LRUCache.scan`; the result is for ``async for``."""
+        """See `LRUCache.scan`. Iterate over the result with ``async for``."""
         return AsyncKeyScan(self._backend, KeyPages(self._flows.shared, match, batch))
 
     async def delete(self, key: str) -> bool:

@@ -174,7 +174,7 @@ class Cache(ABC):
             ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
 
         Returns:
-            Whether there was a value. False, too, if a lost connection leaves the result unknown.
+            Whether there was a value. Also False if a lost connection leaves the result unknown.
 
         Raises:
             BackendUnavailable: the server did not answer.
@@ -201,9 +201,9 @@ class Cache(ABC):
             The new value.
 
         Raises:
-            InvalidArgument: an argument is invalid; nothing was sent. Or the number does not fit into the cache's
-                `max_bytes`; the old value stays.
-            NoInteger: the stored value, or the sum, is no integer between -2^53 and 2^53; or there is no value, and
+            InvalidArgument: an argument is invalid, and nothing was sent; or the new number does not fit into the
+                cache's `max_bytes`, and the old value stays.
+            NoInteger: the stored value or the sum is not an integer between -2^53 and 2^53; or there is no value, and
                 `create` is False. Nothing was changed.
             BackendUnavailable: the server did not answer, whatever `on_unavailable` is. Its `outcome` says whether the
                 addition may have been made.
@@ -212,18 +212,18 @@ class Cache(ABC):
         return self._backend.run(self._flows.writer.increment(key, by, ttl, tags, create))
 
     def pop(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key and remove it. Of several callers, in all processes, one gets the value.
+        """Return the value of a key and remove it. If callers in several processes pop it, only one gets the value.
 
         This counts as a read. If the value is being computed now, the result will not be stored. The server keeps the
-        popped value for the deadline of the call, in addition to `max_bytes`. A value that this process cannot decode
-        is removed, too.
+        popped value until the deadline of the call; the value then does not count towards `max_bytes`. A value that
+        this process cannot decode is also removed.
 
         Args:
             key: any string.
             default: returned when there is no value, or none that can be decoded; a cached None is a value.
 
         Raises:
-            BackendUnavailable: the server did not answer. Its `outcome` says whether the value may be removed.
+            BackendUnavailable: the server did not answer. Its `outcome` says whether the value may have been removed.
         """
         return self._backend.run(self._flows.eraser.pop(key, default))
 
@@ -255,7 +255,7 @@ class Cache(ABC):
     def clear(self) -> None:
         """Make every key a miss, at once and at a cost independent of the number of entries.
 
-        With several shards, each is cleared in one step. When this method returns, all are.
+        With several shards, each shard is cleared in one step. When this method returns, all shards are cleared.
         """
         self._backend.run(self._flows.eraser.clear())
 
@@ -264,7 +264,7 @@ class Cache(ABC):
 
         The cost does not depend on the number of entries, since the entries are not touched. An invalidated entry uses
         capacity, and counts in `size` and `keys`, until it is overwritten, expires, is evicted or is swept; see
-        `sweep`. With several shards, a read may still return an old value until this method returns, and none after it.
+        `sweep`. With several shards, a read may return an old value until this method returns, but not later.
         """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
@@ -275,14 +275,14 @@ class Cache(ABC):
         now. Its steps are short, so other callers are not blocked.
 
         Returns:
-            The number of entries and values removed.
+            The number of removed entries and values. A cleared entry counts when its value is removed.
         """
         return self._backend.run(self._flows.eraser.sweep())
 
     def flush(self) -> None:
         """Report buffered reads to the server now. Without this call, they are reported within 0.2 s.
 
-        With more than 4 shards, they are reported later: within 0.05 s for each shard, and at most 5 s.
+        With more than 4 shards, they are reported within 0.05 s times the number of shards, but at most 5 s.
         """
         self._backend.run(flush_all(self._flows.shared))
 
@@ -305,15 +305,14 @@ class Cache(ABC):
             as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
 
         Raises:
-            InvalidArgument: for an invalid argument, and if slices as narrow as the step are not kept for the whole
-                window.
+            InvalidArgument: an argument is invalid, or slices as narrow as the step are not kept for the whole window.
         """
         return self._backend.run(inspection.series(self._flows.shared, window, step, as_of))
 
     def keys(self) -> list[str]:
         """Return all keys that use capacity (see `size`), the least recently accessed first.
 
-        With several shards, two keys of different shards may be in the wrong order, by the delay of the reports.
+        Reads are reported with a delay, so two keys of different shards may be in the wrong order.
 
         A key longer than 4 KiB appears as its first 40 characters and a hash. Every method accepts this name as a key.
         """
@@ -323,11 +322,11 @@ class Cache(ABC):
         """Iterate over the keys, in no order, one batch at a time. This suits caches of any size.
 
         A key that is in the cache during the whole scan is returned at least once. Other keys may be missed or
-        returned; a key may be returned twice. Keys are those that `keys` returns, invalidated ones included.
+        returned. A key may be returned twice. The scan covers the keys that `keys` returns, including invalidated ones.
 
         Args:
             match: return only keys that match this pattern: ``*`` is any text, ``?`` any character, ``[ab]`` one of
-                these, as in `fnmatch.fnmatchcase`. All keys are read in any case.
+                these characters, as in `fnmatch.fnmatchcase`. The server reads all keys, whatever the pattern.
             batch: keys that the server examines at a time, 1 to 10,000. A small cache is read at once.
         """
         return KeyScan(self._backend, KeyPages(self._flows.shared, match, batch))
@@ -442,7 +441,7 @@ def _checked_codec(codec: object) -> Codec:
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
-    """Return the TTLs that an object applies to its puts: those that its constructor got, else the tiers' defaults."""
+    """Return the TTLs for puts of a cache object: those given to its constructor, or else the tiers' defaults."""
     hot, warm, cold = (
         ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[5:8], strict=True)
     )

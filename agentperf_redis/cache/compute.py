@@ -45,10 +45,10 @@ class Wanted(Generic[R_co]):
     """A requested value and the means to compute it.
 
     Attributes:
-        key: key of the value; checked.
+        key: key of the value; already checked.
         function: computes the value; asyncio callers await the result if it is awaitable.
-        ttl: TTL of the value, seconds; checked.
-        tags: names by which the value can be invalidated; checked.
+        ttl: TTL of the value, seconds; already checked.
+        tags: names by which the value can be invalidated; already checked.
         freshness: when the value is refreshed.
         source: the user's function, if `function` wraps it; None if `function` is the user's own.
         unstorable: called with the reason if the value cannot be stored. By default a RuntimeWarning is issued, once
@@ -85,7 +85,7 @@ def compute(
 async def compute_async(
     backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
-    """Do the same as `compute` on the running loop; an awaitable result of the function is awaited."""
+    """Do the same as `compute`, on the running loop. If the function returns an awaitable, await it."""
     copy = copied(flows, wanted) if look else None
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
@@ -108,7 +108,7 @@ def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
 def computing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], copy: Served | None, *, look: bool, blocking: bool
 ) -> Flow[Served | Crashed]:
-    """Return a value or the error of its function; compute it if this caller gets the compute lease.
+    """Return a value, or the error of its function. Compute the value if this caller gets the compute lease.
 
     An error of the function is returned, not raised: a flow is a generator, and a StopIteration cannot propagate out of
     a generator.
@@ -156,7 +156,7 @@ def _refreshed(
             # hold the lease of the refresh that was cut off, so the key stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
-                return Served(new.value)  # if the value cannot be stored, `refreshing` has warned
+                return Served(new.value)  # if it cannot be stored, `refreshing` has already issued a warning
         finally:
             refresher.leave(subject, cut_off=cut_off)
     return stale
@@ -263,7 +263,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.shard(copy.name).server_ms())
-        if age is Age.OLD:  # only the server knows whether the last computation failed
+        if age is Age.OLD:  # only the server knows whether the latest computation failed
             return None
         stale = copy.version if age is Age.DUE else 0
     if value is MISSING:
@@ -297,7 +297,7 @@ def _in_words(value: object, refused: InvalidArgument) -> str:
 
 
 def _warn_once(function: object, reason: str) -> None:
-    """Warn that the values of a function cannot be stored. All functions made from the same code cause one warning."""
+    """Warn that the values of a function cannot be stored. Functions made from the same code cause only one warning."""
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     code = getattr(function, "__code__", None)

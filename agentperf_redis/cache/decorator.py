@@ -1,7 +1,7 @@
 """`cached`: caches the results of a function for all processes.
 
-The key of a result is the function's name with a digest of its bound arguments. If the name alone could mean another
-function, a digest of the function follows the name (see `function_identity`). The canonical form of the arguments does
+The key of a result is the function's name with a digest of its bound arguments. If another function could have the same
+name, a digest of the function follows the name (see `function_identity`). The canonical form of the arguments does
 not depend on the process, on positional or keyword passing, or on the hash seed. An object cannot be part of a key
 unless a value identifies it. Give its class a method ``__cache_key__()`` that returns such a value, or exclude the
 argument with ``ignore=``. This also applies to the ``self`` of a method.
@@ -189,25 +189,25 @@ def cached(
 
     One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored are
     returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``, or
-    must wrap such a function with `functools.wraps`. Functions of vendors' clients often do the latter.
+    must wrap a coroutine function with `functools.wraps`, as functions of vendors' clients often do.
 
     The decorated function has the methods ``.invalidate(*args)``, ``.refresh(*args)``, ``.warm(items)`` and
-    ``.cache_clear()``. If the decorated function is a coroutine function, these methods are coroutine functions, too.
-    It also has ``.key(*args)``, ``.cache_info()`` and ``.cache``.
+    ``.cache_clear()``. If the decorated function is a coroutine function, these methods are also coroutine functions.
+    Every decorated function also has ``.key(*args)``, ``.cache_info()`` and ``.cache``.
 
     Args:
         cache: an LRUCache or TieredCache.
         ttl: TTL of a result, seconds; None is the cache's default, `math.inf` is no expiry.
         tags: names by which results can be invalidated.
-        key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default the
-            key includes all arguments, with all of their state, or the result of their method ``__cache_key__()``. The
-            order of ``**kwargs`` counts, but not that of a dict or set. The key always begins with the function's name.
+        key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments. By default,
+            the key includes each argument: its whole state, or the result of its method ``__cache_key__()``. The order
+            of ``**kwargs`` counts, but not that of a dict or set. The key always begins with the function's name.
         ignore: names of arguments to exclude from the key, such as ``("self",)``.
         version: part of the key; change it to abandon old results, for example when the function's body changes.
         name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
-            default is the function's module and qualified name. A digest of the code and closure is added if this name
-            could mean another function: for a lambda, and for a function that was made by a factory, decorated, or
-            typed into a notebook. In a script, a digest of the file is added, too, so an edited script begins with an
+            default is the function's module and qualified name. A digest of the code and closure is added if another
+            function could have this name: for a lambda, and for a function that was made by a factory, decorated, or
+            typed into a notebook. In a script, a digest of the file is also added, so an edited script begins with an
             empty cache.
         freshness: when results are refreshed in the background; see `FreshnessOptions`.
 
@@ -292,7 +292,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
 
 
 def _wraps_coroutine_function(function: Any) -> bool:
-    """Whether a plain function wraps a coroutine function. Functions of vendors' clients do so to check arguments."""
+    """Whether a plain function wraps a coroutine function. Vendors' clients do this to check arguments."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -399,7 +399,7 @@ class _Wrapped(Generic[R]):
         return self._async_wrapper() if self._is_async else self._blocking_wrapper()
 
     def _either_wrapper(self) -> Any:
-        """Return the wrapper for a plain function around a coroutine function. Its calls may block or be awaited."""
+        """Return the wrapper for a plain function that wraps a coroutine function. Calls may block or be awaited."""
         blocking, awaited = self._blocking_wrapper(), self._async_wrapper()
 
         @functools.wraps(self.function)
@@ -512,7 +512,7 @@ class _Wrapped(Generic[R]):
     async def call_async(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True, begun: list[Any] | None = None
     ) -> Any:
-        """Return the value for these arguments. `_wanted` explains `begun`, which is used only if there is no value."""
+        """Return the value for these arguments. `_wanted` explains `begun`; it is used only if no value is cached."""
         try:
             if look and self._may_be_copied:
                 value = self._copied(args, kwargs)

@@ -1,17 +1,18 @@
 """The stored form of an entry: a header, then the value's bytes. `lua/cache/includes/header.lua` is the counterpart.
 
     %)xQ1b:K.Yk3vPm...                                  an entry that was put, and has no tags
-    %)xQ1b:K+Yk3vP1784635500123 1250 60000 news,team%201 0 m...    any other one
+    %)xQ1b:K+Yk3vP1784635500123 1250 60000 news,team%201 0 m...    any other entry
 
-The version has 8 digits to the base of 90, and "%" is the digit 0. It is the cache's clock at the time of the write,
-in units of 10 us since 1970. After a dot or a plus sign, there is the beginning of the request id, 5 characters. Of
-10^9 repeated requests that meet an entry of another request, one takes it for its own. Each part has a fixed size, and
-the whole 14 bytes: a value of 1,000 bytes then stays in the block of 1,024 bytes that the allocator gives it anyway.
+The version is the cache's clock at the time of the write, in units of 10 us since 1970. It has 8 digits to the base of
+90, where "%" is the digit 0. A dot or a plus sign follows, and then the first 5 characters of the request id. Of 10^9
+repeated requests that meet an entry of another request, one takes this entry for its own. These parts have fixed sizes
+and together take 14 bytes. A value of 1,000 bytes then still fits into the 1,024 bytes that the allocator gives it.
 
-After a plus sign, there are, with blanks between them: expiry, ms since 1970; cost, the computing time in ms; fresh,
-the time after the write for which the value is fresh, in ms (0 means until it expires); tags; the size of the key in
-bytes, and the key. The key is empty if the stored name of the entry contains it. `put.lua` writes version and expiry;
-the client writes the rest. Stored bytes are not trusted: every field is validated.
+If the sign is a plus sign, these fields follow, with blanks between them: expiry, ms since 1970; cost, the computing
+time in ms; fresh, the time after the write for which the value is fresh, in ms (0 means until it expires); tags; the
+size of the key in bytes. The key itself comes last. It is left out, with size 0, if the stored name of the entry
+contains it. `put.lua` writes version and expiry; the client writes the rest. Stored bytes are not trusted: every field
+is validated.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ class Stored(NamedTuple):
 
     Attributes:
         version: the cache's clock when the entry was written.
-        expires_ms: when the entry expires, ms since 1970; 0 for never, or if the header does not contain it, as the
-            computing time is 0. The command PEXPIRETIME then returns it.
+        expires_ms: when the entry expires, ms since 1970. 0 means never, or a header with a dot: it contains no expiry,
+            but the command PEXPIRETIME returns it.
         cost_ms: how long it took to compute the value, ms; 0 if the value was put.
         fresh_until_ms: when the value is due for a refresh, ms since 1970; 0 if it stays fresh until the entry expires.
-        tags: percent-encoded.
+        tags: the tags, percent-encoded.
         data: the encoded value.
-        key: the key, encoded as UTF-8; empty if the entry does not hold it.
+        key: the key, encoded as UTF-8; empty if the entry does not hold its key.
     """
 
     version: int
@@ -107,12 +108,12 @@ def payload(
 
     Args:
         request: the request id.
-        cost_ms: computing time.
-        fresh_ms: time for which the value is fresh; 0 means until it expires.
-        tags: percent-encoded.
+        cost_ms: computing time, ms.
+        fresh_ms: time for which the value is fresh, ms; 0 means until it expires.
+        tags: the tags, percent-encoded.
         data: the encoded value.
         key: the key.
-        name: stored name of the key. If it is another text, the entry holds the key.
+        name: stored name of the key. If it differs from the key, the entry holds the key.
     """
     held = b"" if plain_text(key) == name else plain_text(key).encode()
     if len(held) > MAX_KEY_BYTES:
@@ -209,7 +210,7 @@ def unpack_size(packed: str | bytes) -> tuple[int, int]:
     """Return hits and bytes from a text in the size index; the counterpart of unpack_size in index.lua.
 
     Raises:
-        ValueError: the text is no such text.
+        ValueError: the text does not have the form that `pack_size` returns.
     """
     found = _SIZE.fullmatch(packed.decode(errors="replace") if isinstance(packed, bytes) else packed)
     if found is None:

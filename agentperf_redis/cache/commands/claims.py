@@ -71,11 +71,11 @@ def claim(
         name: stored name of the key.
         token: random; identifies the lease if it is granted.
         lease_ms: TTL of the lease unless it is renewed.
-        ignore: `entry_format.version_text` of an entry that the caller has found invalid, so that the entry counts as
-            missing; empty for none.
+        ignore: `entry_format.version_text` of an entry that the caller has found invalid. The script treats this
+            entry as missing. Empty for none.
         awaited: token of the lease that the caller has waited for; empty for none.
-        retry_ms: for a background refresh, how long the value is not computed again after a failure, ms. None for a
-            reader.
+        retry_ms: for a background refresh: time after a failed computation before the value is computed again, ms.
+            None for a reader.
     """
     lease = keys.lease_prefix + name
 
@@ -118,7 +118,7 @@ def release(
 
     Returns:
         Whether the lease was still held and the key was not invalidated since the claim. If `tagged` is True, the
-        invalidation of any tag counts.
+        invalidation of any tag counts as an invalidation of the key.
     """
     lease = keys.lease_prefix + name
     args: NamedArgs = {

@@ -33,7 +33,7 @@ _TTL = Script("cache/ttl")
 
 
 class PutResult(Enum):
-    """The result of a put; the values are those of put.lua."""
+    """The result of a put. The numbers are the status numbers that put.lua returns."""
 
     STORED = 1
     NO_SETTINGS = 0
@@ -49,7 +49,7 @@ class PutResult(Enum):
 
 
 class Mode:
-    """The modes of put.lua: the condition under which a value is stored, or how it is made from the stored one."""
+    """The modes of put.lua: each is a condition for storing a value, or a way to make it from the stored value."""
 
     ALWAYS = ""
     ADD = "add"
@@ -58,12 +58,12 @@ class Mode:
 
     @staticmethod
     def at_version(version: int) -> str:
-        """Store only if the value has this version; 0 is no value."""
+        """Store only if the stored value has this version; 0 means that there must be no value."""
         return f"if:{version}"
 
     @staticmethod
     def increment(by: int, *, create: bool = True) -> str:
-        """Add to the stored number. If there is none, store the given value, or nothing without `create`."""
+        """Add to the stored number. If there is none, store the given value if `create` is True."""
         return f"incr:{by}" if create else f"incrxx:{by}"
 
 
@@ -75,7 +75,7 @@ class PutReply:
         outcome: the result.
         version: the version of the put. If the put was late, the server's time in ms instead.
         number: the new value of a number that was increased.
-        repeated: of a put that was refused without settings: whether an earlier copy may have been executed.
+        repeated: for a put refused because the shard has no settings: whether an earlier copy may have been executed.
     """
 
     outcome: PutResult
@@ -190,14 +190,14 @@ def put(
         until_ms: server time after which no copy of the request has any effect.
         seen: the newest version that this process knew before it first sent the request.
         again: whether the request was sent before.
-        ttl_ms: as `model.ttl_ms` returns it; or one for each tier, ``hot/warm/cold``.
+        ttl_ms: the TTL as `model.ttl_ms` returns it, or one TTL for each tier: ``hot/warm/cold``.
         tier: the tier of the entry; None lets the policy choose.
         token: token of the compute lease under which the value was computed; empty for a plain put.
         origin: the writing process.
         writer: the reporting process.
         report: buffered reads to report with the put.
-        tags: percent-encoded.
-        mode: see `Mode`; `token` is empty in all modes but the first.
+        tags: the tags, percent-encoded.
+        mode: see `Mode`. In all modes except `ALWAYS`, `token` is empty.
     """
     beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.epochs, keys.tags, keys.resent)
     args: NamedArgs = {
@@ -284,7 +284,7 @@ def pop(
 
 
 def time_to_live(keys: CacheKeys, name: str) -> Command[int | None]:
-    """Return the ms until a value expires, -1 for never; None if there is no value."""
+    """Return the ms until a value expires: -1 for never, None if there is no value."""
     entry = keys.entry_prefix + name
 
     def decode(reply: Reply) -> int | None:
@@ -364,7 +364,8 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int] | NoSettings]
 def drop(keys: CacheKeys, keep_ms: int) -> Command[int]:
     """Delete a cleared cache, settings included, unless the cache is still in use.
 
-    Returns 0. If the cache is in use, returns the number of entries, cleared values and puts in doubt that are left.
+    Returns 0 if the cache was deleted. If the cache is in use, returns how many entries, cleared values and puts in
+    doubt are left.
     """
     indexes = (keys.size, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost)
     where = (keys.meta, *indexes, keys.deferred, keys.epochs, keys.tags, keys.resent, keys.history)

@@ -37,7 +37,7 @@ def members(key: str, *, of_hash: bool = False) -> Command[int]:
 
 
 def size_of(keys: CacheKeys, name: str) -> Command[tuple[int, int] | None]:
-    """Return the hits and the bytes of an entry, or None."""
+    """Return the hits and the bytes of an entry, or None if the entry is absent."""
     return Command("HGET", (keys.size,), (name,), lambda reply: None if reply is None else _size(keys.size, reply))
 
 
@@ -61,13 +61,13 @@ def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, l
 
 
 def left_ms(keys: CacheKeys, name: str) -> Command[int]:
-    """Return the ms until an entry expires, -1 for never; -2 if it is gone."""
+    """Return the ms until an entry expires: -1 for never, -2 if the entry is gone."""
     entry = keys.entry_prefix + name
     return Command("PTTL", (entry,), (), lambda reply: _whole(entry, reply))
 
 
 def expiry_ms(keys: CacheKeys, name: str) -> Command[int]:
-    """Return when an entry expires, ms since 1970; -1 for never, -2 if it is gone."""
+    """Return the expiry time of an entry, ms since 1970: -1 for never, -2 if the entry is gone."""
     entry = keys.entry_prefix + name
     return Command("PEXPIRETIME", (entry,), (), lambda reply: _whole(entry, reply))
 
@@ -106,7 +106,7 @@ def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, flo
 
 
 def newest(key: str) -> Command[float | None]:
-    """Return the highest score of an index; None if it is empty."""
+    """Return the highest score of an index, or None if the index is empty."""
 
     def decode(reply: Reply) -> float | None:
         found = texts(reply)

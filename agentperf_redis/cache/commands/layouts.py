@@ -37,10 +37,10 @@ class Closed:
     """The state of a shard that was closed.
 
     Attributes:
-        clock: no version in the shard is higher.
+        clock: the shard's clock; no version in the shard is higher.
         entries: number of entries.
-        bytes: their bytes.
-        counters: as COUNTERS.
+        bytes: total size of the entries.
+        counters: the values of the counters, in the order of COUNTERS.
     """
 
     clock: int
@@ -66,7 +66,7 @@ class Exported:
 
 
 def relayout(keys: CacheKeys, step: str, shards: int, layout: int) -> Command[Settings | NoSettings]:
-    """Take the next step to another layout, if it is still due. Returns the settings after it.
+    """Take a step to another layout, if the step is still due. Returns the settings after the step.
 
     Args:
         keys: key names of the cache.
@@ -89,7 +89,7 @@ def relayout(keys: CacheKeys, step: str, shards: int, layout: int) -> Command[Se
 
 
 def fence(keys: CacheKeys, origin: str) -> Command[Closed]:
-    """Close a shard of a layout that is being left. Its scripts refuse from now on, and reads find this out."""
+    """Close a shard of an old layout. Scripts then refuse to use its entries, and reads notice that it is closed."""
 
     def decode(reply: Reply) -> Closed:
         match reply:
@@ -101,7 +101,7 @@ def fence(keys: CacheKeys, origin: str) -> Command[Closed]:
 
 
 def prepare(keys: CacheKeys, clock: int, kept: tuple[int, int], counters: tuple[int, ...]) -> Command[None]:
-    """Make a shard of a new layout ready. `kept` are the entries and bytes of its limits that the old layout uses."""
+    """Prepare a shard of a new layout. `kept`: how many entries and bytes of its limits the old layout still uses."""
     args: NamedArgs = {"clock": clock, "entries": kept[0], "bytes": kept[1], "counters...": counters}
     return Command(_PREPARE, (keys.meta,), args, _done(keys))
 
@@ -174,7 +174,7 @@ def adopt(keys: CacheKeys, found: Sequence[tuple[str, int, Exported]]) -> Comman
     """Store entries of the old layout, each with its name and mark.
 
     Returns:
-        For each entry, whether it may be removed from the old layout. False: mark it and read it again.
+        For each entry, whether it may be removed from the old layout. If not, mark the entry and read it again.
     """
 
     def decode(reply: Reply) -> list[bool] | NoSettings:
@@ -191,7 +191,7 @@ def adopt(keys: CacheKeys, found: Sequence[tuple[str, int, Exported]]) -> Comman
 
 
 def forget(keys: CacheKeys, names: Sequence[str]) -> Command[tuple[int, int, int]]:
-    """Remove entries from a closed shard. Returns the entries, bytes and cleared values' lists that are left."""
+    """Remove entries from a closed shard. Returns how many entries, bytes and clears are left there."""
 
     def decode(reply: Reply) -> tuple[int, int, int]:
         match reply:
@@ -206,7 +206,7 @@ def forget(keys: CacheKeys, names: Sequence[str]) -> Command[tuple[int, int, int
 
 
 def thin(keys: CacheKeys, entries: int, size: int) -> Command[int]:
-    """Evict up to 512 entries beyond a number of entries or bytes (0 bytes: no limit). Returns how many."""
+    """Evict up to 512 entries that exceed the given limits; `size` 0 is no limit. Returns the number evicted."""
 
     def decode(reply: Reply) -> int:
         match reply:
@@ -220,13 +220,13 @@ def thin(keys: CacheKeys, entries: int, size: int) -> Command[int]:
 
 
 def lower(keys: CacheKeys, kept: tuple[int, int] | None) -> Command[None]:
-    """Lower what the old layout uses of the limits of a shard. None: the old layout is empty."""
+    """Lower the part of a shard's limits that the old layout uses. `kept` is None if the old layout is empty."""
     entries, size = (-1, 0) if kept is None else kept
     return Command(_LOWER, (keys.meta, keys.marks), {"entries": entries, "bytes": size}, _done(keys))
 
 
 def retire(keys: CacheKeys, keep_ms: int) -> Command[int]:
-    """Delete what is left of an empty closed shard. Returns how many entries or clears prevent this."""
+    """Delete what is left of an empty closed shard. Returns the number of entries and clears that prevent this."""
     where = (*index_keys(keys), keys.epochs, keys.tags, keys.history)
     return Command(_RETIRE, where, {"keep_ms": keep_ms}, left_over(keys.meta))
 

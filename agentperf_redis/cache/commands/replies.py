@@ -15,7 +15,7 @@ Found: TypeAlias = tuple[bytes | None, bytes | None]
 class NoSettings:
     """The shard has no settings: it is new, the server lost its data, or its entries move to another layout.
 
-    Deploy the settings, which also learns the layout. Then try again.
+    The caller deploys the settings, learns the layout from the reply, and then tries again.
     """
 
 
@@ -23,7 +23,7 @@ NO_SETTINGS = NoSettings()
 
 
 def texts(reply: Reply, count: int | None = None) -> list[bytes | None]:
-    """Check that a reply is a list whose items are byte strings or None, and return it. `count` is its length."""
+    """Check that a reply is a list of byte strings or None, and return it. `count` is the required length."""
     if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
         raise unexpected("a cache", reply)
     if count is not None and len(reply) != count:
@@ -32,10 +32,10 @@ def texts(reply: Reply, count: int | None = None) -> list[bytes | None]:
 
 
 def left_over(meta: str) -> Callable[[Reply], int]:
-    """Return the decoder of a deletion: 0 if everything is gone, otherwise the number of things that prevent it.
+    """Return a decoder for a deletion's reply: 0 if all is deleted, else the number of things that prevent this.
 
     Args:
-        meta: the key that an error names.
+        meta: the key to name in an error.
     """
 
     def decode(reply: Reply) -> int:

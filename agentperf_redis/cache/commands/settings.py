@@ -39,7 +39,7 @@ class OtherSchema:
 
 @dataclass(frozen=True, slots=True)
 class NotShared:
-    """The settings were refused: the cache has another number of shards, or its shards cannot share a limit.
+    """The settings were refused: the cache has another number of shards, or a limit is too small for its shards.
 
     Attributes:
         stored: the settings in effect, as text.
@@ -52,7 +52,7 @@ class NotShared:
 class Moving:
     """The settings were refused: the entries move to another layout.
 
-    The layout of the cache is just being exchanged, or the shard belongs to one that was left.
+    The cache is changing its layout, or the shard belongs to an old layout.
     """
 
 

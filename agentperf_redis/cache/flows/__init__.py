@@ -22,8 +22,9 @@ class CacheFlows:
     Args:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
-        strict: record each read at once.
-        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; below 0: the cache's default.
+        strict: whether to record each read at once.
+        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; a negative one means the cache's
+            default.
         local: local copies of this process; None if the object uses none.
         lease_ms: TTL of the object's compute leases.
         on_unavailable: what operations do while the server is unreachable.

@@ -90,7 +90,7 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
     where = yield from _keys_to_read(shared)
     layout, shard, position = cursor
     old = shared.shards[0].old
-    if layout != shared.layout or shard < -len(old):  # the previous layout may be empty by now
+    if layout != shared.layout or shard < -len(old):  # a changed layout, or an emptied old one
         layout, shard, position = shared.layout, -len(old), "0"
     its = old[shard] if shard < 0 else where[shard]
     position, found = yield from inspection.sizes_page(its, position, count)
@@ -180,7 +180,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
 
 
 def read_all_stats(backend: Backend) -> Flow[list[CacheStats]]:
-    """Return the statistics of every cache of a namespace, by service and name."""
+    """Return the statistics of every cache of a namespace, grouped by service."""
     found = []
     for service in ("cache", "tiered"):
         for name in (yield from backend.entered(service)):

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[T]):
-    """A command that invalidates entries of one shard, and what stays pending if the shard cannot be reached."""
+    """A command that invalidates entries of one shard, and what stays pending if this shard cannot be reached."""
 
     shard: Shard
     command: Command[T]
@@ -36,7 +36,8 @@ class Eraser:
     """Deletions and invalidations of one cache object.
 
     An invalidation that fails because the server does not answer stays pending: this process sends it before its next
-    read or write of the shards that it did not reach. It is acknowledged when all shards concerned have it.
+    read or write of the shards that it did not reach. It is acknowledged
+    once all shards concerned have received it.
 
     Args:
         reader: the object's reader.
@@ -86,10 +87,10 @@ class Eraser:
         ]
 
     def _invalidate(self, divide: Callable[[], list[_Request[T]]]) -> Flow[list[tuple[_Request[T], T]]]:
-        """Send invalidations to several shards, side by side. Those that a shard does not answer stay pending.
+        """Send invalidations to several shards in parallel. Invalidations without an answer stay pending.
 
         Args:
-            divide: returns the requests for the present shards; called again if there is another number of shards.
+            divide: returns the requests for the present shards; called again if the layout changes.
 
         Returns:
             The requests and their results. If any request fails, the first error is raised after all were sent.
@@ -132,7 +133,7 @@ class Eraser:
     def _invalidate_everywhere(
         self, divide: Callable[[], list[_Request[T | NoSettings]]]
     ) -> Flow[list[tuple[_Request[T | NoSettings], T]]]:
-        """Do what `_invalidate` does for all shards. If the layout changes meanwhile, invalidate in the new one."""
+        """Invalidate as `_invalidate` does. If a shard refuses because the layout has changed, use the new layout."""
         for _ in range(ATTEMPTS):
             answered = yield from self._invalidate(divide)
             done = [(request, result) for request, result in answered if not isinstance(result, NoSettings)]

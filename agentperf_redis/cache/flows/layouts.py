@@ -1,34 +1,35 @@
 """Follows a cache from one layout to another while programs use it.
 
-A layout is a number of shards, and a number that rises with each change and is part of the tags, so that no two layouts
-share keys. `flows.resharding` changes the layout in four steps. Any of them may be repeated or interrupted:
+A layout has a number of shards and a layout number. The layout number rises with each change and is part of the tags in
+the Redis keys, so no two layouts share keys. `flows.resharding` changes the layout in four steps. Each step may be
+repeated or interrupted:
 
-1. `begin`: the settings of the cache name the number of shards to come. Programs that look at the settings now wait.
-2. `exchange`: each old shard is closed (fence.lua). From then on its scripts refuse, and plain reads find epochs that
-   say so. When all are closed, the new shards are prepared, and the settings switch to the new layout. This takes
-   milliseconds. A program that meets a closed shard waits for the switch, and makes it if no other process does. So a
-   command that is killed half-way blocks no program.
-3. The entries are moved, by the command and by each program that uses a key (`pull`).
-4. `settle`: the old shards are empty. They are deleted; that they are closed is remembered for a day.
+1. `begin`: the new number of shards is written to the settings of the cache. Programs that read the settings now wait.
+2. `exchange`: each old shard is closed (fence.lua). From then on, scripts refuse to use the shard, and plain reads find
+   epochs that mark it as closed. When all old shards are closed, the new shards are prepared, and the settings switch
+   to the new layout. This takes milliseconds. A program that meets a closed shard waits for the switch. If no other
+   process makes the switch, the program makes it. So a command that is killed half-way blocks no program.
+3. The command that changes the layout moves all entries. Each program moves the entries that it uses (`pull`).
+4. `settle`: the old shards, now empty, are deleted. A record that they are closed stays for a day.
 
 Why no write is lost, and no invalidated value returns:
 
 - A program learns a new layout only from the settings, so only after all old shards were closed. A closed shard gets no
-  write. So an entry lies first in its old shard, then in both, then in its new shard.
+  write. So an entry lies first in its old shard, then in both shards, then in its new shard.
 - A program reads or changes a key in its new shard only after it has seen that the old shard does not have the key.
 - To move an entry: mark the key in the new shard (expect.lua), read the entry in the old one, store it in the new one
   if the mark is still there (adopt.lua), remove it from the old one (forget.lua). Each write, deletion and pop in the
-  new shard deletes the mark of its key. So if the mark is there, the key was never changed in the new shard: before the
-  mark, the old shard still had the entry, and after it, a change would have deleted the mark.
-- The versions of entries stay. Each new shard's clock starts above the clocks of all old shards, so what is cleared or
-  invalidated by tag later covers the entries that come later. What was invalidated before stays behind: the epochs and
-  marks of a closed shard decide which of its entries are alive.
-- Limits: a new shard has its final limits, less what the old layout still uses of them. If a cache is nearly full, a
-  sixteenth of its entries is evicted first, so that there is capacity for new ones.
-- Compute leases stay behind. A value that is being computed at the switch is returned to its caller and not stored.
+  new shard deletes the mark of its key. So if the mark is still there, the key was never changed in the new shard.
+  Until the mark was set, the old shard had the entry; since then, a change would have deleted the mark.
+- Moved entries keep their versions. Each new shard's clock starts above the clocks of all old shards. So a clear or tag
+  invalidation in a new shard also covers entries that are moved there later. Invalidations in an old shard are not
+  copied: the epochs and tag marks of the closed shard decide which of its entries are valid.
+- Limits: a new shard has its final limits, minus the part that the old layout still uses. If a cache is nearly full, a
+  sixteenth of its entries is evicted first, so that there is room for new ones.
+- Compute leases are not moved. A value that is being computed at the switch is returned to its caller but not stored.
 
 Until the move has ended, a call on a key costs a second round trip. The first call on a key that has not been moved
-costs seven more.
+costs seven more round trips.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ HEADROOM: Final = 16
 
 
 def exchanged(backend: Backend, service: str, name: str) -> Flow[Settings | None]:
-    """Return the settings of a cache. If its layout is just being exchanged, wait for that, or do it."""
+    """Return the settings of a cache. If its layout is being exchanged, wait for the switch, or make it."""
     own, looks = key_names.cache(backend.namespace, service, name), 0
     while True:
         stored = yield from commands.stored_settings(own)
@@ -84,7 +85,7 @@ def exchange(backend: Backend, service: str, name: str, stored: Settings) -> Flo
         backend: the server and namespace.
         service: "cache" or "tiered".
         name: name of the cache.
-        stored: its settings, which name the layout to come.
+        stored: the settings of the cache, which contain the new number of shards.
     """
     own = key_names.cache(backend.namespace, service, name)
     count, layout = stored.target, stored.layout
@@ -102,12 +103,12 @@ def exchange(backend: Backend, service: str, name: str, stored: Settings) -> Flo
     yield from Batch(tuple(commands.prepare(where, clock, kept[at], totals[at]) for at, where in enumerate(new)))
     after = yield from commands.relayout(own, "switch", count, layout)
     if isinstance(after, Settings) and (after.layout, after.shards) == (layout + 1, count) and after.own != settings:
-        # Another process has made the switch and changed the limits since, and this one may have overwritten them.
+        # Another process made the switch and then changed the limits. This process may have overwritten them.
         yield from Batch(tuple(commands.deploy(where, after.own.of_shard(at)) for at, where in enumerate(new)))
 
 
 def make_room(old: Sequence[CacheKeys], settings: Settings, count: int) -> Flow[None]:
-    """Evict from each shard what the limits do not allow while the entries move to another number of shards."""
+    """Evict entries of each old shard that exceed `limits_allowed`, before entries move to `count` shards."""
     allowed = limits_allowed(settings, count)
     busy = list(range(len(old)))
     while busy:
@@ -135,15 +136,16 @@ def limits_allowed(settings: Settings, count: int) -> list[tuple[int, int]]:
 
 
 def related_shards(at: int, count: int, other: int) -> Sequence[int]:
-    """Return the shards of a layout with `other` shards that share keys with shard `at` of one with `count`."""
+    """Return which of `other` shards share keys with shard `at` of a layout with `count` shards."""
     return range(at, other, count) if other > count else (at % other,)
 
 
 def limits_in_use(left: Mapping[int, tuple[int, int]], at: int, before: int, count: int) -> tuple[int, int]:
-    """Return the entries and bytes of the limits of a new shard that the old shards still use.
+    """Return how many entries and bytes of a new shard's limits the old shards still use.
 
     Args:
-        left: entries and bytes in each old shard, at least in those that share keys with the new one.
+        left: entries and bytes left in the old shards, by shard number: at least in those that share keys with the new
+            shard.
         at: number of the new shard.
         before: number of old shards.
         count: number of new shards.
@@ -154,7 +156,7 @@ def limits_in_use(left: Mapping[int, tuple[int, int]], at: int, before: int, cou
 
 
 def release_limits(new: Sequence[CacheKeys], old: Sequence[CacheKeys], numbers: Iterable[int]) -> Flow[None]:
-    """Give new shards, by their numbers, what the old ones no longer use of their limits."""
+    """Let the new shards with these numbers use the parts of their limits that the old shards have freed."""
     concerned = list(numbers)
     sources = sorted({number for at in concerned for number in related_shards(at, len(new), len(old))})
     left = yield from Batch(tuple(commands.forget(old[number], ()) for number in sources))
@@ -164,7 +166,7 @@ def release_limits(new: Sequence[CacheKeys], old: Sequence[CacheKeys], numbers: 
 
 
 def continued(counters: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
-    """Divide the counters of the old shards among `count` new shards. The sums stay."""
+    """Divide the counters of the old shards among `count` new shards. Their sums stay the same."""
     found = []
     for at in range(count):
         sources = [each for number, each in enumerate(counters) if number % count == at]
@@ -234,7 +236,7 @@ def _grouped(shards: Sequence[CacheKeys], names: Sequence[str]) -> list[tuple[Ca
 
 
 def _prepare_again(settings: Settings, new: Sequence[CacheKeys], where: CacheKeys) -> Flow[None]:
-    """Prepare a shard that has lost its data. A shard to which nothing moves any more stays as it is."""
+    """Prepare a shard that has lost its data. If no more entries move to the shard, it stays unchanged."""
     share = replace(settings.own, shards=len(new)).of_shard(list(new).index(where))
-    yield from commands.deploy(where, share, NONE_GIVEN)  # another process may have changed the limits since
+    yield from commands.deploy(where, share, NONE_GIVEN)  # another process may meanwhile have changed them
     yield from commands.prepare(where, 0, (0, 0), (0,) * len(commands.COUNTERS))

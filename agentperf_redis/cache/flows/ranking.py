@@ -85,9 +85,9 @@ class EntryRankings:
 
     Attributes:
         best: for each ranking, its entries, the highest first. Entries whose measure is 0 are left out.
-        tags: the tags with the most entries, the first one by entries, then by name.
+        tags: the tags with the most entries, sorted by number of entries (highest first), then by name.
         scanned: number of entries read.
-        complete: whether these are all entries of the cache.
+        complete: whether all entries of the cache were read.
     """
 
     best: dict[EntryRanking, list[RankedEntry]]
@@ -106,17 +106,18 @@ def read_top(shards: Sequence[CacheKeys], limit: int) -> Flow[dict[EntryRanking,
 
 
 def read_rankings(shards: Sequence[CacheKeys], limit: int, max_entries: int) -> Flow[EntryRankings]:
-    """Return the top entries as `read_top`, and the tags, of at most about `max_entries` entries."""
+    """Rank as `read_top` does, and count the tags, but read at most about `max_entries` entries."""
     return (yield from _read(shards, limit, max_entries, with_tags=True))
 
 
 def _read(shards: Sequence[CacheKeys], limit: int, max_entries: float, *, with_tags: bool) -> Flow[EntryRankings]:
-    """Rank the entries. Counting tags keeps the name of each entry that has any, so it needs a bound of the entries.
+    """Rank the entries, and count their tags if `with_tags` is True.
 
-    If there are more entries than the bound, each shard contributes its part of them.
+    To count tags, the names of all tagged entries are kept in memory, so callers bound the number of entries to read.
+    If the cache has more than `max_entries` entries, about the same number is read from each shard.
     """
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
-    tags: dict[str, dict[str, int]] = {}  # by tag, the bytes of each entry: a page may contain an entry again
+    tags: dict[str, dict[str, int]] = {}  # by tag and name, bytes: pages may repeat an entry
     scanned, complete = 0, True
     for done, where in enumerate(shards, start=1):
         invalidation_epoch = yield from _invalidation_epoch(where)

@@ -1,4 +1,4 @@
-"""Reads of a cache. A hit in any tier costs one plain command; a hit of a local copy costs no command."""
+"""Reads of a cache. A hit in any tier costs one plain command; a hit in a local copy costs no command."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Reader:
     Args:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
-        strict: record each read at once.
+        strict: whether to record each read at once.
         local: local copies of this process; None if the object uses none.
     """
 
@@ -177,7 +177,7 @@ class Reader:
         )
 
     def ttl(self, key: str) -> Flow[float | None]:
-        """Return the seconds until a value expires, `math.inf` for never; None if there is no value."""
+        """Return the seconds until a value expires: `math.inf` for never, None if there is no value."""
         name = stored_name(key)
         while True:
             shard = yield from shard_to_read(self.shared, name)
@@ -235,7 +235,7 @@ class Reader:
         return shard
 
     def _groups(self, names: list[str]) -> Flow[tuple[list[tuple[Shard, list[str]]], list[str]]]:
-        """Return the first names, grouped by their shards, which are ready for reads, and the names that are left."""
+        """Prepare the shards of the first names. Return these names by shard, and the names that are left."""
         while True:
             yield from self._prepared(names[0])  # learns the number of shards
             shards, count = self.shared.shards, at_once(self.shared)
@@ -250,7 +250,7 @@ class Reader:
     def _read_groups(
         self, groups: list[tuple[Shard, list[str]]]
     ) -> Flow[tuple[list[list[bytes | None]], dict[str, float | None]]]:
-        """Read entries. Return the replies, and when local copies of the entries expire; see `_local_expiry`."""
+        """Read entries. Return the replies, and the expiry times of local copies; see `_local_expiry`."""
         reads = tuple(commands.read_many(shard.keys, chunk) for shard, chunk in groups)
         if self.local is None:
             return (yield from Batch(reads)), {}

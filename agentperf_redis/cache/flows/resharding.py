@@ -49,7 +49,7 @@ class Progress:
 
 
 class Resharding:
-    """A change of the number of shards. It may be ended at any time, also by a kill: the next one goes on with it.
+    """A change of the number of shards. If it is interrupted, even by a kill, the next such change continues it.
 
     Call `begin`, and then `step` until its result is `done`. Several processes may do so at the same time.
 
@@ -57,10 +57,10 @@ class Resharding:
         backend: the server and namespace.
         service: "cache" or "tiered".
         name: name of the cache.
-        shards: number of shards that the cache gets.
+        shards: new number of shards of the cache.
 
     Raises:
-        InvalidArgument: a number of shards that no cache can have.
+        InvalidArgument: no cache can have this number of shards.
     """
 
     def __init__(self, backend: Backend, service: str, name: str, shards: int) -> None:
@@ -92,7 +92,8 @@ class Resharding:
             coming = key_names.cache_shards(
                 *(self._backend.namespace, self._service, self._name, self.target, stored.layout + 1)
             )
-            # Fails if a node does not answer. Later, the old shards would be closed, and the cache would not work.
+            # This raises if a node does not answer. After the old shards are closed, such a failure would stop the
+            # cache.
             yield from Batch(tuple(commands.forget(each, ()) for each in coming))
             yield from make_room(where, stored, self.target)
             begun = yield from commands.relayout(self._own, "begin", self.target, stored.layout)
@@ -136,7 +137,7 @@ class Resharding:
         return self._progress()
 
     def _room(self, concerned: Sequence[int]) -> tuple[int, int]:
-        """Return how many entries and bytes are moved together: half of what `make_room` has made, and not too many."""
+        """Return how many entries and bytes to move at a time: half of the room that `make_room` made, with a cap."""
         assert self._settings is not None  # noqa: S101
         shares = [self._settings.own.of_shard(at) for at in concerned]
         entries = sum(sum(share.capacities) for share in shares) // (2 * HEADROOM)
@@ -155,7 +156,7 @@ class Resharding:
 
 
 def _portions(page: list[tuple[str, tuple[int, int]]], entries: int, max_bytes: int) -> Iterator[list[str]]:
-    """Divide a page into parts of at most so many entries and bytes. A single entry may have more bytes."""
+    """Divide a page into parts within these limits of entries and bytes. A single entry may have more bytes."""
     names: list[str] = []
     total = 0
     for name, (_, size) in page:

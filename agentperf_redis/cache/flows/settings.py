@@ -2,7 +2,7 @@
 
 All flows reach the server through a shard. `shard_to_read` and `shard_to_write` return the shard of a key, and
 `shards_to_read` and `ready` are for operations on whole caches. A cache with one shard is no special case, except that
-its settings and those of its shard are the same key.
+one key holds both its settings and those of its shard.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def shard_to_write(shared: SharedState, name: str) -> Flow[Shard]:
 
 
 def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
-    """Move entries here from the previous layout of a cache, so that they can be used. This may retire the shards.
+    """Move entries of a cache from its previous layout to the present one. This may retire the shards.
 
     Args:
         shared: the cache.
@@ -69,9 +69,9 @@ no longer says so: an invalidation would be acknowledged there, and have no effe
 def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
     """Return the shard of a key, given by its stored name, after sending what must precede a read.
 
-    The first read of a process learns the number of shards. What must precede a read are failed invalidations, and
-    settings that a user chose, which may lower limits. If the server is full or the cache's state is damaged, the read
-    goes on although the settings are not sent.
+    The first read of a process learns the number of shards. Failed invalidations must precede a read. So must
+    settings that a user chose, because they may lower limits. If the server is full or the cache's state is damaged,
+    the read goes on without sending the settings.
     """
     shard = shared.shard(name)
     if shared.laid_out and not shard.unsent and not shard.old:
@@ -86,7 +86,7 @@ def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
 
 
 def pull_to_read(shared: SharedState, names: Iterable[str]) -> Flow[None]:
-    """Do what `pull_keys` does before a read. If the server is full, entries that were not moved count as missing."""
+    """Move entries, as `pull_keys` does, before a read. If the server is full, entries that were not moved count as missing."""
     try:
         yield from pull_keys(shared, names)
     except BackendFull as error:
@@ -96,20 +96,20 @@ def pull_to_read(shared: SharedState, names: Iterable[str]) -> Flow[None]:
 def follow(shard: Shard) -> Flow[bool]:
     """Learn the layout after a shard was found closed. Returns whether the cache has another layout.
 
-    If not, the settings of the cache are damaged or gone, and the shard holds nothing that can be read.
+    If it has none, its settings are damaged or gone, and the shard holds nothing that can be read.
     """
     yield from _learn_layout(shard.cache)
     return shard.retired
 
 
 def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
-    """Return all shards, as `shard_to_read` returns one.
+    """Return all shards, each prepared as `shard_to_read` does it.
 
-    Always reads the layout: the indexes of a shard do not say that it was closed.
+    Always reads the layout, since the indexes of a shard do not show that it was closed.
     """
     while True:
         shards = shared.shards
-        if shared.laid_out:  # otherwise `prepare` reads it
+        if shared.laid_out:  # otherwise `prepare` reads the layout
             yield from _learn_layout(shared)
         for shard in shards:
             yield from prepare(shard)
@@ -118,7 +118,7 @@ def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
 
 
 def prepare(shard: Shard) -> Flow[None]:
-    """Send what must precede a read of a shard; see `shard_to_read`. The shard may be retired by this."""
+    """Send what must precede a read of a shard; see `shard_to_read`. This may retire the shard."""
     shared = shard.cache
     if shard.unsent and not shard.retired:
         try:
@@ -132,7 +132,7 @@ def prepare(shard: Shard) -> Flow[None]:
 
 
 def at_once(shared: SharedState) -> int:
-    """Return the maximum number of keys of an operation for which commands are sent side by side."""
+    """Return the maximum number of keys for which one operation sends its commands in parallel."""
     return commands.MAX_KEYS * min(len(shared.shards), _MAX_SIDE_BY_SIDE)
 
 
@@ -181,7 +181,7 @@ def _send_pending(shard: Shard) -> Flow[None]:
 
 
 def _learn_layout(shared: SharedState) -> Flow[None]:
-    """Read the number of shards. If the settings are damaged, the number that this process assumes is used."""
+    """Read the number of shards. If the settings are damaged, keep the number that this process assumes."""
     try:
         stored = yield from exchanged(shared.backend, shared.service, shared.name)
     except (CorruptState, ScriptFailed) as error:
@@ -193,9 +193,9 @@ def _learn_layout(shared: SharedState) -> Flow[None]:
 
 
 def _deploy(shared: SharedState) -> Flow[None]:
-    """Register the cache and write its settings. If this changes them, write the settings of all shards."""
+    """Register the cache and write its settings. If this changes the settings, also write those of all shards."""
     entered = False
-    with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` fails, too
+    with suppress(BackendFull):  # an existing cache is already registered; for a new cache, `deploy` also fails
         entered = yield from shared.backend.enter(shared.service, shared.name)
     for _ in range(ATTEMPTS):
         sent_at = time.monotonic()
@@ -213,7 +213,7 @@ def _deploy(shared: SharedState) -> Flow[None]:
                 raise refusal
     else:
         raise CorruptState(shared.keys.meta, "a layout that changes all the time")
-    if not (reply.before or entered):  # the cache was dropped after this process had entered it
+    if not (reply.before or entered):  # the cache was dropped after this process had registered it
         yield from shared.backend.enter(shared.service, shared.name, again=True)
     if reply.before not in ("", reply.settings):
         texts = (_in_words(shared, text) for text in (reply.before, reply.settings))
@@ -248,9 +248,9 @@ def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[N
                     raise reply
             elif isinstance(reply, commands.Deployed):
                 yield from _note_deployed(shard, reply, sent_at)
-        # Another process may have changed the settings meanwhile, and this one may have overwritten them in a shard.
+        # Another process may have changed the settings, and this process may have overwritten them in a shard.
         stored: Settings | commands.OtherSchema | None = None
-        with suppress(BackendUnavailable):  # the settings may be on another node
+        with suppress(BackendUnavailable):  # they may be on a node that does not answer
             stored = yield from commands.stored_settings(shared.keys)
         if not isinstance(stored, Settings):
             return
@@ -273,7 +273,7 @@ def _note_deployed(shard: Shard, reply: commands.Deployed, sent_at: float) -> Fl
 
 
 def _refusal(shared: SharedState, stored: str) -> CorruptState:
-    """Raise InvalidArgument for settings that the server refused. Return an error if nothing is wrong with them."""
+    """Raise InvalidArgument for settings that the server refused. If nothing is wrong with them, return a CorruptState."""
     present = Settings.parse(stored)
     if present is not None:
         shared.lay_out(present)
@@ -288,7 +288,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shard: Shard) -> Flow[None]:
-    """Send the pending invalidations. If several processes send the same one, the only effect is an extra miss."""
+    """Send the pending invalidations. If several processes send the same invalidation, this only causes an extra miss."""
     shared = shard.cache
     invalidations = list(shard.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
@@ -302,7 +302,7 @@ def _flush_pending(shard: Shard) -> Flow[None]:
         refused = refused or isinstance(reply, NoSettings)
     for chunk in chunks(names[InvalidationScope.KEY]):
         refused = isinstance((yield from commands.delete(shard.keys, chunk, shared.origin)), NoSettings) or refused
-    if refused:  # there are no settings, or the layout has changed: `ready` finds out, and sends them again
+    if refused:  # there are no settings, or the layout has changed: `ready` deploys, and sends again
         shard.lose_settings()
     if refused or shard.retired:
         return
@@ -311,7 +311,7 @@ def _flush_pending(shard: Shard) -> Flow[None]:
 
 
 def _release_pending(shard: Shard) -> Flow[None]:
-    """Release the compute leases whose end could not be reported. A lease that has ended by its TTL is left out."""
+    """Release the compute leases whose end could not be reported. Leases that have expired are left out."""
     leases, now = dict(shard.pending_releases), time.monotonic()
     releases = tuple(
         commands.release(shard.keys, name, token, error=None, error_ms=0, origin=shard.cache.origin)
