@@ -1,4 +1,4 @@
-"""How long a value is fresh, and how it is treated afterwards: the rules, without I/O.
+"""The rules for how long a value is fresh and how it is treated afterwards. This module does no I/O.
 
 A value is fresh for its soft TTL, stale until its hard TTL, and then expired. All readers get a stale value without
 waiting. Meanwhile, one caller among all processes computes the next value in the background (stale-while-revalidate,
@@ -37,11 +37,12 @@ class FreshnessOptions(TypedDict, total=False):
             together are not due together. Without a soft TTL, the TTL is varied.
         early_refresh: how eagerly to refresh before a value becomes stale, or before it expires if it has no soft TTL.
             1.0 is XFetch as published, higher values refresh earlier, 0 is off.
-        stale_if_error: seconds, counted from the soft TTL, for which a stale value is returned when computing the next
-            one fails. It is never returned beyond the TTL, so more than ``ttl - soft_ttl`` has no further effect. After
-            this time, the value counts as missing: readers call the function, one at a time among all processes, and
-            see its error. None means until the TTL. If `soft_ttl` or `stale_if_error` is given, the same time applies
-            to outages: while the server is unreachable, local copies that were valid at the last contact are returned.
+        stale_if_error: seconds, counted from the end of the soft TTL, for which a stale value is returned if computing
+            the next value fails. It is never returned beyond the TTL, so more than ``ttl - soft_ttl`` has no further
+            effect. After this time, the value counts as missing: readers call the function, one at a time among all
+            processes, and see its error. None means until the TTL. If `soft_ttl` or `stale_if_error` is given, the same
+            time applies to outages: while the server is unreachable, local copies that were valid at the last contact
+            are returned.
     """
 
     soft_ttl: float | None
@@ -85,7 +86,7 @@ class Freshness:
         soft_ms: how long a value is fresh, ms; 0 is until it expires.
         jitter: fraction by which the soft TTL varies, or the TTL if there is no soft TTL.
         early: how eagerly to refresh before a value is stale.
-        error_ms: how long a stale value is returned while computing the next one fails, ms; None is until it expires.
+        error_ms: how long a stale value is returned if computing the next one fails, ms; None is until it expires.
     """
 
     soft_ms: int = 0

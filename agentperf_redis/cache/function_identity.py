@@ -47,7 +47,7 @@ class _NoIdentity(Exception):
 
 
 def function_name(function: Any, registry: Registry = REGISTRY) -> str:
-    """Return the name of a function, followed by a digest where the name alone could mean another function.
+    """Return the name of a function, followed by a digest if another function could have the same name.
 
     Args:
         function: a callable with a ``__qualname__``.
@@ -90,7 +90,7 @@ class _Namer:
         """Ids of the functions being named. They end the recursion for a function that refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # the name includes the object, since it is not an argument of the call
+        if isinstance(function, MethodType):  # the name covers the object, which is no argument of the call
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"

@@ -23,7 +23,7 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY, *, o
         name: name of the function.
         counted: the arguments to include. In a dict, each is encoded separately, so that an error names the argument.
         registry: the user classes whose values can be encoded.
-        ordered: name of the parameter ``**kwargs``; empty if there is none. The function sees the order of its items
+        ordered: name of the parameter ``**kwargs``; empty if there is none. The function sees the order of these items
             (PEP 468), so the order is part of the key.
     """
     if not isinstance(counted, dict):

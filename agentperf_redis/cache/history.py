@@ -17,7 +17,7 @@ _SAMPLE = Script("cache/sample")
 
 @dataclass(frozen=True, slots=True)
 class CacheSeriesRow:
-    """A cache in one step. Figures are None if no process used the cache in the step, and so none sampled it.
+    """A cache in one step. Figures are None if the cache was not sampled in the step, because no process used it.
 
     Attributes:
         interval: the step. The current step ends at the time of the read.
@@ -26,7 +26,7 @@ class CacheSeriesRow:
         misses: reads that found no value, counted in the same way.
         evictions: evicted entries, counted in the same way.
         size: number of entries at the last sample of the step. A shard that was not sampled then is left out.
-        bytes: bytes of these entries.
+        bytes: total size of these entries.
     """
 
     interval: Interval

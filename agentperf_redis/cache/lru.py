@@ -33,27 +33,27 @@ _MAX_SIZE = 1000
 class LRUCache(DecoratingCache):
     """A bounded cache shared by all processes, which evicts the least recently used entry first.
 
-    A read costs one plain command. Reads are reported to the server with the next put, or after 0.2 s. If one process
-    uses the cache, entries are evicted in exact LRU order. If several processes use it, the order may lag by the delay
-    of the reports; with `strict` it is exact.
+    A read costs one plain command. Reads are reported to the server with the next put, or after 0.2 s; see `flush`. If
+    one process uses the cache, entries are evicted in exact LRU order. If several processes use it, the order may lag
+    by the delay of the reports; with `strict` it is exact.
 
     Args:
-        max_size: maximum number of entries. 0 switches this object off: reads are misses, nothing is stored, and values
-            are computed for each caller, all without the server. Only `delete`, `clear`, `invalidate_tags` and `pop`
-            are sent, for processes in which the cache is on; after a put here, these keep their older value. Methods
-            that describe the whole cache, such as `keys` and `stats`, still read it.
+        max_size: maximum number of entries. 0 switches this object off: reads are misses, nothing is stored, and each
+            caller computes its own value, all without the server. Only `delete`, `clear`, `invalidate_tags` and `pop`
+            are still sent, because the cache may be on in other processes. A put here does not replace the value that
+            those processes read. Methods that describe the whole cache, such as `keys` and `stats`, still read it.
         default_ttl: TTL, in seconds, of entries put without a TTL. None is the cache's default, which is no expiry if
             no process has set it. `math.inf` is no expiry.
         name: name of the cache. All objects of this name, in all processes, are the same cache. By default, the cache
             is named after the place in the code where the object is made. For example, ``users = LRUCache()`` in the
             module app makes a cache named ``app.users``.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Popped values, and the short
-            replies of `add`, `replace`, `incr`, `touch` and ``put(if_version=)``, stay on the server for the deadline
-            of their call in addition.
+        max_bytes: maximum total size, in bytes, of all keys and values; None is no limit. Beyond the limit, the
+            server keeps popped values, and the short replies of `add`, `replace`, `incr`, `touch` and
+            ``put(if_version=)``, until the deadline of their call.
         policy: which entry is evicted when the cache is full.
-        strict: record each read at once, with one script call per read.
-        local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
+        strict: whether to record each read at once, with one script call per read.
+        local_size: maximum number of local copies in this process; None is no local copies. A hit in a local copy costs
             no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
         local_bytes: maximum total size, in bytes, of the keys and values of the local copies.
         codec: encodes and decodes values.
@@ -61,24 +61,25 @@ class LRUCache(DecoratingCache):
             renews its lease, no matter how long it computes.
         shards: number of shards among which the entries are divided, a power of two up to 256. On a Cluster, each shard
             has a slot of its own, so the shards spread over the nodes. A shard evicts independently of the others, and
-            has its share of the limits: at least 250 entries, and ``max_bytes / shards`` bytes, which also limit a
-            value. None is the number that the cache has; a new cache has 1. Operations on several keys are atomic for
-            each shard only. An invalidation is acknowledged when all shards have it.
+            has its share of the limits: at least 250 entries, and ``max_bytes / shards`` bytes, which is also the
+            limit of a single value. None keeps the cache's number; a new cache gets 1. Operations on several keys are
+            atomic only within each shard. An invalidation is acknowledged when all shards have received it.
         on_unavailable: what happens while the server is unreachable. "compute": `get_or_compute` and decorated
             functions return a stale local copy if `FreshnessOptions` allow it; otherwise they call the function, once
-            per process; all other methods raise BackendUnavailable. "raise": these, too, raise it. "miss": they do as
-            with "compute"; besides, `get`, `get_many`, `entry`, `ttl` and `pop` find nothing, and `put`, `add`,
-            `replace`, `touch` and `put_many` store nothing; `delete`, `clear` and `invalidate_tags` return, and are
-            sent before the next call that reaches the server. Only `incr`, and methods that describe the whole cache,
-            still raise. A write that fails leaves the older value, which is served again after the outage.
+            per process; all other methods raise BackendUnavailable. "raise": all methods raise it. "miss":
+            `get_or_compute` and decorated functions do as with "compute"; `get`, `get_many`, `entry`, `ttl` and `pop`
+            find nothing; `put`, `add`, `replace`, `touch` and `put_many` store nothing; `delete`, `delete_many`,
+            `clear` and `invalidate_tags` raise no error, and are sent before the next call that reaches the server.
+            Only `incr`, `warm_up`, `sweep`, `flush` and methods that describe the whole cache still raise. After the
+            outage, reads return the older value of any key that could not be written.
 
-    If an option is not given, the cache keeps its present value, whichever process has set it. A new cache gets the
+    If an option is not given, its present value stays, whichever process has set it. A new cache gets the
     defaults. A given option that differs from the present value applies to every process from then on, and a warning is
     logged. A given TTL always applies to the puts of this object, even if another process later sets another TTL.
 
     Raises:
-        InvalidArgument: a limit, TTL or name is invalid, or another object of this cache that is alive in this process
-            has other limits. If the cache has another number of shards, the first call raises it.
+        InvalidArgument: a limit, TTL or name is invalid, or another live object of this cache in this process has other
+            limits. If the cache has another number of shards, the first call raises this error.
     """
 
     _service = "cache"
@@ -195,13 +196,13 @@ class LRUCache(DecoratingCache):
         return self._backend.run(self._flows.writer.put(key, value, ttl, tags, if_version=if_version))
 
     def add(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
-        """Store a value if the key has none. Of several callers, in all processes, one gets True.
+        """Store a value if the key has none. If callers in several processes add it, only one gets True.
 
         The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored, by this call: also if the first reply was lost. False, too, if a lost
-            connection leaves the result unknown.
+            Whether this call stored the value, even if its first reply was lost. Also False if a lost connection leaves
+            the result unknown.
         """
         return self._backend.run(self._flows.writer.put_in_mode(Mode.ADD, key, value, ttl, tags))
 
@@ -209,7 +210,7 @@ class LRUCache(DecoratingCache):
         """Store a value if the key has one. The arguments and errors are those of `put`.
 
         Returns:
-            Whether the value was stored. False, too, if a lost connection leaves the result unknown.
+            Whether the value was stored. Also False if a lost connection leaves the result unknown.
         """
         return self._backend.run(self._flows.writer.put_in_mode(Mode.REPLACE, key, value, ttl, tags))
 
@@ -218,7 +219,7 @@ class LRUCache(DecoratingCache):
 
         Returns:
             The number of values stored, an int. Its attribute `refused` has the keys whose values were not stored. If a
-            reply was lost, it may also have keys whose values were stored.
+            reply was lost, `refused` may also have keys whose values were stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags))
 
@@ -228,7 +229,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def cache(self) -> dict[str, CacheEntry]:
-        """The present entries, by the keys that `keys` returns. For inspection: each access reads the whole cache."""
+        """The present entries, by the keys that `keys` returns. For inspection: each use reads the whole cache."""
         entries = ((key, self.entry(key)) for key in self.keys())
         return {key: entry for key, entry in entries if entry is not None}
 

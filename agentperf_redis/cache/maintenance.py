@@ -137,7 +137,7 @@ class Maintenance:
         self._failing = first is not None
 
     def _failure(self, work: Callable[[T], None], subject: T) -> AgentPerfError | None:
-        """Do work and return its error, if any. Nodes may fail one by one, so the other work is still done."""
+        """Do work and return its error, if any. Only one node may have failed, so the work for others goes on."""
         try:
             work(subject)
         except AgentPerfError as error:

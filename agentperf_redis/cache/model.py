@@ -85,8 +85,8 @@ class Settings:
         max_bytes: maximum bytes of all keys and values together; 0 is no limit.
         ttls_ms: default TTLs of entries placed in hot, warm and cold, ms; 0 is no expiry.
         shards: number of slots among which the entries and the limits are divided.
-        layout: how often the number of shards was changed. The server sets it, as the next two.
-        target: number of shards of the layout that is just replacing this one; 0 if none is.
+        layout: how often the number of shards was changed. Only the server sets `layout`, `target` and `source`.
+        target: number of shards of the layout that is replacing this one; 0 if no change is in progress.
         source: number of shards of the previous layout if it still holds entries; 0 if it does not.
     """
 
@@ -125,7 +125,7 @@ class Settings:
         """Refuse limits that cannot be divided among the shards.
 
         Args:
-            service: "cache" or "tiered". The limits of the two have different names.
+            service: "cache" or "tiered". The two kinds of cache have different names for their limits.
 
         Raises:
             InvalidArgument: a limit is too small.
@@ -133,7 +133,7 @@ class Settings:
         if self.shards == 1:
             return
         for argument, limit in zip(ARGUMENTS[service][1:5], (*self.capacities, self.max_bytes), strict=True):
-            if 0 < limit < self.shards:  # a share of 0 would be no limit, or an unused tier
+            if 0 < limit < self.shards:  # a share of 0 would mean no limit, or an unused tier
                 raise InvalidArgument(argument, limit, f"at least {self.shards}, since the cache has as many shards")
         entries = self.shards * MIN_SHARD_ENTRIES
         if sum(self.capacities) < entries:
@@ -145,7 +145,7 @@ class Settings:
         """The settings as users write them: ``max_size=1000, default_ttl=300, policy='lru'``.
 
         Args:
-            service: "cache" or "tiered". The options of the two have different names.
+            service: "cache" or "tiered". The two kinds of cache have different names for their options.
         """
 
         def value(argument: str, field: str) -> str:
@@ -229,7 +229,7 @@ class CacheEntry:
         version: rises with each value that is stored in the cache, or in the same shard of a cache with several shards;
             see the argument `if_version` of `put`.
         ttl: seconds until the entry expires, counted from this reading by the server's clock; `math.inf` for never. Two
-            snapshots that differ only here are equal.
+            snapshots that differ only in `ttl` are equal.
     """
 
     key: str
@@ -320,11 +320,12 @@ class CacheStats:
         hot, warm, cold: statistics of the tiers; all entries of an LRUCache are in cold.
         hits: reads that returned a stored value.
         misses: reads that returned no stored value.
-        size: entries in the cache. An expired entry counts until a sweep or a later write removes it: the next write if
-            the cache or the shard has at most 32 entries, else one of about as many writes as there are entries.
+        size: entries in the cache. An expired entry counts until a sweep or a later write removes it. If the cache or
+            the shard has at most 32 entries, the next write does so. With more entries, each write examines about one
+            entry.
         bytes: bytes of all keys and values.
         evictions: entries removed because the cache was full.
-        expirations: expired entries removed. If the server evicts keys itself, these may be among them.
+        expirations: expired entries removed. If the server itself evicts keys, these may also count here.
         corrupt: reads that found bytes that are not a valid value. They also count as misses.
         seconds_saved: computing time that hits saved, seconds; only for values that were computed through the cache.
     """

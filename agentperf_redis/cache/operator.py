@@ -49,7 +49,8 @@ class Opaque:
     """Replaces a stored value that cannot be decoded here.
 
     Attributes:
-        reason: the value is damaged, larger than the limit, or of a class unknown to this process.
+        reason: why the value cannot be decoded. It is damaged, larger than the limit, or of a class unknown to this
+            process.
     """
 
     reason: str
@@ -97,12 +98,12 @@ class ExistingCache:
         return key_names.cache_shards(*where, source, self.settings.layout - 1) if source else ()
 
     def _renewed(self) -> Flow[ExistingCache]:
-        """Return the cache as it is now, after its layout was exchanged if that was going on."""
+        """Return the cache as it is now. If its layout is being exchanged, wait for the switch, or make it."""
         settings = yield from exchanged(self.backend, self.service, self.name)
         return self if settings is None else replace(self, settings=settings)
 
     def moving(self) -> Flow[Progress | None]:
-        """Return how far a change of the number of shards is; None if there is none."""
+        """Return the progress of a change of the number of shards, or None if no change is in progress."""
         settings = self.settings
         if settings.target:
             return Progress(settings.shards, settings.target, sum(entries for entries, _ in (yield from self.sizes())))
@@ -193,7 +194,7 @@ class ExistingCache:
         return sum(forgotten for forgotten, _ in cleared)
 
     def _everywhere(self, command: Callable[[key_names.CacheKeys], Command[T | NoSettings]]) -> Flow[list[T]]:
-        """Run a command on all shards. If the layout changes meanwhile, run it in the new one."""
+        """Run a command on all shards. If the layout changes meanwhile, run the command in the new layout."""
         cache = self
         while True:
             replies = yield from Batch(tuple(map(command, cache.shards)))
@@ -205,12 +206,12 @@ class ExistingCache:
         """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
 
         Returns:
-            The number of entries that there were. None if programs kept storing entries meanwhile: in this case, the
-            cache was only cleared.
+            The number of entries before the call. None if programs kept storing entries during the call: the cache was
+            then only cleared.
 
         Raises:
             CorruptState: a key holds data that this library did not write. The cache may already have been cleared.
-            InvalidArgument: the number of shards of the cache is just being changed.
+            InvalidArgument: a change of the cache's number of shards is in progress.
         """
         target = self.settings.target or (self.settings.source and self.settings.shards)
         if target:
@@ -223,7 +224,7 @@ class ExistingCache:
             left = yield from Batch(tuple(commands.drop(each, _EPOCHS_KEPT_MS) for each in self.shards))
             if not any(left):
                 own = key_names.cache(self.backend.namespace, self.service, self.name)
-                if own != self.shards[0]:  # at last the settings, which say how many shards there are
+                if own != self.shards[0]:  # the settings go last, as they hold the number of shards
                     yield from commands.drop(own, _EPOCHS_KEPT_MS)
                 yield from self.backend.leave(self.service, self.name)
                 return entries
@@ -239,7 +240,7 @@ class ExistingCache:
     def last_used(self) -> Flow[datetime | None]:
         """Return the time of the last recorded access to an entry that is still stored; None without entries.
 
-        Reads are recorded up to a second later.
+        A read is recorded up to a second later, or up to 5 s later if the cache has many shards.
         """
         indexes = (index for each in self.shards for index in (each.hot, each.warm, each.cold, each.new))
         newest = yield from Batch(tuple(map(inspection.newest, indexes)))
@@ -254,7 +255,7 @@ class ExistingCache:
 
 
 def _sweep(cursors: dict[key_names.CacheKeys, str]) -> Flow[dict[key_names.CacheKeys, commands.Swept]]:
-    """Sweep shards from their cursors. Return what each found; shards without settings are left out."""
+    """Sweep shards from their cursors. Return the result for each shard that has settings."""
     steps = yield from Batch(tuple(commands.sweep(where, cursor) for where, cursor in cursors.items()))
     return {where: step for where, step in zip(cursors, steps, strict=True) if not isinstance(step, NoSettings)}
 
@@ -284,7 +285,7 @@ def keys_of(backend: Backend, service: str, name: str) -> Flow[tuple[key_names.C
 
 
 def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
-    """Return every cache of a namespace, by service and name."""
+    """Return every cache of a namespace, grouped by service."""
     found = []
     for service in SERVICES:
         for name in (yield from backend.entered(service)):

@@ -1,8 +1,8 @@
 """Flows of a cache with on_unavailable="miss": while the server is unreachable, reads find nothing, writes do nothing.
 
 Reads that describe the whole cache (`keys`, `scan`, `size`, `stats`, `series`), `sweep`, `flush`, `warm_up` and `incr`
-still raise BackendUnavailable, since any answer could be false. Failed invalidations stay pending, as in any cache: this
-process sends them before its next read or write.
+still raise BackendUnavailable, since any answer could be false. Failed invalidations stay pending, as in any cache:
+this process sends them before its next read or write.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
 
 
 def pull_to_read(shared: SharedState, names: Iterable[str]) -> Flow[None]:
-    """Move entries, as `pull_keys` does, before a read. If the server is full, entries that were not moved count as missing."""
+    """Move entries, as `pull_keys` does, before a read. If the server is full, unmoved entries count as missing."""
     try:
         yield from pull_keys(shared, names)
     except BackendFull as error:
@@ -273,7 +273,7 @@ def _note_deployed(shard: Shard, reply: commands.Deployed, sent_at: float) -> Fl
 
 
 def _refusal(shared: SharedState, stored: str) -> CorruptState:
-    """Raise InvalidArgument for settings that the server refused. If nothing is wrong with them, return a CorruptState."""
+    """Raise InvalidArgument for settings that the server refused. If these are valid, return a CorruptState."""
     present = Settings.parse(stored)
     if present is not None:
         shared.lay_out(present)
@@ -288,7 +288,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shard: Shard) -> Flow[None]:
-    """Send the pending invalidations. If several processes send the same invalidation, this only causes an extra miss."""
+    """Send the pending invalidations. If several processes send the same one, an extra miss is the only effect."""
     shared = shard.cache
     invalidations = list(shard.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}

@@ -110,7 +110,7 @@ class SingleFlight:
         name, counts = stored_name(key), look
         try:
             if look:
-                refusable = freshness.error_ms is not None  # a value that was found may still count as a miss
+                refusable = freshness.error_ms is not None  # whether a found value may still count as a miss
                 value, stored = yield from self.reader.look_up(name, key, miss=False, hit=not refusable)
                 if value is not MISSING:
                     served: Served | None = Served(value)
@@ -185,7 +185,7 @@ class SingleFlight:
     def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
-        """Return a value that was found; None if stale-if-error no longer covers it and the last computation failed."""
+        """Return a value that was found; None if it is too old for stale-if-error and the latest computation failed."""
         try:
             shard = yield from shard_to_write(self.shared, name)  # reads the server's clock, which `age` needs
         except BackendUnavailable:  # the server was lost after the value had been read
@@ -307,7 +307,7 @@ class SingleFlight:
                         pause = min(poll_s * uniform(0.8, 1.2), left_ms / 1000 + 0.005)
                         poll_s = min(_MAX_POLL_S, poll_s * 1.5)
                         yield from Wait(wake_up, pause)
-                    case Failed("", _):  # the value cannot be stored, so this process computes its own one, once
+                    case Failed("", _):  # the value cannot be stored, so this process computes it for itself
                         return ComputeLease(shared, name, key, "", self.lease_ms, flight)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
@@ -336,8 +336,8 @@ class SingleFlight:
 
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server; the
     # caller runs the flow if the lease has a token. Waiters of this process get an error at once. They get a value only
-    # after the server has accepted the value, since the key may have been invalidated during the computation. They get
-    # a value that cannot be stored after the server has confirmed that the key was not invalidated.
+    # after the server has accepted the value, since the key may have been invalidated during the computation. If the
+    # value cannot be stored, they get it after the server has confirmed that the key was not invalidated.
 
     def finish(
         self,
@@ -434,7 +434,7 @@ class SingleFlight:
         self._end(compute_lease, outcome if valid else GivenUp())
 
     def _release(self, compute_lease: ComputeLease, error: str | None, *, tagged: bool = False) -> Flow[bool]:
-        """Release a lease. Returns whether it was still held, and the key not invalidated since the claim."""
+        """Release a lease. Returns whether it was still held and the key was not invalidated since the claim."""
         where, origin = self.shared.shard(compute_lease.name).keys, self.shared.origin
         return (
             yield from commands.release(

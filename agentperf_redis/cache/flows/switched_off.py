@@ -1,7 +1,7 @@
 """Flows of a cache object that is switched off: reads find nothing, writes store nothing, values are always computed.
 
-Their arguments are checked as in any cache. Nothing of this is sent to the server. Invalidations are still sent,
-because the cache may be switched on in other processes; see `misses.MissingEraser`.
+Arguments are checked as in any cache. Reads, writes and computations send nothing to the server. Invalidations are
+still sent, because the cache may be switched on in other processes; see `misses.MissingEraser`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class IdleWriter(Writer):
         return False
 
     def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str], create: bool) -> Flow[int]:
-        """Return `by`: there is no value to which it could be added. Without `create`, raise the error about that."""
+        """Return `by`, since there is no stored value to add to. If `create` is False, raise NoInteger."""
         yield from _NOTHING_SENT
         self.chosen_ttl(ttl)
         stored_tags(tags)
@@ -107,7 +107,7 @@ class IdleWriter(Writer):
 
 
 class IdleEraser(MissingEraser):
-    """Invalidations, which are sent as ever."""
+    """Invalidations, which are sent as in any cache."""
 
     def pop(self, key: str, default: Any) -> Flow[Any]:
         """Remove one entry, and return the default."""
@@ -116,7 +116,7 @@ class IdleEraser(MissingEraser):
 
 
 class NoFlight(SingleFlight):
-    """Computations of which each caller makes its own."""
+    """Computations without single flight: each caller computes its own value."""
 
     def value_or_lease(
         self,

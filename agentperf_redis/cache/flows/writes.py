@@ -36,7 +36,8 @@ class Writer:
     Args:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
-        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; below 0: the cache's default.
+        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; a negative one means the cache's
+            default.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Writer:
         *,
         if_version: int | None = None,
     ) -> Flow[bool]:
-        """Store a value. If a version is given, the present value must have it. Returns whether it was stored."""
+        """Store a value. If a version is given, the present value must have it. Return whether the value was stored."""
         mode = Mode.ALWAYS if if_version is None else Mode.at_version(_checked_version(if_version))
         return self.put_in_mode(mode, key, value, ttl, tags, tier)
 
@@ -91,7 +92,7 @@ class Writer:
         return reply.outcome is PutResult.STORED
 
     def increment(self, key: str, by: int, ttl: float | None, tags: Iterable[str], create: bool) -> Flow[int]:
-        """Add to a stored number, or store the number if there is no value. Returns the new number."""
+        """Add `by` to a stored number. If there is no value and `create` is True, store `by`. Return the new number."""
         chosen_ttl, names, name = self.chosen_ttl(ttl), stored_tags(tags), stored_name(key)
         number = arguments.count("by", by, minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
         mode = Mode.increment(number, create=arguments.flag("create", create))
@@ -139,9 +140,9 @@ class Writer:
     def _put_chunk(
         self, items: list[tuple[str, str, bytes]], chosen_ttl: int | str, tags: tuple[str, ...], tier: Tier | None
     ) -> Flow[list[tuple[PutResult, _Repeated | None]]]:
-        """Store encoded values side by side. The first put of each shard carries its report of reads.
+        """Store encoded values in parallel. The first put to each shard also reports the buffered reads of the shard.
 
-        Returns for each value the result, and the request if it must be sent again as a repeated one.
+        Returns, for each value, the result, and the request if it must be repeated (else None).
         """
         shared = self.shared
         while True:
@@ -201,7 +202,7 @@ class Writer:
     ) -> Flow[PutReply]:
         """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`.
 
-        A request that may have been executed before is `repeated`.
+        `repeated` is a request that was sent before and may have been executed; None sends a new request.
         """
         shared, waited = self.shared, None
         request, seen = repeated or (entry_format.new_request(), None)
@@ -244,7 +245,8 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                # an earlier copy may be under way, so that a refusal must bind it, or was executed before the move
+                # An earlier copy may have been executed before a move, or may still arrive; a refusal must also stop
+                # it.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)
@@ -301,7 +303,7 @@ def _next_report(shard: Shard, waited: WakeUp | None) -> Flow[tuple[AccessReport
 
 
 def _checked_version(if_version: object) -> int:
-    """Check the version that a value must have to be replaced; 0 is no value."""
+    """Check the version that a value must have to be replaced; 0 means that there must be no value."""
     try:
         return arguments.count("if_version", if_version, minimum=0, maximum=entry_format.MAX_VERSION)
     except InvalidArgument:

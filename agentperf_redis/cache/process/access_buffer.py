@@ -1,8 +1,9 @@
 """Buffers the reads of a process until they are reported. Several reads of one key are reported as a count.
 
 A hit is one plain read command, which does not record the access on the server. Each process reports its reads later:
-with its next put, or after 0.2 s. Reports have rising sequence numbers, and only one report is in flight at a time. If
-the result of a report is unknown, the report is sent again unchanged. Its sequence number makes that idempotent.
+with its next put, or after 0.2 s (later if a cache has more than 4 shards). Reports have rising sequence numbers, and
+only one report is in flight at a time. If the result of a report is unknown, the report is sent again unchanged. Its
+sequence number makes that idempotent.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class AccessBuffer:
             returned a report.
 
     Attributes:
-        drain: returns the reads that local copies have counted. Each item is stored name, count, and ms of computing
-            time saved.
+        drain: returns the reads that local copies have counted. Each item has a stored name, a count, and the
+            computing time saved, ms.
     """
 
     def __init__(self, process: Callable[[], str], filled: Callable[[], None]) -> None:
@@ -141,8 +142,9 @@ class AccessBuffer:
         Args:
             report: what `take` returned.
             confirmed: whether the server has recorded the report.
-            unused: whether the server has certainly not recorded it in this exchange. If it cannot have recorded it
-                before, its reads are buffered again, and reported together with later ones, in the right order.
+            unused: whether the server has certainly not recorded the report in this exchange. If no earlier exchange
+                can have recorded it, the report's reads are buffered again, and reported together with later reads, in
+                the right order.
         """
         if report is NO_REPORT:
             return
@@ -171,7 +173,7 @@ class AccessBuffer:
         self._corrupt += report.corrupt
 
     def announce(self) -> None:
-        """Announce that there are reads to report, unless that was announced already."""
+        """Announce that there are reads to report, unless this has already been announced."""
         if not self._announced:
             self._announce()
 

@@ -1,12 +1,12 @@
 """Flights. A flight is the one computation of a key in this process; other threads and tasks join it and wait for it.
 
-No caller may get a value that was invalidated before its call. When this process invalidates a key, the key's flight is
-removed from the map at once, and later callers begin another flight. Invalidations by other processes are known only to
-the server. Two kinds of requests show whether a value is still valid: the claim of the compute lease, and the put of
-the computed value. They are called confirming requests. The result of a flight is shared only with callers that joined
-before the last confirming request was sent. A caller that joined later looks for the value once more. While the server
-is unreachable, no request confirms a value. A result is then shared only with callers that have found the server
-unreachable themselves.
+No caller may get a value that was invalidated before the caller's own call. When this process invalidates a key, the
+key's flight is removed from the map of flights at once, and later callers begin another flight. Invalidations by other
+processes are known only to the server. Two kinds of requests show whether a value is still valid: the claim of the
+compute lease, and the put of the computed value. They are called confirming requests. The result of a flight is shared
+only with callers that joined before the last confirming request was sent. A caller that joined later looks for the
+value once more. While the server is unreachable, no request confirms a value. A result is then shared only with callers
+that have found the server unreachable themselves.
 
 A caller that would wait for itself computes directly (re-entrancy), since waiting would deadlock. There are two such
 callers. One is a function that needs the very value it computes. The other is a blocking call on the thread of an event
@@ -69,7 +69,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The computing caller was cancelled: another caller may compute."""
+    """The computing caller was cancelled, so another caller may compute the value."""
 
 
 FlightOutcome: TypeAlias = Computed | Unstorable | Crashed | Uncacheable | Unreachable | GivenUp
@@ -165,7 +165,7 @@ class Flights:
 
         Args:
             name: stored name of the key.
-            blocking: the calling thread is blocked while it waits.
+            blocking: whether the calling thread is blocked while it waits.
         """
         if any(flight.open and flight.name == name and flight.owner is self._owner for flight in _enclosing.get()):
             return True

@@ -6,8 +6,8 @@ so everything published before that ping has arrived. After another process has 
 therefore be returned for at most 250 ms. After this process has changed a value, the old value is never returned.
 
 A fill stores a copy of an entry that was read from the server. It must not restore a value that was invalidated during
-the read. Each fill takes a ticket before the read. The fill is refused if, after the ticket was taken, any tag was
-invalidated, or a key of the same stripe. A stripe is a group of keys whose hashes have the same remainder.
+the read. Each fill takes a ticket before the read. The fill is refused if, after the ticket was taken, any tag or
+any key of the same stripe was invalidated. A stripe is a group of keys whose hashes have the same remainder.
 
 Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024). A hit sets a flag
 on the copy and needs no lock. To evict a copy, a hand moves from the oldest copy towards the newest. It clears the
@@ -136,8 +136,8 @@ class LocalCopies:
         """
         now = monotonic()
         try:
-            # Check the bus before looking for the copy. In the reverse order, the bus could invalidate the copy in
-            # between.
+            # Check the bus before looking for the copy. In the reverse order, the bus could invalidate the copy
+            # between the two steps.
             if now > self._trusted_until and not (key in self._copies and self._trust(now)):
                 return None
             copy = self._copies[key]  # indexing is faster than `get` for a hit; a miss costs a round trip anyway
@@ -167,8 +167,8 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""
-        # The time never decreases: a bus that was just lost gives no new proof, but its last proof stays valid; see
-        # `serve_stale`.
+        # `_trusted_until` never decreases: a bus that was just lost gives no new proof, but its last proof stays valid;
+        # see `serve_stale`.
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -212,7 +212,7 @@ class LocalCopies:
         """Drop the copy of an entry, and refuse fills of this entry that are in progress.
 
         Args:
-            name: stored name of its key.
+            name: stored name of the entry's key.
             older_than: a copy of at least this version is kept; None keeps no copy.
         """
         with self._lock:
@@ -234,7 +234,7 @@ class LocalCopies:
                 self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
 
     def serve_stale(self, key: str, max_age_s: float) -> Copy | None:
-        """Return a copy although the server is unreachable, so that nothing shows whether the copy is still valid.
+        """Return a copy while the server is unreachable. Nothing then shows whether the copy is still valid.
 
         Args:
             key: the key.
@@ -246,7 +246,8 @@ class LocalCopies:
             if copy is not None:  # a bus that was just lost gives no new proof, but its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. If it had, they could have missed changes.
+                # The bus has not worked since the copies were set aside. If it had, it could have
+                # delivered changes that these copies did not get.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 
@@ -273,7 +274,7 @@ class LocalCopies:
         self._bytes = 0
 
     def drain(self) -> list[tuple[str, int, int]]:
-        """Return the reads since the last call. Each item is stored name, count, and ms of computing time saved."""
+        """Return the reads since the previous call. Each item has a stored name, a count, and the ms saved."""
         read, self._read = self._read, []
         reads = []
         for copy in read:

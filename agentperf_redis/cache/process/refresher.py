@@ -1,8 +1,8 @@
 """Runs background refreshes: on a few threads for blocking callers, as tasks for asyncio.
 
-A refresh ends with its event loop. The loop may end with the request that runs on it, as with `asyncio.run` in a
-synchronous web view. After a refresh was cut off in this way, the next asyncio caller of the key refreshes the value in
-the foreground, so that the refresh is completed.
+A refresh that is a task ends when its event loop ends. The loop may end with the request that runs on it, as with
+`asyncio.run` in a synchronous web view. After a refresh was cut off in this way, the next asyncio caller of the key
+refreshes the value in the foreground, so that the refresh is completed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Refresher:
                 try:
                     self._threads += 1  # no signal handler runs between this line and the next call
                     start_new_thread(start, ())
-                except RuntimeError:  # no thread can start: a running one takes the job, or a later reader refreshes
+                except RuntimeError:  # no thread can start: a running one takes the job, or a later read retries
                     self._threads -= 1
                     if not self._threads:
                         self._jobs.clear()
@@ -91,7 +91,7 @@ class Refresher:
             if not self._take(subject):
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the loop may end first
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  no log if the loop ends first
         with self._lock:  # callers on other threads iterate over the tasks
             self._tasks[task] = subject  # the loop holds only weak references to tasks
 
@@ -107,8 +107,8 @@ class Refresher:
     def enter(self, subject: Subject) -> bool:
         """Return whether the calling asyncio task should refresh a key itself and then call `leave`.
 
-        The result is True if the end of an event loop has cut off the last refresh of the key, and no other refresh of
-        it runs.
+        The result is True if the end of an event loop has cut off the latest refresh of the key, and no other refresh
+        of the key is running.
         """
         if not (self._cut_off or self._tasks):
             return False
@@ -163,7 +163,7 @@ class Refresher:
                 subject, job = self._jobs.popleft()
             try:
                 job()
-            except BaseException:  # noqa: BLE001  even SystemExit of a user's function: the thread runs other jobs, too
+            except BaseException:  # noqa: BLE001  even SystemExit of a user's function must not end the thread
                 log.exception("caches: a refresh failed")
             finally:
                 self.leave(subject)

@@ -1,4 +1,4 @@
-"""A shard: the part of a cache that lies in one slot, as far as this process knows it. Most caches have one shard."""
+"""This process's view of a shard, which is the part of a cache that lies in one slot. Most caches have one shard."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Shard:
         filled: called when there is something to report.
 
     Attributes:
-        retired: whether the cache was divided in another way meanwhile, so that this shard must not be used.
+        retired: whether the cache now has another layout, so that this shard must no longer be used.
     """
 
     def __init__(self, cache: SharedState, number: int, keys: CacheKeys, filled: Callable[[Shard], None]) -> None:
@@ -66,7 +66,7 @@ class Shard:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start without anything to send. Also called in a forked child: the parent sends what it has to send."""
+        """Start with nothing to send. Also called in a forked child, since the parent sends its own pending items."""
         self._lock = threading.Lock()
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
         """Invalidations that could not be sent, in order. They are sent before the next read or write."""
