@@ -155,7 +155,7 @@ class Registrations:
         return lost
 
     def place(self, pool: Pool, known: Registered) -> Flow[RegisterReply]:
-        """Register an instance in its shard. The reply has the settings of the whole pool that this replaced.
+        """Register an instance in its shard. The reply has the whole pool's settings that this call replaced.
 
         Args:
             pool: the whole pool, as a `Pool` with one shard.

@@ -18,7 +18,7 @@ _CLOCK_READINGS = 3
 
 
 class ServerClock:
-    """Estimates of the clocks of a backend's servers. `clock_of` returns this process's clock for a backend.
+    """Estimates of the clocks of a backend's servers. `clock_of` returns those of this process.
 
     The estimates stay valid in a forked child, because parent and child share the monotonic clock.
 

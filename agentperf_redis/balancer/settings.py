@@ -38,8 +38,8 @@ class PoolSettings:
         adaptive: whether each instance has an adaptive concurrency limit, which follows its outcomes and is at most its
             max_capacity. Default False: max_capacity is the limit. A bad outcome lowers the limit by a fifth, at most
             once for all leases that were in flight together. A good outcome raises the limit by 1/limit if the load is
-            at least half the limit: at a limit of 8, eight good outcomes raise it by one unit. Timeouts, rejections and
-            slow outcomes count towards ejection only at a limit of 1. `update_instance(max_capacity=)` resets the
+            at least half the limit: at a limit of 8, eight good outcomes raise it by about one. Timeouts, rejections
+            and slow outcomes count towards ejection only at a limit of 1. `update_instance(max_capacity=)` resets the
             limit.
         slow_start: seconds in which the capacity of a new or recovered instance grows from a tenth to the full
             capacity, in ten steps; None for no slow start. A new instance warms up only if a healthy, warm instance has

@@ -215,7 +215,7 @@ class Cache(ABC):
         """Return the value of a key and remove it. If callers in several processes pop it, only one gets the value.
 
         This counts as a read. If the value is being computed now, the result will not be stored. The server keeps the
-        popped value until the deadline of the call; the value then does not count towards `max_bytes`. A value that
+        popped value until the deadline of the call, but this value does not count towards `max_bytes`. A value that
         this process cannot decode is also removed.
 
         Args:

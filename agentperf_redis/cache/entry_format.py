@@ -10,9 +10,9 @@ and together take 14 bytes. A value of 1,000 bytes then still fits into the 1,02
 
 If the sign is a plus sign, these fields follow, with blanks between them: expiry, ms since 1970; cost, the computing
 time in ms; fresh, the time after the write for which the value is fresh, in ms (0 means until it expires); tags; the
-size of the key in bytes. The key itself comes last. It is left out, with size 0, if the stored name of the entry
-contains it. `put.lua` writes version and expiry; the client writes the rest. Stored bytes are not trusted: every field
-is validated.
+size of the key in bytes. The key itself comes last. It is left out, with size 0, if it is the same text as the stored
+name of the entry, or if it is too long. `put.lua` writes version and expiry; the client writes the rest. Stored bytes
+are not trusted: every field is validated.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def payload(
         tags: the tags, percent-encoded.
         data: the encoded value.
         key: the key.
-        name: stored name of the key. If it differs from the key, the entry holds the key.
+        name: stored name of the key. If it differs from the key, the entry holds the key, unless that is too long.
     """
     held = b"" if plain_text(key) == name else plain_text(key).encode()
     if len(held) > MAX_KEY_BYTES:

@@ -90,7 +90,7 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
     where = yield from _keys_to_read(shared)
     layout, shard, position = cursor
     old = shared.shards[0].old
-    if layout != shared.layout or shard < -len(old):  # a changed layout, or an emptied old one
+    if layout != shared.layout or shard < -len(old):  # begin again: the layout changed, or the old one is empty
         layout, shard, position = shared.layout, -len(old), "0"
     its = old[shard] if shard < 0 else where[shard]
     position, found = yield from inspection.sizes_page(its, position, count)

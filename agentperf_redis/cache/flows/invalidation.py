@@ -36,8 +36,8 @@ class Eraser:
     """Deletions and invalidations of one cache object.
 
     An invalidation that fails because the server does not answer stays pending: this process sends it before its next
-    read or write of the shards that it did not reach. It is acknowledged
-    once all shards concerned have received it.
+    read or write of the shards that it did not reach. The invalidation is acknowledged once all shards concerned have
+    received it.
 
     Args:
         reader: the object's reader.

@@ -108,7 +108,7 @@ def exchange(backend: Backend, service: str, name: str, stored: Settings) -> Flo
 
 
 def make_room(old: Sequence[CacheKeys], settings: Settings, count: int) -> Flow[None]:
-    """Evict entries of each old shard that exceed `limits_allowed`, before entries move to `count` shards."""
+    """Evict entries until each old shard is within `limits_allowed`, before entries move to `count` shards."""
     allowed = limits_allowed(settings, count)
     busy = list(range(len(old)))
     while busy:
@@ -238,5 +238,5 @@ def _grouped(shards: Sequence[CacheKeys], names: Sequence[str]) -> list[tuple[Ca
 def _prepare_again(settings: Settings, new: Sequence[CacheKeys], where: CacheKeys) -> Flow[None]:
     """Prepare a shard that has lost its data. If no more entries move to the shard, it stays unchanged."""
     share = replace(settings.own, shards=len(new)).of_shard(list(new).index(where))
-    yield from commands.deploy(where, share, NONE_GIVEN)  # another process may meanwhile have changed them
+    yield from commands.deploy(where, share, NONE_GIVEN)  # keeps limits that another process has set
     yield from commands.prepare(where, 0, (0, 0), (0,) * len(commands.COUNTERS))

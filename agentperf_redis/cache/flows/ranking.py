@@ -117,7 +117,7 @@ def _read(shards: Sequence[CacheKeys], limit: int, max_entries: float, *, with_t
     If the cache has more than `max_entries` entries, about the same number is read from each shard.
     """
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
-    tags: dict[str, dict[str, int]] = {}  # by tag and name, bytes: pages may repeat an entry
+    tags: dict[str, dict[str, int]] = {}  # bytes by tag and entry name; pages may repeat entries
     scanned, complete = 0, True
     for done, where in enumerate(shards, start=1):
         invalidation_epoch = yield from _invalidation_epoch(where)

@@ -250,7 +250,7 @@ def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[N
                 yield from _note_deployed(shard, reply, sent_at)
         # Another process may have changed the settings, and this process may have overwritten them in a shard.
         stored: Settings | commands.OtherSchema | None = None
-        with suppress(BackendUnavailable):  # they may be on a node that does not answer
+        with suppress(BackendUnavailable):  # the settings may be on a node that is down
             stored = yield from commands.stored_settings(shared.keys)
         if not isinstance(stored, Settings):
             return

@@ -245,8 +245,8 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                # An earlier copy may have been executed before a move, or may still arrive; a refusal must also stop
-                # it.
+                # An earlier copy may still arrive, so a refusal must also stop that copy. Or it may have been executed
+                # before the entries moved.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)
