@@ -15,7 +15,7 @@ _INSTEAD: Final = {
     ("LeaseBlock", "__enter__"): ("with lb.lease(...)", "async with lb.aio.lease(...)"),
     ("LeaseBlock", "__exit__"): ("with lb.lease(...)", "async with lb.aio.lease(...)"),
 }
-"""Class and method of a blocking call -> the call and its asyncio spelling, if that is not the method under `.aio`."""
+"""(class, method) -> the call and its asyncio form: for calls whose asyncio form is not the method under `.aio`."""
 _VARIABLES: Final = {"LoadBalancer": "lb", "MetricsCollector": "metrics"}
 _MAX_PLACES: Final = 1000
 """Maximum number of places that are remembered, and therefore of warnings."""

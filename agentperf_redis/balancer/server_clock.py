@@ -29,8 +29,7 @@ class ServerClock:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ahead_ms: dict[str, float] = {}
-        """By hash tag, since shards may lie on different nodes: an upper bound on the node's clock minus
-        `time.monotonic`, ms."""
+        """Hash tag -> upper bound of the node's clock minus `time.monotonic`, ms. Shards may lie on different nodes."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
         """Send a request that the server refuses if, by the server's clock, the caller's deadline has passed.

@@ -33,7 +33,7 @@ R = TypeVar("R")
 _LOCAL_SIZE = 10_000
 """Maximum number of local copies if only `local_bytes` is given."""
 MAX_CACHE_BYTES = 10**15
-"""Maximum of `max_bytes` and `local_bytes`. It exceeds any server's memory, and small multiples are exact doubles."""
+"""Maximum of `max_bytes` and `local_bytes`. It exceeds any server's memory. Small multiples of it are exact doubles."""
 
 
 class Cache(ABC):

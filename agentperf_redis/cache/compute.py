@@ -30,7 +30,7 @@ BLOCKING = (
     "a blocking function here; if it returns an awaitable, use the same method under .aio, or declare a decorated "
     "function with async def"
 )
-"""What a blocking computation allows as its function."""
+"""Text for errors: the functions that a blocking computation accepts."""
 UNSTORABLE = "returned a value that cannot be stored, so its values are returned uncached"
 _MAX_WARNED = 1024
 _warned: dict[object, object] = {}

@@ -43,9 +43,9 @@ _MAX_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
 """Separates the name of an argument from the rest of a template field."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
-"""Types for which equal values have equal keys. Float is excluded: 0.0 equals -0.0, but has a different key."""
+"""Types for which equal values have equal keys. Float is excluded: 0.0 equals -0.0, but their keys differ."""
 _MAX_KEYS = 1024
-"""Maximum number of keys remembered for each function. Computing a key takes ten times as long as looking it up."""
+"""Maximum number of keys remembered for each function. Computing a key takes ten times as long as a look-up."""
 
 
 @dataclass(frozen=True, slots=True)

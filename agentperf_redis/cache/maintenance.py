@@ -27,10 +27,10 @@ from agentperf_redis.transport.topology import Node
 T = TypeVar("T")
 
 REPORT_AFTER_S = 0.2
-"""How long reads are buffered before they are reported. Until then, evictions by other processes ignore them."""
+"""How long reads are buffered before they are reported. Until the report, other processes' evictions ignore them."""
 _MAX_TIMES_LATER = 25.0
-"""How many times later the reads are reported if a cache has 100 shards or more. Each shard has a report of its own, so
-with more than 4 shards, each report is sent less often. The number of reports then stays bounded."""
+"""Maximum factor by which the reports of reads are delayed, reached at 100 shards. Each shard has a report of its own.
+With more than 4 shards, each report is sent less often, so that the number of reports stays bounded."""
 _AFTER_FAILURE_S = 1.0
 _MAX_SAMPLE_S = 0.5
 _CLOSE_S = 1.0

@@ -21,7 +21,7 @@ class Policy(Enum):
     LRU = "lru"
     """The least recently read or written entry."""
     TINYLFU = "tinylfu"
-    """Of the oldest new entry and the oldest established entry, the less frequently read one; suits repeated scans."""
+    """The less read of two entries: the oldest new one and the oldest established one. Suits repeated scans."""
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
@@ -42,12 +42,12 @@ ARGUMENTS = {
         "shards",
     ),
 }
-"""For each kind of cache, the constructor argument of each of `Settings.fields`; empty if there is no such argument."""
+"""For each kind of cache: the constructor arguments for `Settings.fields`, in order; empty where there is none."""
 
 
 MAX_SHARDS = 256
 MIN_SHARD_ENTRIES = 250
-"""Minimum capacity of a shard. Each shard evicts for itself. With fewer entries, the hit ratio would fall."""
+"""Minimum capacity of a shard. Each shard evicts on its own. With fewer entries, the hit ratio would fall."""
 
 
 class WithoutServer(Enum):
@@ -58,7 +58,7 @@ class WithoutServer(Enum):
     RAISE = "raise"
     """Raise BackendUnavailable."""
     MISS = "miss"
-    """Like COMPUTE; besides, reads find nothing and writes store nothing, instead of raising BackendUnavailable."""
+    """Compute as with COMPUTE. Reads find nothing and writes store nothing, instead of raising BackendUnavailable."""
 
 
 class Tier(Enum):

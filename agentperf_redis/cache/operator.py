@@ -37,9 +37,9 @@ T = TypeVar("T")
 MAX_SWEEPS: Final = 64
 """Maximum number of sweeps of each shard before statistics are read. Each sweep examines some 256 entries."""
 _DROP_ATTEMPTS: Final = 3
-"""How often a cache is cleared that programs use while it is dropped."""
+"""How often to clear a cache if programs still use it while it is being dropped."""
 _EPOCHS_KEPT_MS: Final = 86_400_000
-"""How long the epochs of a dropped cache remain: a computation that began before the drop hardly takes longer."""
+"""How long the epochs of a dropped cache remain: computations that began before the drop hardly last longer."""
 SERVICES: Final = ("cache", "tiered")
 """The names of the two kinds, LRUCache and TieredCache, in keys and in the list of resources."""
 
@@ -206,8 +206,8 @@ class ExistingCache:
         """Delete the whole cache, settings and counters included. A program that still uses it creates it again.
 
         Returns:
-            The number of entries before the call. None if programs kept storing entries during the call: the cache was
-            then only cleared.
+            The number of removed entries. None if programs kept storing entries during the call: the cache was then
+            only cleared.
 
         Raises:
             CorruptState: a key holds data that this library did not write. The cache may already have been cleared.

@@ -24,7 +24,7 @@ _LOWER = Script("cache/lower")
 _RETIRE = Script("cache/retire")
 
 COUNTERS = ("evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
-"""The counters that `fence` returns and `prepare` takes, in their order."""
+"""The counters that `fence` returns and `prepare` takes, in this order."""
 _MAX_MARKS = 10_000
 """Maximum number of keys of a shard that are being moved at one time."""
 _MARKS_KEPT_MS = 60_000

@@ -11,7 +11,7 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
 SCHEMA = 3
-"""Major version of a cache's data model. Each cache stores it, since its scripts cannot read the namespace's version.
+"""Major version of a cache's data model. Each cache stores it, since the scripts cannot read the namespace's version.
 
 Version 2 renamed the keys gen and trash to `epochs` and `deferred`, and the word room in the settings to capacity.
 Version 3 shortened the header of entries, wrote hits after the bytes in `size`, and dropped the index `exp`.

@@ -52,14 +52,14 @@ from agentperf_redis.random_numbers import uniform
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 100
-"""Maximum attempts to move an entry. One fails only when another process moves or changes the entry meanwhile."""
+"""Maximum attempts to move an entry. An attempt fails only if another process moves or changes the entry."""
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
-"""How often and how long a program waits for the switch before it makes the switch itself."""
+"""A program waits this many times, and about this many seconds each time, before it makes the switch itself."""
 CLOSED_KEPT_MS: Final = 86_400_000
-"""How long the shards of a layout that was left say so."""
+"""How long the shards of an old layout stay marked as closed."""
 HEADROOM: Final = 16
-"""One in so many entries of a full cache is evicted before its layout changes."""
+"""Before a full cache changes its layout, one entry in this many is evicted."""
 
 
 def exchanged(backend: Backend, service: str, name: str) -> Flow[Settings | None]:

@@ -26,9 +26,9 @@ from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import CacheKeys
 
 _PAGE: Final = 100
-"""Entries that one step moves, about. Each script of the step blocks its server for about 1 ms."""
+"""About how many entries one step moves. Each script of the step blocks its server for about 1 ms."""
 _MAX_BYTES: Final = 2**20
-"""Maximum bytes of the entries that are moved together, unless a single one is larger."""
+"""Maximum bytes of the entries that are moved together, unless a single entry is larger."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,10 @@ def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
 
 
 _OLD_SEEN_S: Final = 0.5
-"""How often a process looks whether the previous layout is empty. Until then, its calls look there for their keys."""
+"""How often a process checks whether the previous layout is empty. Until it is, calls also look there for keys."""
 _LAYOUT_SEEN_S: Final = CLOSED_KEPT_MS / 2000
-"""How long a process may write or invalidate without reading the layout. After twice this time, a shard that was left
-no longer says so: an invalidation would be acknowledged there, and have no effect."""
+"""How long a process may write or invalidate without reading the layout. After twice this time, an old shard is no
+longer marked as closed: an invalidation there would be acknowledged, but have no effect."""
 
 
 def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:

@@ -57,10 +57,10 @@ ERROR_KEPT_MS: Final = 5000
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 """Bounds of a waiter's poll interval. Waiters poll in case the message that wakes them is lost."""
 _LOOK_EVERY_S = 1.0
-"""How often a waiter looks whether the event loop that computes its value still runs."""
+"""How often a waiter checks whether the event loop that computes its value still runs."""
 _MAX_ERROR_CHARACTERS = 500
 _READ_ONCE = (Iterator, AsyncIterator, Awaitable)
-"""Values that are used up by reading them, so that callers cannot share one."""
+"""Types of values that can be read only once, so that callers cannot share such a value."""
 _RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
 """Errors that the cache itself did not cause: they are raised to the caller."""
 

@@ -23,7 +23,7 @@ from agentperf_redis.command import Batch, Command, Flow, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, NoInteger
 
 MAX_INTEGER = 2**53 - 1
-"""Maximum of the numbers that `incr` adds and stores: up to here, every integer is an exact double in Lua."""
+"""Maximum number that `incr` adds or stores: up to this number, every integer is an exact double in Lua."""
 _Repeated: TypeAlias = tuple[str, int]
 """A request that was sent before: its id, and the newest version of the shard that was known then."""
 _PLAIN = Codec()

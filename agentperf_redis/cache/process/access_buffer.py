@@ -18,7 +18,7 @@ from agentperf_redis.command import WakeUp, running_loop
 MAX_READS = 256
 """Maximum distinct keys in one report. Recording them blocks the server for about 1 ms (3-6 us for each key)."""
 MAX_PENDING = 16 * MAX_READS
-"""Maximum distinct keys buffered while the server is unreachable. Beyond it, the reads of the oldest keys are lost."""
+"""Maximum distinct keys buffered while the server is unreachable. Above it, the reads of the oldest keys are lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Flight:
         self.ended = WakeUp()
         self.outcome: FlightOutcome = GivenUp()
         self.still_since = math.inf
-        """When `stands_still` was first seen, by `time.monotonic`; infinity if it is not known to stand still."""
+        """When `stands_still` was first seen, by `time.monotonic`; infinity if the loop is not known to stand still."""
 
     @property
     def stands_still(self) -> bool:
@@ -104,7 +104,7 @@ class Flight:
 
 
 _enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
-"""The flights whose functions have called the present code. New tasks and `asyncio.to_thread` inherit them."""
+"""The flights whose functions called the running code. New tasks and `asyncio.to_thread` inherit this value."""
 
 
 def enter(flight: Flight | None) -> tuple[Flight, ...]:

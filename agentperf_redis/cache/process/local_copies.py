@@ -26,7 +26,7 @@ from agentperf_redis.cache.entry_format import Stored
 TRUSTED_FOR_S = 0.25
 """Maximum age of the last proof that the bus works. A write of another process may go unnoticed for this long."""
 MAX_COPY_TTL_S = 30.0
-"""Maximum TTL of a copy: a last bound in case an invalidation is missed."""
+"""Maximum TTL of a copy. It limits the damage if an invalidation is missed."""
 
 _STRIPES = 256
 _UNCHANGEABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -73,7 +73,7 @@ class Copy:
         self.visited = False
         self.reads = self.reported = 0
         self.listed = False
-        """Whether its reads are listed for the next report."""
+        """Whether the copy is listed for the next report of reads."""
         self.newer: Copy | None = None
         self.older: Copy | None = None
 

@@ -59,7 +59,7 @@ class Shard:
         self.seen = 0
         """The newest version that this process has seen in a reply."""
         self.known_epoch: tuple[bytes | None, InvalidationEpoch] = (None, NOTHING_INVALIDATED)
-        """The invalidation epochs that were read last, as stored and parsed. They seldom change."""
+        """The latest invalidation epochs read: the stored bytes and the parsed form. They seldom change."""
         self._filled = filled
         self.access_buffer = AccessBuffer(lambda: backend.process, lambda: filled(self))
         self._server_ahead_ms = 0.0
@@ -71,10 +71,10 @@ class Shard:
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
         """Invalidations that could not be sent, in order. They are sent before the next read or write."""
         self.pending_releases: dict[tuple[str, str], float] = {}
-        """Compute leases whose end could not be reported: (stored name, token) -> its expiry, by `time.monotonic`.
+        """Compute leases whose end could not be reported: (stored name, token) -> expiry, by `time.monotonic`.
 
-        A server may still hold them when it answers again. They are released before the next read or write, so that no
-        caller waits for their expiry.
+        The server may still hold these leases when it answers again. They are released before the next read or write,
+        so that no caller waits for their expiry.
         """
 
     def after_fork(self) -> None:
