@@ -45,13 +45,19 @@ class Build:
             )
         )
 
-    def run(self, name: str, work: str) -> None:
-        """Send one piece of work to the process, and wait until the work is done."""
+    def run(self, name: str, work: str) -> float:
+        """Send one piece of work to the process, and wait until the work is done.
+
+        Returns:
+            The figure that the program prints after "done"; 0 if it prints none.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(name, work, file=self.process.stdin, flush=True)
-        if self.process.stdout.readline() != "done\n":
+        done, _, figure = self.process.stdout.readline().strip().partition(" ")
+        if done != "done":
             raise RuntimeError(f"the build in {self.process.args!r} failed at {name} {work}")
+        return float(figure or 0)
 
     def close(self) -> None:
         """End the process."""
