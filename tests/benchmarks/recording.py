@@ -40,8 +40,8 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
             found: dict[str, dict[int, float]] = defaultdict(dict)
             for at in (0, 1) if number % 2 else (1, 0):
                 build = (ours, theirs)[at]
-                found["record_execution"][at] = build.run("executions", "record")
                 client.config_resetstat()
+                found["record_execution"][at] = build.run("executions", "record")
                 found[f"flush of {SAMPLES} samples, client"][at] = build.run("executions", "flush")
                 found[f"flush of {SAMPLES} samples, server"][at] = (
                     client.info("commandstats")["cmdstat_evalsha"]["usec"] / 1e6
