@@ -1,4 +1,4 @@
-"""Warns of clients that are made again and again and never closed, for example one for each request of a web server.
+"""Warns if a program keeps making clients and never closes them, for example one client for each web request.
 
 Each client has connections and threads of its own. A program needs one client for each server and namespace.
 """
@@ -20,7 +20,7 @@ _open: dict[tuple[str, str], int] = {}
 
 
 def place_of_creation() -> str:
-    """Return file and line of the code outside this library that is making a client."""
+    """Return the file and line of the code, outside this library, that makes a client."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  as in `blocking_calls`
     while frame is not None and frame.f_globals.get("__name__", "").startswith("agentperf_redis."):
         frame = frame.f_back

@@ -1,15 +1,15 @@
 """Finds the place in the program where an unnamed object is made. The place gives the object its name.
 
 The name has two parts. The first is the module. The second is the variable or attribute to which the object is
-assigned, or the function that makes the object. The name is the same in every process that runs the program, in any
-folder. The name survives edits of other lines, unless a second constructor call for the same variable, attribute or
-function is added. In a script, the name contains a digest of the file, since other scripts may have the same name. Two
-places never have the same name. All objects made at one place, for example in a function that is called often, have
-the same name.
+assigned, or the function that makes the object. The name is the same in every process that runs the program, whatever
+the folder. Edits of other lines do not change the name, except one: adding a second constructor call for the same
+variable, attribute or function. In a script, the name contains a digest of the file, because another script may have
+the same file name. Two places never have the same name. All objects made at one place, for example in a function that
+is called often, have the same name.
 
-Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that other
-processes share. In the first, your code belongs to no file, as in a notebook. In the second, your program passes the
-class of the object to other code, such as a framework, and that code calls the class.
+If the source is missing, for example in a frozen program, the place is a line of a module. In two cases, there is no
+place that is the same in other processes: your code belongs to no file (in a notebook, for example), or your program
+passes the object's class to other code, such as a framework, which calls it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Place:
 
     Attributes:
         name: the name of the objects made there.
-        unknown: why there is no place that other processes share; empty if there is one.
+        unknown: why there is no place that is the same in other processes; empty if there is one.
         indirect: whether other code performs the call, so that the user's code cannot pass an argument.
-        repeats: whether the place is in a loop, which makes several objects of one name.
+        repeats: whether the place is in a loop, which can make several objects with the same name.
         file: the file of the code.
         line: the line of the code.
     """
@@ -79,7 +79,7 @@ class Place:
 
         Args:
             call: the call that makes an object, as text.
-            objects: the number of live objects of the name in this process.
+            objects: the number of live objects with this name in this process.
         """
         if self.unknown:
             remedy = "Give it name='...'"
@@ -99,12 +99,13 @@ class Place:
 
 
 def place_of(made: object, process: str, method: str = "") -> Place:
-    """Return the place where an object is made. This is the call with which code outside this library makes the object.
+    """Return the place where an object is made: the call, in code outside this library, that makes the object.
 
     Args:
         made: the object. If its class is a user's subclass with a constructor, the place is the call of that
             constructor.
-        process: the id of this process. It is part of the name if there is no place that other processes share.
+        process: the id of this process. It is part of the name if there is no place that is the same in other
+            processes.
         method: the method of `made` that makes the new object; empty if `made` is the new object itself.
     """
     frame = _frame_outside(made, method)
@@ -175,7 +176,7 @@ def _first_argument(frame: FrameType) -> object:
 
 
 def _generated_field(frame: FrameType, kind: str) -> str | None:
-    """Return the place's name if a generated constructor (as of a dataclass) makes a field's default; otherwise None.
+    """Return the place's name if a generated constructor, such as a dataclass's, makes a field's default; else None.
 
     Args:
         frame: the frame of the constructor.
@@ -209,9 +210,9 @@ def _plain(qualified_name: str) -> str:
 
 
 def _identified(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the variables of a module. A module that cannot be found by its name counts as a script.
+    """Return the variables of a module, marked as a script if the module cannot be found by its name.
 
-    Frameworks run files of the user, such as plugins and settings, under names that other files may have too.
+    Frameworks run files of the user, such as plugins and settings, under names that other files may also have.
     """
     loaded = sys.modules.get(str(variables.get("__name__")))
     if is_script(variables) or getattr(loaded, "__dict__", None) is variables:
@@ -266,7 +267,7 @@ def _digest(text: str) -> str:
 
 
 def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
-    """Whether a frame calls the class of an object directly, not a function that may make any number of objects.
+    """Whether a frame calls an object's class directly, rather than a function that may make any number of objects.
 
     Args:
         frame: the frame that performs the call.
@@ -295,7 +296,7 @@ def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
 def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
     """Return the call that a frame performs; None if the source is unavailable or has changed.
 
-    A call that was found is remembered. So the name stays the same if the source changes while the program runs.
+    A call that was found is remembered, so its name stays the same if the source changes while the program runs.
 
     Args:
         frame: the frame that performs the call.

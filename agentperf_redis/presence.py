@@ -1,11 +1,11 @@
 """The heartbeat of a process: other processes see that it lives, what it holds, and which of its executions hang.
 
 The presence of a process begins with its first record, its first tracked execution or its first lease. From then on, a
-heartbeat is sent at least every `BEAT_S`, also while the process is idle. If a metrics flush is sent anyway, it carries
-the heartbeat. Otherwise, a background thread sends the heartbeat: the thread of the service that began first. Closing
-the client ends the presence at once. A killed process is forgotten `FORGET_S` after its last heartbeat.
+heartbeat is sent at least every `BEAT_S`, even while the process is idle. If a metrics flush is sent anyway, it carries
+the heartbeat. Otherwise, the background thread of the service that began first sends the heartbeat. Closing the client
+ends the presence at once. A killed process is forgotten `FORGET_S` after its last heartbeat.
 
-A heartbeat carries the whole state, so a lost heartbeat needs no repetition. Errors of a heartbeat affect no other
+A heartbeat carries the whole state, so a lost heartbeat need not be repeated. An error of a heartbeat affects no other
 call. A heartbeat takes the server about 30 us, or 85 us with 50 running executions. On the same machine, a flush of
 five records takes about 260 us.
 """
@@ -78,7 +78,7 @@ class OpenCalls:
 
     Attributes:
         oldest: agent and start of each of the oldest ones, the oldest first. The start is a time of `perf_counter`.
-        more: number of the other ones, which are younger.
+        more: number of the other open executions, which are younger.
     """
 
     oldest: tuple[tuple[str, float], ...] = ()
@@ -95,7 +95,7 @@ class Presence:
         leases: returns the number of leases that this process holds.
         flush_state: returns what this process has not delivered.
         open_calls: takes a time of `perf_counter`. Returns the executions that are open and older than `MIN_AGE_S` at
-            that time: the oldest `MAX_EXECUTIONS`, and the number of the rest.
+            that time: the `MAX_EXECUTIONS` oldest of them, and the number of the others.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -111,7 +111,7 @@ class Presence:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: start without presence. The child becomes a worker once it records or leases."""
+        """In a forked child, start without a presence. The child becomes a worker once it records, tracks or leases."""
         self._jobs: Background | None = None
         self._timeout_s: Callable[[], float] = float
         self._began = 0.0
@@ -166,7 +166,7 @@ class Presence:
         self._failing = failed
 
     def refreshed(self) -> Flow[None]:
-        """Send a heartbeat if this process has begun, so that a program that lists the workers finds itself.
+        """Send a heartbeat if this process has a presence, so that a program that lists the workers finds itself.
 
         Raises:
             BackendUnavailable: if the server cannot be reached. Other errors of the heartbeat do not prevent reading.
@@ -198,7 +198,7 @@ class Presence:
             return
         self._closed = True
         if self.present and self._jobs is not None:
-            self._jobs.put(self.leave)  # on the thread: the caller may be an event loop
+            self._jobs.put(self.leave)  # on the background thread, because the caller may be an event loop
             self._jobs.close(_LEAVE_S)
 
     @property
@@ -218,7 +218,8 @@ class Presence:
             calls: the open executions.
 
         Returns:
-            The command. Its result is True if the server lists the worker, False if there are `MAX_WORKERS` others.
+            The command. Its result is True if the server lists the worker, and False if the server already lists
+            `MAX_WORKERS` others.
         """
         self._carried = calls
         self._sent = now = time.monotonic()

@@ -3,16 +3,16 @@
 A tracer reports the start and the end of each span, on any thread. Spans that stand for the work of agents have a
 `Description`: these are the *described* spans. The rules:
 
-1. An agent span is an execution of its agent, also within the span of another agent.
+1. An agent span is an execution of its agent, even within the span of another agent.
 2. Outside of agent spans, the outermost described span is an execution.
 3. Any other described span is a span within the innermost execution around it. Spans without a description, such as
    HTTP requests, are ignored: their time belongs to the described span around them.
-4. Two instrumentations may report the same work, one as a span directly within the span of the other. A model span in a
-   model span is the same call: only the outer span counts. An agent span in an agent span of the same agent is the same
-   execution. The usage of an agent span counts only if no model span within it has counted.
+4. Two instrumentations may report the same work. The span of one then lies directly within the span of the other. A
+   model span in a model span is the same call: only the outer span counts. An agent span in an agent span of the same
+   agent is the same execution. The usage of an agent span counts only if no model span within it has counted.
 5. The program may track executions itself (`track`, `track_performance`, other adapters). A span that begins in such an
-   execution is left to the program: it is not recorded here, because the program records it. Agent spans of other
-   agents, and all spans within them, are recorded here, unless they are within an agent span left to the program.
+   execution is left to the program: it is not recorded here, because the program records it. An agent span of another
+   agent is recorded here with all spans within it, unless it lies within an agent span left to the program.
 
 Executions and their spans are recorded when the execution ends. Tokens are recorded when the model call ends. While an
 agent span is open, `MetricsCollector.running` lists it if it names its agent at its start. A span that never ends is
@@ -65,7 +65,7 @@ class Description:
     Attributes:
         kind: its kind.
         name: the name of the span within an execution, such as ``chat gpt-x``.
-        agent: the agent of the execution, if the span is an execution; None takes the fallback of `Traces`.
+        agent: the agent of the execution, if the span is an execution; None means the fallback agent of `Traces`.
     """
 
     kind: Kind
@@ -147,7 +147,7 @@ class _Node:
 
 
 class OpenSpans(dict[Hashable, Any]):
-    """A tracer's open spans in this process, by key. Processors of one `AgentPerf` share them: each span counts once.
+    """A tracer's open spans in this process, by key. All processors of one `AgentPerf` share them and count each once.
 
     Attributes:
         lock: held while ended spans are recorded.
@@ -161,7 +161,7 @@ class OpenSpans(dict[Hashable, Any]):
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the open spans that a forked child has copied: the parent records them."""
+        """Forget the open spans that a forked child copied from its parent. The parent records them."""
         self.clear()
         self.lock = threading.RLock()
 
@@ -217,8 +217,8 @@ class Traces:
         describe: returns the description of an open span, as known so far.
         is_late: returns whether an open span without a description may get one at its end.
         agent: the fallback for executions that name no agent.
-        in_tracked: whether rule 5 is off. If it is off, spans in an execution tracked by the program are recorded as
-            spans of this execution, without self time.
+        in_tracked: whether rule 5 of this module is off. If so, spans in an execution that the program tracks are
+            recorded as spans of that execution, without self time.
         usage: whether to count model calls, tokens and cost.
     """
 
@@ -250,7 +250,7 @@ class Traces:
             span: the tracer's object. It is referenced only weakly.
         """
         if key in self._open:
-            return  # a second processor of the same AgentPerf
+            return  # a second processor of the same AgentPerf reports the span
         source = weakref.ref(span, lambda _: self._open.pop(key, None))
         around = self._open.get(parent)
         node = self._open[key] = _Node(self, around, source, executions_around(), id(sys.exception()))
@@ -377,7 +377,7 @@ class Traces:
         return nearest_name(named or self._agent)
 
     def _tracked(self, execution: _Node, node: _Node) -> _Tracked | None:
-        """Return the tracked execution because of which rule 5 leaves this span to the program, or None."""
+        """Return the tracked execution that makes rule 5 leave this span to the program, or None."""
         if node is not execution:
             for each in (*node.around, *node.around_end):
                 if each not in execution.around:
@@ -472,7 +472,7 @@ def _duration_ns(ended: Ended) -> int:
 
 
 def _with_cancellation(ended: Ended, error_before: int) -> Ended:
-    """Return the span as cancelled if a cancellation ends it: OpenTelemetry reports no cancellations, only errors."""
+    """Return the span as cancelled if a cancellation ends it. OpenTelemetry itself reports only errors."""
     error = sys.exception()
     if ended.outcome != OK or error is None or id(error) == error_before or outcome_of(error) != CANCELLED:
         return ended
@@ -483,7 +483,8 @@ def failure(error_type: object) -> str:
     """Return the outcome of a span that failed. A qualified class name counts under its last part, as in `track`.
 
     Args:
-        error_type: the type as the tracer reports it. An empty text, and an object that is no text, is an unknown type.
+        error_type: the type as the tracer reports it. An empty string, or an object that is not a string, counts as an
+            unknown type.
     """
     if not isinstance(error_type, str) or not error_type:
         return FAILED
@@ -502,13 +503,13 @@ def self_times(spans: list[tuple[int, int, int]]) -> list[float]:
 
     Args:
         spans: for each span its start, its end and the index of its parent. The first span is the execution; the time
-            before its start and after its end does not count. All times have the same unit, which may be any.
+            before its start and after its end does not count. All times have the same unit; any unit will do.
     """
     first, last, _ = spans[0]
     owns = [0.0] * len(spans)
     events = []
     for index, (start, end, _) in enumerate(spans):
-        start, end = max(start, first), min(end, last)  # noqa: PLW2901  the times that count
+        start, end = max(start, first), min(end, last)  # noqa: PLW2901  the part within the execution
         if start < end:
             events += [(start, 1, index), (end, 0, -index)]
     events.sort()  # at the same time, ends precede starts; the execution (index 0) starts first and ends last

@@ -7,7 +7,8 @@ the stream. Cancellation is a separate outcome.
 Each call is an open execution while it runs, so spans of `MetricsCollector.span` nest within it. A stream is open only
 while it produces an item, and not while its consumer works.
 
-If a plain function returns an awaitable, as in clients of model vendors, the execution lasts until the awaitable ends.
+A plain function may return an awaitable, as functions in the clients of model vendors do. The execution then lasts
+until the awaitable ends.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def track_performance(
     Returns:
         A decorator for functions, coroutine functions, generators and async generators. These may be methods, static
         methods or class methods. The decorated function is of the same kind, and forwards arguments, results,
-        exceptions and sent values. The decorator raises InvalidArgument for other objects, such as a tool, which would
-        lose its methods.
+        exceptions and sent values. The decorator raises InvalidArgument for other objects. A decorated tool object, for
+        example, would lose its methods.
 
     Raises:
         InvalidArgument: for an invalid name, collector or exception class.
@@ -124,7 +125,7 @@ def _ends_later(result: Any) -> bool:
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return an awaitable that stands in for `result` and is of the same kind. The suspended span ends with it."""
+    """Return an awaitable of the same kind to replace `result`. The suspended span ends when this awaitable ends."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result

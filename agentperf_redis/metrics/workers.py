@@ -31,8 +31,8 @@ class RunningExecution:
         pid: its process.
         started: when it began, in local time.
         age: seconds since it began, by the server's clock.
-        alive: whether its worker is alive; see `WorkerInfo`. If not, the execution ended with its process, or both
-            hang.
+        alive: whether its worker is alive; see `WorkerInfo`. If not, the process has ended, and the execution with it,
+            or the process hangs.
     """
 
     agent: str
@@ -45,25 +45,24 @@ class RunningExecution:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker: one client (`AgentPerf`) of a process that has recorded executions or leased instances.
+    """A worker: one `AgentPerf` client of a process, once it has recorded an execution or leased an instance.
 
     The figures are those of its last heartbeat. A worker sends a heartbeat at least every five seconds.
 
     Attributes:
         host: host of the process.
         pid: the process.
-        since: when it first recorded, leased or began an execution, in local time.
+        since: when it first began or recorded an execution or leased an instance, in local time.
         last_seen: when its last heartbeat arrived, in local time.
         heartbeat_age: seconds since the last heartbeat arrived, by the server's clock.
         alive: whether the last heartbeat is at most 12 s old. Otherwise the process was killed, is stopped or cannot
-            reach the server. It is forgotten 25 s after the last heartbeat. A worker that is closed is forgotten at
-            once.
+            reach the server. A worker is forgotten 25 s after its last heartbeat. A closed worker is forgotten at once.
         leases_held: number of leases that it holds.
         pending: executions that wait because the last flush failed; 0 if that flush succeeded.
         dropped: executions that were dropped and never counted.
         error: error of the last flush; None if it succeeded.
         running: the oldest executions that have run for at least a second; at most 50, the oldest first.
-        running_more: number of further such executions.
+        running_more: number of executions that have run for at least a second but are not in `running`.
         python: version of Python.
         version: version of this library.
     """
@@ -98,7 +97,7 @@ class _Listed:
 
 
 def workers(flusher: Flusher) -> Flow[tuple[WorkerInfo, ...]]:
-    """Read all workers, sorted by host, process and age. First, this process sends a heartbeat if it is a worker."""
+    """Read all workers, sorted by host, process and age. If this process is a worker, it first sends a heartbeat."""
     yield from flusher.presence.refreshed()
     namespace = flusher.backend.namespace
     listed = yield from _list(namespace)
@@ -183,7 +182,7 @@ def _execution(key: str, info: WorkerInfo, now_ms: int, agent: str, started_ms: 
 
 
 def _time(ms: str) -> datetime:
-    """Decode a stored time. Raise ValueError for one after the year 9999."""
+    """Decode a stored time. Raise ValueError for a time after the year 9999."""
     number = whole_number(ms)
     if number > LAST_MS:
         raise ValueError("a time after the year 9999")
