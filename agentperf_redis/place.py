@@ -196,7 +196,7 @@ def _generated_field(frame: FrameType, kind: str) -> str | None:
 
 
 def _called_default(code: CodeType, offset: int) -> str:
-    """Return the field whose default is made by the call at an offset of a generated constructor; empty if none."""
+    """Return the field whose default is made by the call at an offset of a generated constructor; empty if no field."""
     loaded = [
         each.argval for each in dis.get_instructions(code) if each.offset < offset and each.opname.startswith("LOAD_")
     ]

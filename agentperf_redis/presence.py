@@ -180,7 +180,7 @@ class Presence:
                     raise
 
     def leave(self) -> None:
-        """Make the server forget this process, which is about to end. If it lives on, the next heartbeat lists it.
+        """Make the server forget this process, which is about to end. If it runs on, its next heartbeat lists it again.
 
         Blocks for a bounded time.
         """

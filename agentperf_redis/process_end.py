@@ -1,15 +1,15 @@
 """Flushes the buffers of a process that ends without running its exit handlers.
 
-`atexit` covers a process whose interpreter shuts down. It does not cover these processes:
+`atexit` covers a process whose interpreter shuts down. It does not cover the following processes:
 
 - A child of multiprocessing or billiard ends with `os._exit`, after the finalizers of `multiprocessing.util`.
 - A pool process of Celery ends with `os._exit`, after the signal `worker_process_shutdown`.
 - A work horse of RQ ends with `os._exit`, directly after its job.
 - uvicorn ends its process by SIGTERM with the default action, directly after `Server.shutdown`.
 
-This module never imports these packages. `watch` attaches a hook to each of them that is in `sys.modules`. A buffer
-calls `watch` when the buffer is created and at the first record of each flush interval, so packages that are imported
-later are found too. See `sigterm` for processes without these packages that end by SIGTERM.
+This module never imports these packages. `watch` attaches a hook to each package that is already in `sys.modules`. A
+buffer calls `watch` when the buffer is created and again at the first record of each flush interval. So `watch` also
+finds packages that are imported later. The module `sigterm` covers other processes that end by SIGTERM.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _buffers: set[weakref.ref[Buffered]] = set()
 
 def register(buffer: Buffered) -> None:
     """Flush this buffer when the process ends, as long as the buffer exists."""
-    # Additions and removals are single calls of C code, so a signal handler never finds the set half changed.
+    # An addition or removal is a single call of C code, so a signal handler never finds the set half changed.
     _buffers.add(weakref.ref(buffer, _buffers.discard))
     watch()
 
@@ -84,7 +84,7 @@ def flush_all() -> None:
     for wait in waits:
         try:
             wait()
-        except Exception:  # noqa: BLE001  as above; a program may also turn the warning of lost records into an error
+        except Exception:  # noqa: BLE001  as above; a filter may turn the warning about lost records into an error
             _log.exception("the last flush failed")
 
 
@@ -94,13 +94,13 @@ async def aflush_all() -> None:
         import asyncio
         from concurrent.futures import ThreadPoolExecutor
 
-        # The default executor may be full of requests that did not end in time.
+        # The event loop's default executor may be full of requests that did not end in time.
         with ThreadPoolExecutor(1, "agentperf-end") as executor:
             await asyncio.get_running_loop().run_in_executor(executor, flush_all)
 
 
 class _Process:
-    """Facts about this process. They differ in a forked child."""
+    """Facts about this process that differ in a forked child."""
 
     def __init__(self) -> None:
         self.forked = False
@@ -134,8 +134,8 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # one thread gets it
             if hook is not None:
                 _attach(name, hook, module)
-    # When a child starts, multiprocessing drops all finalizers. If the child imported the main module before that, as
-    # with a forkserver that preloads modules, it also loses the finalizers that this import registered.
+    # When a child starts, multiprocessing drops all finalizers. A child of a forkserver that preloads modules has
+    # imported the main module before its start. It also loses the finalizers that this import registered.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize
@@ -164,7 +164,7 @@ def _flush_at_signal(**_: object) -> None:
 
 
 def _attach_to_rq(worker: Any) -> None:
-    """Flush before `os._exit` in the module of RQ's worker.
+    """Make the module of RQ's worker flush before it calls `os._exit`.
 
     RQ has no hook at the end of a work horse. When a job records for the first time, the frame that will call
     `os._exit` is already running, so only the name `os` in the module can still be replaced.

@@ -49,7 +49,7 @@ def module_name(variables: Mapping[str, Any]) -> str:
     path = script_file(variables)
     if path is None:
         return _MAIN
-    # python FOLDER and python ARCHIVE.zip run the file __main__.py in it
+    # `python FOLDER` and `python ARCHIVE.zip` run the file __main__.py in the folder or archive
     return Path(path).parent.stem if Path(path).stem == _MAIN else Path(path).stem
 
 
@@ -70,7 +70,7 @@ def program_digest(variables: Mapping[str, Any]) -> bytes:
     except OSError:
         try:
             return _digest(variables["__loader__"].get_data(path))  # a file in a zip archive
-        except (KeyError, AttributeError, OSError):  # only its name identifies the script
+        except (KeyError, AttributeError, OSError):  # without contents, only the file's name identifies the script
             return b""
 
 
@@ -80,9 +80,9 @@ def is_script(variables: Mapping[str, Any]) -> bool:
 
 
 def as_script(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of a module's variables with which the module counts as a script.
+    """Return a copy of a module's variables that makes the module count as a script.
 
-    This is for a module whose name other files may have too.
+    This is for a module whose name may also be the name of other files.
     """
     return {**variables, "__name__": _MAIN, "__spec__": None}
 
@@ -94,7 +94,7 @@ def script_file(variables: Mapping[str, Any]) -> str | None:
 
 
 def _globals_of(thing: Any) -> Mapping[str, Any]:
-    # A method of a built-in class, such as str.upper, has only its class.
+    # A method of a built-in class, such as str.upper, has no `__module__`. Its class has one.
     module = str(thing.__module__ if hasattr(thing, "__module__") else thing.__objclass__.__module__)
     loaded = sys.modules.get(module) if module in _SCRIPTS else None
     return {"__name__": module} if loaded is None else vars(loaded)

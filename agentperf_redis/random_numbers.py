@@ -1,8 +1,8 @@
 """The library's own random numbers. They are independent of the module `random`, which belongs to the user's program.
 
 A program that seeds `random` gets the same sequence from it whether the library draws numbers or not. If several
-processes give `random` the same seed, the library still draws different numbers in each of them. So these processes do
-not all wait equally long, do not let their values expire at the same time, and do not pick the same instances.
+processes seed `random` equally, the library still draws different numbers in each process. So the processes wait for
+different times, their values expire at different times, and they pick different instances.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ seed: Final = _choices.seed
 
 
 def uniform(low: float, high: float) -> float:
-    """Return the length of a random pause. All lengths from `low` to `high` are equally likely."""
+    """Return the random length of a pause. All lengths from `low` to `high` are equally likely."""
     return _pauses.uniform(low, high)

@@ -15,13 +15,14 @@ A script is one file under ``lua/`` and runs as one atomic operation. The header
     -- COST    O(log N)
 
 Each line under KEYS has a name, a type and the shape of the key. Each line under ARGV has a name, a type and the unit.
-A name that ends in ``...`` means any number of values. A line of any other form continues the previous line or is a
-remark. Contract tests compare the header with the local variables to which the script assigns KEYS and ARGV in its
+A name that ends in ``...`` stands for any number of values. A line of any other form continues the previous line or is
+a remark. Contract tests compare the header with the local variables to which the script assigns KEYS and ARGV in its
 first lines, and with the calls from Python.
 
-A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` in the folder of the script, otherwise in
-``lua/``. Includes do not nest. A fragment may be included above the lines that assign KEYS and ARGV to local variables.
-Such a fragment cannot use these variables, so its functions take everything that they need as parameters.
+A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` in the folder of the script or, if it is
+missing there, in ``lua/``. Includes do not nest. A fragment may be included above the lines that assign KEYS and ARGV
+to local variables. Such a fragment cannot use these variables. Therefore its functions take everything that they need
+as parameters.
 """
 
 from __future__ import annotations
@@ -91,11 +92,12 @@ class Script:
 
     Args:
         name: the name of the script.
-        source: the text of the script, if the script has no file.
+        source: the text of the script; None to read its file.
     """
 
     # The text and its hash are plain attributes, not a `functools.cached_property`. In Python 3.11, a cached property
-    # has one lock for all objects: a child that is forked while another thread holds this lock would wait forever.
+    # has one lock for all objects. If a process forked while another thread held this lock, the child would wait for
+    # the lock forever.
 
     def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name
@@ -117,7 +119,7 @@ class Script:
 
     @property
     def sha(self) -> str:
-        """SHA-1 of the source, by which the server caches the script."""
+        """SHA-1 of the source. The server caches the script under it."""
         if self._sha is None:
             self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         return self._sha

@@ -1,9 +1,9 @@
-"""Flushes at SIGTERM, before the action that the signal would have had without this library.
+"""Flushes at SIGTERM, before the action that SIGTERM would have without this library.
 
-That action is the handler that was installed before, or the end of the process. The handler of this module only starts
-a thread and returns. The thread flushes and then sends the signal again, and at the second signal the handler performs
-the former action. The handler therefore never waits. It may interrupt code that holds any lock, even the lock of a
-buffer that the flush needs: the interrupted code continues during the flush, and releases the lock.
+That action is the former one: the handler that was installed before, or the end of the process. The handler of this
+module only starts a thread and returns. The thread flushes and then sends the signal again. At the second signal, the
+handler performs the former action. So the handler never waits. It may interrupt code that holds any lock, even the lock
+of a buffer that the flush needs. The interrupted code continues during the flush and releases the lock.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Handler:
         return signal.getsignal(_SIGTERM) is self
 
     def after_fork(self) -> None:
-        """Reset the handler in a forked child, since the flush belongs to the parent.
+        """Reset the handler in a forked child, because the flush belongs to the parent.
 
         A child that records nothing ends by the default action, like any other process. When a child records, `renew`
         installs a handler again.
@@ -62,9 +62,9 @@ class Handler:
             signal.signal(_SIGTERM, signal.SIG_DFL)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Begin to flush. If there is nothing to flush, or a flush was begun before, perform the former action."""
+        """Begin to flush. If there is nothing to flush, or a flush has already begun, perform the former action."""
         self.entered = True
-        # The sender of another signal during the flush does not want to wait.
+        # A process that sends SIGTERM again during the flush does not want to wait for the flush.
         if not (self._repeated or self._flushing) and process_end.pending():
             self._flushing = True
             try:
@@ -82,8 +82,8 @@ class Handler:
             return
         self._repeated = True
         pause = _REPEAT_S
-        # If the main thread runs the handler after the loop has checked `_repeated` and before `os.kill`, one signal
-        # too many is sent. This was seen only with a switch interval of a microsecond.
+        # If the main thread runs the handler between the loop's check of `_repeated` and `os.kill`, this loop sends one
+        # signal too many. This was seen only with a thread switch interval of 1 us.
         while self._repeated:
             os.kill(os.getpid(), number)
             time.sleep(pause)
@@ -100,9 +100,9 @@ class Handler:
 class _Watch:
     """Repeats the first SIGTERM if Python missed it: see `_REPEAT_S`.
 
-    A thread notices the signal by the wake-up file descriptor of the process. A process has only one such descriptor.
-    While other code uses the descriptor, as event loops do, there is no watch. With trio there is never a watch,
-    because trio warns about other users of the descriptor.
+    A thread notices the signal through the wake-up file descriptor of the process. A process has only one such
+    descriptor. While other code, such as an event loop, uses the descriptor, there is no watch. If trio is imported,
+    there is never a watch, because trio warns about other users of the descriptor.
     """
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ def _is_of_loop(former: object) -> bool:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return False
-    # uvloop installs a method of its loop, asyncio a function that does nothing
+    # As the handler, uvloop installs a method of its loop, and asyncio installs a function that does nothing.
     return isinstance(getattr(former, "__self__", None), asyncio.AbstractEventLoop) or (
         getattr(former, "__module__", "") == "asyncio.unix_events"
     )

@@ -8,8 +8,8 @@ pytest loads this module automatically wherever the library is installed. The mo
 - `agentperf_url`: the URL of the server, the same for the whole session.
 
 The server comes from the extra ``embedded``. It starts for the first test that needs it, and ends with the session,
-even if pytest is killed. Each worker of pytest-xdist has its own server. A session that uses neither fixture loads no
-more of the library than this module needs.
+even if pytest is killed. Each worker of pytest-xdist has its own server. A session that uses neither fixture loads only
+the part of the library that this module needs.
 
 A program that makes its `AgentPerf()` while it is imported needs the server before the tests are collected. With
 ``agentperf_autostart = true`` in the configuration of pytest, the server starts before the collection, and

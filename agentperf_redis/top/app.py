@@ -1,4 +1,4 @@
-"""The app: it reads the view of the active screen every two seconds, also through outages."""
+"""The app: it reads the view of the active screen every two seconds, even during an outage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TopApp(App[None]):
 
     Args:
         perf: the client.
-        window: the window at first.
+        window: the initial window.
         every: pause between two reads, s.
     """
 
@@ -155,9 +155,9 @@ class TopApp(App[None]):
         self._wake.set()
 
     def action_pause(self) -> None:
-        """Pause, or continue. While paused, other windows and orders show the agents as of the same time.
+        """Pause, or continue. While paused, all windows and sort orders show the agents as of one time.
 
-        That is the time of the last reading by the clock of the server, by which all records are filed.
+        That time is when the last reading was made, by the server's clock. This clock also dates all records.
         """
         now = self._ahead_s + (time.time() if self._read_at is None else self._read_at)
         self.paused_at = now if self.paused_at is None else None

@@ -27,7 +27,7 @@ def share(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """Return a number per second in at most six characters."""
+    """Return a rate per second in at most six characters."""
     if 0 < value < _LEAST_RATE:
         return "<0.001"
     return f"{value:.3f}" if 0 < value < 0.1 else short_number(value)  # noqa: PLR2004
@@ -44,18 +44,18 @@ def age(seconds: float | None) -> str:
 
 
 def ago(at: float | None) -> str:
-    """Return the age of a time in s since 1970, by this machine's clock."""
+    """Return how long ago a time was, by this machine's clock. The time is given in s since 1970."""
     return NONE if at is None else age_text(max(0.0, time.time() - at))
 
 
 def clock(at: float) -> str:
-    """Return the local time of day of a time in s since 1970; with the date if it is more than a day ago."""
+    """Return a time, given in s since 1970, as a local time of day; with the date if it is more than a day away."""
     form = "%H:%M:%S" if abs(time.time() - at) < _DAY_S else "%m-%d %H:%M"
     return datetime.fromtimestamp(at).astimezone().strftime(form)
 
 
 def start(interval: Interval) -> str:
-    """Return the local time at which a step begins."""
+    """Return the local time at which an interval begins."""
     return clock(interval.start)
 
 
@@ -68,9 +68,9 @@ def bar(value: float, width: int = 10) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 15) -> str:
-    """Return values over time as a line of bars, at most `width` long: neighbours are averaged where there are more.
+    """Return values over time as a line of at most `width` bars. If there are more values, neighbours are averaged.
 
-    The largest bar is full. A step without a value is a gap.
+    The bar of the largest value is full. A missing value leaves a gap.
     """
     size = max(1, -(-len(values) // width))
     first = len(values) % size  # the latest group is complete

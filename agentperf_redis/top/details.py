@@ -38,7 +38,7 @@ class Chart:
 
     Attributes:
         title: its title, with the unit.
-        values: one value a step; None where there is none.
+        values: one value per time step; None for a step without a value.
         shown: returns the text of a value.
     """
 
@@ -47,7 +47,7 @@ class Chart:
     shown: Callable[[float], str]
 
 
-@dataclass(frozen=True)  # as `Column`
+@dataclass(frozen=True)  # without slots, like `Column`
 class Part(Generic[V]):
     """A tab of a screen: a table.
 
@@ -79,7 +79,7 @@ class Detail(Generic[V]):
 
     @abstractmethod
     def read(self, perf: AgentPerf, window: str, as_of: Timestamp) -> Flow[V | None]:
-        """Return the flow that reads the view; its result is None if there is no such object."""
+        """Return the flow that reads the view. Its result is None if the agent, cache or pool does not exist."""
 
     @abstractmethod
     def summary(self, view: V) -> list[str]:
@@ -391,7 +391,7 @@ def _event_details(event: PoolEvent) -> str:
 
 
 class PoolDetail(Detail[PoolView]):
-    """One pool: load per instance, out and why, leases, waiters, events."""
+    """One pool: state and load of each instance, leases, waiters, events, charts over time."""
 
     kind = "pool"
     parts = (

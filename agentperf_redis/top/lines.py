@@ -1,4 +1,4 @@
-"""`agentperf top` without a terminal: a line a tick, as `redis-cli --stat` prints. It needs no extra package."""
+"""`agentperf top` without a terminal: prints one line per tick, like `redis-cli --stat`. It needs no extra package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Figure:
 
 
 def _time(overview: Overview) -> str:
-    """Return the time of the reading, by the server's clock; without agents, by that of this machine."""
+    """Return the time of the reading by the server's clock, or by this machine's clock if there are no agents."""
     return time.strftime("%H:%M:%S", time.localtime(overview.interval.end or None))
 
 
@@ -84,7 +84,7 @@ def _fitting(width: int) -> list[Figure]:
 
 
 def head(width: int = 80) -> str:
-    """Return the titles that fit into so many characters, but at least the most important ones."""
+    """Return the titles that fit into `width` characters, but at least the most important ones."""
     return " ".join(figure.title.rjust(figure.width) for figure in _fitting(width))
 
 

@@ -32,9 +32,9 @@ class Asked:
     Attributes:
         window: the window.
         sort: the column by which rows are sorted.
-        descending: the direction; None for the usual one of the column.
+        descending: the direction; None for the column's default direction.
         match: the filter; empty for all rows.
-        as_of: the moment of a paused screen; None for now.
+        as_of: the time at which a paused screen shows the data; None for now.
     """
 
     window: str
@@ -50,7 +50,7 @@ class Shown:
 
     Attributes:
         rows: the rows.
-        summary: a line about all of them.
+        summary: a line about all rows.
         order: their order.
         matching: number of rows that match the filter.
         known: number of all rows.
@@ -70,11 +70,11 @@ class Listing:
     Attributes:
         name: its name.
         sort: the column by which its rows are sorted at first.
-        columns: its columns; `s` sorts by each of those that sort, in this order.
+        columns: its columns; each press of `s` sorts by the next sortable column, in this order.
         key: identifies a row.
         read: returns the flow that reads the view.
         shown: returns the content of a view.
-        empty: a text for an empty namespace: what to do.
+        empty: a text that says what to do if the namespace is empty.
     """
 
     name: str

@@ -69,7 +69,7 @@ class Viewed(Screen[None]):
         self.post_message(ReadNow())
 
     def headline(self, text: Text, state: Text) -> None:
-        """Show the line at the top, and below it the state of reading, if it is not the usual one."""
+        """Show the top line and, below it, the state of reading if that state is unusual."""
         self.query_one("#headline", Static).update(text)
         line = self.query_one("#state", Static)
         line.update(state)
@@ -98,7 +98,7 @@ class ListingScreen(Viewed):
         Binding("s", "sort(1)", "Sort"),
         Binding("S", "sort(-1)", "Sort by the column before", show=False),
         Binding("r", "reverse", "Reverse"),
-        # With priority, the filter opens before the next key is processed, so fast typing loses none.
+        # With priority, the filter opens before the next key is processed, so fast typing loses no key.
         Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("escape", "clear_filter", "Clear the filter", show=False),
         *(
@@ -127,7 +127,7 @@ class ListingScreen(Viewed):
         self.set_focus(self._table())
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  as in textual
-        """Leave the key of the filter to the filter while it is open: names may contain slashes."""
+        """While the filter is open, let a slash reach it as text, because names may contain slashes."""
         return action != "filter" or not isinstance(self.focused, Input)
 
     @property
@@ -164,7 +164,7 @@ class ListingScreen(Viewed):
         table.show_rows(shown.rows, shown.order)
 
     def action_sort(self, by: int) -> None:
-        """Sort by the next column that sorts, or by the one before."""
+        """Sort by the next sortable column, or by the previous one."""
         columns = [column.sort for column in self.listing.columns if column.sort is not None]
         at = columns.index(self._asked[self.listing.name].sort)
         self._ask(sort=columns[(at + by) % len(columns)], descending=None)
@@ -272,7 +272,7 @@ class DetailScreen(Viewed):
     """One agent, cache or pool.
 
     Args:
-        detail: what it reads and shows.
+        detail: what the screen reads and shows.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -24,17 +24,18 @@ _GAP = 2
 _SCROLLBAR = 2
 
 
-@dataclass(frozen=True)  # a generic class with slots cannot be made as `Column[X](...)`
+@dataclass(frozen=True)  # without slots, because `Column[X](...)` fails with slots
 class Column(Generic[T]):
     """A column.
 
     Attributes:
         title: its title.
         cell: returns the text of a row's cell.
-        sort: the member of the view's enum by which a click on the title sorts; None if it sorts nothing.
-        rank: columns of a higher rank are left out first where there is no room; 0 is always shown.
+        sort: the member of the view's enum by which a click on the title sorts; None if a click does not sort.
+        rank: if there is too little room, columns of higher rank are left out first; a column of rank 0 is always
+            shown.
         is_text: whether the column holds texts, which are aligned to the left, and not numbers.
-        style: returns the style of a row's cell. It repeats in colour what the text says.
+        style: returns the style of a row's cell. The style repeats in colour what the text says.
     """
 
     title: str
@@ -64,7 +65,7 @@ class FittedTable(DataTable[Text], Generic[T]):
         self._shown: tuple[Column[T], ...] = ()
 
     def show_rows(self, rows: Sequence[T], order: Order[Any] | None = None) -> None:
-        """Replace all rows. The cursor stays on its row if that is still there."""
+        """Replace all rows. The cursor stays on its row if that row still exists."""
         self._rows, self._order = rows, order
         cells = [[_text(column, row) for row in rows] for column in self._all]
         titles = [self._title(column) for column in self._all]
@@ -93,16 +94,16 @@ class FittedTable(DataTable[Text], Generic[T]):
                 self.scroll_to(x=scroll.x, y=scroll.y, animate=False)
 
     def row_at(self, number: int) -> T | None:
-        """Return a row by its number, from 0 on; None if there is none."""
+        """Return a row by its number, counted from 0; None if there is no such row."""
         return self._rows[number] if 0 <= number < len(self._rows) else None
 
     def column_of(self, column_key: str | None) -> Column[T] | None:
-        """Return the column with a key of the table."""
+        """Return the column that has this key in the table."""
         return None if column_key is None else self._all[int(column_key)]
 
     @property
     def order(self) -> Order[Any] | None:
-        """The order of the rows; None without one."""
+        """The order of the rows; None if the rows have none."""
         return self._order
 
     @property

@@ -112,7 +112,8 @@ def parse_url(url: object) -> Address:
         The address.
 
     Raises:
-        InvalidArgument: if the URL has none of these forms. The message never contains the password.
+        InvalidArgument: if the URL has none of the forms at the top of this module. The message never contains the
+            password.
     """
     if not isinstance(url, str):
         raise InvalidArgument("url", type(url), "a string")  # not the value, which may contain a password

@@ -150,7 +150,7 @@ class AsyncExecutor:
     ) -> T:
         """Run the remaining steps of a flow in a separate task. If the flow does not catch `cause`, raise `cause`."""
         self._running.pop(flow, None)
-        self._must_end[flow] = step, deadline_s  # here, since the loop may end before the task starts
+        self._must_end[flow] = step, deadline_s  # set here, because the loop may end before the task starts
         try:
             return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
         except asyncio.CancelledError:
@@ -164,7 +164,7 @@ class AsyncExecutor:
                 self._must_end[flow] = step, deadline_s
                 try:
                     answer = await self._perform(step, deadline_s)
-                except (asyncio.CancelledError, GeneratorExit) as error:  # only the end of the loop
+                except (asyncio.CancelledError, GeneratorExit) as error:  # raised only at the end of the loop
                     if isinstance(error, GeneratorExit) or isinstance(step, _RESUMABLE):
                         self._cut_off(self._must_end, flow, must_end=True)
                         raise
@@ -190,8 +190,8 @@ class AsyncExecutor:
     def _cut_off(self, flows: dict[Flow[Any], tuple[Step, float]], flow: Flow[Any], *, must_end: bool) -> None:
         """Finish one flow on the background thread, because its task ends with its loop.
 
-        Often the garbage collector calls this method, because it closes the coroutine. Therefore the method takes no
-        lock and runs no step of the flow.
+        The caller is often the garbage collector, when it closes the coroutine. Therefore this method takes no lock and
+        runs no step of the flow.
         """
         place = flows.pop(flow, None) if self._pid == os.getpid() else None
         if place is not None and not self._put(lambda: self._finish(flow, *place, must_end=must_end)):
@@ -439,8 +439,8 @@ async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(end, True)
 
-    # Not `asyncio.wait_for`: in Python 3.11, it returns the result and drops the cancellation if both come at once. Nor
-    # `asyncio.timeout`, which costs more than this timer.
+    # `asyncio.wait_for` is not used, because in Python 3.11 it returns the result and drops the cancellation if both
+    # come at once. `asyncio.timeout` is not used, because it costs more than this timer.
     timer = loop.call_later(seconds, end, False)
     wake_up.call_when_sent(sent)
     try:

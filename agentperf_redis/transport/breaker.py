@@ -58,7 +58,7 @@ class Breaker:
         recovered: called on a background thread after a node answers again and its commands are no longer refused.
 
     Attributes:
-        open: the nodes that do not answer. Usually there are none. In this case, the fast path of a command skips the
+        open: the nodes that do not answer. If there are none, as is usual, the fast path of a command skips the
             breaker.
     """
 

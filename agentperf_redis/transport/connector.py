@@ -73,8 +73,8 @@ class Connector:
         self.address = address
         self._defaulted = defaulted
         if defaulted or address.kind is ServerKind.EMBEDDED:
-            # Imported here, not at first use. The first use may be on the flushing thread, and a fork during an import
-            # leaves the lock of the module held in the child.
+            # Imported here, not at first use. The first use may be on the flushing thread. A fork during its import
+            # would leave the module's import lock held in the child.
             import agentperf_redis.embedded  # noqa: F401
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class Connector:
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
         """Return a new blocking connection that is not connected yet. Connecting takes at most `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        # redis-py applies `socket_timeout` to the replies of its handshake.
+        # redis-py also applies `socket_timeout` to the replies of its handshake.
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)
         if node.port == 0:
             unix: Any = UnixDomainSocketConnection  # type checkers consider this class abstract
