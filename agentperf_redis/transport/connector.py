@@ -161,7 +161,7 @@ class Connector:
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection that is not connected yet."""
         kwargs = self._kwargs(node, AsyncRetry(NoBackoff(), 0), _AsyncParser)
-        kwargs["socket_timeout"] = None  # asyncio.timeout limits the whole exchange
+        kwargs["socket_timeout"] = None  # `asyncio.timeout_at` limits the whole exchange
         if node.port == 0:
             path = await asyncio.to_thread(self._path, node)
             return cast("AsyncConnection", AsyncUnixConnection(path=path, **kwargs))

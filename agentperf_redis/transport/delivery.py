@@ -415,8 +415,8 @@ def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
     The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
-    command that was refused before carries the source only if the script has no other command. While the slot of the
-    refused command is being moved, this command is refused again and does not load the script.
+    command that was refused before may be refused again, because its slot is being moved, and then loads no script. So
+    a refused command carries the source only if the script has no other command here.
     """
     loading: set[str] = set()
     for item in sorted(items, key=lambda item: bool(item.reason)):
@@ -487,7 +487,7 @@ def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Co
     script = item.command.script
     if not isinstance(script, Script):
         return
-    if script.sha in loaded:  # behind a proxy, each command may reach another server
+    if script.sha in loaded:  # behind a proxy, each command may reach a different server
         item.by_source = True
     else:
         context.lacking.add((node, script.sha))

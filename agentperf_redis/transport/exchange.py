@@ -193,7 +193,7 @@ class Connections(Generic[C]):
 
 
 def _reason_for_closing(replies: list[Reply]) -> str | None:
-    """Return why a server closed a connection during the handshake, if it said so, as at its maxclients."""
+    """Return why a server closed a connection during the handshake, if it gave a reason such as maxclients."""
     match replies:
         case [ServerError() as only]:
             return transient_reason(only.text)

@@ -55,7 +55,7 @@ _LATE_READ_S = 0.05
 
 
 class _Sent:
-    """The first step of a delivery. If `connection` is set, its request was sent, but the replies are not read yet."""
+    """The first step of a delivery. If `connection` is set, the request was sent on it, and its replies are unread."""
 
     __slots__ = ("connection", "end", "error", "permit", "step")
 
@@ -339,8 +339,8 @@ class Executor:
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
         return False  # the sender's loop runs on this thread, so its task could not send while this thread waits
-    # A queue, not an Event: if a signal interrupts this thread while it holds the lock of an Event, the sender blocks
-    # forever.
+    # Use a queue, not an Event. If a signal interrupted this thread while it held the lock of an Event, the sender
+    # would block forever.
     sent: SimpleQueue[None] = SimpleQueue()
 
     def note() -> None:

@@ -3,8 +3,8 @@
 A new epoch shows that the server came back without its data. The handshake is the first request on the connection, so
 no command reaches an unchecked server or namespace, whichever thread or task opened the connection. While a driver has
 a connection to a node, a further connection to the node needs no handshake: a restart of the server would have broken
-the first connection. In a Cluster, the key of the namespace lies on one node. A driver checks the namespace on that
-node before its first command.
+the first connection. In a Cluster, the key of the namespace lies on one node. Before the first command of a driver, the
+driver checks the namespace on that node.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Handshake:
     def request(self) -> bytes:
         """Return the handshake request. It has `REPLIES` replies.
 
-        It includes the source of the script, because a new server does not know the script yet.
+        The request includes the source of the script, because a new server does not know the script yet.
         """
         return pack(("HELLO",)) + pack_call(self.opening(), by_source=True, again=False)
 
@@ -86,7 +86,7 @@ class Handshake:
             raise CorruptState(self._meta, f"an unexpected reply {reply!r}") from None
         if number > SCHEMA:
             raise SchemaMismatch(f"namespace {self._namespace}", str(number), f"schema {SCHEMA} or lower")
-        if text:  # a user without the right to write opens an empty namespace without one
+        if text:  # the epoch is empty if a user without write permission opens an empty namespace
             self._on_epoch(text)
 
     def _check_version(self, hello: Reply) -> AgentPerfError | None:

@@ -26,7 +26,7 @@ class Bus:
         locate: returns the node that owns a channel in the known layout, or None; must not block.
         doubt: called when a node no longer owns a channel.
         learn: refreshes the layout, and returns an error text, or an empty text on success. It may block for a while.
-            None for a fixed layout.
+            Pass None if the layout is fixed.
         on_trouble: called on the thread of the bus when a connection is lost. The next connection may lead to another
             server.
     """
@@ -49,10 +49,10 @@ class Bus:
         """Call `listener` with each message of a channel. Returns at once.
 
         Args:
-            channel: a channel that scripts SPUBLISH to.
+            channel: a channel on which scripts publish messages (SPUBLISH).
             listener: called with each message on the thread of the bus; must be quick.
-            on_gap: called, only on the thread of the bus, whenever messages may have been missed: when the node has
-                confirmed the subscription, when the connection is lost, and when the connection is restored.
+            on_gap: called on the thread of the bus whenever messages may have been missed. This is the case when the
+                node confirms the subscription, when the connection is lost, and when it is restored.
         """
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:

@@ -197,7 +197,7 @@ class BusConnection:
                     raise refused(error) from None
                 yield BusReply("refused", channel, str(error).encode(), request)
                 continue
-            except (RedisError, OSError, TypeError) as error:  # a TypeError as in `connector.read`
+            except (RedisError, OSError, TypeError) as error:  # a TypeError has the same cause as in `connector.read`
                 raise broken(error, (), fresh=False) from None
             # Without a subscription, a connection is not in subscriber mode, and the reply to a ping is a plain PONG.
             try:
@@ -216,7 +216,7 @@ class BusConnection:
 
 
 def backoff_s(failures: int, *, final: bool = False) -> float:
-    """Return the backoff after a number of consecutive failures, s.
+    """Return the backoff in seconds after a number of consecutive failures.
 
     It is random, so that many clients do not retry at the same time.
     """

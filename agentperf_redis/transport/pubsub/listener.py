@@ -1,8 +1,8 @@
 """The thread of the message bus. Only this thread changes the state of channels and connections.
 
 Callers record subscriptions and wake the thread. The wanted state of a channel is subscribed or not subscribed.
-Whenever data arrives or a timer is due, the thread moves each channel that is in another state one step towards its
-wanted state. Connects and layout requests may block, so they run on separate short-lived threads. A node that does not
+Whenever data arrives or a timer is due, the thread moves each channel that is not in its wanted state one step towards
+that state. Connects and layout requests may block, so they run on separate short-lived threads. A node that does not
 answer must not delay the messages of other nodes.
 """
 
