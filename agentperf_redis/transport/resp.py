@@ -24,8 +24,8 @@ class ServerError:
 def pack(parts: Sequence[str | bytes | int]) -> bytes:
     """Return one command in wire format.
 
-    Numbers are converted to text before hiredis gets them. If a signal handler raises (as for Ctrl-C) while hiredis
-    converts a number, the process ends with a segmentation fault (hiredis 3.5.0).
+    Numbers are converted to text before hiredis gets them. If a signal handler raised an exception, for example at
+    Ctrl-C, while hiredis converts a number, the process would end with a segmentation fault (hiredis 3.5.0).
     """
     packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # the stub of hiredis declares a 1-tuple
     return packed
@@ -36,10 +36,10 @@ def needs_whole_slot(command: Command[Any]) -> bool:
 
     While a slot is moved key by key (CLUSTER SETSLOT, MIGRATE), its keys are on two nodes. A plain command is correct
     on either node: the server checks all keys of the command, and redirects the command if they are on the other node.
-    But the server checks only the declared keys of a script. There is no redirect for the other keys, and none for a
-    key that the script itself deletes and writes again. So a script would miss some of its keys on one node, and stop
-    between two writes on the other node. A script with a single key uses no other key, and does not delete its key. The
-    tests check that for every script.
+    But the server checks only the declared keys of a script. It sends no redirect for the other keys, and none for a
+    key that the script itself deletes and writes again. So a script would miss some of its keys on one node, and would
+    stop between two writes on the other node. A script with a single key uses no other key, and does not delete its
+    key. The tests check that for every script.
     """
     return isinstance(command.script, Script) and len(command.keys) > 1
 

@@ -69,7 +69,7 @@ class Topology:
         return self._slots.get(key_slot(key))
 
     def parts(self, keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        """Group commands by the node that holds their keys. Returns no groups if the node of any command is not known.
+        """Group commands by the node that holds their keys. Returns no groups if one of these nodes is unknown.
 
         Args:
             keys: the keys of each command.

@@ -65,7 +65,7 @@ class AgentRow:
 
     @property
     def age(self) -> float | None:
-        """Seconds since it last recorded anything, at the end of the window."""
+        """Seconds from its last record to the end of the window; None if it has no record."""
         return None if self.seen is None else max(0.0, self.metrics.interval.end - self.seen)
 
     @property
@@ -85,7 +85,7 @@ class AgentRow:
 
     @property
     def failure_rate(self) -> float | None:
-        """Share of executions that failed, 0 to 1; None without executions, as all further figures."""
+        """Share of executions that failed, 0 to 1. Like the durations below, it is None without executions."""
         return self.metrics.failure_rate if self.tasks else None
 
     @property
@@ -125,18 +125,18 @@ class AgentRow:
 
     @property
     def top_error(self) -> tuple[str, int] | None:
-        """The most frequent error type and its number; None without errors."""
+        """The most frequent error type and its count; None without errors."""
         return max(self.metrics.error_types.items(), key=lambda item: item[1], default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class AllAgents:
-    """All agents of a namespace in a window, from which each order, filter and page of them is made.
+    """All agents of a namespace in a window. `listed` makes views of them with any order, filter and page.
 
     Attributes:
         window: the requested window.
         as_of: its end, s since 1970; None for now.
-        total: all agents as if they were one.
+        total: metrics of all agents together.
         rows: the agents, without sparklines.
         faults: parts that could not be read.
     """
@@ -150,11 +150,11 @@ class AllAgents:
 
 @dataclass(frozen=True, slots=True)
 class Sparklines:
-    """The executions of agents step by step.
+    """The number of executions of each agent, step by step.
 
     Attributes:
-        lines: by agent, the executions of each step, oldest first.
-        faults: the reason, if they could not be read.
+        lines: for each agent, the number of executions in each step, oldest first.
+        faults: the reason, if the executions could not be read.
     """
 
     lines: Mapping[str, tuple[int, ...]]
@@ -169,7 +169,7 @@ class AgentsView:
         window: the requested window.
         as_of: its end, s since 1970; None for now.
         interval: the covered time range.
-        total: all agents as if they were one, also those that the filter leaves out.
+        total: metrics of all agents together, including those that the filter leaves out.
         rows: the agents, sorted, filtered and cut.
         matching: number of agents that match the filter.
         known: number of all agents.
@@ -196,7 +196,7 @@ class AgentView:
 
     Attributes:
         name: the agent.
-        known: whether the agent has any records, or runs.
+        known: whether the agent has any record, or an execution that is running.
         window: the requested window.
         as_of: its end, s since 1970; None for now.
         metrics: its metrics in the window.
@@ -204,7 +204,7 @@ class AgentView:
         before: comparison with the time before the window, as `MetricsCollector.compare` returns it.
         steps: the window step by step, oldest first; ``error_types`` of a step counts errors by type.
         error_types: all error types of the steps, the most frequent first.
-        heatmap: how many executions took how long, by step.
+        heatmap: for each step, the number of executions in each range of durations.
         spans: time by stage.
         streams: timing of its streams.
         slowest: the slowest executions of the last 8 days.
@@ -264,14 +264,14 @@ def agents(
     offset: int = 0,
     sparklines: bool = True,
 ) -> Flow[AgentsView]:
-    """Read the agents. It checks its arguments when called.
+    """Read the agents. The call itself checks the arguments.
 
     Args:
         perf: the client.
         window: length of the window, such as ``"10m"``.
         as_of: end of the window; None for now.
         sort: the column by which rows are sorted.
-        descending: the direction; None: names upwards, numbers downwards.
+        descending: the direction; None sorts names upwards and numbers downwards.
         match: part of a name, or a glob; empty for all agents.
         limit: maximum number of rows.
         offset: number of rows before the first one.
@@ -303,7 +303,7 @@ def _name(row: AgentRow) -> str:
 
 
 def all_agents(perf: AgentPerf, window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None) -> Flow[AllAgents]:
-    """Read all agents, without sparklines. It checks its arguments when called."""
+    """Read all agents, without sparklines. The call itself checks the arguments."""
     check_window(window, as_of)
     return _all_agents(perf, window, as_of)
 
@@ -387,7 +387,7 @@ def _sparklines(
 def agent(
     perf: AgentPerf, name: str, window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None
 ) -> Flow[AgentView]:
-    """Read one agent. It checks its arguments when called.
+    """Read one agent. The call itself checks the arguments.
 
     Args:
         perf: the client.

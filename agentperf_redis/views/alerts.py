@@ -1,4 +1,4 @@
-"""The alerts of a namespace: firing ones first, history, silences, rules and receivers."""
+"""The alerts of a namespace with their history, silences, rules and receivers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AlertsView:
         order: the order of the alerts.
         match: the filter, applied to ``<rule> <target>``.
         events: the latest transitions and silences, the newest first.
-        rules: the deployed rules; a silenced one has `silenced_until`.
+        rules: the deployed rules; a silenced rule has `silenced_until`.
         silences: the silenced rules.
         receivers: the receivers of notifications, without secrets.
         deployed_at: time of the deployment, s since 1970; None if no rules are deployed.
@@ -76,7 +76,7 @@ _VALUES: Mapping[AlertSort, Callable[[AlertStatus], Any]] = {
 
 def service_of(perf: AgentPerf) -> AlertService:
     """Return the state that the flows of alerts need."""
-    return perf.alerts._service  # noqa: SLF001  the flows are no part of the public API
+    return perf.alerts._service  # noqa: SLF001  the flows are not part of the public API
 
 
 def alerts(
@@ -88,12 +88,13 @@ def alerts(
     limit: int = 500,
     offset: int = 0,
 ) -> Flow[AlertsView]:
-    """Read the alerts. It checks its arguments when called.
+    """Read the alerts. The call itself checks the arguments.
 
     Args:
         perf: the client.
         sort: the column by which alerts are sorted.
-        descending: the direction; None: firing alerts, names and severities first, the newest state, the largest value.
+        descending: the direction; None puts firing alerts, the newest states and the largest values first, and sorts
+            names and severities upwards.
         match: part of the name of a rule or target, or a glob; empty for all.
         limit: maximum number of alerts.
         offset: number of alerts before the first one.

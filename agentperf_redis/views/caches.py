@@ -64,8 +64,8 @@ class CacheRow:
 
     Attributes:
         stats: its statistics since its first use, as `AgentPerf.caches` returns them.
-        steps: the window step by step, oldest first, without figures where no process used the cache. A
-            view of many caches has those of the first `MAX_HISTORIES` rows.
+        steps: the window step by step, oldest first. A step in which no process used the cache has no figures. In a
+            view of many caches, only the first `MAX_HISTORIES` rows have steps.
     """
 
     stats: CacheStats
@@ -124,7 +124,7 @@ class CachesView:
 
     Attributes:
         window: the requested window.
-        as_of: its end, s since 1970; None for now. The statistics are always those of now.
+        as_of: its end, s since 1970; None for now. The statistics are always current.
         rows: the caches, sorted, filtered and cut.
         matching: number of caches that match the filter.
         known: number of all caches.
@@ -145,7 +145,7 @@ class CachesView:
 
 @dataclass(frozen=True, slots=True)
 class TierRow:
-    """A tier of a cache that has capacity. An LRU cache has one.
+    """A tier with capacity. An LRU cache has one such tier.
 
     Attributes:
         name: "hot", "warm" or "cold".
@@ -167,7 +167,7 @@ class CacheView:
         kind: "lru" or "tiered".
         window: the requested window.
         as_of: its end, s since 1970; None for now.
-        row: its statistics of now, and its steps in the window.
+        row: its current statistics, and its steps in the window.
         tiers: its tiers.
         last_used: the last recorded access to an entry that is still stored, in local time; None without entries.
         entries: the top entries and the tags; None if they were not read.
@@ -210,7 +210,7 @@ def caches(
     limit: int = 100,
     offset: int = 0,
 ) -> Flow[CachesView]:
-    """Read the caches. It checks its arguments when called; they are as for `agents.agents`."""
+    """Read the caches. The call itself checks the arguments, which are those of `agents.agents`."""
     check_window(window, as_of)
     order = order_of(sort, descending, CacheSort, upward=(CacheSort.NAME, CacheSort.KIND))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
@@ -269,14 +269,14 @@ def cache(
     kind: CacheKind | str | None = None,
     entries: bool = True,
 ) -> Flow[CacheView | None]:
-    """Read one cache; None if there is none. It checks its arguments when called.
+    """Read one cache; None if it does not exist. The call itself checks the arguments.
 
     Args:
         perf: the client.
         name: the cache.
         window: length of the window.
         as_of: end of the window; None for now.
-        kind: the kind of the cache; None takes the LRU cache if there is one of each kind.
+        kind: the kind of the cache. If it is None and caches of both kinds have the name, the LRU cache is read.
         entries: whether to read the top entries and the tags, which reads up to `MAX_SCANNED` entries.
     """
     arguments.name("name", name)
@@ -320,7 +320,7 @@ def _entries(perf: AgentPerf, stats: CacheStats) -> Flow[EntryRankings]:
 
 
 def entries(perf: AgentPerf, name: str, kind: CacheKind | str) -> Flow[EntryRankings]:
-    """Read the top entries and the tags among up to `MAX_SCANNED` entries. It checks its arguments when called.
+    """Read the top entries and the tags among up to `MAX_SCANNED` entries. The call itself checks the arguments.
 
     Args:
         perf: the client.

@@ -1,4 +1,4 @@
-"""A latency heat map: how many executions took how long, step by step. No I/O."""
+"""A latency heat map: for each step, the number of executions in each range of durations. Does no I/O."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _MAX_BANDS = 24
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The executions of one range of durations.
+    """The executions whose durations are in one range.
 
     Attributes:
-        low: shortest duration (exclusive), s; 0.0 in the first band if it also holds durations of 0 us.
-        high: longest duration (inclusive), s.
+        low: lower bound of the durations, exclusive, s; 0.0 in the first band if that band also holds durations of 0
+            us.
+        high: upper bound of the durations, inclusive, s.
         counts: number of executions, for each step.
     """
 
@@ -33,7 +34,7 @@ class Heatmap:
 
     Attributes:
         steps: the steps.
-        bands: ranges of durations that follow each other, the shortest first; empty without executions.
+        bands: adjacent ranges of durations, the shortest first; empty without executions.
         peak: the largest count of all cells.
     """
 

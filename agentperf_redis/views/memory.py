@@ -1,4 +1,4 @@
-"""The memory of a namespace on the server: what takes it now, and what the metrics will take."""
+"""The memory of a namespace on the server: its use by kind of key, and a forecast for the metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class KindMemory:
         kind: the kind, such as "metrics, slices of a minute" or "cache answers".
         keys: number of keys found.
         bytes: their memory. If there are more than `SAMPLE_KEYS` similar keys, it is estimated from a sample of them.
-        share: bytes divided by those of all kinds.
+        share: its part of the bytes of all kinds, 0 to 1.
     """
 
     kind: str
@@ -54,11 +54,11 @@ class MemoryView:
         kinds: memory by kind of key, the largest first, and "others" last; empty if the user may not run SCAN and
             MEMORY USAGE (``+scan +memory|usage``).
         complete: whether all keys were found; otherwise `kinds` covers only the part that was searched.
-        caches: statistics of all caches, the largest first: their bytes are counted exactly, without overhead.
+        caches: statistics of all caches, the largest first. Their bytes are exact, but exclude the server's overhead.
         forecast: memory that metrics will take once all slices are filled, within a factor of 1.5.
-        retention: the retention for which the forecast holds: that of the namespace.
-        agents: number of agents.
-        per_second: executions per second and agent, as in the last hour; the forecast holds for them.
+        retention: the retention of the namespace, for which the forecast holds.
+        agents: number of agents with executions in the last hour; the forecast is for that many agents.
+        per_second: executions per second and agent in the last hour; the forecast assumes this rate.
         faults: parts that could not be read.
     """
 
@@ -121,7 +121,7 @@ def _server_memory(perf: AgentPerf, faults: list[Fault]) -> tuple[int | None, in
             facts = server.run(Command("INFO", (), ("memory",), _facts))
             used += facts.get("used_memory", 0)
             limit += facts.get("maxmemory", 0)
-    except AgentPerfError as error:  # also if the user lacks the right, while the other parts could be read
+    except AgentPerfError as error:  # the user may also lack the right; the other parts are still shown
         faults.append(Fault("memory of the server", str(error)))
         return None, None
     return used, limit or None
@@ -166,22 +166,22 @@ def _rows(found: Mapping[str, tuple[int, int]]) -> tuple[KindMemory, ...]:
 
 
 class _Group:
-    """Keys of one kind with the same part of the name, such as the entries of a cache: a sample of them is measured."""
+    """Keys of one kind with the same part of the name, such as the entries of a cache. Only a sample is measured."""
 
     def __init__(self) -> None:
         self.keys = 0
         self._samples: list[int] = []
 
     def found(self) -> bool:
-        """Count a key. Return whether its memory should be measured: the first ones are.
+        """Count a key. Return whether its memory should be measured: only the first keys are.
 
-        SCAN returns keys in the order of their hashes, so the first ones are a fair sample.
+        SCAN returns keys in the order of their hashes, so the first keys are a fair sample.
         """
         self.keys += 1
         return self.keys <= SAMPLE_KEYS
 
     def measured(self, count: int) -> None:
-        """Add the memory of a key; 0 for a key that is gone."""
+        """Add the memory of a key; 0 if the key no longer exists."""
         if count:
             self._samples.append(count)
 
@@ -217,7 +217,8 @@ _METRICS = {
 def group_of(key: str) -> tuple[str, str]:
     """Return the kind of a key in words, and the part of its name: ``("cache answers", "e")``.
 
-    Other kinds are ``metrics, slices of a minute`` and ``pool coder``. Keys with the same part are about equally large.
+    Further examples of kinds are ``metrics, slices of a minute`` and ``pool coder``. Keys with the same part are about
+    equally large.
     """
     found = _SERVICE.match(key)
     if found is None:

@@ -41,12 +41,13 @@ MAX_MOVES = 10
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A figure of an agent that differs certainly between the last hour and the hour before.
+    """A figure of an agent that is certainly different in the last hour than in the hour before.
 
     Attributes:
         agent: the agent.
         figure: "p95" or "failure rate".
-        change: the figure in both hours, as `MetricsCollector.compare` returns it: s, or a share from 0 to 1.
+        change: the figure in both hours, as `MetricsCollector.compare` returns it; p95 in s, the failure rate as a
+            share from 0 to 1.
         worse: whether the figure rose.
     """
 
@@ -58,10 +59,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in the last hour. It is empty, as `NO_CHANGES`, without executions in the hour before.
+    """What changed in the last hour. Without executions in the hour before, it is `NO_CHANGES`, which is empty.
 
     Attributes:
-        moves: the figures that moved most; those that got worse come first.
+        moves: the figures that changed most; figures that got worse come first.
         appeared: agents with executions in the last hour and none in the hour before.
         vanished: agents with executions in the hour before and none in the last hour.
         interval: the last hour.
@@ -83,18 +84,20 @@ class Overview:
         server: address of the server, password masked.
         namespace: the namespace.
         window: the requested window.
-        as_of: its end, s since 1970; None for now. Caches, pools, workers and alerts are always those of now.
-        total: all agents as if they were one, in the window: executions, errors, percentiles, tokens, cost.
-        agents: the agents with executions in the window, the one with the most executions first.
-        idle: number of known agents without executions in the window.
+        as_of: its end, s since 1970; None for now. Caches, pools, workers and alerts are always current.
+        total: metrics of all agents together in the window: executions, errors, percentiles, tokens, cost.
+        agents: the agents with executions, model calls or tool calls in the window; the agent with the most executions
+            comes first.
+        idle: number of known agents without any of these in the window.
         steps: all agents together, step by step, oldest first.
         workers: the workers, lost ones first.
         running: executions that have begun and not ended, the oldest first.
-        problems: firing alerts, failing agents, unhealthy instances, waiters, useless caches; bad ones first.
+        problems: firing alerts, failing agents, unhealthy instances, waiters, useless caches; problems of level "bad"
+            first.
         firing: the firing alerts.
         changes: what changed in the last hour.
-        caches: all caches, the one with the most reads first.
-        pools: all pools, the one with the highest load first.
+        caches: all caches, the most read cache first.
+        pools: all pools, the pool with the highest share of its capacity in use first.
         faults: parts that could not be read.
     """
 
@@ -127,7 +130,7 @@ class Overview:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to see: also no worker, and no firing alert about something that is gone."""
+        """Whether there is nothing to show: no agent, cache, pool, worker or firing alert."""
         return not (self.agents or self.idle or self.caches or self.pools or self.workers or self.firing)
 
 
@@ -135,7 +138,7 @@ NO_CHANGES = Changes((), (), (), Interval(0.0, 0.0), Interval(0.0, 0.0))
 
 
 def changes(perf: AgentPerf, *, as_of: Timestamp = None) -> Flow[Changes]:
-    """Compare the hour until `as_of` with the hour before, agent by agent. It checks its argument when called."""
+    """Compare the hour until `as_of` with the hour before, agent by agent. The call itself checks the argument."""
     asked_time(CHANGES_WINDOW, as_of)
     return _changes(perf, as_of)
 
@@ -189,7 +192,7 @@ _MIN_SIZE = 0.05
 
 
 def _size(change: Change) -> float:
-    """Return how far a figure moved: of a percentile, the logarithm of the ratio; of a rate, something comparable.
+    """Return how far a figure moved. For a percentile, this is the logarithm of the ratio; rates use a similar scale.
 
     A failure rate that rises from 0 to 10 % counts as much as a percentile that doubles.
     """
@@ -206,14 +209,16 @@ def overview(
     known_changes: Changes | None = None,
     charts: bool = True,
 ) -> Flow[Overview]:
-    """Read a namespace at a glance. It checks its arguments when called.
+    """Read a namespace at a glance. The call itself checks the arguments.
 
     Args:
         perf: the client.
         window: length of the window.
         as_of: end of the window; None for now.
-        known_changes: the result of an earlier `changes`, which hardly differs within a minute; None reads them.
-        charts: whether to read the steps too. With a thousand agents, this takes as long as all the rest.
+        known_changes: the result of an earlier call of `changes`, since the changes hardly differ within a minute; None
+            reads the changes.
+        charts: whether to read the steps too. With a thousand agents, the steps take as long as everything else
+            together.
     """
     check_window(window, as_of)
     return _overview(perf, window, as_of, known_changes, charts=arguments.flag("charts", charts))
@@ -280,9 +285,9 @@ def _overview(
 
 
 def max_steps(agents: int) -> int:
-    """Return the maximum number of steps of the charts. They are the sums of all agents, so many agents get fewer.
+    """Return the maximum number of steps of the charts. Charts sum all agents, so more agents mean fewer steps.
 
-    The server reads 10,000 slices of an agent in about 80 ms. The charts of 1000 agents with 30 steps took it 0.4 s.
+    The server reads 10,000 slices of an agent in about 80 ms. For charts of 30 steps over 1000 agents, it took 0.4 s.
     """
     return max(MIN_STEPS, min(SPARKLINE_STEPS, MAX_SLICES // max(1, agents)))
 

@@ -51,7 +51,7 @@ class InstanceRow:
 
     Attributes:
         status: its status, as `LoadBalancer.status` returns it.
-        why: the reason why it takes no work, or only one lease at a time; None if it takes work.
+        why: the reason why it takes no work, or only one lease at a time; None if neither is so.
     """
 
     status: InstanceStatus
@@ -69,7 +69,7 @@ class InstanceRow:
 
     @property
     def capacity(self) -> int:
-        """Its registered capacity. `InstanceStatus.limit` is the usable part at present."""
+        """Its registered capacity. `InstanceStatus.limit` is the part that is usable at present."""
         return self.status.instance.max_capacity
 
     @property
@@ -79,12 +79,12 @@ class InstanceRow:
 
     @property
     def takes_work(self) -> bool:
-        """Whether the instance takes work, at least some."""
+        """Whether the instance takes work, even if only a limited amount."""
         return self.status.state is InstanceState.UP or self.status.state in RECOVERING
 
     @property
     def is_up(self) -> bool:
-        """Whether the instance takes work without any limit beside its capacity."""
+        """Whether the instance takes work up to its full capacity."""
         return self.status.state is InstanceState.UP
 
     @property
@@ -96,7 +96,7 @@ class InstanceRow:
 
     @property
     def since(self) -> float | None:
-        """When its state began, s since 1970 by the server's clock; None if it is up, or if that is not known."""
+        """When its state began, s since 1970 by the server's clock; None if it is up, or if the time is unknown."""
         return None if self.why is None else self.why.since
 
 
@@ -106,9 +106,9 @@ class PoolRow:
 
     Attributes:
         status: its status now, as `LoadBalancer.status` returns it.
-        steps: the window step by step, oldest first, without figures where no process used the pool. A
-            view of many pools has those of the first `MAX_HISTORIES` rows.
-        events: its events, oldest first, which show since when an instance is out; empty if they were not read.
+        steps: the window step by step, oldest first. A step in which no process used the pool has no figures. In a view
+            of many pools, only the first `MAX_HISTORIES` rows have steps.
+        events: its events, oldest first; empty if they were not read. They show when an instance stopped taking work.
     """
 
     status: PoolStatus
@@ -153,7 +153,7 @@ class PoolRow:
 
     @property
     def sparkline(self) -> tuple[float | None, ...]:
-        """Mean load by step; None where no process used the pool."""
+        """Mean load of each step; None for a step in which no process used the pool."""
         return tuple(step.load for step in self.steps)
 
 
@@ -163,7 +163,7 @@ class PoolsView:
 
     Attributes:
         window: the window of the steps.
-        as_of: its end, s since 1970; None for now. The status is always that of now.
+        as_of: its end, s since 1970; None for now. The status is always current.
         rows: the pools, sorted, filtered and cut.
         matching: number of pools that match the filter.
         known: number of all pools.
@@ -190,7 +190,7 @@ class PoolView:
         name: the pool.
         window: the window of the steps.
         as_of: its end, s since 1970; None for now.
-        row: its status now, and its steps in the window.
+        row: its current status, and its steps in the window.
         leases: the leases with their holders, and the waiters in queue order.
         events: the latest events, the newest first.
         faults: parts that could not be read.
@@ -220,7 +220,7 @@ _VALUES: Mapping[PoolSort, Callable[[PoolRow], Any]] = {
 
 def operations_of(perf: AgentPerf) -> Operations:
     """Return the operations of the load balancer, which make the flows."""
-    return perf.balancer()._operations  # noqa: SLF001  the flows are no part of the public API
+    return perf.balancer()._operations  # noqa: SLF001  the flows are not part of the public API
 
 
 def pools(
@@ -234,7 +234,7 @@ def pools(
     limit: int = 100,
     offset: int = 0,
 ) -> Flow[PoolsView]:
-    """Read the pools. It checks its arguments when called; they are as for `agents.agents`."""
+    """Read the pools. The call itself checks the arguments, which are those of `agents.agents`."""
     check_window(window, as_of)
     order = order_of(sort, descending, PoolSort, upward=(PoolSort.NAME, PoolSort.STRATEGY))
     selected((), _name, _VALUES, order, match, limit, offset)  # checks the arguments
@@ -282,7 +282,7 @@ def _steps(
 def pool(
     perf: AgentPerf, name: str, window: str | float = DEFAULT_WINDOW, *, as_of: Timestamp = None
 ) -> Flow[PoolView | None]:
-    """Read one pool; None if it has no instances. It checks its arguments when called.
+    """Read one pool; None if it has no instances. The call itself checks the arguments.
 
     Args:
         perf: the client.
@@ -300,7 +300,7 @@ def _pool(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) -> 
     found = yield from operations.status((name,))
     if not found:
         return None
-    # Only the older events may tell since when an instance is out.
+    # If an instance takes no work, read more events, because the event that shows when this began may be old.
     limit = MAX_EVENTS if has_reasons(found[0]) else SHOWN_EVENTS
     parts = Parts(
         leases=operations.leases(name),

@@ -29,11 +29,11 @@ class Problem:
     Attributes:
         level: "bad", or "note" if the service still works.
         subject: "alert", "agent", "cache" or "pool".
-        name: name of the agent, cache or pool; of an alert, its rule.
+        name: name of the agent, cache or pool; for an alert, the name of its rule.
         text: the problem in words.
-        target: of an alert, the agent, cache or pool; else empty.
-        scope: of an alert, the kind of `target`: "agent", "cache" or "pool"; else empty.
-        kind: of a cache, "lru" or "tiered", since one of each kind may have the same name; else empty.
+        target: for an alert, the name of the agent, cache or pool; otherwise empty.
+        scope: for an alert, the kind of `target`: "agent", "cache" or "pool"; otherwise empty.
+        kind: for a cache, "lru" or "tiered", because caches of different kinds may share a name; otherwise empty.
     """
 
     level: str
@@ -56,7 +56,7 @@ def problems(
     pools: Iterable[PoolStatus],
     alerts: Iterable[AlertStatus] = (),
 ) -> list[Problem]:
-    """Return the problems, the bad ones first, and of these the firing alerts."""
+    """Return the problems: first the firing alerts, then the other problems of level "bad", then the notes."""
     found = [
         *(problem for alert in alerts for problem in _of_alert(alert)),
         *(problem for agent in agents for problem in _of_agent(agent)),
@@ -87,7 +87,7 @@ def _of_agent(agent: PerformanceMetrics) -> list[Problem]:
 def _of_pool(pool: PoolStatus) -> list[Problem]:
     found = []
     working = [each for each in pool.instances if each.state is InstanceState.UP or each.state in RECOVERING]
-    # Draining is a decision of the user, so it is no problem.
+    # Draining is a decision of the user, so a draining instance is not a problem.
     out = [each for each in pool.instances if each not in working and each.state is not InstanceState.DRAINING]
     if pool.instances and not working:
         found.append(Problem("bad", "pool", pool.agent_type, "no instance takes work"))

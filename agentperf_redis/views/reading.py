@@ -1,4 +1,4 @@
-"""Several reads at once. A part that cannot be read does not hide the others."""
+"""Reads several parts of a view at once. If one part cannot be read, the others are still shown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Fault:
 
 
 class Parts:
-    """Parts of a view, which are read concurrently: under asyncio, their requests share pipelines.
+    """Parts of a view, which are read concurrently. Under asyncio, the requests of all parts share pipelines.
 
     Args:
         flows: the flow that reads each part, by the name of the part.
@@ -54,7 +54,7 @@ class Parts:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """The parts that could not be read, by name."""
+        """The parts that could not be read, sorted by name."""
         return tuple(sorted(self._faults, key=lambda fault: fault.part))
 
     def _kept(self, name: str, flow: Flow[Any]) -> Flow[None]:
@@ -63,11 +63,11 @@ class Parts:
         except BackendUnavailable:
             raise
         except AgentPerfError as error:
-            # A name that is no keyword ends with that of a cache or a pool, which stays as it is.
+            # A part's name that is not an identifier ends with the name of a cache or pool, which must not be changed.
             part = name.replace("_", " ") if name.isidentifier() else name
             self._faults.append(Fault(part, str(error)))
 
 
 def flusher_of(perf: AgentPerf) -> Flusher:
     """Return the flusher that the flows of metrics need."""
-    return perf.metrics._flusher  # noqa: SLF001  the flows are no part of the public API
+    return perf.metrics._flusher  # noqa: SLF001  the flows are not part of the public API

@@ -16,9 +16,10 @@ class Reason:
         pool: the pool of the instance.
         instance: the instance.
         state: its state.
-        since: when the state began, in s since 1970 by the server's clock; None if unknown. The pool stores only about
-            its last thousand events, and no event begins a rate limit.
-        ends_in: seconds until an ejection or a rest ends; None for other states.
+        since: when the state began, in s since 1970 by the server's clock; None if unknown. The time is unknown if the
+            pool, which stores only about its last thousand events, has dropped the event, and always for a rate limit,
+            which has no event.
+        ends_in: seconds until an ejection or a resting period ends; None for other states.
         text: the reason in words.
     """
 
@@ -47,16 +48,16 @@ _CAUSES = {
 
 
 def has_reasons(pool: PoolStatus) -> bool:
-    """Whether an instance of a pool takes no work, or only one lease at a time."""
+    """Whether any instance of a pool takes no work, or only one lease at a time."""
     return any(each.state in _CAUSES for each in pool.instances)
 
 
 def reasons_of(pool: PoolStatus, events: Iterable[PoolEvent] = ()) -> dict[str, Reason]:
-    """Return the reasons, by instance, for all instances of a pool that take no work or only one lease at a time.
+    """Return the reason for each instance of a pool that takes no work, or only one lease at a time, by instance id.
 
     Args:
         pool: the pool.
-        events: its events, oldest first. Without them, it is unknown since when.
+        events: its events, oldest first. Without them, `since` of each reason is None.
     """
     latest = {(each.instance_id, each.kind): each for each in events}
     return {each.instance.id: _reason(pool, each, latest) for each in pool.instances if each.state in _CAUSES}

@@ -73,7 +73,7 @@ class Subscribers:
             guarded(subscription.listener, message)
 
     def notify_gap(self, channel: str, *, only_new: bool = False) -> None:
-        """Report a possible gap to a channel's subscriptions. With `only_new`, skip those already `notified`."""
+        """Report a possible gap to a channel's subscriptions; with `only_new`, only to those not yet notified."""
         for subscription in self._at(channel):
             if not (only_new and subscription.notified):
                 subscription.notified = True
