@@ -30,7 +30,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """The heat map of an agent. Its counts are exact, because the bounds of bands are bounds of buckets.
+    """The heat map of an agent. Its counts are exact, because a bound of a band is also a bound of a histogram bucket.
 
     Attributes:
         steps: the steps.
@@ -44,7 +44,7 @@ class Heatmap:
 
 
 def heatmap_of(rows: Sequence[SeriesRow]) -> Heatmap:
-    """Make the heat map of the steps of an agent. Bands grow by the root of 2, or by more if there were too many."""
+    """Make an agent's heat map. The bounds of a band differ by a factor of sqrt(2), or more to limit the bands."""
     steps = tuple(row.interval for row in rows)
     indexes = [index for row in rows for index in row.buckets]
     zeros = any(row.zeros for row in rows)

@@ -156,7 +156,7 @@ def _kinds(perf: AgentPerf, faults: list[Fault]) -> tuple[tuple[KindMemory, ...]
 
 
 def _rows(found: Mapping[str, tuple[int, int]]) -> tuple[KindMemory, ...]:
-    """Return the kinds with the most memory, given by number of keys and bytes, and the rest as one."""
+    """Return the kinds with the most memory, and all others as one. `found` has the keys and bytes of each kind."""
     ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
     shown, rest = dict(ordered[:MAX_KINDS]), ordered[MAX_KINDS:]
     if rest:
@@ -215,7 +215,7 @@ _METRICS = {
 
 
 def group_of(key: str) -> tuple[str, str]:
-    """Return the kind of a key in words, and the part of its name: ``("cache answers", "e")``.
+    """Return the kind of a key in words, and the part of its name after the resource: ``("cache answers", "e")``.
 
     Further examples of kinds are ``metrics, slices of a minute`` and ``pool coder``. Keys with the same part are about
     equally large.

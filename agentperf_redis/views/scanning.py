@@ -1,4 +1,4 @@
-"""Reads the names of all keys of a namespace, server by server. Users need the right ``+scan`` for it."""
+"""Reads the names of all keys of a namespace, server by server. The user needs the right ``+scan``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ keys of a primary."""
 
 
 def primaries(backend: Backend) -> Iterator[Executor]:
-    """Yield a driver for each server that holds keys, and close it afterwards."""
+    """Yield a driver for each server that holds keys. The generator closes each driver afterwards."""
     address = backend.address
     for node in backend.primaries:
         at = address
@@ -34,14 +34,14 @@ def primaries(backend: Backend) -> Iterator[Executor]:
 
 
 class Scan:
-    """Reads the names of keys page by page, within the bounds above.
+    """Reads the names of keys page by page, at most `MAX_PAGES` pages per server and `MAX_S` seconds in all.
 
     Args:
         backend: the server and namespace.
         pattern: glob of the keys.
 
     Attributes:
-        complete: whether the scan has seen all keys. It is known once the scan has ended.
+        complete: whether the scan has seen all keys; valid once the scan has ended.
     """
 
     def __init__(self, backend: Backend, pattern: str) -> None:
@@ -51,7 +51,7 @@ class Scan:
         self.complete = True
 
     def pages(self) -> Iterator[tuple[Executor, list[str]]]:
-        """Yield the driver of a server, and the next keys there. A scan may yield a key twice.
+        """Yield each page of keys with the driver of their server. A scan may yield a key twice.
 
         Raises:
             AgentPerfError: the server is unreachable, or the user may not run SCAN.

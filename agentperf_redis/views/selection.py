@@ -1,4 +1,4 @@
-"""Sorting, filtering and paging of rows, the same on every screen."""
+"""Sorts, filters and pages rows, in the same way on every screen."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Selection(Generic[T]):
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name matches a filter: a glob such as ``plan*``, or a part of the name. The case does not count."""
+    """Whether a name matches a filter: a glob such as ``plan*``, or a part of the name. Case is ignored."""
     pattern, name = pattern.casefold(), name.casefold()
     if any(each in pattern for each in "*?["):
         return fnmatch.fnmatchcase(name, pattern)
@@ -55,16 +55,16 @@ def matches(pattern: str, name: str) -> bool:
 def order_of(
     sort: Column | str, descending: bool | None, columns: type[Column], *, upward: Iterable[Column]
 ) -> Order[Column]:
-    """Check a column and a direction.
+    """Check a column and a direction, and return them as an order.
 
     Args:
         sort: the column, or its value.
-        descending: the direction; None for the usual one of the column.
+        descending: the direction; None for the column's default direction.
         columns: all columns.
-        upward: the columns, such as names, that are usually sorted upwards.
+        upward: the columns, such as names, that are sorted upwards by default.
 
     Raises:
-        InvalidArgument: there is no such column, or the direction is no bool.
+        InvalidArgument: if there is no such column, or the direction is not a bool.
     """
     column = arguments.choice("sort", sort, columns)
     if descending is None:
@@ -88,9 +88,9 @@ def selected(
     Args:
         rows: all rows.
         name: returns the name of a row.
-        values: by column, returns the value of a row.
+        values: for each column, a function that returns the value of a row.
         order: column and direction.
-        match: a filter, see `matches`; empty for all rows.
+        match: the filter (see `matches`); empty for all rows.
         limit: maximum number of rows.
         offset: number of rows before the first one.
 

@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them, the same on every screen."""
+"""Writes numbers, times and names for people, in the same way on every screen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 
 
 def printable(text: str) -> str:
-    """Return text with control characters and line ends escaped; --json prints the original."""
+    """Return text with control characters and line ends escaped. The --json output uses the original text."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
     )
@@ -22,7 +22,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def seconds_cell(seconds: float) -> str:
     """Return a duration for a column of seconds.
 
-    A duration below 10 ms is rounded to 1 µs, because durations are exact to 1 µs. Any other is rounded to 1 ms.
+    A duration below 10 ms is rounded to 1 µs, because durations are exact to 1 µs. Any other duration is rounded to 1
+    ms.
     """
     return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
 
@@ -59,7 +60,7 @@ _FIRST_SCALED = 10_000
 
 
 def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"  # noqa: PLR2004  .3g makes 1e+03 of 999.6
+    return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"  # noqa: PLR2004  .3g would write 999.6 as 1e+03
 
 
 def size_text(count: float) -> str:

@@ -36,18 +36,18 @@ _KEPT = ((15 * _MINUTE_S, 10), (3 * _HOUR_S, _MINUTE_S), (8 * _DAY_S, _HOUR_S))
 
 
 def check_window(window: object, as_of: Timestamp) -> None:
-    """Check a window and its end. Unlike other reads, a screen needs a window: counts of all time have no charts.
+    """Check a window and its end. Unlike other reads, a screen needs a window, because a chart needs steps in time.
 
     Raises:
-        InvalidArgument: for an invalid window or end, and without a window.
+        InvalidArgument: if the window is invalid or None, or if the end is invalid.
     """
     if window is None:
         raise InvalidArgument("window", window, 'a length such as 600 or "10m"')
-    asked_time(window, as_of)  # type: ignore[arg-type]  # it checks the type
+    asked_time(window, as_of)  # type: ignore[arg-type]  # `asked_time` checks the type
 
 
 def step_choices(window: str | float, as_of: Timestamp, most: int) -> list[int]:
-    """Return the lengths of steps, in s, that a chart of a window may have: the best one first.
+    """Return the lengths of steps, in s, that a chart of a window may have, the best length first.
 
     Args:
         window: length of the window.
@@ -65,9 +65,9 @@ def step_choices(window: str | float, as_of: Timestamp, most: int) -> list[int]:
 
 
 def _is_kept(step: int, age: float) -> bool:
-    """Whether the server keeps slices for steps of this length. The first step may begin a whole step earlier.
+    """Whether the server keeps slices for such steps, even if the first step begins a whole step before the window.
 
-    Otherwise, a chart that is read again and again would change its steps whenever its first slice expires.
+    Without this margin, a chart that is read repeatedly would change its steps whenever its first slice expires.
     """
     return step % _DAY_S == 0 or any(step % width == 0 and age + step <= kept for kept, width in _KEPT)
 
@@ -76,7 +76,7 @@ def steps_read(read: Callable[[int], Flow[T]], empty: T, window: str | float, as
     """Read a chart with the narrowest steps that the server keeps for the whole window.
 
     Args:
-        read: returns the flow that reads steps of this length, s.
+        read: returns the flow that reads steps of a given length, s.
         empty: the result if the server keeps no such slices.
         window: length of the window.
         as_of: end of the window; None for now.
@@ -85,7 +85,7 @@ def steps_read(read: Callable[[int], Flow[T]], empty: T, window: str | float, as
     for step in step_choices(window, as_of, most):
         try:
             return (yield from read(step))
-        except InvalidArgument as error:  # a namespace may keep narrow slices for a shorter time than by default
+        except InvalidArgument as error:  # a namespace may keep narrow slices for less than the default time
             if error.argument != "step":
                 raise
     return empty

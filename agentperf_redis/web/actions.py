@@ -1,12 +1,13 @@
-"""What the forms of the pages can change. `Guard` has checked that the form is from this page and actions are allowed.
+"""The actions of the pages' forms. `Guard` has checked that actions are allowed and that a page here sent the form.
 
-A form posts to the route ``action`` with its name. The fields of each are those of `ACTIONS`, and ``back``: the path
-and query of the page to return to. The fields are texts:
+A form posts to the route ``action`` with the name of its action. Its fields are those that `ACTIONS` lists, and
+``back``: the path and query of the page to return to. All fields are texts:
 
 - ``silence``, ``unsilence``: ``rule``; ``silence`` also takes ``for``, such as ``2h``.
 - ``drain``, ``undrain``, ``mark-healthy``, ``mark-unhealthy``: ``pool`` and ``instance``.
-- ``delete-key``, ``invalidate-tag``, ``clear-cache``: ``cache`` and ``service``, which is ``cache`` or ``tiered``; the
-  first two also take ``key`` or ``tag``. They also need ``confirmed``, which is ``yes``: the box that the user ticks.
+- ``delete-key``, ``invalidate-tag``, ``clear-cache``: the fields ``cache``, ``service``, which is ``cache`` or
+  ``tiered``, and ``confirmed``, which is ``yes`` if the user has ticked the box. ``delete-key`` also takes ``key``, and
+  ``invalidate-tag`` also takes ``tag``.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ ACTIONS: Final[Mapping[str, tuple[Callable[[AgentPerf, Fields], Awaitable[str]],
 
 
 async def action(request: Request) -> Response:
-    """Do what a form says, and return to its page with a notice that says what was done."""
+    """Perform the action of a form, and redirect to the form's page with a notice about the result."""
     name, form = request.path_params["name"], request.state.form
     if name not in ACTIONS:
         return refusal(HTTPStatus.NOT_FOUND, f"There is no action {name!r}.")

@@ -37,14 +37,15 @@ def app(
 
     Args:
         perf: the server and the namespace.
-        token: what a user must know to see the pages, 16 to 512 characters. None: there is no login, so the outer
-            application, or the address on which it listens, must keep others out.
+        token: the secret with which users log in, 16 to 512 characters. With None, there is no login. The outer
+            application, or the address on which it listens, must then keep others out.
         allow_actions: whether the pages have forms that change something: silence an alert, drain an instance, mark it
             healthy or unhealthy, delete a key, invalidate a tag, clear a cache.
-        hosts: names by which the pages may be called, without a port, besides those of the loopback interface; ``"*"``
-            allows all. None: only those of the loopback interface, or with a token all names. A page on another site
-            could otherwise read these pages by a name of its own that leads here (DNS rebinding).
-        refresh: time between two reads, s. Pages that ask for the same within this time share one read.
+        hosts: host names, without a port, under which the pages may be requested in addition to those of the loopback
+            interface; ``"*"`` allows all names. None allows all names if there is a token, and otherwise only those of
+            the loopback interface. Without this check, a page of another site could read these pages through a name of
+            that site that resolves to this server (DNS rebinding).
+        refresh: time between two reads, s. Pages that need the same data within this time share one read.
 
     Raises:
         InvalidArgument: for an invalid argument.
@@ -57,7 +58,8 @@ def app(
 
 def build(perf: AgentPerf, settings: Settings, pages: Sequence[BaseRoute]) -> Starlette:
     """Make the application of these pages."""
-    # Without the password of the server: each visitor gets a cookie, and could guess a short password from its code.
+    # The seed must not contain the server's password. Each visitor gets a cookie with a code that is derived from the
+    # seed, and could guess a short password from the code.
     sessions = Sessions(settings.token, f"{perf.backend.address.masked} {perf.backend.namespace}")
     made = Starlette(
         routes=[

@@ -1,8 +1,8 @@
-"""Live pages: a page opens one connection, on which it gets its own main part again whenever it has changed.
+"""Live pages: a page opens one connection, on which it gets its main part each time that part has changed.
 
-All connections that show the same page share one feed, which renders it once per refresh interval. All feeds refresh at
-the same moments, and what they read is shared (`Reader`). So the costs for the server of the namespace do not grow with
-the number of open pages.
+All connections of the same page share one feed, which renders the page once per refresh interval. All feeds refresh at
+the same times and share their reads (`Reader`). So the load on the namespace's Redis server does not grow with the
+number of open pages.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Render = Callable[[], Awaitable[str]]
 
 
 class Feed:
-    """The main part of one page, rendered once per interval for all that show it.
+    """The main part of one page, rendered once per interval for all connections of the page.
 
     Args:
-        render: renders it.
-        interval_s: the interval, s.
+        render: renders the main part.
+        interval_s: the refresh interval, s.
     """
 
     def __init__(self, render: Render, interval_s: float) -> None:
@@ -66,14 +66,14 @@ class Feed:
         self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Render until cancelled. All feeds with the same pause render at the same moments."""
+        """Render until cancelled. All feeds with the same pause render at the same times."""
         pause_s = self._interval_s
         while True:
             await asyncio.sleep(pause_s - time.monotonic() % pause_s)
             began = time.monotonic()
             try:
                 html = await self._render()
-            except Exception:  # noqa: BLE001  a page has its own answer to errors of the server, so this is a fault of the page
+            except Exception:  # noqa: BLE001  pages handle errors of the server, so this is a fault of the page
                 _log.exception("a live page was not rendered")
                 continue
             if html != self.html:
@@ -86,7 +86,7 @@ class Feed:
 def pause(interval_s: float, took_s: float) -> float:
     """Return the time between two renderings of a page: the interval times a power of two.
 
-    A namespace of ten thousand agents takes seconds to read. The pause leaves most of the time to other work.
+    A namespace of ten thousand agents takes seconds to read. The pause leaves most of the server's time to other work.
     """
     pause_s = interval_s
     while took_s > MAX_SHARE * pause_s and 2 * pause_s <= MAX_PAUSE_S:
@@ -112,10 +112,10 @@ class Live:
         """Yield the main part of a page whenever it has changed.
 
         Args:
-            key: names what `render` renders: equal keys mean equal results.
-            render: renders it.
-            has_ended: whether the login of the client has ended. Then the events end too.
-            closing: is set when the server ends. Then the events end too.
+            key: identifies the result of `render`: equal keys mean equal results.
+            render: renders the main part.
+            has_ended: returns whether the login of the client has ended. If so, the events end too.
+            closing: set when the web server ends. The events then end too.
         """
         feed = self._feeds.get(key)
         if feed is None:
@@ -144,7 +144,7 @@ class Live:
 
 
 async def live(request: Request) -> Response:
-    """Send a page's main part again whenever it has changed. The query names the page: ``page=/agents?window=1h``."""
+    """Send a page's main part each time it changes. The query names the page: ``page=/agents?window=1h``."""
     app, wanted = request.app, request.query_params.get("page", "")
     scope = _scope_of(request, wanted) if is_inside(wanted) else None
     if scope is None:
@@ -171,7 +171,7 @@ async def live(request: Request) -> Response:
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of these has ended, and cancel the others."""
+    """Run these coroutines until one of them ends, and then cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -181,7 +181,7 @@ async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
 
 
 def _scope_of(request: Request, wanted: str) -> Scope | None:
-    """Return the scope of a request for another page of the same client; None if there is no such page."""
+    """Return the scope of a request by the same client for the wanted page; None if there is no such page."""
     parts = urlsplit(wanted)
     scope: Scope = {
         **request.scope,
@@ -198,7 +198,7 @@ def _scope_of(request: Request, wanted: str) -> Scope | None:
 
 
 async def rendered(scope: Scope) -> str:
-    """Return the main part of the page that answers a request."""
+    """Run a request through the application, and return the main part of the resulting page."""
     chunks: list[bytes] = []
 
     async def receive() -> Message:

@@ -25,7 +25,7 @@ def ticks(largest: float, *, whole: bool = False, base: float = 10.0, top: float
         largest: the largest value of the chart.
         whole: whether the values are counts, so that no tick is a fraction.
         base: 1024 for bytes, whose round numbers are multiples of powers of 1024.
-        top: a fixed upper end, such as 1.0 for shares; the ticks then divide the range to this end by four.
+        top: a fixed upper end, such as 1.0 for shares. The ticks then divide the range from 0 to `top` into four parts.
     """
     if top is not None:
         return tuple(top * quarter / 4 for quarter in range(5))
@@ -42,7 +42,7 @@ def ticks(largest: float, *, whole: bool = False, base: float = 10.0, top: float
 
 
 def time_labels(intervals: Sequence[Interval]) -> tuple[tuple[float, str], ...]:
-    """Return at most six labels for the time axis, at round times in UTC: position as a share, 0 to 1, and text.
+    """Return at most six labels for round times (UTC) on the time axis: for each, its position, 0 to 1, and its text.
 
     Examples: ``14:03:20``, ``14:03``, and ``Nov 29`` for the beginning of a day.
     """

@@ -24,7 +24,7 @@ class Band:
 
     Attributes:
         name: its name in the legend.
-        values: one a step, at least 0.
+        values: one value per step, at least 0.
         style: class of its colour and hatching.
     """
 
@@ -41,8 +41,8 @@ def column_chart(
     Args:
         intervals: the steps.
         bands: the bands from the bottom up.
-        written: makes texts of counts.
-        label: the chart in a sentence.
+        written: returns the text of a count.
+        label: a sentence that describes the chart.
         height: height of the plot, px.
     """
     steps = [tuple(row) for row in zip(*(band.values for band in bands), strict=True)]

@@ -1,4 +1,4 @@
-"""A heat map: how many executions took how long, step by step. Darker cells hold more."""
+"""A heat map: for each step, the number of executions in each range of durations. Darker cells hold more executions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def heat_map(
     Args:
         intervals: the steps, the columns of the map.
         rows: description of each row, from the bottom up, such as "1 s to 2 s".
-        counts: by column and row; cells without a count are empty.
-        label: the map in a sentence.
+        counts: the count of each cell, by column and row; cells without a count are empty.
+        label: a sentence that describes the map.
 
     Returns:
-        The map; nothing without rows.
+        The map; empty if there are no rows.
     """
     if not rows:
         return Markup("")
@@ -63,7 +63,7 @@ def heat_map(
 
 
 def shade(count: int, largest: int) -> int:
-    """Return the shade of a cell, 1 to 6. It grows with the square root, so that rare slow executions stay visible."""
+    """Return the shade of a cell, 1 to 6. It grows with the square root of the count, so small counts stay visible."""
     return max(1, min(_SHADES, math.ceil(_SHADES * math.sqrt(count / largest)))) if largest else 1
 
 

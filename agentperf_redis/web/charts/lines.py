@@ -1,4 +1,4 @@
-"""Lines over time, such as percentiles: each has its own colour and dash, and its name in the legend."""
+"""Lines over time, such as percentiles. Each line has its own colour and dash, and its name in the legend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Line:
 
     Attributes:
         name: its name in the legend.
-        values: one a step; None where there is no value.
+        values: one value per step; None for a step without a value.
         style: class of its colour and dash, ``s1`` to ``s6``.
     """
 
@@ -42,12 +42,12 @@ def line_chart(
 
     Args:
         intervals: the steps.
-        lines: the lines, the most important first; it is drawn on top.
-        written: makes texts of values.
-        label: the chart in a sentence.
+        lines: the lines, the most important line first; that line is drawn on top.
+        written: returns the text of a value.
+        label: a sentence that describes the chart.
         height: height of the plot, px.
         whole: whether values are counts.
-        base: 1024 for bytes.
+        base: base of the round numbers on the axis: 1024 for bytes, else 10.
         top: fixed upper end of the axis.
     """
     largest = max((value for line in lines for value in line.values if value is not None), default=0.0)
@@ -66,7 +66,7 @@ def line_chart(
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
-    """Return a legend: names with the classes of their drawings. A single entry needs none."""
+    """Return a legend; empty for a single entry. Each entry is a name and the class of its drawing."""
     if len(entries) < 2:  # noqa: PLR2004
         return Markup("")
     return element(

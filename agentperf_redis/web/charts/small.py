@@ -15,8 +15,8 @@ def sparkline(values: Sequence[float | None], label: str, *, style: str = "s1") 
     """Return a line without axes.
 
     Args:
-        values: one a step; None where there is no value.
-        label: its course in words, for people who do not see it.
+        values: one value per step; None for a step without a value.
+        label: the course of the line in words, for people who cannot see it.
         style: class of its colour.
     """
     known = [value for value in values if value is not None]
@@ -39,7 +39,7 @@ def meter(value: float, maximum: float, label: str, *, style: str = "s1") -> Mar
 
     Args:
         value: the value, at least 0.
-        maximum: the length of the whole bar; 0 for an empty bar.
+        maximum: the value of a full bar; if it is 0, the bar is empty.
         label: the bar in words.
         style: class of its colour.
     """

@@ -25,7 +25,8 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
     Args:
         name: its name.
         children: texts and elements inside.
-        attributes: None leaves an attribute out. ``class_`` stands for class, ``text_anchor`` for text-anchor.
+        attributes: its attributes; those that are None are left out. ``class_`` stands for class, ``text_anchor`` for
+            text-anchor.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
@@ -47,7 +48,7 @@ def percent(share: float) -> str:
 
 
 def _short(value: object) -> str:
-    """Return a value as short text: a chart has hundreds of numbers."""
+    """Return a value as short text, because a chart has hundreds of numbers."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
@@ -64,12 +65,12 @@ def frame(
     """Return a whole chart.
 
     Args:
-        label: the chart in a sentence, for people who do not see it.
+        label: a sentence that describes the chart, for people who cannot see it.
         intervals: the steps, evenly spaced.
         plot: the drawing, in px from `TOP` downwards.
         height: height of the plot, px.
         ticks: values of the horizontal lines, from 0 to the top of the plot, evenly spaced.
-        written: makes texts of these values.
+        written: returns the text of a tick's value.
         texts: description of each step, shown while the pointer is on it.
     """
     lines, labels = [], []
@@ -86,11 +87,11 @@ def frame(
 
 
 def side_by_side(label: str, labels: Iterable[tuple[float, str]], plot: Iterable[str], height: float) -> Markup:
-    """Return the labels of the values beside the plot.
+    """Return a chart: the labels of the values, and the plot beside them.
 
     Args:
         label: the chart in a sentence.
-        labels: the middle in y, px, and the text of each label.
+        labels: for each label, the y position of its middle in px, and its text.
         plot: the parts of the plot.
         height: height of the plot, px.
     """
@@ -107,7 +108,7 @@ def side_by_side(label: str, labels: Iterable[tuple[float, str]], plot: Iterable
 
 
 def time_axis(intervals: Sequence[Interval], bottom: float) -> Markup:
-    """Return the labels of the time axis. Every second one is left out on narrow screens."""
+    """Return the labels of the time axis. On narrow screens, every second label is left out."""
     found = []
     for number, (share, text) in enumerate(time_labels(intervals)):
         anchor = "start" if share < _EDGE else "end" if share > 1 - _EDGE else "middle"
@@ -145,7 +146,7 @@ def hover_areas(intervals: Sequence[Interval], texts: Sequence[str], height: int
 def curve(values: Sequence[float | None], largest: float, height: float) -> str:
     """Return the path of a line through the middles of the steps. Steps without a value interrupt it.
 
-    A value between two gaps has no line, so it becomes a short horizontal one.
+    A value between two gaps has no neighbour to connect to, so it becomes a short horizontal line.
     """
     step = WIDTH / max(1, len(values))
     path: list[str] = []
@@ -165,7 +166,7 @@ def curve(values: Sequence[float | None], largest: float, height: float) -> str:
 
 
 def stretched(*children: str, y: float, height: float) -> Markup:
-    """Return drawings in units of `WIDTH` across the whole width of the chart."""
+    """Return drawings stretched to the full width of the chart. In their own units, this width is `WIDTH`."""
     return element(
         "svg",
         *children,
