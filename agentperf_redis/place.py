@@ -1,11 +1,11 @@
 """Finds the place in the program where an unnamed object is made. The place gives the object its name.
 
 The name has two parts. The first is the module. The second is the variable or attribute to which the object is
-assigned, or the function that makes the object. The name is the same in every process that runs the program, whatever
-the folder. Edits of other lines do not change the name, except one: adding a second constructor call for the same
-variable, attribute or function. In a script, the name contains a digest of the file, because another script may have
-the same file name. Two places never have the same name. All objects made at one place, for example in a function that
-is called often, have the same name.
+assigned, or the function that makes the object. The name is the same in every process that runs the program, from any
+folder. Edits of other lines do not change the name, unless they add a second constructor call for the same variable,
+attribute or function. In a script, the name contains a digest of the file, because another script may have the same
+file name. Two places never have the same name. All objects made at one place, for example in a function that is called
+often, have the same name.
 
 If the source is missing, for example in a frozen program, the place is a line of a module. In two cases, there is no
 place that is the same in other processes: your code belongs to no file (in a notebook, for example), or your program

@@ -147,7 +147,7 @@ class _Node:
 
 
 class OpenSpans(dict[Hashable, Any]):
-    """A tracer's open spans in this process, by key. All processors of one `AgentPerf` share them and count each once.
+    """A tracer's open spans in this process, by key. Processors of one `AgentPerf` share them: each span counts once.
 
     Attributes:
         lock: held while ended spans are recorded.

@@ -157,7 +157,7 @@ class TopApp(App[None]):
     def action_pause(self) -> None:
         """Pause, or continue. While paused, all windows and sort orders show the agents as of one time.
 
-        That time is when the last reading was made, by the server's clock. This clock also dates all records.
+        That time is the time of the last reading, by the server's clock. The same clock dates all records.
         """
         now = self._ahead_s + (time.time() if self._read_at is None else self._read_at)
         self.paused_at = now if self.paused_at is None else None

@@ -416,7 +416,7 @@ def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
 
     The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
     command that was refused before may be refused again, because its slot is being moved, and then loads no script. So
-    a refused command carries the source only if the script has no other command here.
+    a refused command carries the source only if the script has no other command in this pipeline.
     """
     loading: set[str] = set()
     for item in sorted(items, key=lambda item: bool(item.reason)):

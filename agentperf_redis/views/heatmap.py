@@ -17,9 +17,8 @@ class Band:
     """The executions whose durations are in one range.
 
     Attributes:
-        low: lower bound of the durations, exclusive, s; 0.0 in the first band if that band also holds durations of 0
-            us.
-        high: upper bound of the durations, inclusive, s.
+        low: lower bound of the durations (exclusive), s; 0.0 in the first band if it also holds durations of 0 us.
+        high: upper bound of the durations (inclusive), s.
         counts: number of executions, for each step.
     """
 
@@ -44,7 +43,7 @@ class Heatmap:
 
 
 def heatmap_of(rows: Sequence[SeriesRow]) -> Heatmap:
-    """Make an agent's heat map. The bounds of a band differ by a factor of sqrt(2), or more to limit the bands."""
+    """Make an agent's heat map. The bounds of a band differ by a factor of sqrt(2), or more to avoid too many bands."""
     steps = tuple(row.interval for row in rows)
     indexes = [index for row in rows for index in row.buckets]
     zeros = any(row.zeros for row in rows)

@@ -41,7 +41,7 @@ MAX_MOVES = 10
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A figure of an agent that is certainly different in the last hour than in the hour before.
+    """A figure of an agent whose change from the hour before to the last hour is certain (`Change.certain`).
 
     Attributes:
         agent: the agent.
@@ -88,7 +88,7 @@ class Overview:
         total: metrics of all agents together in the window: executions, errors, percentiles, tokens, cost.
         agents: the agents with executions, model calls or tool calls in the window; the agent with the most executions
             comes first.
-        idle: number of known agents without any of these in the window.
+        idle: number of the other known agents.
         steps: all agents together, step by step, oldest first.
         workers: the workers, lost ones first.
         running: executions that have begun and not ended, the oldest first.
@@ -215,8 +215,8 @@ def overview(
         perf: the client.
         window: length of the window.
         as_of: end of the window; None for now.
-        known_changes: the result of an earlier call of `changes`, since the changes hardly differ within a minute; None
-            reads the changes.
+        known_changes: the result of an earlier call of `changes`. It hardly changes within a minute, so it need not be
+            read each time. None reads it.
         charts: whether to read the steps too. With a thousand agents, the steps take as long as everything else
             together.
     """

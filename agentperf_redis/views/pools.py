@@ -51,7 +51,7 @@ class InstanceRow:
 
     Attributes:
         status: its status, as `LoadBalancer.status` returns it.
-        why: the reason why it takes no work, or only one lease at a time; None if neither is so.
+        why: the reason why it takes no work, or only one lease at a time; None if neither applies.
     """
 
     status: InstanceStatus

@@ -16,9 +16,9 @@ class Reason:
         pool: the pool of the instance.
         instance: the instance.
         state: its state.
-        since: when the state began, in s since 1970 by the server's clock; None if unknown. The time is unknown if the
-            pool, which stores only about its last thousand events, has dropped the event, and always for a rate limit,
-            which has no event.
+        since: when the state began, in s since 1970 by the server's clock; None if unknown. It is unknown for a rate
+            limit, which has no event. It is also unknown if the pool has dropped the event: a pool stores only about
+            its last thousand events.
         ends_in: seconds until an ejection or a resting period ends; None for other states.
         text: the reason in words.
     """

@@ -22,8 +22,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def seconds_cell(seconds: float) -> str:
     """Return a duration for a column of seconds.
 
-    A duration below 10 ms is rounded to 1 µs, because durations are exact to 1 µs. Any other duration is rounded to 1
-    ms.
+    A duration below 10 ms is rounded to 1 µs, because durations are exact to 1 µs. Other durations are rounded to 1 ms.
     """
     return f"{seconds:.6f}" if 0 < seconds < _SHORT_S else f"{seconds:.3f}"
 
