@@ -145,8 +145,8 @@ class Presence:
     def riding(self) -> Command[bool] | None:
         """Return the heartbeat that a flush should carry now, if any. The flush passes the reply to `settle`.
 
-        After a failed heartbeat, only the thread sends heartbeats. So an unreachable node does not delay the flushes to
-        other nodes.
+        After a failed heartbeat, only the background thread sends heartbeats. So an unreachable node does not delay the
+        flushes to other nodes.
         """
         if not self.begun or self._closed or self._failing:
             return None

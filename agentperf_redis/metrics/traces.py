@@ -14,10 +14,10 @@ A tracer reports the start and the end of each span, on any thread. Spans that s
    execution is left to the program: it is not recorded here, because the program records it. An agent span of another
    agent is recorded here with all spans within it, unless it lies within an agent span left to the program.
 
-Executions and their spans are recorded when the execution ends. Tokens are recorded when the model call ends. While an
-agent span is open, `MetricsCollector.running` lists it if it names its agent at its start. A span that never ends is
-not recorded. It is forgotten when its tracer drops it, together with the ended spans that wait for its description. A
-forked child does not record the spans of its parent.
+Executions and their spans are recorded when the execution ends. Tokens are recorded when the model call ends.
+`MetricsCollector.running` lists each open agent span that names its agent at its start. A span that never ends is not
+recorded. When the tracer drops such a span, this module forgets the span and the ended spans that wait for its
+description. A forked child does not record the spans of its parent.
 """
 
 from __future__ import annotations

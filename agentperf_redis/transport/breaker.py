@@ -119,7 +119,7 @@ class Breaker:
             watch.close(0.0)
 
     def _needs_probe(self, node: Node) -> bool:
-        """Whether this node must be probed: it has not just answered a probe, and is not known to be down."""
+        """Whether to probe this node. A node that has just answered a probe, or is known to be down, needs no probe."""
         return not (self._stopped or node in self.open or self._calm_until.get(node, 0.0) > time.monotonic())
 
     def _probe(self, node: Node, watch: Background) -> None:

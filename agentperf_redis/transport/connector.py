@@ -251,7 +251,7 @@ def read(connection: Connection, end: float) -> Reply:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:
         return ServerError(str(error))
-    except TypeError as error:  # hiredis cannot make a dict of these items
+    except TypeError as error:  # hiredis cannot make a dict of the items in the reply
         raise InvalidResponse(f"{_UNREADABLE} ({error})") from None
 
 

@@ -93,7 +93,7 @@ class ExchangeFailed(Exception):
     Attributes:
         reason: description of the fault.
         sent: whether anything may have reached the server.
-        final: whether a retry is pointless, as after a refused handshake.
+        final: whether a retry is pointless, for example after a refused handshake.
         stale: whether an idle connection broke before any reply. If so, an immediate retry on a new connection may
             succeed.
         timed_out: whether the fault is only that no answer came in time.

@@ -155,7 +155,7 @@ class Connections(Generic[C]):
         return failure
 
     def _connected(self, node: Node) -> Generator[Open | Connect[C] | Talk[C], Any, C]:
-        """Return a new connection. Its server has passed the handshake on this connection or on another one."""
+        """Return a new connection to a server that has passed the handshake, on this connection or on another one."""
         connection: C = yield Open(node)
         handshake_replies: list[Reply] = []
         try:

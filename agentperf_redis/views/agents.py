@@ -170,7 +170,7 @@ class AgentsView:
         as_of: its end, s since 1970; None for now.
         interval: the covered time range.
         total: metrics of all agents together, including those that the filter leaves out.
-        rows: the agents, sorted, filtered and cut.
+        rows: the agents of this page, filtered and sorted.
         matching: number of agents that match the filter.
         known: number of all agents.
         order: the order of the rows.
@@ -331,7 +331,7 @@ def listed(
     limit: int = 100,
     offset: int = 0,
 ) -> AgentsView:
-    """Sort, filter and cut agents that were read. The arguments are those of `agents`.
+    """Sort, filter and page agents that were already read. The arguments are those of `agents`.
 
     Raises:
         InvalidArgument: for an invalid argument.

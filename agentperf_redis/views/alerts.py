@@ -35,7 +35,8 @@ class AlertsView:
     """The alerts of a namespace.
 
     Attributes:
-        alerts: the state of each rule for each target, sorted, filtered and cut; by default, firing ones first.
+        alerts: the alerts of this page, filtered and sorted; by default, firing alerts come first. An alert is the
+            state of a rule for a target.
         matching: number of alerts that match the filter.
         known: number of all alerts.
         firing: number of all firing alerts.

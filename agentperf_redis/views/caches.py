@@ -125,7 +125,7 @@ class CachesView:
     Attributes:
         window: the requested window.
         as_of: its end, s since 1970; None for now. The statistics are always current.
-        rows: the caches, sorted, filtered and cut.
+        rows: the caches of this page, filtered and sorted.
         matching: number of caches that match the filter.
         known: number of all caches.
         order: the order of the rows.

@@ -74,7 +74,7 @@ class InstanceRow:
 
     @property
     def load_share(self) -> float:
-        """Load divided by capacity. It exceeds 1 after the capacity was lowered."""
+        """Load divided by capacity. It may exceed 1 after the capacity was lowered."""
         return self.load / self.capacity
 
     @property
@@ -164,7 +164,7 @@ class PoolsView:
     Attributes:
         window: the window of the steps.
         as_of: its end, s since 1970; None for now. The status is always current.
-        rows: the pools, sorted, filtered and cut.
+        rows: the pools of this page, filtered and sorted.
         matching: number of pools that match the filter.
         known: number of all pools.
         order: the order of the rows.

@@ -81,7 +81,7 @@ def selected(
     limit: int = MAX_ROWS,
     offset: int = 0,
 ) -> Selection[T]:
-    """Filter, sort and cut rows.
+    """Filter and sort rows, and return one page of them.
 
     Rows without a value (None) come last in both directions. Rows with equal values are sorted by name.
 
