@@ -111,7 +111,7 @@ class Breaker:
             watch.put(partial(self._probe, node, watch))
 
     def stop(self) -> None:
-        """Refuse no command from now on: a closing client must try its last commands, even during an outage."""
+        """Let all commands pass from now on: a closing client must try its last commands, even during an outage."""
         with self._lock:
             self._stopped = True
             self.open.clear()
