@@ -45,7 +45,7 @@ class RunningExecution:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker: one `AgentPerf` client of a process, once it has recorded an execution or leased an instance.
+    """A worker: one `AgentPerf` client of a process, once it has begun or recorded an execution or leased an instance.
 
     The figures are those of its last heartbeat. A worker sends a heartbeat at least every five seconds.
 
