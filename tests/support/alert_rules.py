@@ -20,7 +20,7 @@ MINUTE = 60
 
 
 class History:
-    """Writes executions with end times in the past, in the slices that the retention allows.
+    """Writes executions with end times in the past, into the slices that the retention still keeps.
 
     Args:
         backend: the server and namespace.
@@ -80,7 +80,7 @@ def changes(events: Iterable[AlertEvent]) -> list[tuple[str, str]]:
 
 
 def firings(events: Iterable[AlertEvent]) -> list[tuple[str, str, float, float | None]]:
-    """Return rule, target, start and end of each firing; the end is None while it fires."""
+    """Return rule, target, start and end of each firing; the end is None while the alert fires."""
     found: list[tuple[str, str, float, float | None]] = []
     open_ones: dict[tuple[str, str], int] = {}
     for event in events:
@@ -98,7 +98,7 @@ class Receiver:
     """A local HTTP server that keeps the messages posted to it.
 
     Args:
-        answer: returns the status of the answer to a request; None answers 200 to each.
+        answer: returns the status of the answer to a request. If None, every answer has status 200.
     """
 
     def __init__(self, answer: Callable[[], int] | None = None) -> None:

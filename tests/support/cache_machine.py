@@ -1,4 +1,4 @@
-"""The base class of the caches' state machines. It has its own namespace and expires entries on demand."""
+"""The base class of the caches' state machines. A machine has its own namespace and expires entries on demand."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class CacheMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def reported(self) -> None:
-        """Apply to the model the effect of reporting the buffered reads."""
+        """Change the model as a report of the buffered reads changes the cache."""
         raise NotImplementedError
 
     def removed(self, key: str) -> None:
-        """Remove an entry from the model for another reason than eviction."""
+        """Remove an entry from the model for a reason other than eviction."""
         del self.model[key]
 
     def remove_expired(self) -> None:
@@ -85,7 +85,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.clear()
 
     def time_is_over(self, key: str, *, expires: bool) -> None:
-        """Expire one entry by the server's clock at once, instead of waiting."""
+        """Expire one entry on the server at once, instead of waiting for the end of its TTL."""
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
@@ -99,7 +99,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
-    """Run a machine on a server, through `examples` sequences or to the first disagreement."""
+    """Run a machine on a server for `examples` sequences, or until the first difference."""
     # The rules, and not the speed of the machine, decide when reads are reported.
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
     effort = settings(

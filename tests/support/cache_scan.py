@@ -1,4 +1,4 @@
-"""Scans a whole cache with plain commands and reports violations of the invariants of `lua/cache/includes/index.lua`."""
+"""Scans a cache with plain commands, and reports violations of the invariants of `lua/cache/includes/index.lua`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _faults_in(raw: Any, where: key_names.CacheKeys) -> list[str]:
     for key, counted in size.items():
         payload, expiry_ms = raw.eval(_PAYLOAD_AND_EXPIRY, 1, where.entry_prefix + key)
         if payload < 0:
-            if time.time() * 1000 < first_ms:  # the server has the same clock
+            if time.time() * 1000 < first_ms:  # the server uses the clock of this machine
                 found.append(f"{key} has no value, but nothing expires before {first_ms}")
             continue
         if counted != payload + len(key.encode()):
@@ -76,7 +76,7 @@ def _faults_in(raw: Any, where: key_names.CacheKeys) -> list[str]:
 
 
 def without_value(raw: Any, namespace: str, service: str, name: str) -> list[str]:
-    """Return the index members that have no value: it has expired, or the server has dropped it."""
+    """Return the members of the indexes whose value is missing, because it has expired or the server has dropped it."""
     where = key_names.cache(namespace, service, name)
     members = set(raw.hkeys(where.size))
     for tier in TIERS:

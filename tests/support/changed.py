@@ -28,7 +28,7 @@ _INSERTED = (b"", b"\xff", b"-", b" ", b",", b"=", b":", b"|", b"9" * 30, b"nan"
 
 
 def changed(reply: Any, source: random.Random) -> Any:
-    """Return a reply that differs from this one in one place."""
+    """Return a copy of the reply that differs in one place."""
     if isinstance(reply, list) and reply and source.random() < 0.85:
         items = list(reply)
         at = source.randrange(len(items))
@@ -53,7 +53,7 @@ def changed(reply: Any, source: random.Random) -> Any:
 
 
 def changed_bytes(data: bytes, source: random.Random) -> bytes:
-    """Return bytes that differ in one place: cut off, with other bytes, without some, or with a part twice."""
+    """Return a changed copy: it is cut off, or one part is replaced, removed or repeated."""
     at = source.randrange(len(data) + 1)
     length = source.choice((0, 1, 1, 2, 8, 64))
     match source.randrange(6):

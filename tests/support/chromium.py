@@ -21,7 +21,7 @@ SERIOUS = ("serious", "critical")
 
 
 def chromium() -> Path | None:
-    """Return an installed Chromium; None if there is none. AGENTPERF_TEST_CHROMIUM names another one."""
+    """Return a Chromium, or None if none is installed. The variable AGENTPERF_TEST_CHROMIUM can name another one."""
     found = os.environ.get("AGENTPERF_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     return None if found is None else Path(found)
 
@@ -43,7 +43,7 @@ class Visit:
     Attributes:
         page: playwright's page.
         origin: scheme, host and port of the dashboard.
-        complaints: errors and warnings on the console, uncaught exceptions, and responses that must not fail.
+        complaints: errors and warnings on the console, uncaught exceptions, and unexpected failed responses.
         elsewhere: addresses of requests to other hosts.
     """
 
@@ -59,7 +59,7 @@ class Visit:
         self.page.on("request", self._on_request)
 
     def _on_console(self, message: Any) -> None:
-        # A page about an unreachable server has the status 503, which Chromium reports for the address itself.
+        # A page about an unreachable Redis server has the status 503. Chromium reports this status as an error.
         if message.type in ("error", "warning") and "503 (Service Unavailable)" not in message.text:
             self.complaints.append(f"{message.type}: {message.text}")
 
@@ -69,7 +69,7 @@ class Visit:
             self.elsewhere.append(request.url)
 
     async def open(self, path: str) -> None:
-        """Load a page, and wait until its style sheet and script are there."""
+        """Load a page, and wait until its style sheet and script are loaded."""
         await self.page.goto(self.origin + path, wait_until="load")
 
     async def overflow(self) -> int:
@@ -78,7 +78,7 @@ class Visit:
         return found
 
     async def kept(self) -> dict[str, float]:
-        """Return what the page holds after a garbage collection: nodes, event listeners, and bytes of the heap."""
+        """Return how many nodes, event listeners and heap bytes the page keeps after a garbage collection."""
         session = await self.page.context.new_cdp_session(self.page)
         await session.send("Performance.enable")
         await session.send("HeapProfiler.collectGarbage")
@@ -130,7 +130,7 @@ async def browsing(origin: str, *, width: int = WIDE, dark: bool = False, script
 
 
 async def screenshots(origin: str, paths: Iterable[tuple[str, str]], folder: Path, label: str) -> list[str]:
-    """Take pictures of pages at both widths, light and dark, and check each page.
+    """Take pictures of pages in both widths and in light and dark mode, and check each page.
 
     Args:
         origin: scheme, host and port of the dashboard.

@@ -1,7 +1,8 @@
 """Simulates that a server's clock was set back, by changing the stored times.
 
 A test cannot set the clock of its machine. Instead, it moves all stored times into the future. The clock is then behind
-the stored times, as if it had been set back. Only the absolute times differ, and a script cannot detect this.
+the stored times, as if it had been set back. The absolute times differ from those after a real change of the clock, but
+a script cannot detect this.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def set_back_pool(raw: Any, pool: PoolKeys, seconds: int) -> None:
 def set_back_cache(raw: Any, cache: CacheKeys, seconds: int) -> None:
     """Make a cache look as if the server's clock had been set back by `seconds`.
 
-    Its keys expire that much later, and its computations failed that much later. `set_back_pool` is for pools.
+    The function adds `seconds` to the expiry of each key and to the time of each failed computation. `set_back_pool`
+    does this for pools.
     """
     for key in raw.scan_iter(f"{cache.tag}:*"):
         expiry_ms = raw.execute_command("PEXPIRETIME", key)

@@ -40,7 +40,7 @@ class Watching:
 
     Args:
         process: the program. Its stdout is a pipe, its stderr goes to a file.
-        stderr: that file.
+        stderr: the file with the stderr of the program.
     """
 
     def __init__(self, process: subprocess.Popen[str], stderr: Path) -> None:
@@ -84,7 +84,7 @@ class Watching:
 
 @cache
 def _command() -> Callable[[tuple[str, ...]], object]:
-    """Return the whole command line. `app` itself builds it again for each call, which takes 30 ms."""
+    """Return the whole command line. Each call of `app` would build the command line again, which takes 30 ms."""
     return typer.main.get_command(app)
 
 

@@ -15,7 +15,7 @@ from tests.support.changed import changed_bytes
 T = TypeVar("T")
 
 TEXTS = ("", "x", "nan", "inf", "-1", "1e400", "9" * 25, "253402300800000")
-"""The values that replace a field, or one number or word of it. The last one is the beginning of the year 10000 in ms."""
+"""The values that replace a field, or one number or word of it. The last value is the start of the year 10000 in ms."""
 NAMES = ("", "x", "9" * 25)
 """The values that replace the name of a member."""
 SCORES = (float("inf"), float("-inf"), -1.0, 1.5, 1e25, 253402300800000.0)
@@ -76,8 +76,8 @@ class Damage:
     """One change of the stored state.
 
     Attributes:
-        name: names the key, the field and the new value.
-        inflict: makes the change, with a client that decodes replies.
+        name: a text with the key, the field and the new value.
+        inflict: makes the change through the given client, which must decode replies.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Namespace:
     Args:
         raw: a client with `decode_responses`.
         binary: a client without `decode_responses`.
-        every: 1 to try all damages of each field; 2 to try every second one, in turn: of two similar fields, such as
-            those of two instances, each gets the half that the other does not get.
+        every: 1 tries all damages of each field. 2 tries half of them: for one field the first, third, fifth ..., for
+            the next field the others. So similar fields, such as those of two instances, get different halves.
     """
 
     def __init__(self, raw: Any, binary: Any, every: int = 1) -> None:
@@ -208,7 +208,7 @@ class Namespace:
         return values[next(self._turn) % self._every :: self._every]
 
     def _damaged(self, value: str) -> Iterator[str]:
-        """Yield damaged forms of a value. In each, another text replaces the value, or one number or word in it."""
+        """Yield damaged forms of a value. Each form has a text in place of the value, or of one number or word in it."""
         yield from (text for text in self._some(TEXTS) if text != value)
         for part in _PART.finditer(value):
             if part[0] != value:
@@ -225,7 +225,7 @@ def _randomly_damaged(text: str, source: random.Random) -> bytes:
 
 
 def _as_bytes(text: str) -> bytes:
-    """Return the stored bytes of a text, which a client with ``encoding_errors="surrogateescape"`` has read."""
+    """Return the stored bytes of a text that was read by a client with ``encoding_errors="surrogateescape"``."""
     return text.encode(errors="surrogateescape")
 
 
@@ -293,7 +293,7 @@ def faults(
             refused = None
             try:
                 result = run(make())
-            except Exception as error:  # noqa: BLE001  the library documents only its own errors
+            except Exception as error:  # noqa: BLE001  any undocumented error breaks a promise
                 refused = f"{type(error).__name__}: {str(error)[:200]}"
                 if not isinstance(error, AgentPerfError) or isinstance(error, (ScriptFailed, BackendUnavailable)):
                     found.append(f"{where}: {refused}")

@@ -1,8 +1,8 @@
 """Runs Django's own tests of caches and sessions with the cache backend of this library.
 
-This is a program of its own, since a process has only one set of Django settings. Its PYTHONPATH leads to the packages
-`cache` and `sessions_tests` of Django's tests (see `tests/borders/test_django.py`). Its arguments are the URL of the
-server, the import path of a cache backend, and the names of the tests to run.
+This module is a separate program, since a process has only one set of Django settings. Its PYTHONPATH leads to the
+packages `cache` and `sessions_tests` of Django's tests (see `tests/borders/test_django.py`). Its arguments are the URL
+of the server, the import path of a cache backend, and the names of the tests to run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(url: str, backend: str, *labels: str) -> int:
     class CacheTests(BaseCacheTests, TestCase):  # type: ignore[misc,unused-ignore]
         """Django's tests of every cache backend."""
 
-        test_cull = None  # both tests expect a full cache to drop a third or all of its entries; ours drops one
+        test_cull = None  # two tests expect a full cache to drop a third or all of its entries; ours drops one entry
         test_zero_cull = None
 
     sys.modules[__name__].CacheTests = CacheTests  # type: ignore[attr-defined]

@@ -28,14 +28,14 @@ def _evaluate(url: str, namespace: str, killed_after: int) -> Generator[list[Ale
                 os.kill(os.getpid(), signal.SIGKILL)
             return judge(*args)
 
-        evaluation.judged_targets = dying  # type: ignore[assignment, attr-defined]  # imported there
+        evaluation.judged_targets = dying  # type: ignore[assignment, attr-defined]  # `evaluation` imports this name
         at = yield []
         while True:
             at = yield list(perf.alerts.evaluate(as_of=at).events)
 
 
 class Evaluators:
-    """Three processes that evaluate at the same time.
+    """Three processes that evaluate the alerts at the same time.
 
     Args:
         start: starts a worker process with a function and its arguments.
@@ -58,8 +58,8 @@ class Evaluators:
         for number, at in enumerate(times):
             first = number % len(self._alive)
             order = self._alive[first:] + self._alive[:first]
-            # Until the first process is killed, it evaluates alone each third time. Otherwise the others may always be
-            # faster, and it would never be killed.
+            # Until the first process is killed, it evaluates every third time before the others do. Otherwise the
+            # others might always be faster, and the first process would never be killed.
             groups = [order] if first or self.killed else [order[:1], order[1:]]
             for together in groups:
                 for worker in together:

@@ -19,7 +19,7 @@ class Exposed:
     """The content of a page.
 
     Attributes:
-        kinds: the type of each family by the family's name, as the text gives them.
+        kinds: type of each family, by the name of the family in the text.
         values: values by sample name and labels.
         native: native histograms by family name and labels.
     """

@@ -23,8 +23,8 @@ class Fake:
     the errors of redis-py, because only the executor converts them, and no executor is used here.
 
     Args:
-        ms_per_script: how many ms later each script runs than the previous script, by the server's clock. So nothing
-            expires while the test pauses. None gives scripts the machine's time.
+        ms_per_script: how many ms the server's clock advances before each script. It does not advance otherwise, so
+            nothing expires while the test pauses. If None, scripts get the machine's time.
 
     Attributes:
         client: a raw client of the simulated server, with `decode_responses`.

@@ -32,7 +32,7 @@ class Past:
 
     Attributes:
         now: the server's time when this object was made, s since 1970.
-        buffer: records with the time that `at` has set.
+        buffer: the buffer for executions. Its clock shows the time that `at` has set.
     """
 
     def __init__(self, raw: Any, namespace: str) -> None:
@@ -45,12 +45,12 @@ class Past:
         self.buffer.synchronise(self.now, 0.0)
 
     def at(self, age: float) -> Buffer:
-        """Return the buffer. Its next records end `age` seconds ago. `age` must not be more than in an earlier call."""
+        """Return the buffer. Its next executions end `age` seconds ago. `age` must not rise from call to call."""
         self._clock = -age
         return self.buffer
 
     def count(self, retention: Retention = Retention()) -> None:  # noqa: B008  it is immutable
-        """Send everything recorded, in the slices that the retention allows."""
+        """Send all recorded executions to the slices that the retention still keeps."""
         self._clock = 0.0
         self.buffer.aggregate()
         self.buffer.downsample(retention.ttls)
@@ -69,9 +69,9 @@ class Past:
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
     """Write the metrics of agents that have run at a constant rate for longer than the retention.
 
-    Flushes write one open slice of each width, and one closed slice if slices of this width are closed. Each has as
-    many executions as the rate requires, with lognormal durations of sigma 0.8. These slices are copied to all other
-    times within the TTL of their width, and to all agents. The all-time counts are those of one day.
+    Flushes write one open slice of each width, and one closed slice if slices of this width are closed. Each slice
+    has as many executions as the rate requires, with lognormal durations of sigma 0.8. These slices are copied to all
+    other times within the TTL of their width, and to all agents. The all-time counts cover one day.
 
     Returns:
         The server's memory that the metrics use, in bytes.

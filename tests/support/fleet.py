@@ -1,7 +1,8 @@
 """A fleet of agents at work: real calls of the library with invented durations, for pages and pictures.
 
-`python -m tests.support.fleet --url URL --minutes 15` runs one in real time. It takes little processor time, since its
-agents sleep. Half-way through, one instance starts to fail and one agent gets slow, so that there is something to see.
+`python -m tests.support.fleet --url URL --minutes 15` runs a fleet in real time. It takes little processor time, since
+its agents sleep. Half-way through, one instance starts to fail and one agent gets slow, so that there is something to
+see.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Role:
     """An agent of the fleet.
 
     Attributes:
-        name: its name, and that of its pool.
+        name: the name of the agent, and of its pool.
         pause: mean time between two executions of one of its loops, s.
         spans: names of its stages, and their mean durations, s.
         loops: number of its concurrent loops.
@@ -86,7 +87,7 @@ class Fleet:
     Args:
         perf: the library.
         seed: seed of all invented numbers.
-        seconds: how long it runs.
+        seconds: length of the run, s.
     """
 
     def __init__(self, perf: AgentPerf, seed: int, seconds: float) -> None:

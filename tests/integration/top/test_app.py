@@ -164,7 +164,7 @@ def test_second_click_on_a_row_opens_it(view: Callable[..., None]) -> None:
     async def scenario(shown: Screen) -> None:
         await shown.shows("critic")
         table = shown.app.screen.query_one("#agents-table", DataTable)
-        await shown.shows("cost 0.25")  # the line above the table has its full height
+        await shown.shows("cost 0.25")  # then the line above the table is complete, so the table stays in its place
         await shown.pilot.pause()
         await shown.pilot.click(table, offset=(3, 2))
         await shown.pilot.click(table, offset=(3, 2))
@@ -181,9 +181,9 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
         await shown.shows("PAUSED at")
         perf.metrics.record_execution("planner", 0.1, True)
         await perf.metrics.aio.flush()
-        await asyncio.sleep(0.6)  # three reads would fit into this time
+        await asyncio.sleep(0.6)  # without the pause, the view would read three times meanwhile
         assert shown.has("planner", "41")
-        await shown.press("w")  # reads once more, as of the end of the pause's slice
+        await shown.press("w")  # causes one more reading, up to the end of the slice in which the pause began
         await shown.shows("last 1h")
         await shown.press("p")
         await shown.shows("planner", "42")

@@ -92,7 +92,8 @@ return redis.call('SET', 'elsewhere', 1)
 """
         header = parse_header(source.removeprefix("#!lua\n"))
 
-    # If another node has the other slot, the client retries, because a key that is being moved causes the same error.
+    # If the other slot is on another node, the server reports the same error as for a key that is being moved.
+    # The client therefore retries in this case.
     backend = connect(server.url, deadline=2.0)
     with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):
         run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))
@@ -110,7 +111,7 @@ def test_dead_seed_is_skipped(server: Server, connect: Callable[..., Backend], r
 def test_nodes_without_a_host_name_are_reached(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str, endpoint: str
 ) -> None:
-    """The nodes announce ``?`` or no host, in the layout and in redirects."""
+    """In the layout of the Cluster and in redirects, the nodes announce ``?`` or no host."""
     server = start_server("cluster", "--cluster-preferred-endpoint-type", endpoint)
     backend = connect(server.url)
     names = [f"counter-{number}" for number in range(30)]

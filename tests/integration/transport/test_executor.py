@@ -335,7 +335,7 @@ def test_lost_idle_connection_is_replaced_silently(
             (stack,) = executor._connections._idle.values()
             writer = stack[-1]._writer
             assert writer is not None
-            writer.transport.abort()  # as after a connection reset that the loop has noticed
+            writer.transport.abort()  # imitates a connection reset that the event loop has noticed
             if number % 2:
                 await asyncio.sleep(0)
 

@@ -52,7 +52,7 @@ def garbling_server(source: random.Random, pieces: Sequence[bytes] = PIECES) -> 
 
 
 def calls(perf: AgentPerf) -> list[tuple[Callable[[], Any], Callable[[], Awaitable[Any]]]]:
-    """Return calls of all services: blocking, and for asyncio."""
+    """Return calls of all services, each in its blocking and its asyncio form."""
     cache, local, balancer = perf.cache("c"), perf.cache("l", local_size=5), perf.balancer()
     lock = perf.lock("l", blocking_timeout=0.01)
     return [
@@ -66,7 +66,7 @@ def calls(perf: AgentPerf) -> list[tuple[Callable[[], Any], Callable[[], Awaitab
 
 
 def test_reply_that_cannot_be_read_is_an_outage(runner: asyncio.Runner) -> None:
-    """hiredis raises a TypeError for a map with a list as a key, which only RESP3 has."""
+    """hiredis raises a TypeError for a map whose key is a list. Only RESP3 has maps."""
     with garbling_server(random.Random(1), [b"%1\r\n*1\r\n:1\r\n:1\r\n"]) as port:
         perf = AgentPerf(f"redis://127.0.0.1:{port}", namespace="g", deadline=0.1)
         cache = perf.cache("c")

@@ -1,4 +1,4 @@
-"""Replies by which a server refuses all writes for a while. The call waits for their end, or says that nothing was done."""
+"""A server refuses all writes for a while. A call waits until the refusals end, or reports that it changed nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG_S = 60.0
 
 @contextlib.contextmanager
 def slow_script(server: Server, raw: Raw) -> Iterator[None]:
-    """Another user's script that never ends. The server answers again once it is killed."""
+    """Another user's script that never ends. The server answers again once the script is killed."""
     raw.config_set("lua-time-limit", 1)
     with server.client(socket_timeout=LONG_S) as other, ThreadPoolExecutor(1) as pool:
         endless = pool.submit(other.eval, "while true do end", 0)
@@ -59,7 +59,7 @@ def lost_primary(server: Server, raw: Raw) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replica_of_nothing(server: Server, raw: Raw) -> Iterator[None]:
-    """A read-only replica, as the former primary after a failover. Nothing listens on the port of its primary."""
+    """A read-only replica, like the former primary after a failover. Nothing listens on the port of its primary."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         raw.replicaof("127.0.0.1", unused.getsockname()[1])
@@ -86,7 +86,7 @@ def no_connection_left(server: Server, raw: Raw) -> Iterator[None]:
 
 
 def refusal(raw: Raw) -> str:
-    """Return the error by which the server refuses a PING; empty if it does not."""
+    """Return the error with which the server refuses a PING, or an empty text if the PING succeeds."""
     try:
         raw.ping()
     except redis.ResponseError as error:
@@ -95,8 +95,8 @@ def refusal(raw: Raw) -> str:
 
 
 def snapshot(raw: Raw) -> str:
-    """Start a snapshot, and return the result of the last one that ended."""
-    with contextlib.suppress(redis.ResponseError):  # one is running
+    """Start a snapshot, and return the result of the last snapshot that ended."""
+    with contextlib.suppress(redis.ResponseError):  # a snapshot is already running
         raw.bgsave()
     return str(raw.info("persistence")["rdb_last_bgsave_status"])
 
@@ -108,7 +108,7 @@ REFUSALS: dict[Refuse, str] = {
     lost_primary: "the replica has lost its primary",
     replica_of_nothing: "it is a read-only replica",
     too_few_replicas: "it has fewer replicas than min-replicas-to-write",
-    # The server closes the connection at once, and its last words may be lost on the way.
+    # The server closes the connection at once, and its error reply may be lost on the way.
     no_connection_left: "it has reached its maxclients|closed by server|reset by peer|Broken pipe",
 }
 
@@ -141,7 +141,7 @@ def test_refused_write_is_not_applied_and_succeeds_after_the_refusal(
 def test_command_waits_while_the_server_loads_its_data(
     start_server: Callable[..., Server], server_kind: str, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
-    """The server loads 8,192 commands in 3 s, and answers between them, every 1,024 commands, that it is loading."""
+    """The server loads 8,192 commands in 3 s. After every 1,024 commands, it answers clients with a LOADING error."""
     server = start_server(server_kind, "--key-load-delay", "400", aof=True)
     with server.client() as raw:
         pipeline = raw.pipeline(transaction=False)
@@ -158,7 +158,7 @@ def test_command_waits_while_the_server_loads_its_data(
 def test_script_that_the_server_evicted_still_runs(
     start_server: Callable[..., Server], server_kind: str, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
-    """Valkey and Redis 8 keep the last 500 scripts that came by EVAL."""
+    """Valkey and Redis 8 keep the last 500 scripts that they received by EVAL."""
     server = start_server(server_kind)
     backend = connect(server.url)
     assert run(backend, add(namespace)) == 1

@@ -247,10 +247,10 @@ def test_lease_is_renewed_during_a_move(mover: SlotMover, connected: Callable[..
 def test_cached_values_stay_readable_during_a_move(
     mover: SlotMover, connected: Callable[..., AgentPerf], namespace: str
 ) -> None:
-    """Reads use plain commands. The server checks all keys of such a command. Writes wait for the end of the move."""
+    """Reads are plain commands, for which the server checks each key. Writes wait for the end of the move."""
     cache = connected().cache("answers")
     cache.put_many({"moved": 1, "left": 2})
-    cache.invalidate_tags("none")  # creates the key of the epochs, which each read uses
+    cache.invalidate_tags("none")  # creates the key `epochs`; each read uses this key
     assert cache.get_many(["moved", "left"]) == {"moved": 1, "left": 2}
     brief = connected(deadline=BRIEF_S).cache("answers")
     half = HalfMoved(mover, keys.cache(namespace, "cache", "answers").tag, lambda part: part in ("e:moved", "epochs"))

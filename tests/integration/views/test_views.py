@@ -1,4 +1,4 @@
-"""The views on a real server: order, filter, what changed, memory, and parts that cannot be read."""
+"""The views on a real server: order, filter, changes, memory, and parts that cannot be read."""
 
 from __future__ import annotations
 

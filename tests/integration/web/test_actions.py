@@ -1,4 +1,4 @@
-"""The actions of the web page change what they say, report it on the page, and do nothing else."""
+"""Each action of the web page makes only the change that it announces, and the next page reports this change."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_deletions_need_a_ticked_box(browser: Browser, perf: AgentPerf) -> None:
     cache = perf.cache("answers")
     cache.put("a", 1, tags=["new"])
     assert cache.get("a", fresh=True) == 1
-    cache.flush()  # what is read often, and the tags, are shown
+    cache.flush()  # the page then lists the tags and the most-read keys
     page = browser.get("/cache?name=answers").text
     csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', page)
     assert csrf is not None

@@ -1,4 +1,4 @@
-"""Open pages cost the server of the namespace no more than one page, and leave nothing behind."""
+"""Many open pages cost the server of the namespace no more than one page, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fill_with_agents(perf: AgentPerf) -> None:
 
 
 def calls(raw: Raw) -> int:
-    """Return how many commands clients have sent, and scripts have called, so far."""
+    """Return how many commands the server has executed so far, for clients and in scripts."""
     return sum(each["calls"] for name, each in raw.info("commandstats").items() if name != "cmdstat_info")
 
 
@@ -45,7 +45,7 @@ def resident_kb() -> int:
 
 
 def filtered(number: int) -> str:
-    """Return the address of one of many pages that show the agents with a filter, in an order, from a page on."""
+    """Return one of many addresses that show the agents. They differ in filter, order and page number."""
     order = ("name", "tasks", "p95", "last_seen")[number % 4]
     return f"/agents?sort={order}&match={'plan*'[: 1 + number % 5]}&page={number // 10}&n={number}"
 
@@ -60,9 +60,9 @@ def test_twenty_pages_cost_what_one_costs(
     actions: bool,
     of_agents: bool,
 ) -> None:
-    """With actions, each browser gets a page of its own, with its own CSRF token. The reads are shared nevertheless.
+    """With actions, each browser gets its own page, with its own CSRF token. These pages still share their reads.
 
-    So are those of pages of agents that differ in filter, order and page number.
+    Pages of agents that differ in filter, order and page number also share their reads.
     """
     perf, interval, reads = AgentPerf(own_server.url, namespace=namespace), 0.1, [0]
     token = fill(perf)
@@ -79,7 +79,7 @@ def test_twenty_pages_cost_what_one_costs(
     site = app(perf, allow_actions=actions, refresh=interval)
 
     async def cost(pages: int, refreshes: int = 8) -> tuple[float, float]:
-        """Return the commands for each read, and the reads for each interval."""
+        """Return the number of commands per read, and the number of reads per interval."""
         async with AsyncExitStack() as stack:
             for number in range(pages):
                 browser, page = Browser(runner, site), filtered(number) if of_agents else "/"
@@ -99,7 +99,7 @@ def test_twenty_pages_cost_what_one_costs(
 
     async def both() -> None:
         async with asyncio.timeout(60):
-            await cost(1, 3)  # what is read rarely is read now
+            await cost(1, 3)  # before the measurements, this reads the data that is read only rarely
             one, twenty = await cost(1), await cost(20)
         assert twenty[0] <= 1.2 * one[0] + 5, f"{twenty[0]:.0f} commands a read with 20 pages, {one[0]:.0f} with one"
         assert twenty[1] <= 1.01, "a read each interval"
@@ -144,7 +144,7 @@ def test_different_filters_share_the_reads_of_agents(
 @pytest.mark.thorough
 @pytest.mark.waits
 def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runner, raw: Raw) -> None:
-    """Compressed: 300 refreshes, as many as in ten minutes, of 20 pages of 6 kinds, whose numbers change each time."""
+    """Twenty pages of 6 kinds get 300 refreshes, as many as in ten minutes. Their numbers change at each refresh."""
     fill(perf)
     site = app(perf, refresh=0.05)
     paths = ["/", "/agents", "/agent?name=planner", "/caches", "/pools", "/alerts"]
@@ -163,7 +163,7 @@ def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runne
             assert site.state.live.pages == len(pages)
             assert len(site.state.live) == len(paths)
         (kb_before, tasks_before, sockets_before), (kb_after, tasks_after, sockets_after) = sizes
-        # One kept copy of each page and refresh would be 12 MB.
+        # If one copy of each page were kept at each refresh, the copies would take 12 MB.
         assert kb_after - kb_before < 8_000, f"{kb_before} kB, later {kb_after} kB"
         assert abs(tasks_after - tasks_before) < 10
         assert sockets_after <= sockets_before + 2

@@ -22,7 +22,7 @@ ROOT = "/ops/agentperf"
 
 
 async def agents(_: Request) -> Response:
-    """A page of the outer application that has the name of one of ours."""
+    """A page of the outer application. A page of this library's application has the same name."""
     return PlainTextResponse("the outer one")
 
 

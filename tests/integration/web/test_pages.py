@@ -65,7 +65,7 @@ def filled(perf: AgentPerf) -> Iterator[AgentPerf]:
     perf.alerts.deploy(text=RULES)
     assert perf.alerts.evaluate(as_of=time.time() + 60).events
     yield perf
-    with suppress(CorruptState):  # a test has damaged the pool
+    with suppress(CorruptState):  # one of the tests damages the pool
         lb.release(held)
 
 
@@ -303,7 +303,7 @@ def test_window_is_kept_in_all_links(browser: Browser, filled: AgentPerf) -> Non
 
 
 def test_every_page_works_without_script_and_inline_style(browser: Browser, filled: AgentPerf) -> None:
-    """Follow all links of all pages. `Markup.active` has whatever a strict policy would forbid."""
+    """Follow all links of all pages. `Markup.active` lists everything that a strict policy (CSP) would forbid."""
     seen, waiting = set[str](), {"/"}
     while waiting:
         path = waiting.pop()
@@ -346,7 +346,7 @@ def test_unreachable_server_is_named_with_the_time(proxy: Proxy, namespace: str,
         proxy.cut()
         since = set()
         for path in (*MENU[:5], "/agent?name=coder"):
-            browser.get("/memory")  # which shows what it read up to a minute ago
+            browser.get("/memory")  # this page may still show data that it read up to a minute ago
             reply = browser.get(path)
             assert reply.status == 503, path
             found = words(reply.text)

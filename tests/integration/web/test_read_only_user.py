@@ -1,6 +1,6 @@
 """A Redis user without any right to write suffices for the web page, which writes nothing.
 
-Its rights are those of `agentperf doctor --acl --read-only`.
+The user has the rights that `agentperf doctor --acl --read-only` prints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAGES = (
 
 
 def hold(url: str, namespace: str) -> Iterator[None]:
-    """Hold a lease for 0.2 s at least."""
+    """Hold a lease for at least 0.2 s."""
     with AgentPerf(url, namespace=namespace) as perf:
         perf.balancer().register_instance(AgentInstance("busy", "tester", max_capacity=1))
         held = perf.balancer().acquire("tester", ttl=0.2)

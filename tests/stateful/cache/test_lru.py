@@ -214,7 +214,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Compare the states. This is not an `@invariant`, because it reports reads that a put should report."""
+        """Compare the states. As an `@invariant`, this would report all reads before a put could report them."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()
@@ -250,5 +250,5 @@ def test_script_fault_fails_the_check(
     server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
 ) -> None:
     alter(monkeypatch, f"cache/{name}", line, instead)
-    with pytest.raises((AssertionError, ExceptionGroup, NoInteger)):  # NoInteger: a value that should be gone
+    with pytest.raises((AssertionError, ExceptionGroup, NoInteger)):  # NoInteger: a value was not removed
         run(LRUMachine, server, monkeypatch, examples=500)

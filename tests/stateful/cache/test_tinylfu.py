@@ -144,7 +144,7 @@ WINDOW = 50
 
 
 def scan_after_good_period(backend: Backend, raw: Raw) -> Both:
-    """Fill a cache with evictions, and set the state as if its window had moved after a period with 90 % of hits.
+    """Fill a cache with evictions, and set the state as if the window had moved after a period with 90 % of hits.
 
     Then scan new keys for a period, without any hit.
     """
@@ -191,7 +191,7 @@ def test_changed_return_of_the_window_fails_the_check(
 
 @pytest.mark.servers("valkey")
 def test_balanced_signals_leave_the_window(backend: Backend, raw: Raw) -> None:
-    """Signals of both directions in turn move the window by less than one entry, and signals of one direction by 30."""
+    """Alternating signals move the window by less than one entry. Signals of one direction move it by 30 entries."""
     both = Both(backend, raw, (0, 0, 100))
     for number in range(160):
         both.put(f"k{number}")
@@ -210,7 +210,7 @@ def test_balanced_signals_leave_the_window(backend: Backend, raw: Raw) -> None:
 
 
 def signal(both: Both, direction: int) -> None:
-    """Read the oldest entry of cold, or put the last evicted key again, as if it had left from the window."""
+    """Read the oldest entry of cold, or put the last evicted key again as a key that was evicted from the window."""
     if direction < 0:
         both.get(both.model.tiers[COLD].order()[0])
         both.flush()

@@ -1,4 +1,4 @@
-"""Runs the same operations on the scripts of locks and on a plain model, and compares the state after each operation."""
+"""Runs the same operations on the scripts of locks and on a plain model, and compares the states after each of them."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class SemaphoreMachine(RuleBasedStateMachine):
         return len(self.held) + len(self.granted)
 
     def is_free(self) -> bool:
-        """Whether a new request is granted: it does not pass a waiter that still polls."""
+        """Whether a new request would be granted. A new request does not overtake a waiter that still polls."""
         return self.units() < self.limit and not set(self.waiting) - self.dead
 
     def queue(self) -> list[str]:
-        """Return the queue after a call: it removes waiters at the front that have stopped polling."""
+        """Return the queue after a script has run. A script removes waiters that no longer poll from the front."""
         order = sorted(self.waiting, key=self.waiting.__getitem__)
         while order and order[0] in self.dead:
             order.pop(0)
@@ -161,7 +161,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.acquire_as(token, live_ms=1)  # the next script runs later than that
+        self.acquire_as(token, live_ms=1)  # the place expires after 1 ms, before the next script runs
         self.dead.add(token)
 
     def forget(self, token: str) -> None:

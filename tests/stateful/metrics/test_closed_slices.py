@@ -35,7 +35,7 @@ _SECONDS = {name: width for width, (name, _) in WIDTHS.items()}
 
 
 class Sample(NamedTuple):
-    """An execution: seconds between the end of the previous one and its end, its duration in us, and its outcome."""
+    """An execution. `after_s` is the time from the end of the previous execution to the end of this one."""
 
     after_s: float
     us: int
@@ -48,10 +48,10 @@ class Flush(NamedTuple):
     Attributes:
         process: the process, 0 or 1.
         after_s: time since the previous flush, s.
-        late_s: how long before the flush its first sample ended, s.
+        late_s: time from the end of the first sample to the flush, s.
         samples: the samples.
-        spread: number of further samples at the time of the first one, each in a bucket of its own.
-        repeats: how often the flush is sent again, as after a lost reply.
+        spread: number of additional samples before `samples`. They end at one time, each in a bucket of its own.
+        repeats: how often the flush is sent again, as if its reply had been lost.
     """
 
     process: int
@@ -147,7 +147,7 @@ class History:
         }
 
     def must_be_open(self) -> set[tuple[str, str]]:
-        """Return the slices that ended less than `SETTLE_S` before the last sample, or have not ended."""
+        """Return the slices that ended less than `SETTLE_S` before the last sample, or have not ended yet."""
         return {slice_ for slice_ in self.expected if self._end(slice_) + SETTLE_S > self.last}
 
     def should_be_closed(self) -> set[tuple[str, str]]:

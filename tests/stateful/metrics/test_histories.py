@@ -1,4 +1,4 @@
-"""Random histories of two collectors, as in two processes, compared with the rules of the in-memory version."""
+"""Random histories of two collectors, which stand for two processes, follow the rules of the in-memory version."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Reference:
 
 
 class Metrics(RuleBasedStateMachine):
-    """Two collectors with separate backends, as in two processes."""
+    """Two collectors with separate backends, which stand for two processes."""
 
     url = ""
 

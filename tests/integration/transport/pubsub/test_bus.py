@@ -189,7 +189,7 @@ def test_bus_reconnects_after_cut_and_logs_it(
     recorder.wait_gap()
     recorder.wait_confirmed()
     proxy.cut()
-    recorder.wait_gap(3)  # the second gap reports the lost connection, the third the new one
+    recorder.wait_gap(3)  # the second gap reports the lost connection; the third gap reports the new connection
     recorder.wait_message(partial(publish, backend, recorder.channel))
     recorder.wait_confirmed()
     reported = [record.message for record in caplog.records if record.message.startswith("bus:")]
