@@ -208,7 +208,7 @@ class Namespace:
         return values[next(self._turn) % self._every :: self._every]
 
     def _damaged(self, value: str) -> Iterator[str]:
-        """Yield damaged forms of a value. Each form has a text in place of the value, or of one number or word in it."""
+        """Yield damaged forms of a value. Each form has a text in place of the value, or of a number or word in it."""
         yield from (text for text in self._some(TEXTS) if text != value)
         for part in _PART.finditer(value):
             if part[0] != value:

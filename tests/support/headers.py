@@ -159,7 +159,7 @@ def returns_from_script(fragment: str) -> bool:
 def misfit(command: Command[object]) -> str | None:
     """Return how a command's keys and arguments differ from its script's header; None if they match.
 
-    Arguments are compared by name, order and type. Keys are compared by number, and by shape if the header has one.
+    Arguments are compared by name, order and type. Keys are compared by count, and by shape if the header has a shape.
     """
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
@@ -185,8 +185,8 @@ class _Wanted:
     """The arguments and keys that a script expects. They are cached, because every command is checked.
 
     Attributes:
-        types: types of each argument, by name, in order.
-        keys: name and pattern of each key, in order.
+        types: the allowed Python types of each argument, by name, in the order of the header.
+        keys: name and pattern of each key, in the order of the header.
     """
 
     types: dict[str, tuple[type, ...]]
@@ -207,7 +207,7 @@ def _wanted(source: str) -> _Wanted:
 
 
 def _pattern(shape: str) -> re.Pattern[str]:
-    """Return a pattern for the keys of a shape. `agentperf` stands for any namespace, `<...>` for any name."""
+    """Return a pattern for the keys of a shape. There, `agentperf` stands for any namespace, `<...>` for any name."""
     parts = re.split(r"(<\w+>|^agentperf(?=:))", re.split(r"[;,]? ", shape, maxsplit=1)[0].rstrip(",;"))
     return re.compile("".join(".*" if at % 2 else re.escape(part) for at, part in enumerate(parts)), re.DOTALL)
 

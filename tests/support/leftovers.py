@@ -18,7 +18,7 @@ _MARK = "AGENTPERF_TEST_SESSION"
 
 
 def mark_session() -> None:
-    """Mark this process, and so every process that it starts from now on."""
+    """Mark the environment of this process. Every process that it starts later inherits the mark."""
     os.environ[_MARK] = uuid.uuid4().hex
 
 

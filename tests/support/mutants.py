@@ -1,4 +1,4 @@
-"""Changes the texts of scripts. A changed script logs its actions, or lacks a check to prove that a test can fail."""
+"""Changes the texts of scripts. Some changes log actions. Others remove a check, which a test must then detect."""
 
 from __future__ import annotations
 

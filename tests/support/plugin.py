@@ -117,6 +117,6 @@ class Project:
         return program.returncode, output
 
     def servers(self) -> list[Path]:
-        """Return the folders of the servers that the tests used, as `NOTES` wrote them."""
+        """Return the folders of the servers that the tests used, from the file that `NOTES` writes."""
         notes = self.folder / "folders"
         return sorted({Path(line) for line in notes.read_text().splitlines()}) if notes.exists() else []

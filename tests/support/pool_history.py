@@ -105,10 +105,11 @@ def check_replies(history: Iterable[str], seen: Iterable[str]) -> None:
 
     Args:
         history: the log of the scripts.
-        seen: ``got TOKEN`` for each lease that a worker received, ``freed TOKEN`` for each that it released.
+        seen: ``got TOKEN`` for each lease that a worker received, ``freed TOKEN`` for each lease that it released.
 
     Raises:
-        Unsound: a worker got a token that was not granted exactly once, or freed one that was not freed exactly once.
+        Unsound: a worker received a token without exactly one grant in the log, or released a token without exactly
+            one release in the log.
     """
     entries = [entry.split(" ")[:2] for entry in history]
     granted = Counter(token for what, token in entries if what == "grant")

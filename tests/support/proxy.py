@@ -65,7 +65,7 @@ class Fault:
 
 
 class Held(Fault):
-    """A request that the proxy holds until it is delivered."""
+    """A request that the proxy holds until `deliver` is called or a time limit has passed."""
 
     release: asyncio.Event
     replies: list[bytes]
@@ -206,7 +206,7 @@ class Proxy:
         return self._add(Fault(act, only, nth, times))
 
     def delay(self, seconds: float, *, only: Only = None, nth: int = 1, times: float = 1) -> Fault:
-        """The reply arrives this many seconds later."""
+        """The reply arrives `seconds` late."""
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)

@@ -13,7 +13,7 @@ BUCKETS = {-320: 1, -160: 2, -3: 5, -2: 1, 0: 7, 15: 4, 16: 1, 240: 3}
 
 
 def counters(*, models: bool = True) -> Counters:
-    """Return the counters of an agent: 26 executions, errors, and usage, most of which belongs to the model gpt-x."""
+    """Return the counters of an agent: 26 executions, errors and usage. Most usage belongs to the model gpt-x."""
     counts = {
         "n": 26,
         "ok": 20,
@@ -55,7 +55,7 @@ def pool(name: str) -> PoolStatus:
 
 
 def reading(*agents: str) -> Reading:
-    """Return a reading with these agents, caches and pools of the same names, and one part that could not be read."""
+    """Return a reading of these agents, of caches and pools with the same names, and of one part that has failed."""
     return Reading(
         namespace="tests",
         version="1.2",

@@ -1,8 +1,8 @@
 """Runs redis-py's own tests of locks against the locks of this library.
 
 The module is the conftest of these tests (see `tests/integration/locks/test_redis_py_suite.py`). It provides their
-fixture `r`. In redis-py, a lock is a string key with a token and a TTL, which its tests read and change with plain
-commands. Here, `r` maps these commands to the state of a lock. Its locks raise redis-py's errors.
+fixture `r`. In redis-py, a lock is a string key with a token and a TTL. The tests read and change this key with plain
+commands. Here, `r` maps these commands to the state of a lock. The locks of `r` raise redis-py's errors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Client:
         return self._answer(None if token is None else token if self._decodes else token.encode())
 
     def pttl(self, name: str) -> Any:
-        """Return the TTL of the lock; -1 if it does not end while its process lives, and -2 if nobody holds it."""
+        """Return the TTL of the lock; -1 if the lock does not end while its process lives, -2 if the lock is free."""
         token = self._holder(name)
         return self._answer(-2 if token is None else -1 if name in self._endless else self._left_ms(name, token))
 
@@ -86,7 +86,7 @@ class Client:
         return self._answer(self._perf.backend.run(iter(commands.extend(self._place(name), token, ms / 1000))))
 
     def set(self, name: str, value: str) -> Any:
-        """Take the lock from its holder, as another client."""
+        """Take the lock from its holder, as another client would do."""
         place, holder = self._place(name), self._holder(name)
         if holder is not None:
             self._perf.backend.run(iter(commands.release(place, holder)))
@@ -175,18 +175,18 @@ def r(make_client: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def create_redis(make_client: Callable[..., Client]) -> Callable[..., Any]:
-    """As in redis-py's conftest of the asyncio tests."""
+    """Create clients, like the fixture in redis-py's conftest of the asyncio tests."""
 
     async def create(**options: Any) -> Any:
         client = make_client(**options)
-        client.flushall = lambda: client._answer(True)  # type: ignore[attr-defined]  # the namespace is fresh
+        client.flushall = lambda: client._answer(True)  # type: ignore[attr-defined]  # the namespace is already empty
         return client
 
     return create
 
 
 def _get_client(cls: Any, request: pytest.FixtureRequest, **options: Any) -> Client:
-    """As in redis-py's conftest of the blocking tests."""
+    """Return a client, like the function in redis-py's conftest of the blocking tests."""
     make: Callable[..., Client] = request.getfixturevalue("make_client")
     return make(**options)
 

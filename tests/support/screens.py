@@ -27,7 +27,7 @@ window = "5m"
 
 
 def fill(perf: AgentPerf) -> AgentInstance | None:
-    """Use each service: two agents, a third one that is idle in windows, a cache, a pool with an unhealthy instance.
+    """Use each service: two agents, two caches, a pool with an unhealthy instance, and alert rules.
 
     Returns:
         An instance that holds a lease.
@@ -53,7 +53,7 @@ def fill(perf: AgentPerf) -> AgentInstance | None:
         lb.register_instance(AgentInstance(id=f"coder-{number}", agent_type="coder", max_capacity=4))
     lb.mark_unhealthy("coder", "coder-2")
     perf.alerts.deploy(text=RULES)
-    perf.alerts.evaluate(as_of=time.time() + 70)  # rules are due at full minutes
+    perf.alerts.evaluate(as_of=time.time() + 70)  # rules are due at full minutes, so all are due 70 s later
     return lb.acquire("coder")
 
 
@@ -77,7 +77,7 @@ class Screen:
 
     @property
     def rows(self) -> list[str]:
-        """The first cell of each row of the table that has the keyboard."""
+        """The first cell of each row of the table that has the keyboard focus."""
         table = self.app.focused
         assert isinstance(table, FittedTable), table
         return [str(table.get_row_at(number)[0]) for number in range(table.row_count)]

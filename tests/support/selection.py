@@ -1,18 +1,19 @@
 """Which tests a run includes, and their order.
 
-Plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests. Two of its parts have an option of
-their own: `--long` runs the tests marked `thorough` and those in tests/borders, on Valkey; `--other-servers` runs the
+Plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests. Two parts of `--thorough` have their
+own options: `--long` runs the tests marked `thorough` and those in tests/borders, on Valkey; `--other-servers` runs the
 tests on the other kinds of server. `--everything` runs all. If a file is named on the command line, all of its tests
 run. A test marked `servers` runs on the listed kinds only.
 
 A test with the fixture `call` has two versions: for the blocking and for the asyncio methods. Plain `pytest` runs one
-of the two. `pytest --other-api` runs the same tests as plain `pytest`, but of these the other version.
+of the two. `pytest --other-api` runs the same tests as plain `pytest`, but the other version of each test that has
+two.
 
 `--thorough` omits two kinds of repetitions, which `--everything` runs:
 
-- The two versions of a test run the same flow, and tests/contract/test_parity.py compares their code. So each other
-  kind of server runs one of the two, because a server cannot tell them apart.
-- A test marked `thorough` runs on Valkey and on one other kind of server, unless its mark `servers` names more.
+- The two versions of a test run the same flow, and tests/contract/test_parity.py compares their code. A server
+  cannot tell the versions apart, so only one version runs on each of the other kinds of server.
+- A test marked `thorough` runs on Valkey and on one other kind of server, unless its mark `servers` names more kinds.
 
 A checksum of the test's name chooses the version and the server, so that each method and each server has its share.
 """
@@ -81,7 +82,7 @@ def chosen(config: pytest.Config, items: Sequence[pytest.Item]) -> set[pytest.It
 def ordered(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
     """Order the tests so that each worker of pytest-xdist begins with its share of the tests marked `waits`.
 
-    A worker gets a run of adjacent tests, and later tests from the end of another worker's run.
+    A worker gets a range of adjacent tests. After these, it takes tests from the end of another worker's range.
     """
     first, others = list[pytest.Item](), list[pytest.Item]()
     for item in items:
@@ -104,7 +105,7 @@ def _is_long(item: pytest.Item) -> bool:
 
 
 def _without_repetitions(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests on unusual servers without the repetitions that the text of this module names."""
+    """Return the tests on unusual servers without the repetitions that the docstring of this module names."""
     found, same = set[pytest.Item](), defaultdict[str, list[pytest.Item]](list)
     for item in filter(_is_chosen_version, items):
         if not _is_long(item) or item.get_closest_marker("servers") is not None:

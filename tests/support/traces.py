@@ -111,7 +111,7 @@ def _scanning(_: random.Random, name: str, __: int, ___: int) -> Callable[[int],
 
 
 def _recent(chance: random.Random, name: str, keys: int, _: int) -> Callable[[int], str]:
-    """Read a recent key, at an exponential distance in a stack of keys by last access, or a new key."""
+    """Read a new key, or a recent key at an exponential distance from the top of a stack sorted by last access."""
     distance, new = max(5, keys * chance.uniform(0.01, 0.1)), chance.uniform(0.05, 0.3)
     stack: list[str] = []
     fresh = numbers()

@@ -71,8 +71,8 @@ class Browser:
     Attributes:
         runner: the event loop of the test.
         app: the application.
-        host: the name by which the browser calls it.
-        cookies: by name.
+        host: the host name in the addresses that the browser uses.
+        cookies: the values of the cookies, by name.
     """
 
     runner: asyncio.Runner
@@ -156,7 +156,7 @@ class OpenPage:
     Attributes:
         events: number of events so far.
         last: data of the last event.
-        status: status of the response; 0 before it.
+        status: status of the response; 0 before the response.
     """
 
     def __init__(self, browser: Browser, page: str = "/", *, root: str = "") -> None:

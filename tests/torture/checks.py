@@ -55,8 +55,8 @@ class Write:
         value: the written value. The value of an invalidation is never read.
         worker: the process.
         begun: when the write began.
-        settled: a write that begins after this time is certainly newer. It is the time of the reply or, for a computed
-            value, the begin of the computation. Infinite if no reply came: the write may take effect at any time.
+        settled: the time of the reply or, for a computed value, the begin of the computation. A write that begins later
+            is certainly newer. Infinite if no reply came, because the write may then take effect at any time.
         keys: the keys that it changes.
     """
 
@@ -93,7 +93,7 @@ class _Newest:
             self._begun.append(latest)
 
     def before(self, at: float) -> Write | None:
-        """Return the write that began last, of those that were settled before a time."""
+        """Return the write that began last among the writes that were settled before a time."""
         found = bisect_left(self._settled, at)
         return self._begun[found - 1] if found else None
 
@@ -109,7 +109,7 @@ def stale_reads(lines: Sequence[Line]) -> Iterator[str]:
     own: dict[tuple[str, int], list[Write]] = defaultdict(list)
     for write in writes.values():
         if write.settled == inf or (len(write.keys) == 1 and write.settled == write.begun):
-            continue  # no reply came, or it is a computation, whose value may not be stored
+            continue  # no reply came, or this is a computation, whose value is perhaps not stored
         for key in write.keys:
             by_key[key].append(write)
             own[key, write.worker].append(write)
@@ -148,18 +148,19 @@ def values_past_their_ttl(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Two processes compute a value at the same time only if the lease of the first may have ended.
+    """Two processes compute a value at the same time only if the lease of the first process may have ended.
 
     Args:
         lines: the journals.
         lease_s: TTL of the lease.
-        outages: begin and end of each period in which the server may be unreachable. Processes compute without it.
+        outages: begin and end of each period in which the server may be unreachable. Meanwhile, processes compute
+            without leases.
     """
     ended = {line.values[1]: line.at for line in lines if line.kind == "computed"}
     running: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for line in sorted((line for line in lines if line.kind == "computes"), key=lambda line: line.at):
         key, value, asked = line.values
-        if key not in TTL_KEYS:  # other keys are invalidated; then the lease ends, and a new computation may begin
+        if key not in TTL_KEYS:  # an invalidation of another key ends its lease; a new computation may begin
             continue
         for asked_before, until, other in running[key]:
             undisturbed = not any(begin < line.at and end > asked_before for begin, end in outages)

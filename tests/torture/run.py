@@ -186,7 +186,7 @@ class Torture:
         complain(checks.double_computations(lines, LEASE_S, self._outages))
 
     def _units_that_stay_taken(self, perf: AgentPerf, raw: Raw) -> Iterator[str]:
-        """Complain unless all capacity is free after the TTL of the leases and one operation."""
+        """Complain unless all capacity is free after all leases have expired and one operation has run."""
 
         def over() -> bool:
             seconds, micros = raw.time()

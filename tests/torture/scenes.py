@@ -1,6 +1,6 @@
-"""For some mutants, the calls in the order in which the fault shows. A torture run meets this order only by chance.
+"""For some mutants, calls in an order that reveals the fault. In a torture run, this order occurs only by chance.
 
-Each scene writes a journal as the workers of a torture run do, and yields what a check of the run complains about.
+Each scene writes a journal as the workers of a torture run do, and yields the complaints of a check of the run.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class Trouble:
 
     Args:
         server: the server.
-        proxy: the proxy between the workers and the server; None if they are connected directly, as with a Cluster.
+        proxy: the proxy between the workers and the server; None if the workers connect
+            directly, as they do to a Cluster.
         crowd: the workers, by number.
         start: starts a worker with a number.
         seed: seed of the choices.
@@ -145,7 +146,7 @@ class Trouble:
                 try:
                     with node.client() as client:
                         client.config_set("maxmemory", limit)
-                except redis.RedisError:  # the node of a Cluster is still restarting, and has no limit
+                except redis.RedisError:  # a node of a Cluster is still restarting, and has no limit
                     continue
             if limit == "1":
                 time.sleep(0.3)

@@ -215,7 +215,7 @@ def test_loop_with_several_live_caches_warns_once() -> None:
     assert len(seen) == 1
     assert len({cache.name for cache in caches}) == 1
     for _ in range(3):
-        LRUCache()  # no other is alive, and none warns
+        LRUCache()  # no other cache of this line is alive, so there is no warning
 
 
 class Model(pydantic.BaseModel):
@@ -371,12 +371,12 @@ def once(kind: Any) -> Callable[[], Any]:
 
 @once
 class Users(LRUCache):
-    """A singleton, as decorators make them."""
+    """A singleton that a decorator makes."""
 
 
 @once
 class Orders(LRUCache):
-    """Another singleton, made at the same place."""
+    """Another singleton, which the decorator makes at the same place."""
 
 
 def test_classes_made_at_one_place_are_different_caches() -> None:

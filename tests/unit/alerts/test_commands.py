@@ -24,7 +24,7 @@ def test_unexpected_time_of_a_claimed_rule_is_corrupt_state(at_ms: Any) -> None:
 
 
 def test_claim_with_an_unreadable_name_or_payload_is_read() -> None:
-    """The script has written the claim, so an error would hide the other claims. The name is that of no rule."""
+    """The script has already written all claims, so an error would hide the others. An unreadable name fits no rule."""
     assert CLAIM.decode([1, 2, 3000, b"b\xb0", 5, b"a", 6]).due == (("b\ufffd", 5), ("a", 6))
     notices = commands.claim_notices(keys.alerts("n"), ("ops/0",))
     assert notices.decode([1, b"ops%2F0", b"i", 0, b"{\xff}"]) == [commands.ClaimedNotice("ops/0", "i", 0, "{\ufffd}")]

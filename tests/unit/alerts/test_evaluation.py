@@ -42,7 +42,8 @@ def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = M
         ({}, "-+-", "oFO"),
         ({"for_": "2m"}, "-++++-", "oppFfO"),
         ({"for_": "2m"}, "++-+++", "ppoppF"),
-        # a value within its error bound of the threshold neither fires nor resolves, and its time does not count
+        # "?": the threshold lies within the error bounds of the value. The rule neither fires nor resolves, and this
+        # time does not count.
         ({}, "-??????", "ooooooo"),
         ({}, "+???-", "FfffO"),
         ({"for_": "2m"}, "+?+++", "pppFf"),
@@ -78,7 +79,7 @@ def test_silence_delays_the_notification_of_a_firing_alert() -> None:
 
 
 def test_time_without_evaluation_does_not_count() -> None:
-    """Of an outage of an hour, `for` and `keep_firing_for` count only one missed interval."""
+    """If no evaluation runs for an hour, `for` and `keep_firing_for` count only one interval of this hour."""
     held, kept = rule(for_="5m"), rule(keep_firing_for="5m")
     assert history(held, "++", gap_ms=60 * MINUTE_MS) == "pp"
     assert history(kept, "+--", gap_ms=60 * MINUTE_MS) == "Fff"

@@ -98,7 +98,7 @@ def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
         try:
             command.decode(reply)
         except CorruptState as corrupt:
-            assert corrupt.key  # noqa: PT017  not every reply must raise
+            assert corrupt.key  # noqa: PT017  a reply need not raise
 
     decode()
 
@@ -200,7 +200,7 @@ UNLIMITED = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0))
 
 
 def padded(request: str) -> str:
-    """Return a request id that is as long as entries need."""
+    """Return a request id of the length that entries require."""
     return request.ljust(5, "_")
 
 
@@ -357,7 +357,7 @@ def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["add", "replace", "if:0", "incr:5", "incrxx:5"])
 def test_copy_of_a_request_finds_its_entry_without_its_reply(fake: Fake, mode: str) -> None:
-    """A full server with a policy volatile-* evicts keys with a TTL, and so the reply for other copies."""
+    """A full server with a policy volatile-* evicts keys with a TTL, including the reply stored for other copies."""
     deployed(fake, UNLIMITED)
     before, _ = MODES.get(mode, (None, None))
     if before is not None:

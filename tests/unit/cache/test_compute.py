@@ -178,7 +178,7 @@ def test_unstorable_value_is_returned_and_reported(
 def test_unstorable_value_is_not_always_shared(
     deployed: LRUCache, renewed: Renewed, value: object, outcome: object
 ) -> None:
-    """It may have been invalidated during the computation, or be used up by its first reader."""
+    """The value may have been invalidated during the computation, or its first reader may use it up."""
     run = Computation(deployed, renewed)
     run.called()
     telling = shielded(run.flow.send(value))

@@ -151,7 +151,7 @@ def test_malformed_invalidation_epoch_is_undecodable(epoch: bytes) -> None:
         entry_format.parse_invalidation_epoch(epoch)
 
 
-class Key(str, Enum):  # noqa: UP042  its format() is not its value, unlike that of a StrEnum
+class Key(str, Enum):  # noqa: UP042  its `format()` does not return its value, unlike a StrEnum
     LONG = "k" * 500
 
 

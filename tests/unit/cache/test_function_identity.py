@@ -245,7 +245,7 @@ def test_name_is_refused_while_another_function_has_it(cache: LRUCache) -> None:
     assert cache.cached()(module_with("def work(x): return 1").work).key(1) == first.key(1), "the same function again"
     del first
     gc.collect()
-    cache.cached()(module_with("def work(x): return 2").work)  # as after an edit and a reload
+    cache.cached()(module_with("def work(x): return 2").work)  # imitates a reload after an edit
 
 
 PROGRAM = """

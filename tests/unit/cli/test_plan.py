@@ -40,7 +40,7 @@ def test_plan_is_read_with_its_defaults() -> None:
 def test_reads_and_hits_can_be_given() -> None:
     plan = parsed_plan("entries=100,reads=400,hits=.75")
     assert (plan.reads_per_second, plan.puts_per_second) == (400.0, 100.0)
-    assert parsed_plan("agents=1,rps=9").reads_per_second == 0.0  # without a cache, nothing is read from it
+    assert parsed_plan("agents=1,rps=9").reads_per_second == 0.0  # this plan has no cache, so there are no reads
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_pool_is_calculated_from_its_costs() -> None:
 
 
 def test_cache_is_calculated_from_its_costs() -> None:
-    # 16 processes read 16,000 entries a second and find 12,000: 150 in each 0.2 s. So each of them reports each 0.2 s.
+    # 16 processes read 16,000 entries a second and find 12,000. So each process finds 150 entries in 0.2 s, and reports
+    # its reads every 0.2 s.
     found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
     assert found.memory == found.cache.memory == 10**6 * 900
     reports = 16 / 0.2
@@ -93,12 +94,12 @@ def test_cache_is_calculated_from_its_costs() -> None:
 
 
 def test_metrics_are_calculated_from_their_costs() -> None:
-    # Many more executions than agents: each process flushes each agent each second, in 16 flushes.
+    # There are many more executions than agents, so each process sends all agents every second, in 16 flushes.
     found = forecast(Plan(agents=100, rps=1e5, processes=2), COSTS, 8 * GIB, Retention())
     expected = 32 * 100e-6 + (200 - 32) * 50e-6 + (1e5 - 200) * 5e-6
     assert found.load.cpu == pytest.approx(expected, rel=1e-6)
     assert found.memory == memory_forecast(Retention(), agents=100, per_second=1000).total
-    # A single execution a second is a flush of its own, in whichever process.
+    # With one execution a second, each execution is flushed alone, in one of the processes.
     found = forecast(Plan(agents=2000, rps=1, processes=1000), COSTS, 8 * GIB, Retention())
     assert found.load.cpu == pytest.approx(100e-6, rel=1e-3)
     assert forecast(Plan(agents=5), COSTS, GIB, Retention()).memory == 0
@@ -107,8 +108,8 @@ def test_metrics_are_calculated_from_their_costs() -> None:
 @pytest.mark.parametrize(
     ("acquires", "nodes", "shards"),
     [
-        (6250, 1, 1),  # 6250 * 80 us: half a core
-        (6400, 3, 8),  # a little more: 4.1 quarters of a node
+        (6250, 1, 1),  # 6250 * 80 us: half a core, which is the limit of a node
+        (6400, 3, 8),  # a little more than half a core: 4.1 quarters of a node
         (25_000, 4, 16),  # 4 nodes, 16 quarters
         (25_100, 5, 32),
     ],

@@ -15,7 +15,7 @@ from agentperf_redis.export.records import (
 )
 from agentperf_redis.metrics.model import Execution, PerformanceMetrics
 
-ENDED = datetime(2026, 3, 1, 12, 0, 0, 123000)  # noqa: DTZ001  naive local time, as from the library
+ENDED = datetime(2026, 3, 1, 12, 0, 0, 123000)  # noqa: DTZ001  naive local time, as the library returns it
 
 
 def test_agent_without_executions_has_no_shortest_duration() -> None:

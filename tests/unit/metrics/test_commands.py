@@ -120,7 +120,7 @@ def test_many_new_agents_replace_many_idle_ones(world: World, monkeypatch: pytes
     monkeypatch.setattr(commands, "MAX_AGENTS", 40)
     world.use(*(f"old-{number}" for number in range(40)))
     new = [f"new-{number}" for number in range(40)]
-    for _ in range(3):  # a flush takes out 16 names
+    for _ in range(3):  # a flush removes 16 names
         world.now += DAY_S + 1
         world.use(*new)
     assert set(world.agents()) == {OTHER, *new}

@@ -88,7 +88,7 @@ def test_reply_with_other_names_is_corrupt_state() -> None:
 
 
 def test_series_of_all_replies_have_the_same_steps() -> None:
-    """Between the two calls, a step began."""
+    """A new step began between the two replies."""
     earlier = decoded([1, 119_999, 60_000, 120_000, b"a", step_text("0 n 1 \n")])
     later = decoded([1, 120_000, 60_000, 180_000, b"a", step_text("1 n 2 \n")])
     moved = SeriesReply(later.now_ms, 120_000, later.to_ms, [rows[1:] for rows in later.rows])

@@ -50,7 +50,7 @@ def test_every_choice_is_a_valid_step(window: float, most: int) -> None:
 
 
 def test_charts_of_offered_windows_keep_their_steps() -> None:
-    """Also if the chart begins just before a slice expires: the first step may begin a whole step earlier."""
+    """The first step may begin a whole step before the window. Even then, the slices of this step are still kept."""
     for window in WINDOWS:
         for most in (CHART_STEPS, SPARKLINE_STEPS):
             step = step_choices(window, None, most)[0]

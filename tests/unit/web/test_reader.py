@@ -12,7 +12,7 @@ from agentperf_redis.web.reader import MAX_KEPT, Shared
 
 
 class Source:
-    """Counts its reads. Each waits until `go` is set."""
+    """Counts its reads. Each read waits until `go` is set."""
 
     def __init__(self) -> None:
         self.reads = 0

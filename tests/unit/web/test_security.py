@@ -131,7 +131,7 @@ def test_everything_needs_the_token(make: Make, path: str) -> None:
 
 
 def test_address_of_the_events_tells_whether_the_login_has_ended(make: Make) -> None:
-    """The script of a live page asks it when its connection is refused."""
+    """The script of a live page requests this address when the connection of the page is refused."""
     browser = make(token=TOKEN)
     assert browser.get("/live", accept="*/*").status == 401
     browser.post("/login", {"token": TOKEN})
@@ -306,7 +306,7 @@ def test_form_that_breaks_off_is_no_error(make: Make, monkeypatch: pytest.Monkey
 
 
 def test_login_to_one_namespace_keeps_that_to_another(runner: asyncio.Runner) -> None:
-    """Browsers do not tell the ports of a host apart, so both pages get the cookies of both."""
+    """A browser sends a cookie to every port of its host, so each of the two pages gets the cookies of both."""
     tokens = {"a": TOKEN, "b": f"{TOKEN}-2"}
     perfs = {name: AgentPerf("redis://127.0.0.1:1/0", namespace=name) for name in tokens}
     browsers = {name: Browser(runner, small_site(perfs[name], token=token)) for name, token in tokens.items()}
@@ -319,7 +319,7 @@ def test_login_to_one_namespace_keeps_that_to_another(runner: asyncio.Runner) ->
 
 
 def test_cookie_says_nothing_about_the_password_of_the_server() -> None:
-    """Each visitor gets a cookie. A code that depended on the password would tell a right guess from a wrong one."""
+    """Each visitor gets a cookie. If its code depended on the password, visitors could test guesses of the password."""
 
     def sessions(password: str) -> Sessions:
         perf = AgentPerf(f"redis://:{password}@127.0.0.1:1/0", namespace="web")
