@@ -1,7 +1,8 @@
 """`python -m tests.server_versions [NAME ...]`: the quick tests of tests/integration on further versions of servers.
 
-The tests that `pytest` runs use the newest servers. This command gets other versions as packages, runs the tests on
-each, and prints one line for each. Names: see `VERSIONS`; by default, all of them.
+The tests that `pytest` runs use the newest servers. This command downloads other versions as
+packages, runs the tests on each version, and prints one line for each. `VERSIONS` lists the names. Without a name, the
+command tests all versions.
 """
 
 from __future__ import annotations

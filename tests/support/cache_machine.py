@@ -55,7 +55,7 @@ class CacheMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def reported(self) -> None:
-        """Change the model as a report of the buffered reads changes the cache."""
+        """Change the model in the same way as a report of the buffered reads changes the cache."""
         raise NotImplementedError
 
     def removed(self, key: str) -> None:

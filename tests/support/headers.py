@@ -1,4 +1,4 @@
-"""The rules for every Lua script and for every call of a script, checked by the contract tests and the conftest."""
+"""The rules for every Lua script and for every call of a script. The contract tests and the conftest check them."""
 
 from __future__ import annotations
 

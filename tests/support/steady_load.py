@@ -16,10 +16,10 @@ class CallRecord:
 
     Attributes:
         number: its position in the order in which the calls started.
-        instance: the chosen instance; None when none had capacity.
-        outcome: its outcome; "none" when none had capacity.
-        seconds: its duration on the instance.
-        waited: seconds for which its caller waited for the lease, for the instance, and for the release.
+        instance: the chosen instance; None if no instance had capacity.
+        outcome: the outcome of the call; "none" if no instance had capacity.
+        seconds: duration of the call on the instance.
+        waited: seconds for which the caller waited in total: for the lease, the instance and the release.
         begin: the start of the call, in s of `time.monotonic`.
     """
 

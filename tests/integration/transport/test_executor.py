@@ -526,7 +526,7 @@ def test_concurrent_flows_have_separate_contexts(backend: Backend, run: Run, nam
         seen.append(around.get())
         around.set(f"{number}")
         yield from add(namespace)
-        while (yield from add(namespace, 0)) < 10:  # until all flows have added 1
+        while (yield from add(namespace, 0)) < 10:  # wait until all ten flows have added 1
             yield from Pause(0.001)
         assert around.get() == f"{number}"
 

@@ -322,7 +322,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
 
     def interrupt(*_: object) -> None:
         if armed[0]:
-            armed[0] = False  # no second exception while this one is handled
+            armed[0] = False  # raises no second exception while the test handles this one
             raise Interrupted
 
     other = [0]
@@ -343,7 +343,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # set in each round, because an exception in a destructor is lost
+                    armed[0] = True  # each round sets this, because an exception in a destructor is lost
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

@@ -134,7 +134,7 @@ def windowed_read_of_half_moved_slot(
 
 
 def ends_early(call: Future[Any], early_s: float = EARLY_S) -> bool:
-    """Return whether a call ends within `early_s` seconds, while the slot is still half moved."""
+    """Return whether a call ends within `early_s` seconds, so while the slot is still half moved."""
     try:
         call.exception(early_s)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""The numbers of the web page, of the API, of `--json` and of `/metrics` at one moment are the same."""
+"""The web page, the API, `--json` and `/metrics` show the same numbers at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages show what the views read, each number with its unit, and say what to do where there is nothing to show."""
+"""The pages show what the views read, each number with its unit. Where there is no data, they say what to do."""
 
 from __future__ import annotations
 

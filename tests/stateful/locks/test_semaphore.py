@@ -1,4 +1,4 @@
-"""Runs the same operations on the scripts of locks and on a plain model, and compares the states after each of them."""
+"""Runs the same operations on the scripts of locks and on a plain model, and compares the state after each one."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.acquire_as(token, live_ms=1)  # the place expires after 1 ms, before the next script runs
+        self.acquire_as(token, live_ms=1)  # the waiter stops polling after 1 ms, before the next script runs
         self.dead.add(token)
 
     def forget(self, token: str) -> None:

@@ -35,7 +35,7 @@ _SECONDS = {name: width for width, (name, _) in WIDTHS.items()}
 
 
 class Sample(NamedTuple):
-    """An execution. `after_s` is the time from the end of the previous execution to the end of this one."""
+    """An execution: seconds from the end of the previous execution to its own end, its duration in us, its outcome."""
 
     after_s: float
     us: int

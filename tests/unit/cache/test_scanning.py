@@ -1,4 +1,4 @@
-"""A scan reads one page when the keys of the previous one are used up, and compares the keys in this process."""
+"""A scan reads a page when the keys of the previous page are used up. This process matches them with the pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At the limit for names, names that were not used for a day give way to new names, and no count is lost.
+"""At the limit for names, new names replace names that were not used for a day, and no count is lost.
 
 The scripts run on a simulated server with the test's clock.
 """

@@ -1,4 +1,4 @@
-"""The steps of charts: few enough, easy to read, and of slices that are kept."""
+"""The steps of a chart are few and easy to read, and their slices are still kept."""
 
 from __future__ import annotations
 

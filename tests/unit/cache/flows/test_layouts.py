@@ -1,4 +1,4 @@
-"""The limits of a cache are kept while its entries are divided between two layouts."""
+"""The limits of a cache hold while its entries are divided between two layouts."""
 
 from __future__ import annotations
 
