@@ -191,7 +191,7 @@ def test_changed_return_of_the_window_fails_the_check(
 
 @pytest.mark.servers("valkey")
 def test_balanced_signals_leave_the_window(backend: Backend, raw: Raw) -> None:
-    """Alternating signals move the window by less than one entry. Signals of one direction move it by 30 entries."""
+    """Alternating signals move the window by less than one entry. Signals of one direction move it by more than 10."""
     both = Both(backend, raw, (0, 0, 100))
     for number in range(160):
         both.put(f"k{number}")
