@@ -1,4 +1,4 @@
-"""The form of the login: it trades the token for a cookie."""
+"""The login form. It exchanges the token for a cookie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reads of the pages, shared: all pages that ask for the same within the refresh interval share one read."""
+"""Shared reads: all pages that ask for the same data within the refresh interval share one read."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ class _Read:
 class Shared:
     """Results of reads, each shared until it is older than `max_age_s`.
 
-    A read that is under way is shared too, and so is its error, so that an unreachable server gets one attempt at a
-    time from all pages together. A page that is closed does not interrupt a read that others wait for.
+    A read that is under way is shared too. An error is shared like a result, so that all pages together make only one
+    attempt at a time to reach an unreachable server. A page that is closed does not interrupt a read for which other
+    pages wait.
 
     Args:
-        max_age_s: how long a result is shared, from the start of its read on.
+        max_age_s: how long a result is shared, counted from the start of its read, s.
         clock: monotonic time, s.
     """
 
@@ -58,13 +59,13 @@ class Shared:
         return len(self._reads)
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[T]], max_age_s: float | None = None) -> T:
-        """Return the result of `read`, or the one that another page got for this key lately.
+        """Return the result of `read`, or a recent result that another page got for this key.
 
         Args:
             key: names what is read: equal keys mean equal results.
-            read: reads it.
-            max_age_s: another age at which this result is not shared any longer. An error is never shared for longer
-                than other results.
+            read: does the read.
+            max_age_s: how long this result is shared, s; None for the time that holds for all results. An error is not
+                shared for longer than that time.
 
         Raises:
             Exception: the error of the read.
@@ -79,7 +80,7 @@ class Shared:
         return result
 
     def forget(self) -> None:
-        """Share no result of a read that has begun until now."""
+        """Stop sharing the results of all reads that began before this call."""
         self._reads.clear()
 
     def _is_over(self, read: _Read, now: float) -> bool:
@@ -112,20 +113,20 @@ async def _no_sparklines() -> dict[str, asyncio.Task[Sparklines]]:
 
 
 class Reader:
-    """What `agentperf_redis.views` reads, shared by all pages. Each method is the view of the same name.
+    """What `agentperf_redis.views` reads, shared by all pages. Each method reads the view of the same name.
 
     Args:
         perf: the server and the namespace.
-        refresh_s: time between two reads of the same, s.
+        refresh_s: time between two reads of the same data, s.
     """
 
     def __init__(self, perf: AgentPerf, refresh_s: float) -> None:
         self.perf = perf
-        # Pages are refreshed together, so a little less than the interval lets each refresh read again.
+        # Pages refresh together. With a maximum age just below the interval, each refresh reads new data.
         self.shared = Shared(refresh_s * 0.9)
 
     async def overview(self, window: str | float = DEFAULT_WINDOW) -> Overview:
-        """See `views.overview.read_overview`. What changed in the last hour is read less often."""
+        """See `views.overview.read_overview`. The changes of the last hour are read less often."""
         changes: Changes | None = None
         with suppress(CorruptState, ScriptFailed):  # then the overview names the fault
             changes = await self._view(overview.read_changes, max_age_s=CHANGES_S)
@@ -141,7 +142,7 @@ class Reader:
         return agents.with_sparklines(view, await self._sparklines([row.name for row in view.rows], window))
 
     async def _sparklines(self, names: list[str], window: str | float) -> Sparklines:
-        """Return the sparklines of some agents. Those of an agent are read once in an interval for all pages."""
+        """Return the sparklines of some agents. Each agent's sparkline is read once per interval for all pages."""
         reads: dict[str, asyncio.Task[Sparklines]] = await self.shared.get(
             (agents.read_sparklines, window), _no_sparklines
         )
@@ -190,7 +191,7 @@ class Reader:
         return await self._view(alerts.read_alerts, **options)
 
     async def memory(self) -> MemoryView:
-        """See `views.memory.read_memory`. It lists all keys, so it is read once in `MEMORY_S` at most."""
+        """See `views.memory.read_memory`. It lists all keys, so this read runs at most once in `MEMORY_S` seconds."""
         return await self._view(memory.read_memory, max_age_s=MEMORY_S)
 
     async def _view(

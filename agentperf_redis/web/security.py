@@ -70,7 +70,7 @@ class Guard:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            # For a mounted application, Starlette would look up the names of routes in the outer application.
+            # If this application is mounted, Starlette would otherwise look up the names of routes in the outer one.
             scope["router"] = scope["app"].router
             scope["app_root_path"] = scope.get("root_path", "")
             request, cookies = Request(scope, receive), list[str]()
@@ -128,7 +128,7 @@ class Guard:
         return cookie if cookie and self._sessions.is_valid(cookie) else ""
 
     def _describe(self, request: Request, cookies: list[str]) -> None:
-        """Set what pages find in ``request.state``, and add the cookies that belong to it."""
+        """Set the values in ``request.state`` that pages use, and append new cookies to `cookies`."""
         session = self._session(request)
         if not session and self._settings.allow_actions and self._settings.token is None:
             session = self._sessions.new()
@@ -222,9 +222,10 @@ async def _form(request: Request) -> dict[str, str]:
 def cookie(request: Request, name: str, value: str, max_age: int) -> str:
     """Return the text of a Set-Cookie header. Only this application, and no script, gets the cookie back.
 
-    With SameSite=Strict, a browser that follows a link from a chat or a mail would not send the cookie: it would have
-    to log in again, or, without a token, get a new session, which ends the forms in its other tabs. With Lax, forms of
-    other sites do not carry the cookie either, and the Origin and the CSRF token of each form are checked anyway.
+    With SameSite=Strict, a browser that follows a link from a chat or a mail would not send the cookie: the user
+    would have to log in again. Without a token, the browser would get a new session, and the forms in its other tabs
+    would become invalid. With Lax, forms of other sites do not carry the cookie either. The Origin and the CSRF token
+    of each form are checked in any case.
     """
     secure = "; Secure" if request.url.scheme == "https" else ""
     path = quote(root_path(request), safe="/~") or "/"

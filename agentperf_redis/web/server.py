@@ -1,4 +1,4 @@
-"""Runs the web page on a server of its own, uvicorn, until it is ended."""
+"""Runs the web page on its own uvicorn server until a signal ends the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def under(root_path: str, app: ASGIApp) -> ASGIApp:
-    """Return the application as it looks behind a proxy that shows it under a path, whether or not it cuts this off."""
+    """Adapt the application to a proxy that shows it under a path, whether or not the proxy removes this path."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if "path" in scope:
@@ -79,7 +79,7 @@ def run(
         finally:
             await at_end()
 
-    # uvicorn installs its handlers later, restores these at its end, and then sends the signal again.
+    # uvicorn installs its own handlers later. At its end, it restores these handlers, and raises the signal again.
     former = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         at_start()

@@ -17,18 +17,18 @@ _MASK = 32
 class Sessions:
     """The cookies of logins, and the CSRF tokens that belong to them.
 
-    A cookie holds its own end, and an authentication code with a key that is derived from the token. So nothing is
-    stored, a login outlives a restart, and another token ends all logins.
+    A cookie holds the time at which it ends, and an authentication code whose key is derived from the token. So the
+    server stores nothing, a login outlives a restart, and a change of the token ends all logins.
 
     Args:
-        token: the token; None if there is no login. Then a cookie only ties forms to a browser.
-        seed: a text from which the key is derived if there is no token, the same in all processes of an application,
-            so that a form of one process may be sent to another one. It need not be secret: the Origin header of each
-            form is checked too.
+        token: the token; None if there is no login. Without a login, a cookie only ties forms to a browser.
+        seed: a text from which the key is derived if there is no token. All processes of an application need the same
+            seed, so that each process accepts the forms of the others. The seed need not be secret, because the Origin
+            header of each form is checked too.
         clock: time, s since 1970.
 
     Attributes:
-        cookie_name: the name of the cookie, another one for each seed.
+        cookie_name: the name of the cookie. Each seed gives a different name.
     """
 
     def __init__(self, token: str | None, seed: str = "", clock: Callable[[], float] = time.time) -> None:
@@ -36,8 +36,8 @@ class Sessions:
         purpose = "agentperf seed" if token is None else "agentperf session"
         self._key = hashlib.sha256(f"{purpose}\0{seed if token is None else token}".encode()).digest()
         self._clock = clock
-        # A browser sends the cookies of all ports of a host to each of them, so pages of two namespaces on one machine
-        # would replace each other's cookie.
+        # A browser sends the cookies of a host to all its ports. With the same name, the pages of two namespaces on one
+        # machine would replace each other's cookie.
         self.cookie_name = f"agentperf_session_{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
 
     def is_token(self, given: str) -> bool:
@@ -50,7 +50,7 @@ class Sessions:
         return f"{text}.{self._code('session', text).hex()}"
 
     def is_valid(self, cookie: str) -> bool:
-        """Whether `new` made a cookie, with the present token, less than `SESSION_S` ago."""
+        """Whether `new` made this cookie with the present token less than `SESSION_S` seconds ago."""
         text, _, code = cookie.rpartition(".")
         if not hmac.compare_digest(code.encode(errors="replace"), self._code("session", text).hex().encode()):
             return False
@@ -59,7 +59,7 @@ class Sessions:
     def csrf(self, cookie: str) -> str:
         """Return the CSRF token of a cookie, a different text on each call.
 
-        The random mask keeps the size of a compressed page from revealing the token (the attack BREACH).
+        Without the random mask, the size of a compressed page would reveal the token (the BREACH attack).
         """
         mask = secrets.token_bytes(_MASK)
         return (mask + _xor(self._code("csrf", cookie), mask)).hex()

@@ -31,7 +31,7 @@ class Settings:
         token: what a user must know; None if there is no login.
         allow_actions: whether forms may change the state of the namespace.
         hosts: names by which the page may be called, in lower case and without a port; None for all names.
-        refresh_s: time between two reads, s. Pages that ask for the same within this time share one read.
+        refresh_s: time between two reads, s. Pages that ask for the same data within this time share one read.
     """
 
     token: str | None
@@ -61,9 +61,9 @@ def without_port(host: str) -> str | None:
 def checked(token: object, *, allow_actions: object, hosts: object, refresh: object = REFRESH_S) -> Settings:
     """Check the settings.
 
-    Without `hosts`, the page may be called by the names of this machine's loopback interface only, because a page on
-    another site could otherwise read it (DNS rebinding). With a token, all names are allowed: the cookie belongs to the
-    name by which the user logged in.
+    Without `hosts` and without a token, only the names of this machine's loopback interface are allowed in an address
+    of the page. With any other name, a page on another site could read this page (DNS rebinding). With a token but
+    without `hosts`, all names are allowed, because a browser sends the cookie only to the name used for the login.
 
     Raises:
         InvalidArgument: for an invalid value.

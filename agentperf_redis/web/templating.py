@@ -35,5 +35,5 @@ def _url_for(context: dict[str, Any], name: str, /, **params: str) -> str:
     return path_for(context["request"], name, **params)
 
 
-# In place of Starlette's function of this name, which would look for the names of the outer application.
+# Replaces Starlette's `url_for`, which would look up the names of routes in the outer application.
 templates.env.globals["url_for"] = jinja2.pass_context(_url_for)

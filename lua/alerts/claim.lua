@@ -11,7 +11,7 @@
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
 --     wait_ms: time until the next rule is due, ms; at_ms: the end of the window to judge, a multiple of the interval
 -- REPEAT  returns the rules that the first copy claimed, and claims others that are due by now
--- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
+-- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(rules)
 --@include corrupt
 --@include whole_number

@@ -9,7 +9,7 @@
 -- RETURNS
 --   {1, address, id, attempts, payload, address, id, attempts, payload ...}
 -- REPEAT  claims other notifications: if a reply is lost, its notifications wait until their leases end
--- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
+-- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(addresses log N), N notifications that wait
 --@include corrupt
 --@include whole_number

@@ -13,7 +13,7 @@
 --   1   recorded
 --   0   the notification is no longer there: another process delivered it, or its receiver was removed
 -- REPEAT  returns 0 after a delivery; after a failure, counts one more attempt
--- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
+-- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(log N), N notifications that wait
 --@include corrupt
 --@include whole_number

@@ -20,7 +20,7 @@
 --   1   stored
 --   0   the rules were deployed again, or a later claim has the rule; nothing was stored
 -- REPEAT  returns 1 and changes nothing; 0 if a later claim has the rule
--- ERRORS  CORRUPT <key>: it holds another type or another text; nothing was changed
+-- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(targets + events + notifications)
 --@include corrupt
 --@include whole_number

@@ -10,7 +10,7 @@
 --   rules...  text    percent-encoded
 -- RETURNS
 --   {1, until_ms, rule ...}   the rules that exist, with the end of their silence
--- REPEAT  silences from the time of the repeat on; adds a further event
+-- REPEAT  silences the rules again, from the time of the repeat on; adds a further event
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was changed
 -- COST    O(rules)
 --@include corrupt

@@ -24,7 +24,8 @@
 --     instances and of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
 --     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: of the
 --     other instances, the number of those that rest or whose rate limits are used up
---   {-1, why}                            the token is spent; why: the tombstone's reason, or the word waiting or grant
+--   {-1, why}                            the token is spent; why: the reason in its tombstone, or the word
+--     waiting or grant if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)

@@ -120,9 +120,9 @@ local function reserve(count)
 end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
--- Pick an instance with a free unit for the lease with this number. Return its record and its id. `spare` lists the ids
--- that `reserve` found: these instances are tried if no instance is picked, or if the picked one has no free unit or a
--- corrupt record. If they have no free unit either, return nil and the id of the picked instance.
+-- Pick an instance with a free unit for lease number `number`. Return the record and the id of the instance. `spare`
+-- lists the ids that `reserve` found. These instances are tried if no instance is picked, or if the picked one has no
+-- free unit or a corrupt record. If they have no free unit either, return nil and the id of the picked instance.
 local function picked(number, spare)
   local random = randoms[number] or '0'
   local point = POINT == '-' and format('%.0f', random % 281474976710656) or POINT

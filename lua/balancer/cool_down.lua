@@ -1,4 +1,4 @@
--- cool_down: let an instance rest. It gets no work until the rest ends; a rest that ends later stays.
+-- cool_down: let an instance rest: it gets no work until the rest ends. A rest that already lasts longer is kept.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it

@@ -11,7 +11,7 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless
---                     set confirms it before; drop: end the division. Only the creation time may stay, for a minute
+--                     set confirms it before; drop: end the division; only the creation time may be kept, for a minute
 --   shards      int   the number of shards
 --   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
 --   settings    text  settings of the pool, see pool.lua
@@ -20,8 +20,8 @@
 -- RETURNS
 --   {1, shards, strategy, settings, before}   done; strategy: that of the pool; settings: those of the pool if the
 --     action is set, else empty; before: the replaced settings, empty when none were replaced
---   {0, shards}       not done: the pool has one shard, or another number than the requested one; if it has instances,
---     nothing was changed
+--   {0, shards}       not done: the pool has one shard, or a number of shards that differs from the requested one. If
+--     the pool has instances, nothing was changed
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}      the request came after until_ms; nothing was changed

@@ -22,9 +22,9 @@
 --   chosen      int   1 when settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before, first}   added; born: creation time of the pool, us; if an earlier reply had another
---     time, the server has lost the pool since; before: the replaced settings, empty when none were replaced; first: 1
---     if the pool had no instance before, else 0
+--   {1, strategy, born, before, first}   added; born: creation time of the pool, us; if an earlier reply had a
+--     different time, the server has lost the pool since; before: the replaced settings, empty when none were replaced;
+--     first: 1 if the pool had no instance before, else 0
 --   {0, strategy, born, before, 0}       changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
@@ -79,8 +79,8 @@ local first = call('ZCARD', IDS) == 0 and 1 or 0
 if first == 0 and strategy then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered, or the server has evicted the records of the pool and nothing else. So the pool is new,
-  -- or it is empty and may change its strategy.
+  -- No instance is registered, or the server has evicted the records of the pool and nothing else. In both cases, the
+  -- caller may choose the strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 local born = whole_number(known[3], now_us)

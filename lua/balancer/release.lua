@@ -19,7 +19,7 @@
 --   0   the token is unknown
 --   {-1, why}   the lease ended earlier; why: the tombstone's reason
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  frees nothing twice
+-- REPEAT  frees no unit twice
 -- ERRORS  none
 -- COST    O(log N + log L), and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

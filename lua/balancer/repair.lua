@@ -16,7 +16,7 @@
 --     deleted because they had no timer, on the first page only; registered: number of instances of the pool
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  changes nothing
+-- REPEAT  harmless: the first run has made all corrections
 -- ERRORS  none
 -- COST    O(L + count log N): every page counts all L leases again, which takes about 1 us for each lease. So the loads
 --         of the page's instances are exact when they are written

@@ -1,5 +1,5 @@
 -- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. It
--- processes due timers first, as `status` does, so both see the same figures.
+-- processes due timers first, as `status` does, so the history and `status` show the same figures.
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -11,7 +11,8 @@
 --   none
 -- RETURNS
 --   {1, wait_ms}  sampled now; the next slice begins in wait_ms
---   {0, wait_ms}  sampled before in this slice; or there is no such pool, or it has no instance, and wait_ms is 0
+--   {0, wait_ms}  already sampled in this slice; the next slice begins in wait_ms
+--   {0, 0}        there is no such pool, or it has no instance
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  finds that the slice was sampled before
 -- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
@@ -38,7 +39,8 @@ local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, 
 -- did not write.
 local function read_instances()
   local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
-  -- #cap includes the instances that take work. It is no such number after it was deleted, and counted again from 0.
+  -- #cap is the capacity of the instances that take work. If #cap was deleted and then counted again from 0, it may be
+  -- negative; a negative value counts as 0 here.
   local usable, capacity = whole_number(facts[1]), whole_number(facts[2]) or 0
   if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all of them take work
   local healthy, invalid = registered, nil

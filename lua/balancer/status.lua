@@ -11,9 +11,10 @@
 --   count       int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
---     registered, waiting: number of instances and of waiters; late: number of leases that have expired but are not
---     ended yet, counted on the first page only; picks: leases granted so far; next_rank: rank of the next page, 0
---     after the last page; panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most instances
+--     registered, waiting: number of instances and of waiters; late: number of leases whose expiry has passed but
+--     was not processed yet, counted on the first page only; picks: leases granted so far; next_rank: rank of the next
+--     page, 0 after the last page; panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
+--     instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it only processes due timers

@@ -1,4 +1,5 @@
--- adopt: store entries of the old layout, unless they were written, removed or invalidated here meanwhile.
+-- adopt: store entries of the old layout in a shard of the new one. An entry is not stored if its key was written,
+-- removed or invalidated in the new layout meanwhile.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
@@ -17,10 +18,10 @@
 --   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,
 --                       tier, score, expiry in ms
 -- RETURNS
---   {1, done, ...}  for each entry: 1 if it may be removed from the old layout, since it is stored here or must not be;
---                   0 if its mark is gone: mark it and read it again
+--   {1, done, ...}  for each entry: 1 if it may be removed from the old layout, since it is stored here or must not be
+--                   stored; 0 if its mark is gone: the caller marks the key and reads the entry again
 --   {0}             the shard has no settings, or was not prepared; nothing done
--- REPEAT  a second or late delivery finds the marks gone
+-- REPEAT  a second or late delivery finds the marks gone, and stores nothing
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O((entries + evictions) log N); evictions <= 512
 --@include corrupt

@@ -21,7 +21,7 @@
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
 --                       for a background refresh: the last computation failed less than retry_ms ago
---   {0}                 the entries move to another layout; nothing done
+--   {0}                 the entries are being moved to another layout; nothing done
 -- REPEAT  a second delivery returns the same reply. A late delivery may take a lease that no caller uses; this lease
 --         expires
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written

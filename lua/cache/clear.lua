@@ -16,8 +16,8 @@
 --   origin    text    the clearing process, which ignores its own messages
 -- RETURNS
 --   {1, cleared, version}  cleared is the number of entries before the call
---   {0}                    the entries move to another layout; nothing done
--- REPEAT  a second or late delivery clears again: a miss is never wrong
+--   {0}                    the entries are being moved to another layout; nothing done
+-- REPEAT  a second or late delivery clears again, which only causes misses; a miss is never wrong
 -- ERRORS  CORRUPT if meta was not written by this library; nothing was written
 -- COST    O(1): one RENAME and one UNLINK; the server frees the memory of the unlinked keys in the background
 --@include corrupt

@@ -17,9 +17,9 @@
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
---   {-3, before}        the entries move to another layout: of the cache, which is just being exchanged, or of a shard
---                       that has been left; nothing done
---   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; not done
+--   {-3, before}        the layout of the cache is being changed, or the shard was closed because its entries are being
+--                       moved to another layout; nothing done
+--   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; nothing done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1); O(N log N) when the policy changes from tinylfu

@@ -18,7 +18,7 @@
 -- RETURNS
 --   {1, removed, version}  removed is the number of entries that existed
 --   {0}                    the cache has no settings; nothing done
--- REPEAT  a second or late delivery removes the entries again: a miss is never wrong
+-- REPEAT  a second or late delivery removes the entries again, which only causes misses; a miss is never wrong
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(keys log N)
 --@include corrupt

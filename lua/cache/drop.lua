@@ -18,12 +18,12 @@
 --                     stored
 -- RETURNS
 --   {1}     dropped
---   {0, n}  the cache is in use; nothing was deleted. n is the number of entries, of cleared values, and of puts of
---           which copies may still arrive
+--   {0, n}  the cache is in use; nothing was deleted. n is a sum: the entries, the clears whose values are not freed
+--           yet, and the puts of which copies may still arrive
 -- REPEAT  if the cache has no entry, a second delivery also deletes settings that were written after the first
 --         delivery. The next call of a program that uses the cache writes these settings again
 -- ERRORS  a key of the wrong type is refused; nothing was deleted
--- COST    O(1), and unlinked keys, whose memory the server frees in the background
+-- COST    O(1); the server frees the memory of the unlinked keys in the background
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS, RESENT, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local KEEP_MS = ARGV[1]

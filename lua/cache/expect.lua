@@ -1,16 +1,16 @@
--- expect: mark keys before their entries are read from the old layout. Every write and every removal of a key here
--- deletes its mark, and adopt.lua stores an entry only if its mark is still there.
+-- expect: mark keys before their entries are read from the old layout. Every write and every removal of a key in
+-- the new layout deletes its mark, and adopt.lua stores an entry only if its mark is still there.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   marks     HASH  <tag>:marks  key -> the clock when it was marked
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   max       int   number of marks that are kept; beyond it all are deleted, and the moves concerned begin again
+--   max       int   max marks; if there are more, all of them are deleted, and the moves of their entries begin again
 --   keep_ms   int   TTL of the marks, ms
 --   names...  text  the stored names, at most 256
 -- RETURNS
 --   {1, mark, ...}  one mark for each name. A key that is already marked keeps its mark
---   {0}             no entries move here; nothing done
+--   {0}             no entries are being moved to this shard; nothing done
 -- REPEAT  a second or late delivery marks keys for which no entry comes; these marks expire
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(names)

@@ -1,5 +1,5 @@
--- fence: close a shard of a layout that is being left. From now on, every script that would read or write its entries
--- refuses, and every plain read finds epochs that say so. The epochs that apply to its entries are kept.
+-- fence: close a shard of the old layout. From now on, every script that would read or write its entries refuses to do
+-- so. Plain reads find epochs by which every entry is invalid. The earlier epochs are kept in meta, for export.lua.
 -- KEYS
 --   meta    HASH    <tag>:meta
 --   size    HASH    <tag>:size
@@ -33,7 +33,7 @@ if not m[2] then
   end
   local time, text = call('TIME'), m[1] or 'none'
   clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
-  -- The settings of a whole cache already say that its layout is exchanged.
+  -- If meta is also that of the whole cache, its settings already name the other layout, and need no mark.
   if not string.match(text, '%d to %d+$') and not string.match(text, '%d layout %d+') then text = text .. ' closed' end
   call('HSET', META, 'settings', text, 'frozen', epochs, 'clock', string.format('%d', clock))
   call('SET', EPOCHS, CLOSED .. ' ' .. CLOSED .. ' ' .. CLOSED)

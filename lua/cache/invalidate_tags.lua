@@ -13,8 +13,8 @@
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation
---   {0}                 the entries move to another layout; nothing done
--- REPEAT  a second or late delivery invalidates again: a miss is never wrong
+--   {0}                 the entries are being moved to another layout; nothing done
+-- REPEAT  a second or late delivery invalidates again, which only causes misses; a miss is never wrong
 -- ERRORS  CORRUPT if meta or epochs was not written by this library
 -- COST    O(tags log T)
 --@include corrupt

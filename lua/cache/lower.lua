@@ -1,13 +1,13 @@
--- lower: give a shard of a new layout more of its limits, as the old layout empties.
+-- lower: let a shard of a new layout use more of its limits, because entries have left the old layout.
 -- KEYS
 --   meta     HASH  <tag>:meta
 --   marks    HASH  <tag>:marks
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   entries  int   entries of the limit of this shard that the old layout still uses; -1 if the old layout is empty
---   bytes    int   the same, in bytes
+--   entries  int   the part of this shard's limit of entries that the old layout still uses; -1 if that is empty
+--   bytes    int   the same for the limit of bytes
 -- RETURNS
---   {1}      lowered, or no entries move here any more
+--   {1}      done, or entries are no longer being moved to this shard
 -- REPEAT  a late delivery never gives limits back to the old layout
 -- ERRORS  none
 -- COST    O(1)

@@ -1,4 +1,4 @@
--- pop: return one value and remove it, with its compute lease. Of several callers, one gets the value.
+-- pop: return one value and remove it, with its compute lease. Of several callers, only one gets the value.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size

@@ -3,9 +3,9 @@
 --   meta         HASH  <tag>:meta
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   clock        int   the latest clock of the shards of the old layout. Later versions here are higher
---   entries      int   entries of the limit of this shard that the old layout still uses
---   bytes        int   the same, in bytes
+--   clock        int   the latest clock of the shards of the old layout. Later versions of this shard are higher
+--   entries      int   the part of this shard's limit of entries that the old layout still uses
+--   bytes        int   the same for the limit of bytes
 --   counters...  int   counters of the old layout that continue here: evicted, expired, hot, warm, cold, misses,
 --                      saved_ms and corrupt
 -- RETURNS

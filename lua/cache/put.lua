@@ -21,7 +21,7 @@
 --   payload    bytes   the entry without version and expiry; see entry_format.payload
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first one
+--   seen       text    empty on the first delivery; else the newest version known before the first delivery
 --   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put
@@ -63,8 +63,8 @@
 --         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
 --         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
---         a repeated delivery leaves a refusal there: without one, no other copy is under way. A full server with a
---         policy volatile-* may evict that reply. A copy that finds its id in the entry still reports success.
+--         a repeated delivery leaves a refusal there: before a repetition, no other copy is under way. A full server
+--         with a policy volatile-* may evict the reply. A copy that finds its id in the entry still reports success.
 --         If the shard was closed since the first delivery, a copy still returns the reply that is left there.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512

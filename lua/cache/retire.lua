@@ -1,5 +1,5 @@
--- retire: delete what is left of an empty shard of a layout that was left. That it is closed is remembered for a while,
--- so that late requests and reads find the new layout.
+-- retire: delete the remaining keys of an empty shard of the old layout. For a while, meta and epochs still show that
+-- the shard is closed, so that late requests and reads find the new layout.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -14,13 +14,13 @@
 --   history   HASH    <tag>:history
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   keep_ms   int     TTL of what stays, ms
+--   keep_ms   int     TTL of the keys that are kept, ms
 -- RETURNS
 --   {1}         done, now or before
---   {0, n}      n entries and clears are left; nothing done
+--   {0, n}      nothing done; n: number of entries, and of clears whose values are not freed yet
 -- REPEAT  a second delivery does the same
 -- ERRORS  a key of the wrong type is refused; nothing was written
--- COST    O(1), and unlinked keys, whose memory the server frees in the background
+-- COST    O(1); the server frees the memory of the unlinked keys in the background
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local KEEP_MS = ARGV[1]

@@ -1,5 +1,5 @@
--- sweep: bounded maintenance. Removes entries that have expired, whose value the server dropped or whose tag was
--- invalidated, cleared values, entries beyond a lowered capacity, and the idempotency keys of processes that ended long
+-- sweep: bounded maintenance. Removes expired entries, entries whose value the server dropped, entries whose tag was
+-- invalidated, entries beyond a lowered capacity, cleared values, and the idempotency keys of processes that ended long
 -- ago.
 -- KEYS
 --   meta      HASH    <tag>:meta

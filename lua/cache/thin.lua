@@ -1,4 +1,4 @@
--- thin: evict the entries of a shard that its policy values least, until at most a number of entries is left.
+-- thin: evict the entries that the policy of a shard values least, until the shard is within the given limits.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   size      HASH  <tag>:size

@@ -1,4 +1,4 @@
--- acquire: hold one unit of a lock or semaphore, at most once per token; or join its queue, stay in it, fetch a grant.
+-- acquire: hold one unit of a lock or semaphore, at most once per token; or queue, stay in the queue, or fetch a grant.
 -- KEYS
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
@@ -7,7 +7,7 @@
 -- ARGV
 --   token    text  @ and the client's token
 --   ttl_ms   int   TTL of the lease, ms
---   limit    int   maximum of units held at once for this request to be granted; 1 for a lock
+--   limit    int   the request is granted while fewer units than this are held; 1 for a lock
 --   late     int   1 when another copy of this request may still arrive, else 0
 --   live_ms  int   0: do not queue; else the time without a call after which the waiter loses its position, ms
 --   ticket   text  the waiter's ticket from an earlier reply, or - for a new ticket
@@ -16,8 +16,8 @@
 --   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease
 --                                   may expire, at most 1000; ticket: - without a position in the queue
 --   {-1, why}                       the token is spent: expired, released, cancelled or refused
--- REPEAT  returns the same lease or the same ticket; is refused after cancellation or expiry, after a release that left
---         a tombstone, and after a second copy that did not queue found no free unit (see late)
+-- REPEAT  returns the same lease or the same ticket. A copy is refused if the token was cancelled, its lease expired,
+--         its release left a tombstone, or an earlier copy with late = 1 did not queue and found no free unit
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
 --@include corrupt

@@ -7,8 +7,8 @@
 -- ARGV
 --   token   text  @ and the client's token
 --   ttl_ms  int   time from now, or more time, ms
---   added   int   0: the time counts from now; else the time is added to the time that is left. The client chooses
---                 another number for each addition to a lease
+--   added   int   0: the time counts from now; else the time is added to the time that is left, and this is the
+--                 number of the addition: the client chooses a different one for each addition to a lease
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
 --   {0}            the lease is lost: expired, released or never granted

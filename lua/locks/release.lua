@@ -10,8 +10,8 @@
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
 --   1   this call, or an earlier copy of it, ended the lease
---   0   the token holds nothing: it expired, waits, or is unknown
--- REPEAT  frees nothing twice
+--   0   the token held no unit: its lease expired, it was waiting, or it is unknown
+-- REPEAT  frees no unit twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
 --@include corrupt

@@ -73,7 +73,7 @@ local function holds(key, type)
   return false
 end
 
--- In the usual case, one call reads each key. The type of a key is read only after an error.
+-- In the usual case, each key is read with one call. The type of a key is read only after an error.
 local known_seq = redis.pcall('GET', WRITER)
 if type(known_seq) == 'string' then
   known_seq = whole_number(known_seq)
@@ -311,7 +311,7 @@ local function limited(total, field)
   return known and field or prefix .. OTHER .. rest
 end
 
--- The counts of a name that gives way are added to __other__: the sum over all names stays the same. A value that
+-- The counts of a name that gives way are added to __other__, so the sum over all names stays the same. A value that
 -- another program has written is dropped, since it would damage __other__ too. Slices keep the name until they expire.
 local gone = {}
 local function give_way(name, other)  -- both are names of series

@@ -89,7 +89,7 @@ end
 -- 0.25 us per slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded.
 -- The counters of models and tools are all written together, so they are read only if llm_calls exists. The last
 -- timestamp is read only from the newest slice that has one.
--- A closed slice rarely has a hash as well. So if each slice of the ranges has a line, one call checks whether none of
+-- A closed slice rarely has a hash as well. So if each slice of the ranges has a line, one call checks whether any of
 -- them has a hash.
 local call = redis.call
 local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes

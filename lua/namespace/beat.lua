@@ -1,4 +1,4 @@
--- beat: record that a worker lives, and its state. A worker is one client of one process.
+-- beat: record that a worker is alive, and its state. A worker is one client of one process.
 -- KEYS
 --   seen           ZSET  agentperf:{workers}:seen
 --   record         HASH  agentperf:{workers}:w:<worker>
@@ -41,7 +41,7 @@ for key, wanted in pairs({[SEEN] = 'zset', [RECORD] = 'hash'}) do
 end
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
--- The stored time stays, so that the start of a worker does not change with the latency of its requests.
+-- Keep the start that the first heartbeat stored. A start computed from each heartbeat would vary with its latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
 local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)  -- later ones are from before the clock was set back

@@ -1,4 +1,4 @@
-"""Bytes of a cache entry over those of a plain `SET key value PX`, and the server time of hits, puts and touches.
+"""The bytes that an entry takes beyond a plain `SET key value PX`, and the server time of hits, puts and touches.
 
 The server time is compared with another checkout of the library, which the option `--against FOLDER` names; see
 `scripts` for the method.
@@ -33,7 +33,7 @@ WORKS = {"hit": "mget", "put": "evalsha", "replace": "evalsha", "touch": "evalsh
 
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of bytes, and with --against those of server times."""
+    """Yield the rows about bytes. With --against, also yield the rows about server times."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--against", type=Path)
     other: Path | None = parser.parse_known_args(rest)[0].against
@@ -46,7 +46,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 
 
 def memory(client: Any, url: str, server: str, kind: str, count: int) -> Iterator[Row]:
-    """Measure the bytes of an entry for each size of a value."""
+    """Measure the bytes that an entry takes beyond a plain SET, for each size of a value."""
     for size in SIZES:
         values = {f"key{number:06d}": os.urandom(size) for number in range(count)}
         plain = _bytes_each(client, lambda values=values: _set_all(client, values), count)  # type: ignore[misc]

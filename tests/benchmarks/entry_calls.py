@@ -30,7 +30,7 @@ def make(kind: str, entries: int, backend: Backend) -> LRUCache | TieredCache:
 
 
 def main() -> None:
-    """Run the work from stdin, line by line. All calls of one work are one pipeline: the server wakes up only once."""
+    """Run the work from stdin, line by line. All calls of a line are one pipeline, which wakes the server only once."""
     url, namespace, entries, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     backend = Backend(url, namespace=namespace)
     caches: dict[str, Any] = {kind: make(kind, entries, backend) for kind in ("LRU", "tiered")}

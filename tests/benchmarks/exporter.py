@@ -1,4 +1,4 @@
-"""Benchmarks of the Prometheus exporter: a scrape compared with reading the same through the API."""
+"""Benchmarks of the Prometheus exporter: a scrape compared with a read of the same data through the API."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 
 A trace is a file with one key per line, plain or gzip. `--size` belongs to the `--trace` before it. Without `--trace`,
 traces are generated. A trace is first run by one process, which reads each key in turn and puts a value after a miss.
-Then eight processes run the trace together. A process takes the next few accesses when it has finished its previous
-accesses. The library theine provides W-TinyLFU.
+Then eight processes run the trace together. Each process takes a few accesses at a time, as soon as it has finished
+its previous ones. The library theine provides W-TinyLFU.
 
 The tests compare with `TINYLFU_HITS`, stored figures of W-TinyLFU. This command recomputes them:
 
@@ -109,7 +109,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 
 
 def mixed(bench: Bench) -> Iterator[Row]:
-    """Compare generated mixes with W-TinyLFU: the mean and the worst difference, by one process and by eight."""
+    """Compare generated mixes with W-TinyLFU: the mean and the worst difference, with one process and with eight."""
     scenes = list(made_mixes(full=bench.full))
     peers = theine_means(scenes)
     if peers is None:

@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The times of two functions measured alternately: the median seconds per operation of each.
+    """The median times of two functions that were measured alternately, in seconds per operation.
 
     `ratio` is the median of the rounds' ratios.
     """

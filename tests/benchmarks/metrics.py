@@ -404,7 +404,7 @@ def overviews(bench: Bench) -> Iterator[Row]:
 
 
 def trends(bench: Bench) -> Row:
-    """Compare a series of an hour, in steps of a minute, with an overview of the same hour, both of all agents."""
+    """Compare the series of all agents over an hour, in steps of a minute, with an overview of the same hour."""
     agents = 1000 if bench.full else 100
     as_of = fill(bench, "trends", agents, filled_s=3600, every_s=60)
     backend = Backend(bench.url, namespace="trends")

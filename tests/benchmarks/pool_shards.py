@@ -125,7 +125,7 @@ def tens(backend: Backend, layout: Layout) -> None:
 
 
 def release(backend: Backend, layout: Layout, leases: list[tuple[Pool, str, Any]]) -> None:
-    """Report the load and capacity from the grants to the layout, and release the leases."""
+    """Pass the load and capacity in each grant on to the layout, and release the leases."""
     for shard, _, granted in leases:
         layout.hear(shard, granted.load, granted.cap)
     run_all(backend, [commands.release(shard, token, each.facts[0]) for shard, token, each in leases])

@@ -1,4 +1,4 @@
-"""The pages of agents: all of them, and one in depth."""
+"""The pages about agents: a list of all agents, and a page with the details of one agent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _tasks_line(row: AgentRow) -> Markup:
 
 
 async def agent(views: Any, asked: Asked) -> Page:
-    """One agent. An agent without records has a page too: a link to it may be older than its records."""
+    """Show one agent. An agent without records has a page too, because an old link may lead to it."""
     name = asked.text("name")
     view = await views.agent(name, asked.window)
     values = {
@@ -137,7 +137,7 @@ def rate_line(steps: Sequence[SeriesRow]) -> Markup:
 
 
 def changes(view: AgentView) -> list[dict[str, str]]:
-    """Return what differs from the time before. A difference within the error of the percentiles is none."""
+    """Compare the window with the time before it. A difference within the error of the percentiles does not count."""
     comparison = view.before
     if comparison is None or not (comparison.first.task_count and comparison.second.task_count):
         return []

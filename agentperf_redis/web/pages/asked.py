@@ -1,4 +1,4 @@
-"""What the address of a page asks for: window, order, filter, page number. The address of any view can be shared."""
+"""The query of a page's address: window, order, filter, page number. So a user can share any view by its address."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Asked:
         query: all parameters as they came.
         window: length of the window.
         sort: the column by which rows are sorted; None for the usual one.
-        descending: the direction; None for the usual one.
+        descending: whether rows are in descending order; None for the usual direction.
         match: the filter; empty for all rows.
         page: number of the page of a table, from 0.
     """
@@ -39,7 +39,7 @@ class Asked:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """The arguments of a view with rows."""
+        """The arguments for the read of a view that has rows."""
         chosen: dict[str, Any] = {"match": self.match, "limit": PAGE_ROWS, "offset": self.page * PAGE_ROWS}
         if self.sort is not None:
             chosen["sort"] = self.sort
@@ -83,9 +83,9 @@ def asked(query: Mapping[str, str]) -> Asked:
 
 
 def address(path: str, query: Mapping[str, object]) -> str:
-    """Return a path with a query. Names may hold any character, so they stand in the query and not in the path.
+    """Return a path with a query. Names may hold any character, so they are in the query, not in the path.
 
-    Browsers resolve ``..`` and servers merge ``//`` in a path, however they are encoded.
+    In a path, browsers resolve ``..`` and servers merge ``//``, even if the characters are encoded.
     """
     chosen = {name: str(value) for name, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(chosen)}" if chosen else path

@@ -1,4 +1,4 @@
-"""The pages of caches: all of them, and one in depth."""
+"""The pages about caches: a list of all caches, and a page with the details of one cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first page: is all well, and if not, since when and where."""
+"""The first page. It shows whether all is well, and if not, what is wrong since when."""
 
 from __future__ import annotations
 

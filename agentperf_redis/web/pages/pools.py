@@ -1,4 +1,4 @@
-"""The pages of pools: all of them, and one in depth."""
+"""The pages about pools: a list of all pools, and a page with the details of one pool."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def pool(views: Any, asked: Asked) -> Page:
     if view is None:
         return not_found("pool", name)
     steps = view.row.steps
-    # The order of registration within each part is kept.
+    # Instances that take no work come first. Within both groups, the order of registration is kept.
     instances = sorted(view.row.instances, key=lambda each: each.takes_work)
     first = asked.page * MAX_INSTANCES
     shown = instances[first : first + MAX_INSTANCES]
@@ -123,7 +123,7 @@ def _details(event: PoolEvent) -> str:
 
 
 def _reason(row: InstanceRow) -> str:
-    """Return why an instance is not up. The page says in its own units how long a rest or an ejection still lasts."""
+    """Return why an instance is not up. The time left of a rest or an ejection is in the page's own units."""
     status = row.status
     if status.state is InstanceState.RESTING:
         return f"rate-limited by its service, or cooled down, for {duration(status.resting_for)} more"

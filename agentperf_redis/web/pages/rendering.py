@@ -1,4 +1,4 @@
-"""From a view to a page: the frame that all pages share, and the pages for errors."""
+"""Turns views into pages, with the frame that all pages share. Also holds the pages for errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def page_route(path: str, name: str, handler: Handler, section: str | None = Non
         path: its path.
         name: name of the route.
         handler: reads the page.
-        section: the entry of the menu that the page belongs to; None for its own.
+        section: name of the menu entry that is marked on the page; None for `name`.
     """
 
     async def endpoint(request: Request) -> Response:

@@ -144,13 +144,13 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def visible(name: str) -> str:
-    """Return a name with control characters escaped, and with a sign for an empty one."""
+    """Return a name with its control characters escaped; ``(empty)`` for an empty name."""
     return printable(name) if name else "(empty)"
 
 
 def breakable(name: str) -> Markup:
     """Return a name as HTML that may be broken after a separator, so that a long one fits a narrow screen."""
-    text = str(escape(visible(name)))  # entities contain none of the separators but ; and #
+    text = str(escape(visible(name)))  # escaped characters, such as &#39;, contain no separator
     for separator in ("/", "_", "-", ".", ":"):
         text = text.replace(separator, f"{separator}<wbr>")
     return Markup(text)  # noqa: S704  escaped above

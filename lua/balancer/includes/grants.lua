@@ -11,8 +11,8 @@ end
 local function write_lease(id, fence, late, ttl_ms)
   return 'lease instance=' .. id .. ' fence=' .. fence .. (late == '1' and ' late=1 ttl_ms=' or ' ttl_ms=') .. ttl_ms
 end
--- Return two sums for the reply to a grant: of the loads of all instances, and of the capacities of the instances that
--- take work. If another program has written something else into a field, the field counts as 0.
+-- Return two sums for the reply to a grant: the loads of all instances, and the capacities of the instances that take
+-- work. If another program has written something that is not a whole number into a field, the field counts as 0.
 local function sums()
   local found = call('HMGET', STATE, '#load', '#cap')
   local load, cap = match(found[1] or '0', '^%d+$') or '0', match(found[2] or '0', '^%d+$') or '0'

@@ -1,5 +1,5 @@
--- Health and capacity. The functions compute how many leases an instance may have now, from its outcomes, checks, age
--- and rate limits. `maintenance` adds them to the object that it returns. Needs strategies.lua and pool.lua.
+-- Health and capacity. The functions compute how many leases an instance may have now, from its outcomes, checks,
+-- warm-up and rate limits. `maintenance` adds them to the object that it returns. Needs strategies.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
 --   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
 --   instance is never ejected. After an ejection, one probe at a time is allowed.
@@ -119,8 +119,8 @@ local function health(self, facts)
     return limit
   end
 
-  -- Return the lowest fencing token that a later grant of an instance can have. It is the present time, or the last
-  -- token + 1 if this is higher, as after the server's clock was set back.
+  -- Return the lowest fencing token that a later grant of an instance can have: the present time or the last token + 1,
+  -- whichever is higher. After the server's clock was set back, the last token may be higher than the present time.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
   -- If the server's clock was set back after the last change of the arrival times, shift these times back by the same
@@ -147,8 +147,8 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- When panic begins or ends, the limits of unhealthy instances change. So this function stores the record of every
-  -- instance that is in `away` again. A call stores one batch; a timer in `due` continues with the next batch. ZSCAN
+  -- When panic begins or ends, the limits of unhealthy instances change. So this function stores again the
+  -- record of every instance in `away`. A call stores one batch; a timer in `due` continues with the next batch. ZSCAN
   -- returns every instance that is in `away` during the whole scan. A script that adds or removes an instance during
   -- the scan stores this instance itself.
   function self.store_away(cursor)
@@ -292,8 +292,8 @@ local function health(self, facts)
   --   kind   o: ok, s: ok but slow; e, t, j, l as in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
-    -- The rest is the only consequence of a rate limit. The answer shows that the instance is alive, so the answer
-    -- neither begins nor ends a series of bad outcomes, ejects nothing and lowers no adaptive limit.
+    -- An instance that refuses work because of its rate limit is alive. So this outcome neither begins nor ends a
+    -- series of bad outcomes. It ejects no instance and lowers no adaptive limit. release.lua lets the instance rest.
     if kind == 'l' then
       r.failed = r.failed + 1
       return
@@ -366,8 +366,10 @@ local function health(self, facts)
     end
   end
 
-  -- Change the rest of an instance, after the end of its rest was corrected if the server's clock was set back since.
-  --   for_ms  the length of a rest from now; a rest that ends later stays. 0: end the rest. nil: only correct the end
+  -- Begin, prolong or end the rest of an instance. If the server's clock was set back since the end of the rest was
+  -- set, first correct that end.
+  --   for_ms  length of the rest from now; a rest that ends later keeps its end. 0: end the rest. nil: only correct the
+  --           end
   --   why     rate_limited, an outcome; or cooled_down, by a call of cool_down
   -- Returns whether the end has changed.
   function self.rest(r, for_ms, why)
@@ -435,9 +437,9 @@ local function health(self, facts)
   end
 
   -- If all usable instances are unhealthy, resting or rate-limited, return the milliseconds until the first of them
-  -- comes back. Return nil in all other cases, or if that time is not known. In panic, it is known only if all
-  -- instances rest or are rate-limited. Otherwise unhealthy instances have leases, and the end of a lease may free
-  -- capacity; `count` gives these instances the score 0.
+  -- comes back. Return nil in all other cases, or if that time is not known. In panic, an unhealthy instance
+  -- that neither rests nor is rate-limited takes work, and the end of any lease may free capacity. So the time is not
+  -- known if there is such an instance; `count` gives it the score 0.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]

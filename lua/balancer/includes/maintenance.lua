@@ -6,10 +6,10 @@ local function whole_sum(text)
   return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
 end
 
--- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
--- grant; at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy queue
--- leaves many tombstones, so only the first AHEAD timers are read. If all of them are of these kinds, the time until
--- the last of them is returned.
+-- Return the time until the first timer in `due` that may free capacity, such as the expiry of a lease or grant. The
+-- result is at most 1000 ms. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy
+-- queue leaves many tombstones, so only the first AHEAD timers are read. If all of these are skipped, return the time
+-- until the last one.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -234,8 +234,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Write a tombstone for a token. ZREM comes first: the server allows it at maxmemory, even if it removes nothing.
-  -- After the first write of a script, the server no longer checks the memory.
+  -- Write a tombstone for a token. ZREM comes first, because the server allows it even at maxmemory. After the
+  -- first write command of a script, even if it removed nothing, the server no longer checks the memory.
   function self.tombstone(token, why, keep_ms)
     self.changed = true
     call('ZREM', DUE, token)
@@ -268,7 +268,7 @@ local function maintenance(now_us)
   end
 
   -- Correct a timer that is too far in the future because the server's clock was set back after the timer was set. The
-  -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats stay.
+  -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats are not changed.
   function self.correct_timer(name, at_ms)
     local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
     if kind == 'E' or kind == 'R' or kind == 'V' or kind == 'C' then
@@ -414,11 +414,12 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Let the keys of the pool expire if it has no instance, and let them stay if it has one again. For a minute, other
-  -- processes still find the time of the pool's creation. This tells them that its instances were removed, and that the
-  -- server has not lost them. Settings that were configured are kept for a day, since the instances may come later. A
-  -- lease on a removed instance is renewed without this function, so its pool gets a week. A waiter calls this function
-  -- with each poll.
+  -- If the pool has no instance, give its keys a TTL; if it has an instance, remove the TTL. The TTL is:
+  -- - a minute in the usual case. During this time, other processes find the pool's creation time. It shows them that
+  --   the instances were removed, and that the server did not lose them.
+  -- - a day if the settings were configured, since the instances may come later.
+  -- - a week if there is a lease on a removed instance, since a renewal does not call this function.
+  -- Each poll of a waiter calls this function.
   function self.update_expiry()
     local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, '691200000'
     local TAG = string.sub(READY, 1, -6)
@@ -428,7 +429,7 @@ local function maintenance(now_us)
       keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
     end
     local text = keep_ms and format('%d', keep_ms) or false
-    -- A tombstone may have created `due` again after its last timer was removed, and then without an expiry.
+    -- `due` may have no expiry: the key is deleted with its last timer, and a later tombstone creates it again.
     if text == facts[1] and (not text or (call('ZCARD', WAITQ) == 0 and call('PTTL', DUE) ~= -1)) then return end
     self.changed = true
     local keys = {STATE, DUE, WAITQ, TAG .. 'events'}
@@ -445,8 +446,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Store in #next the time of the next maintenance. Store the present time in #clock if the time in #clock is old. But
-  -- if that time shows that the clock was set back, keep it, since only `expire` corrects the timers.
+  -- Store in #next the time of the next maintenance. If the time in #clock is old, replace it with the present time.
+  -- But if the old time shows that the clock was set back, keep it, since only `expire` corrects the timers.
   function self.reschedule()
     local next_ms = '0'
     if known[13] and tonumber(known[13]) <= now_ms then

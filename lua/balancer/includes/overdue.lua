@@ -1,8 +1,8 @@
--- Counts overdue leases. Needs records.lua; a script that includes this file names its key DUE.
+-- Counts overdue leases. Needs records.lua, and the key DUE.
 
 local EXPIRIES = 64  -- due timers that `status` and `sample` process before they count
 
--- Return the number of leases and grants that have expired but are not ended yet, among the first 5000 due timers.
+-- Count the leases and grants whose expiry has passed but was not processed yet, among the first 5000 due timers.
 local function count_overdue(now_ms)
   local OVERDUE, CHUNK = 5000, 500
   local count = 0

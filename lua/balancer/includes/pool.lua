@@ -5,8 +5,8 @@
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool may be
 -- divided into shards. Each shard has all of these keys under its own <tag>, such as agentperf:{lb:<type>#3/8.30}. Each
--- script sees one shard. Only layout.lua divides a pool, and writes another form of #pool. Once a pool has no
--- instances, no leases and no waiters, its keys expire after a minute, or after a day if its settings were configured.
+-- script sees one shard. Only layout.lua divides a pool; #pool then has another form. Once a pool has no instances, no
+-- leases and no waiters, its keys expire after a minute, or after a day if its settings were configured.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now

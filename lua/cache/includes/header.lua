@@ -1,10 +1,11 @@
 -- The only reader of the header of an entry in Lua; header_writer.lua writes it, and cache/entry_format.py does both.
 -- Needs whole_number.lua. A header is
---   <version>.<request>                                               if it needs no facts: the usual case
+--   <version>.<request>                                               without further facts: the usual case
 --   <version>+<request><expiry> <cost> <fresh> <tags> <size> <key>    otherwise
--- followed by the value. Version has 8 digits to the base of 90, the first digit is "%". Request is the beginning of
+-- followed by the value. Version has 8 digits to the base of 90; the digit for 0 is "%". Request is the beginning of
 -- the request id, 5 characters. Expiry is in ms, 0 for never; cost and fresh are in ms; size is that of the key, bytes.
--- 14 bytes let a value of 1,000 bytes stay in the 1,024 bytes that the allocator gives it anyway.
+-- The usual header has 14 bytes. With it, a value of 1,000 bytes still fits into the 1,024 bytes that the allocator
+-- would reserve for the value alone.
 
 -- Return the version at the beginning of an entry; nil if there is none.
 local function entry_version(entry)
@@ -15,7 +16,7 @@ local function entry_version(entry)
 end
 
 -- Return version, request, expiry, cost, fresh, tags, and the positions of the key and of the value; nil if the header
--- cannot be read. Only the version and the positions are numbers.
+-- cannot be read. The version and the positions are numbers, the other results are texts.
 local function read_header(entry)
   local version = entry_version(entry)
   local form, request = string.match(entry or '', '^([.+])([%w_-][%w_-][%w_-][%w_-][%w_-])', 9)

@@ -8,10 +8,10 @@
 --
 -- The server expires the value of an entry. No index is ordered by expiry, since it would take a third of the memory of
 -- the indexes. An expired entry therefore stays resident until a write finds that it has no value (see I.expire). In a
--- cache of at most 32 entries, the next write finds it. In a larger one, every 16th write on average examines 16
--- residents; after one that finds expired ones, the next write does, too. So an expired entry is removed within N
--- writes on average, and at most about an eighth of the residents have expired even if every entry expires: with a
--- share p, a write removes p / (1 - p)^16 on average, which is 1 at 12.5 %.
+-- cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on average examines 16
+-- residents. If it finds expired ones, the next write also examines 16. So on average, an expired entry is removed
+-- within N writes in a cache of N residents. Even if every entry expires, at most about an eighth of the residents are
+-- expired: if their share is p, a write removes p / (1 - p)^16 of them on average, and at p = 12.5 % this is 1.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -26,13 +26,14 @@
 -- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members
 -- as there are residents.
 --
--- The window adapts. When keys that were evicted from the window are soon stored again, it grows. It may fill the
--- whole cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each change of
--- the window costs hits, since it evicts entries without a comparison. Therefore the window moves far only while the
--- signals of both kinds agree: `trend` is their moving average, and a step is proportional to its square. If the
--- signals balance, the window stays. The signals measure the gain of a small change only. A loop that nearly fits
--- into the cache can pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are
--- compared too. If the window has moved and the hit ratio has fallen, the window returns and rests for some periods.
+-- The window adapts to two signals. When keys that were evicted from the window are soon stored again, it grows. It may
+-- fill the whole cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each
+-- change of the window costs hits, since it evicts entries without a comparison. Therefore a step is proportional to
+-- the square of `trend`, the moving average of the signals. So the window moves far only while most signals have the
+-- same direction. If the signals balance, the window stays. The signals measure the gain of a small change only. A loop
+-- that nearly fits into the cache can pull the window through sizes with far fewer hits. Therefore the hit ratios of
+-- periods are compared too. If the window has moved and the hit ratio has fallen, the window returns to its earlier
+-- size and keeps it for some periods.
 --
 -- Where popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it
 -- falls by 25 points or more.
@@ -45,9 +46,9 @@
 -- Needs corrupt.lua and whole_number.lua.
 
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
--- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries move to
--- another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that empty a shard which
--- fence.lua has closed.
+-- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries are
+-- being moved to another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that
+-- empty a shard which fence.lua has closed.
 local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
@@ -60,7 +61,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then
-    -- The caller knows one shard, but the cache has got another layout since, or is just getting it.
+    -- The caller knows a cache of one shard, but the cache has another layout since, or changes its layout now.
     if string.match(m[1], '%d shards %d+') or string.match(m[1], '%d layout %d+') or string.match(m[1], '%d to %d+$')
       or string.match(m[1], ' closed$') then return nil, {0} end
     return nil, corrupt(META, 'settings of another form')
@@ -72,7 +73,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   if not is_whole or (not next_ms and m[4] and m[4] ~= '') then
     return nil, corrupt(META, 'clock, bytes, next, deferred, resent or removed that is no whole number')
   end
-  -- While entries move here from another layout, `moving` is the part of the limits that they still use there.
+  -- While entries move here from another layout, `moving` is the part of the limits that is still used there.
   hot, warm, cold = number(hot), number(warm), number(cold)
   local total, max_bytes, marks = hot + warm + cold, number(bytes), false
   if m[9] and m[9] ~= 'done' and not closed then
@@ -424,7 +425,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       I.next = first_ms
     else
       local cursor, hot = string.match(I.scan or '', '^(%d+)( ?)')
-      -- The clock decides whether it is the turn of this write, since a counter would have to be written each time.
+      -- The clock decides whether this write examines residents. A counter would have to be written each time.
       if hot ~= ' ' and I.clock % 16 > 0 then return end
       local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
       if I.n <= I.LISTPACK then keys = call('HRANDFIELD', I.size, 16)
@@ -476,7 +477,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     local stored = I.stored
     local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes))}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
-    -- Leave a counter that another program has changed as it is. Only statistics read it, and they report the fault.
+    -- Do not change a counter into which another program has written. Only statistics read it, and report the fault.
     local function count(name, before, more)
       local number = whole_number(before, 0)
       if number then note(name, I.text(number + more)) end

@@ -12,7 +12,7 @@
 --       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter counts as gone, unless it polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
---   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us; also the channel of grants
+--   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us. Grants are published on a channel of this name
 --   <tag>:spent:@<token>  STRING  why a late copy of the request is refused; expires
 -- A request is granted while fewer units are held than its own limit, so nothing depends on a stored limit. The queue
 -- is first in, first out: a waiter with a low limit does not let later waiters pass.
@@ -72,8 +72,8 @@ local function open_lock(last_fence)
     call('HDEL', STATE, token)
   end
 
-  -- If the server's clock was set back, the first leases may expire later than they can by their TTL. Correct them, so
-  -- that the lease of a dead process does not outlive its TTL by as much.
+  -- If the server's clock was set back, leases may expire later than their TTL allows. Correct the leases that expire
+  -- first. Otherwise the lease of a dead process would outlive its TTL by the time by which the clock was set back.
   function self.correct()
     local STEP_MS = 1000
     local first = call('ZRANGE', HELD, 0, EXPIRIES - 1, 'WITHSCORES')
