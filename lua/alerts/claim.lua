@@ -3,14 +3,14 @@
 --   rules     HASH  agentperf:{alerts}:rules
 --   schedule  HASH  agentperf:{alerts}:schedule
 -- ARGV
---   now_ms    int   evaluate as of this time, ms since 1970; -1: the server's time less delay_ms
+--   now_ms    int   time of the evaluation, ms since 1970; -1: the server's time minus delay_ms
 --   delay_ms  int   time that records take to arrive, ms
 --   count     int   max rules to claim
 --   token     text  identifies this claim in the report
 -- RETURNS
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
---     wait_ms: time until the next rule is due, ms; at_ms: the end of the window to judge, a multiple of the interval
--- REPEAT  returns the rules that the first copy claimed, and claims others that are due by now
+--     wait_ms: time until the next rule is due, ms; at_ms: end of the window to evaluate, a multiple of the interval
+-- REPEAT  returns the rules that the first copy claimed, and claims other rules that have become due since
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(rules)
 --@include corrupt

@@ -12,7 +12,7 @@
 --   values...  text  name and text of each field; then name and interval in ms of each rule to schedule; then the
 --                    addresses. Names of rules and addresses are percent-encoded
 -- RETURNS
---   {1, version, n}  deployed as this version; n rules were removed
+--   {1, version, n}  deployed; version: number of this deployment; n: number of rules that were removed
 -- REPEAT  deploys the same rules as a further version
 -- ERRORS  CORRUPT <key>: it holds another type, or a version that is no number; nothing was changed
 -- COST    O(rules + addresses + waiting notifications of removed addresses)

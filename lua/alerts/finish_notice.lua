@@ -8,7 +8,7 @@
 --   id         text  id of the notification
 --   retry_ms   int   time until the next attempt, ms; 0: it was delivered
 --   keep_ms    int   max age of a notification, ms; an older one is dropped
---   error      text  why the attempt failed, percent-encoded; empty if it did not
+--   error      text  why the attempt failed, percent-encoded; empty if it did not fail
 -- RETURNS
 --   1   recorded
 --   0   the notification is no longer there: another process delivered it, or its receiver was removed

@@ -20,10 +20,10 @@
 --     loads after the grant; cap: sum of the capacities of the instances that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
 --     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy,
---     resting or rate-limited, the time until the first one comes back, if known; registered, waiting: number of
---     instances and of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
---     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: of the
---     other instances, the number of those that rest or whose rate limits are used up
+--     resting or rate-limited, the time until the first one comes back, if known; registered: number of instances;
+--     waiting: number of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
+--     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: number of
+--     other instances that rest or whose rate limits are used up
 --   {-1, why}                            the token is spent; why: the reason in its tombstone, or the word
 --     waiting or grant if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
@@ -150,7 +150,7 @@ end
 --@include refusals
 local refusal = refusal_reply(pool, IDS, now_us)
 if is_old and not look then
-  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+  call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
   call('HSET', STATE, '#clock', format('%d', now_ms))
 end
 return refusal

@@ -9,9 +9,9 @@
 -- ARGV
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   1              deleted. The creation time of the pool is kept for a minute. It shows the processes that registered
---     instances that a caller deleted the pool, and that the server did not lose it. Waiters queue again with their
---     next poll, and wait for another instance
+--   1              deleted. The creation time of the pool is kept for a minute. From it, a process that registered an
+--     instance sees that a caller deleted the pool, and that the server did not lose it. Waiters queue again with
+--     their next poll, and wait for another instance
 --   0              no such pool
 --   {-3, fact}     as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed

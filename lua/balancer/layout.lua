@@ -60,7 +60,7 @@ elseif shards ~= SHARDS then
 end
 if ACTION == 'drop' then
   call('HDEL', STATE, '#pool', '#settings')
-  call('PEXPIRE', STATE, MARKED_MS)  -- if #born stays
+  call('PEXPIRE', STATE, MARKED_MS)  -- if it still has #born
   return {DONE, tonumber(shards), strategy, '', ''}
 elseif ACTION == 'lapse' then
   call('PEXPIRE', STATE, LAPSE_MS)

@@ -39,7 +39,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

@@ -43,7 +43,7 @@ if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

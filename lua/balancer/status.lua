@@ -11,7 +11,7 @@
 --   count       int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
---     registered, waiting: number of instances and of waiters; late: number of leases whose expiry has passed but
+--     registered: number of instances; waiting: number of waiters; late: number of leases whose expiry has passed but
 --     was not processed yet, counted on the first page only; picks: leases granted so far; next_rank: rank of the next
 --     page, 0 after the last page; panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
 --     instances
@@ -58,7 +58,7 @@ end)
 if invalid_id then return corrupt(invalid_id) end
 -- The simulated server of the unit tests lacks this function.
 if not redis.acl_check_cmd or redis.acl_check_cmd('ZREM', DUE, '') then
-  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+  call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
   pool.maintain(EXPIRIES)
 end
 local late = first == 0 and count_overdue(pool.now_ms) or 0

@@ -46,7 +46,7 @@ local pool = maintenance(now_us)
 if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then

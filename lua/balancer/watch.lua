@@ -34,7 +34,7 @@ if refused then return refused end
 if LABELS ~= '-' then check_types(LABELS) end
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 local _, dispatched = pool.maintain(EXPIRIES)
 if dispatched and pool.best(LABELS) then return DONE end
 if LIVE_MS ~= '0' then

@@ -10,8 +10,8 @@
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
---                   TTLs are in ms; 0 is no limit; without a number, there is one shard. relayout.lua appends
---                   more words, which stay
+--                   TTLs are in ms; 0 is no limit. Without "shards", there is one shard. relayout.lua appends
+--                   more words to the stored text, and this script keeps them
 --   given     text  one digit for each of the 9 values: 1 if the caller chose it, 0 if it applies only to a new cache
 --   share     int   minimum number of entries for each shard, if there are several
 -- RETURNS

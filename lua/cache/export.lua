@@ -15,7 +15,7 @@
 --   names...    text    the stored names, at most 256
 -- RETURNS
 --   {1, {entry, hits, tier, score, expiry_ms}, ...}  one for each name: the stored entry, its reads, its tier (1 hot, 2
---                       warm, 3 cold, 4 new), its score there, and when it expires, ms (-1 for never)
+--                       warm, 3 cold, 4 new), its score in that tier, and when it expires, ms (-1 for never)
 --   {1, 0, ...}         0 in place of an entry that is absent, expired or invalidated
 --   {0}                 the shard has no entries
 -- REPEAT  a second delivery reads again

@@ -28,8 +28,8 @@
 --   {0}                  the cache has no settings; nothing done
 --   {-5, clock}          the request was cancelled, or until_ms has passed and an earlier copy may have been executed
 --   {-6, now_ms}         until_ms has passed; nothing done
--- REPEAT  the first executed copy leaves the entry at reply, and all other copies return it. A repeated delivery that
---         finds no value leaves a blank there, so that no late copy removes a newer value. If the shard was closed
+-- REPEAT  the first executed copy leaves the entry in <tag>:r:<id>, and all other copies return it. A repeated delivery
+--         that finds no value leaves a blank there, so that no late copy removes a newer value. If the shard was closed
 --         since the first delivery, a copy still returns the entry; its version is then 0.
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(log N): the value is renamed, not copied; its memory is held until until_ms

@@ -24,7 +24,7 @@
 --   seen       text    empty on the first delivery; else the newest version known before the first delivery
 --   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
---   token      text    of the compute lease under which the value was computed; empty for a plain put
+--   token      text    token of the compute lease under which the value was computed; empty for a plain put
 --   mode       text    empty stores in any case; add: only if there is no value; replace: only if there is one;
 --                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value
 --                      again with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL

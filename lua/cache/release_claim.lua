@@ -7,7 +7,7 @@
 --   epochs    STRING  <tag>:epochs
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token     text    of the lease
+--   token     text    token of the lease
 --   outcome   text    failed or given_up
 --   error     text    "<type> <message>" if failed; a blank if the value cannot be stored
 --   error_ms  int     how long the error is kept, ms
@@ -17,7 +17,8 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released; since the claim, the cache was cleared or, if the value has tags, a tag invalidated
+--   {2}                 released; since the claim, the cache was cleared, or the value has tags and a tag was
+--                     invalidated
 --   {-1}                the lease was no longer held
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

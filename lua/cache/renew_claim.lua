@@ -3,7 +3,7 @@
 --   lease     HASH  <tag>:l:<key>
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token     text  of the lease
+--   token     text  token of the lease
 --   lease_ms  int   new TTL of the lease, ms
 -- RETURNS
 --   {1}                 renewed

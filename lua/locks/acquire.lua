@@ -56,7 +56,7 @@ if (queued and not whole_number(queued)) or not whole_number(last, 0) then
   return corrupt(QUEUE, 'a ticket that is no number')
 end
 
-call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', HELD, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- not fetched in time: it queues again
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end

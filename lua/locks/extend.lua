@@ -36,7 +36,7 @@ if ADDED ~= '0' then
 end
 left_ms = math.min(MAX_MS, left_ms)
 local text = format('%d', left_ms)
-call('ZREM', HELD, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
+call('ZREM', HELD, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
 call('HSET', STATE, TOKEN, write_held(fence, text, late ~= '', last))
 call('ZADD', HELD, format('%d', lock.now_ms + left_ms), TOKEN)
 lock.keep()

@@ -38,9 +38,9 @@
 -- REPEAT  the number of the flush is known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x tiers x fields) + O(samples log N), + O(fields) for each slice that is closed, + O(256 lines) for
---         each list that gets late samples; at a limit, + O(fields) for each name that gives way, at most
---         16 agents, max_parts + 3 parts of these agents, 16 spans of an agent that stays, and 64 errors or models of a
---         series
+--         each list that gets late samples; at a limit, + O(fields) for each name that gives way. At most
+--         16 agents give way, max_parts + 3 parts of these agents, 16 spans of an agent that stays, and 64 errors or
+--         models of a series
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -457,7 +457,7 @@ if wrong_key then return corrupt(wrong_key, wrong_type) end
 -- enough, and old ones to which it adds late samples. Of the first kind, a series can have two slices of each width:
 -- the slice of its last sample before this flush, and the slice before that one. So the script looks at each slice
 -- once, and searches for none.
-local MIN_FIELDS = 24  -- closing a slice with fewer fields would save less memory than it is worth in time
+local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
 local MAX_TAIL = 256  -- a slice with this many closed slices after it stays a hash
 local to_close, closing  -- by list: its slices to close; what to write
 local function is_closed(t, start, last_ms)

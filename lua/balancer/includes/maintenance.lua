@@ -286,7 +286,7 @@ local function maintenance(now_us)
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
-    call('ZREM', DUE, '')  -- removes nothing, but passes the check of maxmemory, which is made only up to a first write
+    call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
     local scan = call('ZSCAN', DUE, cursor, 'COUNT', TIMERS)
     for i = 1, #scan[2], 2 do self.correct_timer(scan[2][i], tonumber(scan[2][i + 1])) end
     self.changed = true
@@ -460,7 +460,7 @@ local function maintenance(now_us)
     end
     self.changed = self.changed or next_ms ~= known[8]
     call('HSET', STATE, '#next', next_ms)
-    if self.usable == 0 then self.update_expiry() end  -- a usable instance is an instance; `register` calls it too
+    if self.usable == 0 then self.update_expiry() end  -- a pool with a usable instance has no TTL; see `register`
     local is_set_back, is_old = read_clock(known[12], now_ms)
     if is_old and not is_set_back then
       self.changed = true
