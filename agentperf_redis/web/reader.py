@@ -64,8 +64,8 @@ class Shared:
         Args:
             key: names what is read: equal keys mean equal results.
             read: does the read.
-            max_age_s: how long this result is shared, s; None for the time that holds for all results. An error is not
-                shared for longer than that time.
+            max_age_s: how long this result is shared, s; None for the `max_age_s` of this object, which is also the
+                longest time for which an error is shared.
 
         Raises:
             Exception: the error of the read.

@@ -33,7 +33,7 @@ if not m[2] then
   end
   local time, text = call('TIME'), m[1] or 'none'
   clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
-  -- If meta is also that of the whole cache, its settings already name the other layout, and need no mark.
+  -- If meta is also that of the whole cache, its settings already show the change of layout.
   if not string.match(text, '%d to %d+$') and not string.match(text, '%d layout %d+') then text = text .. ' closed' end
   call('HSET', META, 'settings', text, 'frozen', epochs, 'clock', string.format('%d', clock))
   call('SET', EPOCHS, CLOSED .. ' ' .. CLOSED .. ' ' .. CLOSED)

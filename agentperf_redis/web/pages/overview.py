@@ -1,4 +1,4 @@
-"""The first page. It shows whether all is well, and if not, what is wrong since when."""
+"""The first page. It shows whether all is well, and if not, where and since when it is not."""
 
 from __future__ import annotations
 
