@@ -1,9 +1,9 @@
 """Fixtures for all layers. Servers are real (`tests/support/servers.py`), except `fake` for unit tests.
 
-Which tests a run includes: `tests/support/selection.py`.
+The module `tests/support/selection.py` decides which tests a run includes.
 
-With `--as-acl-user`, all URLs lead to an ACL user with the rights of `agentperf doctor --acl`, and a test fails if a
-server has refused that user anything.
+With `--as-acl-user`, all URLs name an ACL user with the rights that `agentperf doctor --acl` prints. A test then fails
+if a server has refused that user anything.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _make_hypothesis_deterministic(config: pytest.Config) -> None:
     """Use the same examples in each run. Examples have no time limit, because their time depends on the machine's load.
 
-    A run has half as many examples as Hypothesis' default. `pytest --hypothesis-profile many` has four times as many
-    as that, and `pytest --hypothesis-profile explore` searches for new ones.
+    A test has 50 examples, half of Hypothesis' default. With `pytest --hypothesis-profile many`, it has 200 examples.
+    With `pytest --hypothesis-profile explore`, Hypothesis searches for new examples.
     """
     import hypothesis
 
@@ -110,12 +110,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # clients, so their requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if only is None and _is_about_output(metafunc.definition.path):
-        # Commands and pages show what the services return. The services are tested on every kind of server. For
-        # output, a Cluster is the kind that differs.
+        # Commands and pages show what the services return, and the services are tested on every kind of server. So
+        # output is tested on two kinds only: on Valkey, and on a Cluster, where it can differ.
         chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
     long, other_servers = selection.parts(metafunc.config)
     if not other_servers or metafunc.definition.path.is_relative_to(selection.BORDERS):
-        chosen = chosen[:1]  # frameworks do not differ between servers, and take long
+        chosen = chosen[:1]  # tests of frameworks take long, and one kind of server is enough
     elif not long:
         chosen = chosen[1:] or chosen[:1]
     metafunc.parametrize("server_kind", chosen)
@@ -145,8 +145,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """Exempt the collected tests and the loaded modules from garbage collection.
 
-    They live until the end of the session. A full collection, which some tests call, would visit all of them. Older
-    versions of Hypothesis warn if `gc.get_referrers`, which sees no exempted object, finds none for a generator.
+    They live until the end of the session. A full collection, which some tests call, would visit all of them.
+
+    `gc.get_referrers` does not see exempted objects. Hypothesis before 6.148 warns if that function finds no object
+    that refers to a generator. With these versions, nothing is exempted.
     """
     import hypothesis
 
@@ -155,7 +157,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import folders whose tests this run omits, unless they are named."""
+    """Do not import folders whose tests this run omits, unless the command line names these folders."""
     if collection_path not in selection.omitted_folders(config):
         return None
     named = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
@@ -202,7 +204,7 @@ def servers() -> Iterator[Servers]:
 def _acl_user_was_refused_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --as-acl-user, fail a test during which a server refused a command, a key or a channel.
 
-    Commands and pages show less without the rights that only operators need.
+    Commands and pages may be refused the commands that only operators need. They then show less.
     """
     if not restricted() or "servers" not in request.fixturenames:
         yield
@@ -285,7 +287,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture
 def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Backend]]:
-    """Make a backend with `connect(url, ...)`, which takes any argument of Backend. The backend is closed after the test."""
+    """Make a backend with `connect(url, ...)`; all arguments of Backend are allowed. The fixture closes the backend."""
     from agentperf_redis.backend import Backend
 
     made: list[Backend] = []
@@ -383,7 +385,7 @@ def counted(raw: Raw, namespace: str) -> Callable[[], int]:
 
 @pytest.fixture
 def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process sample no history. Without it, a slow test finds keys that its own calls did not write."""
+    """Let this process sample no history. Otherwise, a slow test would find keys that its own calls did not write."""
     monkeypatch.setattr(history, "_FIRST_S", 1e6)
 
 

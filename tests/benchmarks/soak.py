@@ -1,4 +1,4 @@
-"""Whether anything grows or slows down: four processes use all services at half of their highest rate for minutes.
+"""Check that nothing grows or slows down while four processes use all services for minutes, at half their top rate.
 
 Two processes are blocking, with two threads each; two use asyncio, with four tasks each. After a first minute, in which
 caches and histories fill, the figures of each further minute must stay level. With `--full`, this takes 11 minutes;
@@ -53,7 +53,7 @@ class Minute:
 
 @dataclass
 class Figures:
-    """The figures of all processes and of the server, a value for each minute."""
+    """The figures of all processes and of the server, with one value for each minute."""
 
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Figures:
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Yield a row for each figure: the last minute against the second one, since the first fills the caches."""
+    """Yield a row for each figure. It compares the last minute with the second, because the first fills the caches."""
     minute_s = 60.0 if bench.full else 5.0
     with AgentPerf(bench.url, namespace=NAMESPACE) as perf:
         MetricsCollector(backend=perf.backend, retention=BRIEF)
@@ -128,7 +128,7 @@ def _add(figures: Figures, reports: list[Minute], bench: Bench) -> None:
 
 
 def work(url: str, number: int, minute_s: float) -> Iterator[float | Minute]:
-    """Yield the highest rate of calls, get the rate to keep, and yield a report for each minute.
+    """Yield the highest possible rate of calls, then receive the rate to use, then yield a report after each minute.
 
     Returns the number of calls.
     """
@@ -154,7 +154,7 @@ Load = Callable[[float, float], list[float]]
 
 
 class _Pace:
-    """The time of each call: evenly spaced, whatever the time of the calls before.
+    """Spaces the calls evenly, however long the previous calls took.
 
     Args:
         seconds: length of the work.
@@ -171,7 +171,7 @@ class _Pace:
         now = time.perf_counter()
         if now >= self.end:
             return None
-        self._next = max(self._next + self._gap_s, now - 1.0)  # after a pause, it catches up one second at most
+        self._next = max(self._next + self._gap_s, now - 1.0)  # calls of at most one second are made up after a pause
         return max(0.0, self._next - now)
 
 

@@ -1,4 +1,4 @@
-"""Benchmark of the plugin for pytest: a session that uses it, and its cost for a session that does not use it."""
+"""Benchmark of the pytest plugin: the time of a session with it, and its cost in a session that does not use it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def _sessions(source: str, *, with_plugin: bool = True) -> Work:
-    """Return work that runs sessions of a project with these tests."""
+    """Return a function that runs pytest sessions in a project with these tests."""
 
     def work(times: int) -> None:
         with tempfile.TemporaryDirectory(prefix="agentperf-bench-") as folder:

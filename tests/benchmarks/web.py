@@ -72,7 +72,7 @@ def _site(bench: Bench) -> Iterator[tuple[int, int]]:
 
 
 def _first_view(port: int) -> tuple[float, int]:
-    """Load the page and its files as a browser does. Returns the time, s, and the bytes received."""
+    """Load the page and its files as a browser does. Returns the time in seconds and the number of bytes received."""
     began, size = time.perf_counter(), 0
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
 
@@ -87,7 +87,7 @@ def _first_view(port: int) -> tuple[float, int]:
 
         load("/", "gzip")
         took = time.perf_counter() - began
-        page = load("/", "identity").decode()  # shares the read; for the names of its files
+        page = load("/", "identity").decode()  # not timed: only to find the page's files
         size -= len(page)
         began = time.perf_counter()
         for path in re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^"]+)"', page):
@@ -96,7 +96,7 @@ def _first_view(port: int) -> tuple[float, int]:
 
 
 def _cost(bench: Bench, port: int, pages: int) -> float:
-    """Open live pages, and return the processor time of the server per second, s."""
+    """Open live pages, and return how many seconds of processor time the server uses per second."""
     with contextlib.ExitStack() as stack:
         for _ in range(pages):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
@@ -115,6 +115,6 @@ def _processor_s(client: object) -> float:
 
 
 def _own_s(program: int) -> float:
-    """Return the processor time of a process, s."""
+    """Return the processor time of a process in seconds."""
     fields = Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

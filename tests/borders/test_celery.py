@@ -255,7 +255,7 @@ def test_task_without_capacity_runs_later_and_keeps_its_retries(programs: Progra
 
 @pytest.fixture
 def app(perf: AgentPerf) -> Iterator[Any]:
-    """An instrumented app, whose tasks run in the caller."""
+    """An instrumented app whose tasks run in the calling thread."""
     from celery import Celery
 
     from agentperf_redis.integrations.celery import instrument
@@ -268,7 +268,7 @@ def app(perf: AgentPerf) -> Iterator[Any]:
 
 
 def task(app: Any, name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return `app.task(name=name)`, Celery's decorator of tasks, with the type that it lacks in Celery."""
+    """Return Celery's task decorator `app.task(name=name)` with a type. Celery itself gives it no type."""
     made: Callable[[Callable[..., Any]], Any] = app.task(name=name)
     return made
 
@@ -359,7 +359,7 @@ def test_lease_parameter_may_stand_anywhere(app: Any, perf: AgentPerf, function:
 
     balancer = perf.balancer()
     balancer.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
-    function.__name__ = "leasing"  # celery compiles a function of this name
+    function.__name__ = "leasing"  # celery compiles a function with this name, so it must be an identifier
     leasing = task(app, "leasing")(leased(balancer, "coder")(function))
     for args, named in (((1, 2), {}), ((1,), {"two": 2}), ((), {"one": 1, "two": 2})):
         assert leasing.apply_async(args, named).get() == (1, 2, "coder-1")

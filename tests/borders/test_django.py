@@ -1,4 +1,4 @@
-"""Django's cache framework on `AgentPerfCache`: Django's own tests, and the promises that they do not cover.
+"""Tests of `AgentPerfCache` for Django's cache framework: Django's own tests, and tests of further promises.
 
 Django's own tests come from its source distributions, which pip downloads. Without a network, they are skipped.
 """
@@ -261,7 +261,7 @@ def test_get_or_set_computes_once_for_all_processes(
 
 
 def race(url: str, namespace: str, times: int) -> int:
-    """Add the keys that other processes add as well, and count up `n`. Return how many keys this process added."""
+    """Add keys that other processes also add, and increment `n` each time. Return how many keys this process added."""
     cache = cache_class()(url, {"OPTIONS": {"namespace": namespace}})
     added = 0
     for number in range(times):
@@ -332,7 +332,7 @@ def test_invalid_settings_are_refused(location: Any, options: dict[str, Any], ar
 def test_cache_without_a_location_follows_the_default_backend(
     do: Any, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Django makes the cache object while a program is imported: no test of the program has a server at that time."""
+    """Django makes the cache object when a program is imported, before any test of the program has a server."""
     with another_default():
         cache = cache_class()("", {})
         early = default_backend()

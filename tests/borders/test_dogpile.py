@@ -1,4 +1,4 @@
-"""The backend "agentperf" of dogpile.cache: dogpile's own tests, and the promises that they do not cover.
+"""Tests of the dogpile.cache backend "agentperf": dogpile's own tests, and tests of further promises.
 
 The package dogpile.cache contains tests of backends, serializers and mutexes. All of them run here.
 """
@@ -139,7 +139,7 @@ def test_runner_on_another_thread_releases_the_mutex(region: Any) -> None:
 
 
 def test_backend_drops_values_after_its_expiration_time(server: Server, namespace: str, region: Any) -> None:
-    kept = region(name="limited")  # its connection is closed after the test
+    kept = region(name="limited")  # the fixture closes its connection after the test
     backend = type(kept.backend)({"url": server.url, "namespace": namespace, "name": "limited", "expiration_time": 50})
     backend.set_serialized("k", b"1")
     backend.set_serialized_multi({"a": b"1", "b": b"2"})

@@ -1,4 +1,4 @@
-"""Requests of a FastAPI application as executions, and leases as dependencies. See also test_starlette.py."""
+"""Requests of a FastAPI application count as executions, and leases are dependencies. See also test_starlette.py."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def chat(socket: WebSocket) -> None:
 
 
 def nested() -> tuple[FastAPI, APIRouter]:
-    """Return an application with nested routers and mounted applications, and the innermost of the routers."""
+    """Return two values: an application with nested routers and mounted applications, and its innermost router."""
     items, shop = APIRouter(prefix="/items"), APIRouter(prefix="/shop/{town}")
     items.add_api_route("/{item}", of, methods=["GET", "PUT"])
     items.add_api_websocket_route("/chat", chat)

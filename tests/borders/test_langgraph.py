@@ -1,4 +1,4 @@
-"""The node cache for LangGraph: real graphs, LangGraph's own cache tests, and metrics of graphs by callbacks."""
+"""Tests of the node cache for LangGraph, with real graphs and LangGraph's own cache tests, and of graph metrics."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class FakeModel(agents.Model):
     Args:
         responses: the list to which each response is appended.
         fails: whether each call fails.
-        as_responses: whether to report the traces of the SDK's model for OpenAI's Responses API. With False, the model
-            reports those of the SDK's model for chat completions.
+        as_responses: whether the traces are those of the SDK's model for OpenAI's Responses API. Otherwise, they are
+            those of the SDK's model for chat completions.
     """
 
     def __init__(self, responses: list[Any], *, fails: bool = False, as_responses: bool = False) -> None:
@@ -73,7 +73,7 @@ class FakeModel(agents.Model):
     async def get_response(
         self,
         system_instructions: Any,
-        input: Any,  # noqa: A002  the name of the interface
+        input: Any,  # noqa: A002  the interface has this name
         model_settings: Any,
         tools: Any,
         output_schema: Any,
@@ -338,7 +338,7 @@ def test_span_that_is_not_recorded_is_not_left_open(
         del lost
     assert current_span() is None
     with pytest.raises(InvalidArgument, match="agent_name"):
-        perf.metrics.record_llm(tokens_in=1)  # it would count for the lost agent
+        perf.metrics.record_llm(tokens_in=1)  # would count for the agent "lost" if its span were open
 
 
 def test_disabled_tracing_counts_nothing(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:

@@ -95,7 +95,7 @@ def genai(operation: str, **attributes: Any) -> dict[str, Any]:
 
 
 def pydantic_agents(provider: TracerProvider) -> tuple[Any, Any, list[Any]]:
-    """Return an agent, a failing agent, and the list of model responses. A tool of the first one runs a third agent."""
+    """Return an agent, a failing agent, and the list of responses. A tool of the first agent runs a third agent."""
     ai = package("pydantic_ai")
     messages = package("pydantic_ai.messages")
     function = package("pydantic_ai.models.function")
@@ -311,7 +311,7 @@ def test_langchain_counts_as_record_llm_of_its_responses(
     # skip_dep_check: one instrumentation declares that it needs langchain, but it uses only langchain-core.
     instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
     try:
-        contextvars.copy_context().run(run)  # OpenLLMetry leaves spans in the context of a failed call
+        contextvars.copy_context().run(run)  # a copy: OpenLLMetry leaves spans in the context after a failed call
     finally:
         instrumentor.uninstrument()
     for response in responses:

@@ -205,7 +205,7 @@ def test_uvicorn_counts_a_request_that_ends_during_shutdown(programs: Programs, 
 def test_hypercorn_with_several_workers_flushes_with_the_handler(
     programs: Programs, counted: Callable[[], int]
 ) -> None:
-    """When one worker has ended, hypercorn sends SIGTERM to the others. There, the signal has its default action."""
+    """When one worker has ended, hypercorn sends SIGTERM to the others. They have the default action for SIGTERM."""
     words = "hypercorn web:asgi -b 127.0.0.1:{port} -w 3"
     web, _, answered = serve(programs, *words.split(), arguments="flush_on_sigterm=True")
     web.terminate()

@@ -1,4 +1,4 @@
-"""Requests of a Starlette application as executions, and leases of endpoints. See also test_web_servers.py."""
+"""Requests of a Starlette application count as executions, and endpoints hold leases. See also test_web_servers.py."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_stream_is_measured_to_its_end_and_background_work_is_not(
 
 
 async def exchange(app: Any, path: str, received: list[Any], *, kind: str = "http", fail_after: int = 99) -> list[Any]:
-    """Run one request, with these messages from the client. After `fail_after` sent messages, each `send` fails."""
+    """Run one request, with `received` as the client's messages. Each `send` after the first `fail_after` fails."""
     sent: list[Any] = []
 
     async def receive() -> Any:

@@ -1,4 +1,4 @@
-"""The pages in headless Chromium: at both widths, light and dark, with much data, with none, and without a server."""
+"""The pages in headless Chromium: narrow and wide, light and dark, with much or no data, and without a server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _browser() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where screenshots go: AGENTPERF_TEST_SCREENSHOTS keeps them for a person to look at."""
+    """The folder for screenshots. To keep them, name a folder in AGENTPERF_TEST_SCREENSHOTS."""
     return Path(os.environ.get("AGENTPERF_TEST_SCREENSHOTS", tmp_path))
 
 
@@ -344,7 +344,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 "JSHeapUsedSize": before["JSHeapUsedSize"] * 1.2 + 500_000,
             }
             deadline = time.monotonic() + 60
-            while True:  # until the contents of the last updates are free too; those of 300 updates would never fit
+            while True:  # wait until the last contents are freed; if 300 updates leaked, memory would stay too large
                 after = await visit.kept()
                 if all(after[name] <= limit for name, limit in limits.items()):
                     break

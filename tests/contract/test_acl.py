@@ -52,7 +52,7 @@ def logged(client: Raw) -> list[list[str]]:
 
 @pytest.fixture
 def user(server: Server, namespace: str) -> Iterator[User]:
-    """A worker with the rights that `agentperf doctor --acl` prints for the namespace of the test."""
+    """An ACL user with the rights that `agentperf doctor --acl` prints for the namespace of the test."""
     name = f"worker-{uuid.uuid4().hex[:8]}"
     rules = acl.rules(namespace, password=">secret")
     for node in server.nodes:
@@ -188,7 +188,8 @@ def test_worker_may_run_the_demo_in_its_namespaces(user: User, tmp_path: Path) -
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
     assert (done.exit_code, user.refused()) == (0, [])
     assert json.loads(done.stdout)["ok"] is True
-    # redis-cli and redis-py accept each URL in the command that shows the keys. Together, the URLs lead to all keys.
+    # The message shows a command that lists the keys. redis-cli and redis-py accept each URL in this command, and
+    # together the URLs lead to all keys.
     (look,) = re.findall("show the keys while it runs: (.*)", done.stderr)
     (pattern,) = re.findall("--pattern '(agentperf-demo-[0-9a-f]+:[*])'", look)
     shown: set[str] = set()

@@ -51,7 +51,7 @@ def public(perf: AgentPerf) -> dict[str, Callable[..., Any]]:
 
 
 def attempts(function: Callable[..., Any], backend: Backend) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Yield calls that pass a value of another kind instead of a name. Each item begins with the parameter's name."""
+    """Yield calls that pass something other than a name. Each item begins with the parameter's name."""
     parameters = inspect.signature(function).parameters.values()
     required: dict[str, Any] = {
         each.name: "a"

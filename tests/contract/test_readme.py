@@ -122,7 +122,7 @@ def listed_keys() -> set[tuple[str, str]]:
 
 
 def shown_state() -> list[tuple[str, str]]:
-    """Return the hash fields of the example pool in the README, some of those on the server.
+    """Return the hash fields that the README shows for the example pool. The server has these fields and more.
 
     On a line, three or more spaces separate fields, and ``-- `` begins a remark.
     """
@@ -170,8 +170,8 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
         cache.delete("gone")
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
-    tiered.put("draft", {"title": "Caches"})  # a newcomer, since no tier is named
-    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the README lists only one entry; the indexes keep the draft
+    tiered.put("draft", {"title": "Caches"})  # no tier is named, so the entry is a newcomer
+    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the README lists one entry; the indexes keep "draft"
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)
     perf.metrics.record_execution("planner", 0.0214, success=False, error_type="TimeoutError")
@@ -197,7 +197,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     state = raw.hgetall(f"{namespace}:{{lb:coder}}:state")
     shown = shown_state()
     stamp = re.compile(r"\b\d{12,}\b")
-    assert {name[0] for name, _ in shown} == {"#", "c", "@"}  # facts of the pool, an instance, a lease
+    assert {name[0] for name, _ in shown} == {"#", "c", "@"}  # fields of the pool, of an instance and of a lease
     by_name = {name: stamp.sub("*", value) for name, value in state.items() if name[0] != "@"}
     leases = {stamp.sub("*", value) for name, value in state.items() if name[0] == "@"}
     assert {stamp.sub("*", value) for name, value in shown if name[0] == "@"} <= leases
@@ -290,7 +290,7 @@ def test_cited_tests_exist() -> None:
 
 
 def record(url: str, namespace: str) -> bool:
-    """Record and flush one execution, as a task of a process pool. The AgentPerf is not closed."""
+    """Record and flush one execution, in a task of a process pool. The task does not close its AgentPerf."""
     perf = AgentPerf(url, namespace=namespace)
     perf.metrics.record_execution("planner", 0.1, success=True)
     return perf.metrics.flush()

@@ -29,13 +29,13 @@ WORDS = re.compile(rf"\b(?:{'|'.join([*RUN_DATA, *WITH_PATTERNS])}|(?:eval|exec|
 
 @cache
 def sources() -> tuple[tuple[str, ast.Module], ...]:
-    """Return the modules of the package that may have a fault, with their paths in the package."""
+    """Return the modules that contain a word in `WORDS`, each with its path in the package."""
     texts = ((path, path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py")))
     return tuple((str(path.relative_to(PACKAGE)), ast.parse(text)) for path, text in texts if WORDS.search(text))
 
 
 def runs_data(tree: ast.Module) -> set[str]:
-    """Return what a module uses that can run data."""
+    """Return the imports and the calls in a module that can execute data."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def runs_data(tree: ast.Module) -> set[str]:
 
 
 def built_scripts(tree: ast.Module) -> list[int]:
-    """Return the lines on which a script is made of anything but literals."""
+    """Return the lines on which a script is built from something other than literals."""
     return [
         node.lineno
         for node in ast.walk(tree)
@@ -60,7 +60,7 @@ def built_scripts(tree: ast.Module) -> list[int]:
 
 
 def with_patterns(tree: ast.Module) -> set[str]:
-    """Return the commands and options with patterns that a module has as literals."""
+    """Return the commands and options that take a pattern and occur as literals in a module."""
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in WITH_PATTERNS}
 
 
@@ -77,7 +77,7 @@ def foreign_scans(tree: ast.Module) -> list[int]:
 
 
 def parts(pattern: ast.expr) -> list[ast.expr]:
-    """Return the parts of an f-string; of any other expression, itself."""
+    """Return the parts of an f-string. Any other expression is returned as a single part."""
     return pattern.values if isinstance(pattern, ast.JoinedStr) else [pattern]
 
 

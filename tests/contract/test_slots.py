@@ -154,8 +154,8 @@ def test_script_that_leaves_its_slot_fails(server: Server, connect: Callable[...
         source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"
         sha = hashlib.sha1(source.encode()).hexdigest()
 
-    # Two nodes own these keys; one of the two also owns the slot of `elsewhere`. After the error of the other node, the
-    # client retries, because a key that is being moved causes the same error.
+    # These keys belong to two nodes, and one of these nodes also owns the slot of `elsewhere`. After the error of the
+    # other node, the client retries, because a key that is being moved causes the same error.
     backend = connect(server.url, deadline=2.0)
     for number in range(3):
         with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):

@@ -1,7 +1,7 @@
 """`python -m tests.fuzzing [--seconds N] [--seed S] [--only TEXT] [--server KIND]`: hostile arguments and replies.
 
-Rounds of calls of every public callable, each round in a new namespace and with the next seed. The replies of each
-round are then changed at random and decoded. Prints each kind of complaint once.
+The program calls every public callable in rounds. Each round has a new namespace and the next seed. After the calls of
+a round, their recorded replies are changed at random and decoded. Each kind of complaint is printed once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALLS, REPLIES = 3000, 50_000
 
 
 def one_round(url: str, number: int, only: str, until: float) -> dict[str, str]:
-    """Make the calls of one seed, and decode changed replies. Returns the complaints."""
+    """Make the calls of one seed, then change their replies and decode them. Returns the complaints."""
     with packed() as counts, replies.recorded() as records:
         world = World(url, f"fuzz{number}")
         fuzzer = Fuzzer(world, counts)

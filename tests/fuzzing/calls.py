@@ -76,9 +76,9 @@ class Target:
 
     Attributes:
         name: its name, such as "LRUCache.get".
-        function: it, bound to its object.
-        own: valid values that only this target knows, by parameter.
-        finish: uses the result of a call, such as a decorator or a context manager.
+        function: the callable, bound to its object.
+        own: valid values that are specific to this callable, by parameter.
+        finish: a function that uses the result of a call, for example a decorator or a context manager.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Target:
 
     @cached_property
     def arguments(self) -> st.SearchStrategy[tuple[list[Any], dict[str, Any]]]:
-        """Return the arguments of a call, positional and by name."""
+        """Return a strategy that makes the arguments of a call: the positional ones, and those by name."""
         required: dict[str, Values] = {}
         optional: dict[str, Values] = {}
         several: Values = st.just([])
@@ -122,7 +122,7 @@ class Target:
 
 
 def public(cls: type) -> dict[str, Any]:
-    """Return the public methods of a class that this library defines."""
+    """Return the public methods that a class has from this library, not from elsewhere."""
     found = {}
     for name, member in inspect.getmembers_static(cls):
         function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
@@ -132,7 +132,7 @@ def public(cls: type) -> dict[str, Any]:
 
 
 class World:
-    """One namespace with something of everything in it, and the public callables on it."""
+    """A namespace with data of every kind, and the public callables that use this namespace."""
 
     def __init__(self, url: str, namespace: str) -> None:
         self.url, self.namespace = url, namespace
@@ -234,7 +234,7 @@ class World:
         ]
 
     def fill(self) -> None:
-        """Create what the calls find: instances, rules, records."""
+        """Create the data for the calls: instances, rules, records."""
         for name, pool in (("p0", "planner"), ("p1", "planner"), ("p0", "coder")):
             self.balancer.register_instance(AgentInstance(name, pool, max_capacity=1000, labels=frozenset({"t1"})))
         leased = self.balancer.acquire("planner")
@@ -354,7 +354,7 @@ def _decorated(decorator: Any) -> Any:
 
 
 def _finished(result: Any) -> Any:
-    """End a call's result: enter a context manager, stop a thread, read an iterator to its end."""
+    """Use up the result of a call: enter a context manager, stop a thread, or read an iterator to its end."""
     if hasattr(type(result), "__enter__") and not hasattr(type(result), "stop"):
         with contextlib.suppress(agentperf_redis.NoCapacity), result:
             pass
@@ -389,7 +389,7 @@ class Caller:
         """Make one call. Returns its error, or None if it returned.
 
         Args:
-            number: of this call. The commands that it sends are counted under this number.
+            number: number of this call. The commands that the call sends are counted under this number.
             target: the callable.
             args: its positional arguments.
             options: its arguments by name.
@@ -458,11 +458,11 @@ AFTER_READING = {
     "unsilence": {"rule"},
     "series": {"step"},
     "incr": {"key"},
-    "warm": {"x", "items"},  # an item is checked when the items before it have been computed
+    "warm": {"x", "items"},  # each item is checked only after the items before it are computed
     "warm_up": {"items"},
     "register_instance": {"shards"},
     "configure_pool": {"shards"},
-    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # of a lease that was acquired before
+    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # the lease was acquired in an earlier call
 }
 """The arguments that a method may refuse after a request, because the refusal depends on the stored state."""
 _WRONG_ARITY = re.compile(r"too many positional arguments|missing a required argument|unexpected keyword")
@@ -472,9 +472,9 @@ class Fuzzer:
     """Makes calls and collects complaints.
 
     Attributes:
-        complaints: what was wrong, each kind once, with the number of times.
-        ends: how often calls ended in which way.
-        sent: how many commands the calls have sent, by name. Those sent in the background are not counted.
+        complaints: one example of each kind of fault.
+        ends: how often calls ended in each way.
+        sent: how many commands the calls have sent, by name. Commands sent in the background are not counted.
     """
 
     def __init__(self, world: World, counts: Counter[tuple[int, str]]) -> None:
@@ -491,7 +491,7 @@ class Fuzzer:
         self._number += 1
         error = self._caller.call(self._number, target, args, options)
         sent = sum(count for (number, _), count in self._counts.items() if number == self._number)
-        if sent:  # forget it, so that this sum stays quick
+        if sent:  # remove these counts, so that the sum above stays fast
             for key in [key for key in self._counts if key[0] == self._number]:
                 self.sent[key[1]] += self._counts.pop(key)
         how = "returned" if error is None else type(error).__name__
@@ -505,7 +505,7 @@ class Fuzzer:
             )
 
     def _wrong(self, target: Target, error: BaseException | None, sent: int) -> str:
-        """Return what is wrong with the end of a call, or an empty text."""
+        """Return a description of what is wrong with the end of a call, or an empty text."""
         if error is None or isinstance(error, UserError):
             return ""
         if isinstance(error, TypeError) and _WRONG_ARITY.search(str(error)):
@@ -529,7 +529,7 @@ class Fuzzer:
         Args:
             examples: number of calls.
             only: part of the names of the targets.
-            number: seed of the choices; None for that of the Hypothesis profile.
+            number: seed of the choices; None for the seed of the Hypothesis profile.
             until: no call begins after this time, by `time.monotonic`.
         """
         targets = [target for target in self.world.targets if only in target.name]
@@ -540,7 +540,7 @@ class Fuzzer:
             if time.monotonic() < until:
                 self.call(target, args, by_name)
 
-        # A call changes the stored state, so a repeated call may end differently: a failure is not shrunk.
+        # A call changes the stored state, so a repeated call may end differently. Hence failures are not shrunk.
         unhurried: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": [*HealthCheck]}
         calls = settings(max_examples=examples, phases=[Phase.generate], **unhurried)(given(st.data())(call))
         (calls if number is None else seed(number)(calls))()

@@ -1,6 +1,6 @@
-"""Replies of the server that no script of this library makes: decoders turn each into a result or a documented error.
+"""Decoders must turn any reply, even one that no script makes, into a result or a documented error.
 
-Real commands and their real replies are recorded first. Then the replies are changed, and decoded again.
+Real commands and their replies are recorded first. Then the replies are changed and decoded once more.
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def complaints(records: list[tuple[Command[Any], Any]], source: random.Random, r
 
 
 def name_of(command: Command[Any]) -> str:
-    """Return the name of a command's script, or of the plain command."""
+    """Return the name of a command's script; without a script, the name of the command."""
     return command.script if isinstance(command.script, str) else command.script.name

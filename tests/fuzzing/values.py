@@ -1,4 +1,4 @@
-"""Values for the arguments of public calls: valid ones by the name and the type of a parameter, and hostile ones."""
+"""Values for the arguments of public calls: hostile values, and valid values that fit a parameter's name and type."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class RudeText(str):
 
 
 class Text(str):
-    """A text of a class of the caller."""
+    """A text whose class is defined by the caller."""
 
     __slots__ = ()
 
 
 class Number(IntEnum):
-    """A number of a class of the caller."""
+    """A number whose class is defined by the caller."""
 
     ONE = 1
 
@@ -344,7 +344,7 @@ _MAX_WAIT_S = 0.02
 
 
 def ends_soon(value: object) -> bool:
-    """Return whether a value, as the length of a wait, is short or invalid."""
+    """Return whether a value is a short time to wait, or is no valid time."""
     try:
         return not (isinstance(value, (int, float, Fraction)) and value > _MAX_WAIT_S)
     except RudeError:
@@ -352,11 +352,11 @@ def ends_soon(value: object) -> bool:
 
 
 def of(parameter: Parameter, own: Mapping[str, Values]) -> Values:
-    """Return the values for a parameter, more valid than hostile ones.
+    """Return a strategy for the values of a parameter. Most of the values are valid, some are hostile.
 
     Args:
         parameter: the parameter.
-        own: valid values that only one target knows, by the name of the parameter.
+        own: valid values that are specific to one callable, by the name of the parameter.
 
     Raises:
         LookupError: no valid value is known.

@@ -46,14 +46,14 @@ from tests.support.servers import Server
 Operations = dict[str, Callable[[], Any]]
 """By name: makes a command or a flow."""
 
-pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # some run for a minute on each kind
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # some tests take a minute on each kind of server
 
 HELD_MS = 600_000
 
 
 @pytest.fixture(autouse=True)
 def _marks_outlast_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marks of moved keys live a minute, and would expire while a test runs: this would look like a write."""
+    """Keep the marks of moved keys for an hour. If they expired during a test, this would look like a write."""
     monkeypatch.setattr("agentperf_redis.cache.commands.layouts._MARKS_KEPT_MS", 3_600_000)
 
 
@@ -147,7 +147,7 @@ def wait(pool: lb.Pool, token: str) -> Command[Any]:
 def many(pool: lb.Pool, tokens: list[str], choice: lb.Choice, whole: bool = False) -> Command[Any]:
     command = lb.acquire_many(pool, tokens, 30_000, choice, 5, whole=whole)
     assert isinstance(command.args, Mapping)
-    return replace(command, args={**command.args, "late": 1})  # so that it also writes tombstones
+    return replace(command, args={**command.args, "late": 1})  # so that the script also writes tombstones
 
 
 def pool_operations(pool: lb.Pool, layouts: Layouts) -> Operations:
@@ -223,7 +223,7 @@ def test_damaged_pool_is_reported_and_unchanged(
 def test_damaged_pool_with_an_overdue_lease_is_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], parts: tuple[str, ...]
 ) -> None:
-    """The script first ends the lease, grants the freed capacity, and then does its own work."""
+    """A lease is due. The script first ends it and grants its capacity, and then does its own work."""
     backend = connect(own_server.url)
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, LoadBalancingStrategy.WEIGHTED, stored)
@@ -246,7 +246,7 @@ def test_damaged_pool_of_other_strategy_is_unchanged(
     pool = lb.Pool.of(backend.namespace, "planner")
     fill_pool(backend.run, pool, strategy, stored)
     stored.raw.zrem(pool.keys.waitq, *(f"@wait:{number}" for number in range(3)))
-    stored.raw.hset(pool.keys.state, "#next", 4503599627370496)  # no maintenance is due: the fast paths run
+    stored.raw.hset(pool.keys.state, "#next", 4503599627370496)  # no maintenance is due, so the fast paths run
     operations = pool_operations(pool, layouts_of(backend))
     operations = {
         name: operations[name]
@@ -345,7 +345,7 @@ def put(
 ) -> Any:
     now_ms = int(time.time() * 1000)
     request = request.ljust(5, "_")
-    # Most entries have facts; some have the short header.
+    # Most entries have a header with facts; two entries have the short header.
     plain = name in ("k3", "k7")
     payload = entry_format.payload(
         request, 0 if plain else 5, 0 if plain else 60_000, () if plain else (tag,), b"m\x01"
@@ -543,7 +543,7 @@ def flush(namespace: str, seq: int, *, firm: bool = False, server_ms: int = -1, 
 
 
 def flush_late(namespace: str, seq: int, now_s: float) -> Command[Any]:
-    """As the process "late", flush many different durations of three minutes ago. This closes their slice."""
+    """As the process "late", flush executions of three minutes ago with many durations. This closes their slice."""
     clock = [-190.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
     buffer.synchronise(now_s, 0.0)
@@ -629,7 +629,7 @@ def test_damaged_metrics_are_reported_and_unchanged(
 def test_damaged_workers_are_reported_and_unchanged(
     stored: Namespace, own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (presence, workers):  # so that no worker is forgotten meanwhile
+    for module in (presence, workers):  # so that no worker is forgotten during the test
         monkeypatch.setattr(module, "FORGET_S", HELD_MS / 1000)
     backends = [connect(own_server.url), connect(own_server.url)]
     one, other = map(presence.presence_of, backends)

@@ -89,7 +89,7 @@ assert set(sys.modules) == before, set(sys.modules) - before
 
 
 def test_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a container, a process often runs with a user id that has no name, and without HOME."""
+    """In a container, a process often has no HOME and a user id without a name."""
 
     def nameless(uid: int) -> object:
         raise KeyError(uid)

@@ -1,4 +1,4 @@
-"""Event loops that end while tasks are pending: leases of these tasks are released, and other callers go on at once."""
+"""If an event loop ends while tasks are pending, their leases are released, and other callers continue at once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _quiet_destroyed_tasks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 async def pending(work: Coroutine[Any, Any, Any], begun: threading.Event) -> None:
-    """Start the work as a task, and return when `begun` is set. The task stays unfinished."""
+    """Start the work as a task, and return when `begun` is set. The task does not end before that."""
     task = asyncio.create_task(work)
     while not begun.is_set():
         await asyncio.sleep(0.001)
@@ -265,8 +265,8 @@ def test_map_of_loops_may_change_while_it_is_listed(backend: Backend) -> None:
     assert len(loops) > 20, "the map was changed"
 
 
-# On a busy machine, the loop may be closed while the waiter opens a connection. asyncio then leaves the closing of the
-# socket to the garbage collector: `create_connection` closes its transport, which needs a loop that runs (CPython 3.11).
+# On a busy machine, the loop may be closed while the waiter opens a connection. Then `create_connection` cannot close
+# its transport, because that needs a running loop (CPython 3.11). So the garbage collector closes the socket.
 @pytest.mark.filterwarnings("ignore:(?s).*unclosed (transport|<socket):pytest.PytestUnraisableExceptionWarning")
 def test_waiter_of_a_closed_loop_leaves_the_queue(backend: Backend, request_in_own_loop: Request) -> None:
     lb = LoadBalancer(backend=backend)
@@ -291,7 +291,7 @@ def test_waiter_of_a_closed_loop_leaves_the_queue(backend: Backend, request_in_o
 def test_report_that_the_end_of_a_loop_interrupts_is_sent(
     proxy: Proxy, connect: Callable[..., Backend], server: Server
 ) -> None:
-    """A cancelled task releases its compute lease in a shielded task; the loop ends while the request is delayed."""
+    """A cancelled task releases its compute lease in a shielded task. The loop ends before that request is sent."""
     cache, remote = (LRUCache(backend=connect(url), lease=NEVER_S) for url in (proxy.url, server.url))
     never = Endless()
 
@@ -300,7 +300,7 @@ def test_report_that_the_end_of_a_loop_interrupts_is_sent(
         while not never.begun.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
-        await asyncio.sleep(0)  # the report is about to be sent
+        await asyncio.sleep(0)  # the request that releases the lease is about to be sent
 
     asyncio.run(main())
     assert remote.get_or_compute("k", lambda: "remote") == "remote"
@@ -309,7 +309,7 @@ def test_report_that_the_end_of_a_loop_interrupts_is_sent(
 def test_stopped_loop_does_not_block_its_keys(
     backend: Backend, connect: Callable[..., Backend], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loop that is kept for the next request is stopped until that request comes, which may be never."""
+    """A program may keep a loop for its next request. Until that request comes, if ever, the loop is stopped."""
     monkeypatch.setattr(flights, "STUCK_S", 0.3)
     cache, remote = (LRUCache(backend=each, lease=0.3) for each in (backend, connect(server.url)))
     never = Endless()

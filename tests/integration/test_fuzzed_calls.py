@@ -33,7 +33,7 @@ PUBLIC: dict[str, Any] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # such as those about values that cannot be stored
+@pytest.mark.filterwarnings("ignore")  # for example, warnings about values that cannot be stored
 @examples(60, 1200)
 def test_hostile_arguments_cause_only_documented_errors(own_server: Server, namespace: str, examples: int) -> None:
     with own_server.client() as raw, packed() as counts:

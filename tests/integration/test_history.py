@@ -1,4 +1,4 @@
-"""The history of caches and pools on a real server: sampled in turn by the processes that use them."""
+"""The history of caches and pools on a real server. The processes that use a cache or pool take turns to sample it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def promptly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sampled(rows: Any) -> list[Any]:
-    """Return the rows with a sample."""
+    """Return the rows that have a sample."""
     return [row for row in rows if (row.size if isinstance(row, CacheSeriesRow) else row.load) is not None]
 
 

@@ -1,4 +1,4 @@
-"""A server that comes back with older data, as from a backup, loses exactly the changes since then."""
+"""If a server restarts with older data, for example from a backup, exactly the changes since the backup are lost."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def moment(perf: AgentPerf, runner: asyncio.Runner) -> Iterator[Moment]:
 
 
 def numbers(metrics: PerformanceMetrics) -> PerformanceMetrics:
-    """Return metrics without the end of their window: it is the time of the read, which differs between reads."""
+    """Return metrics without the end of their window. That end is the time of the read, so it differs between reads."""
     return replace(metrics, interval=Interval(metrics.interval.start, 0.0))
 
 
@@ -90,7 +90,7 @@ def test_agents_are_the_same_everywhere(
 
 
 def assert_exposed(exposed: Exposed, metrics: PerformanceMetrics) -> None:
-    """Check the counters of an agent, all of whose executions are in the window."""
+    """Check the counters of an agent. All its executions must be in the window."""
     name = metrics.agent_name
     counts = {"success": metrics.success_count, "failure": metrics.failure_count, "cancelled": metrics.cancelled_count}
     for outcome, count in counts.items():
@@ -137,7 +137,7 @@ def test_one_agent_is_the_same_everywhere(
     step = f"{round(view.steps[0].interval.seconds)}s"
     rows = perf.metrics.series("planner", window=WINDOW, step=step, as_of=moment.at)
     assert view.steps[:-1] == rows[:-1]
-    assert view.steps[-1] == replace(rows[-1], interval=view.steps[-1].interval)  # it ends at the time of the read
+    assert view.steps[-1] == replace(rows[-1], interval=view.steps[-1].interval)  # it ends when it is read
     printed = document(agentperf("series", "planner", "--step", step, *words(moment)), "series")["rows"]
     assert [(row["start"], row["tasks"], row["errors"], row["p95_s"]) for row in printed] == [
         (row.interval.start, row.tasks, row.errors, row.p95) for row in view.steps

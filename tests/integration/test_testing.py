@@ -20,7 +20,7 @@ from tests.support.servers import wait_until
 
 
 def running_in(folders: list[Path]) -> list[Path]:
-    """Return those of the folders in which a process runs. A server runs in its own folder."""
+    """Return the folders in which a process runs. A server runs in its own folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

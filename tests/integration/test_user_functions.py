@@ -35,7 +35,7 @@ class Scene:
     """The arguments of each run of the function's body."""
 
     def run(self, result: Any) -> Any:
-        """Return a result, awaited if that is needed."""
+        """Return a result. If it is awaitable, await it first."""
 
         async def wait() -> Any:
             return await result
@@ -131,8 +131,8 @@ HIDDEN = (wrapped, plain, awaitable)
 GENERATORS = (generator_function, async_generator_function)
 
 
-# Each place passes a function to one parameter of the public API. The place returns the result, or raises the
-# refusal. It raises even a refusal that the library only logs.
+# Each of these functions is a place: it passes a user's function to one parameter of the public API. The place returns
+# the result, or raises the error of a refusal. If the library only logs a refusal, the place raises it as well.
 
 
 def compute(scene: Scene, function: Function) -> Any:
@@ -292,7 +292,8 @@ CALLBACK: tuple[set[Any], set[Any]] = (set(), {*DECLARED, *HIDDEN, *GENERATORS, 
 """A callback is refused in every asynchronous form."""
 
 PLACES: dict[str, tuple[Callable[[Scene, Function], Any], set[Any], set[Any]]] = {
-    # parameter, named as by `parameters`: (place, forms that the place awaits, forms that the place refuses)
+    # The key is a parameter, named as in `parameters`. The value is a tuple of three: the place, the forms of functions
+    # that the place awaits, and the forms that the place refuses.
     "LRUCache.get_or_compute(function)": (compute, set(), {*DECLARED, *HIDDEN}),
     "AsyncLRUCache.get_or_compute(function)": (compute_async, {*DECLARED, *HIDDEN}, set()),
     "LRUCache.warm_up(function)": (warm, set(), {*DECLARED, *HIDDEN}),

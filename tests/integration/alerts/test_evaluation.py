@@ -50,7 +50,7 @@ FIRST, BEGIN, END = 110, 80, 65
 
 
 def load(url: str, namespace: str, seconds: float, failed: int) -> None:
-    """Record steady load of two agents, with a burst of failures or of slow executions in one of them."""
+    """Record a steady load of two agents. One agent also has a burst of failures or of slow executions."""
     backend = Backend(url, namespace=namespace)
     history = History(backend)
     for at in history.minutes(FIRST, 1):
@@ -79,7 +79,7 @@ def test_burst_fires_and_is_resolved_once(
     evaluators: Evaluators,
     case: str,
 ) -> None:
-    """Four processes record, three evaluate, and one of these is killed between a claim and its report."""
+    """Four processes record and three others evaluate. One evaluator is killed between a claim and its report."""
     rules, seconds, failed, name, wait = CASES[case]
     workers.run(load, [(server.url, namespace, seconds, failed)] * 4)
     perf.alerts.deploy(text=rules)
@@ -143,7 +143,7 @@ def test_waiters_of_a_pool_fire_and_are_resolved_once(perf: AgentPerf, evaluator
         waiter.join()
     events += evaluators.evaluate(start + 10 * number for number in range(12, 18))
     assert changes(events) == [("coder", "pending"), ("coder", "firing"), ("coder", "ok")]
-    # If the evaluator is killed in the evaluation after 30 s, the next one, 10 s later, fires.
+    # If the evaluator is killed during the evaluation after 30 s, the next evaluation, 10 s later, fires the alert.
     assert events[1].at - events[0].at in (30.0, 40.0)
     assert evaluators.killed == 1
 
@@ -273,11 +273,11 @@ def test_invalid_arguments_are_refused(perf: AgentPerf, call: Call, method: str,
 def test_lost_reply_delays_no_evaluation(
     server: Server, namespace: str, proxy: Proxy, perf: AgentPerf, script: str
 ) -> None:
-    """A repeated claim gets the rules of the first copy. A repeated report returns that the first one was stored."""
+    """A repeated claim gets the same rules as the first claim. A repeated report learns that the first was stored."""
     load(server.url, namespace, 0.5, 3)
     perf.alerts.deploy(text=FAILING)
     at = History(perf.backend).now - (BEGIN - 4) * MINUTE
-    perf.alerts.evaluate(as_of=at - 20 * MINUTE)  # loads the scripts, so that the next calls of them do not fail
+    perf.alerts.evaluate(as_of=at - 20 * MINUTE)  # loads the scripts, so that the lost reply is not NOSCRIPT
     with AgentPerf(proxy.url, namespace=namespace) as other:
         lost = proxy.reset_after_reply(only=Script(f"alerts/{script}"))
         done = other.alerts.evaluate(as_of=at)

@@ -1,4 +1,4 @@
-"""Notifications are delivered at least once. Copies have the same id. A failing receiver delays only its own."""
+"""A notification is delivered at least once. Its copies have one id. A failing receiver delays no other receiver."""
 
 from __future__ import annotations
 

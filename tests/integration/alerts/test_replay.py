@@ -134,7 +134,7 @@ def test_replay_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backen
 
 
 @pytest.mark.thorough
-@pytest.mark.servers("valkey")  # half a minute on each kind
+@pytest.mark.servers("valkey")  # it takes half a minute on each kind of server
 @pytest.mark.waits
 def test_replay_of_a_day_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backend: Backend) -> None:
     kept = Retention(slices_1m=5 * 86_400.0)
@@ -207,7 +207,7 @@ NO_INSTANCE = frozenset({"no instance has this label"})
 
 
 class PoolWorld:
-    """A pool whose state changes at random. Its samples are kept, and stored later as those of the past."""
+    """A pool whose state changes at random. `sample` keeps samples of it, and `store` stores them as a past history."""
 
     def __init__(self, perf: AgentPerf, raw: Raw, shards: int) -> None:
         self.lb, self._backend, self._raw = perf.balancer(), perf.backend, raw
@@ -250,7 +250,7 @@ class PoolWorld:
                         self._raw.zadd(each.keys.due, {name: 1})
 
     def sample(self) -> None:
-        """Sample all shards. The pool is then as before: a sample ends leases that an evaluation should see, too."""
+        """Sample all shards, then restore them: sampling ends expired leases that an evaluation must still find."""
         found = []
         for shard in self.shards:
             names = [getattr(shard.keys, each.name) for each in fields(shard.keys) if each.name != "tag"]
@@ -259,7 +259,7 @@ class PoolWorld:
             self._backend.run(pool_history.sample(shard))
             slices = self._backend.run(read_history(shard.keys.history)).slices
             found.append(dict(next(iter(slices.values()), {})))
-            for name, dump in dumped.items():  # no key may be gone for a moment: this process would restore its pool
+            for name, dump in dumped.items():  # if a key were absent for a moment, this process would restore its pool
                 if dump is None:
                     self._raw.delete(name)
                 else:
@@ -267,7 +267,7 @@ class PoolWorld:
         self.samples.append(found)
 
     def store(self, times: list[float]) -> None:
-        """Store each round of samples as those of the minute before a time."""
+        """Store each round of samples as the history of the minute that ends at one of the times."""
         for shard in self.shards:
             self._raw.delete(shard.keys.history)
         for at, found in zip(times, self.samples, strict=True):
@@ -308,7 +308,7 @@ def test_replay_without_data_fires_nothing(perf: AgentPerf, tmp_path: Path) -> N
 
 
 def test_replay_up_to_the_present_begins_where_it_was_asked_to(perf: AgentPerf, backend: Backend) -> None:
-    """It ends two seconds earlier, because the latest records may still be on their way."""
+    """The replay ends two seconds before the present, because the latest records may not have arrived yet."""
     now = History(backend).server_time()
     replay = perf.alerts.test(text=RULES, since=600, as_of=now)
     assert replay.interval.start == pytest.approx(now - 600, abs=0.002)

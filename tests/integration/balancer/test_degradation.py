@@ -217,8 +217,8 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
             assert not each.is_alive()
 
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
-    # A command ends at its deadline. Then its caller waits for the CPU, which seven other callers, the server and other
-    # programs also need. The bound allows 0.3 s for this.
+    # A command ends at its deadline. Its caller then waits for the CPU, which seven other callers, the server and other
+    # programs also need. The bound allows 0.3 s for this wait.
     assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8

@@ -56,7 +56,7 @@ def test_extended_lease_expires_after_the_new_ttl(
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         lb.status("planner")
         other = lb.acquire("planner")
-        assert lb.acquire("planner", wait=0.01) is None  # looks for timers beyond their bounds
+        assert lb.acquire("planner", wait=0.01) is None  # this call also looks for timers beyond their bounds
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         assert int(raw.hget(pool.state, "#next")) <= raw.zscore(pool.due, lease.token)
         assert lb.release(other)
@@ -91,7 +91,7 @@ def test_lease_released_during_its_extension_is_lost(
 ) -> None:
     lease = call(lb, "acquire", "planner").lease
     call(lb, "release_token", "planner", lease.token)
-    assert lease.end()  # as if the release came after the first check of `extend`, which the keeper does not repeat
+    assert lease.end()  # as if the release came after the check in `extend`; the keeper does not repeat this check
     keeper = lease_keeper_of(backend)
     extension = SimpleNamespace(extend=partial(keeper.extend, lease), aextend=partial(keeper.aextend, lease))
     with pytest.raises(LeaseLost, match="it was released meanwhile"):
@@ -108,7 +108,7 @@ def test_invalid_ttl_is_refused(lb: LoadBalancer, call: Call, runner: asyncio.Ru
 
 @pytest.mark.thorough
 def test_renewals_never_shorten_an_extension(lb: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
-    """Renewals with the old TTL and extensions alternate as fast as possible. The server never keeps the shorter one."""
+    """Renewals with the old TTL and extensions follow each other fast. The server never keeps the shorter TTL."""
     extended = 0
     until = time.monotonic() + 5
     while time.monotonic() < until:

@@ -106,10 +106,10 @@ def test_failing_instance_is_ejected_probed_and_restored(
 def test_slow_instance_hardly_raises_the_p99(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    """Compares two simultaneous runs, one with a slow instance and one without; a stall of the machine affects both.
+    """Compares two simultaneous runs, with and without a slow instance. A stall of the machine affects both runs.
 
     Chance may still raise the p99 of only one run. Therefore it is enough if one of three attempts is within the bound.
-    Without ejection, the p99 with the slow instance is three to five times the other p99 in every attempt.
+    Without ejection, the p99 of the run with the slow instance is three to five times the other p99 in every attempt.
     """
     every, takes = 2 * EVERY_S, 2 * TAKES_S
     slowly = 10 * takes

@@ -44,7 +44,7 @@ def test_adaptive_limit_settles_at_the_knee_and_recovers(backend: Backend, runne
     concurrency = 3
 
     async def run(calls: int) -> list[int]:
-        """Let 12 callers make `calls` calls; return the limits seen in the second half of the calls."""
+        """Make `calls` calls from 12 callers. Return the limits that the callers saw during the second half."""
         begun, seen = 0, []
 
         async def caller() -> None:
@@ -296,10 +296,10 @@ def test_recovered_instance_warms_up_only_beside_others(backend: Backend, raw: R
 
 
 def acquire_repeatedly(url: str, namespace: str, times: int, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Acquire `times` times. Return the fencing tokens: each is the server's time of the grant, in us.
+    """Acquire `times` times. Return the fencing tokens, which are the server's times of the grants in us.
 
-    For each refusal, also return when the request was sent and when its reply arrived. Server and client run on this
-    machine, so their clocks are the same.
+    For each refusal, also return when the request was sent and when its reply arrived. The server and the client run on
+    one machine, so they have the same clock.
     """
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     held, refused = [], []
@@ -328,7 +328,7 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # the plain algorithm (GCRA), applied to the server's times of the grants
+    for at in grants:  # a plain GCRA, with the server's times of the grants
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1

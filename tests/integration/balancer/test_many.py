@@ -1,4 +1,4 @@
-"""`acquire_many` and `release_many`: several leases in one round trip: all or none, or as many as are free."""
+"""`acquire_many` and `release_many` need one round trip. A caller gets all leases or none, or as many as are free."""
 
 from __future__ import annotations
 

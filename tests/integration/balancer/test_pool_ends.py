@@ -28,13 +28,13 @@ def lb(backend: Backend) -> LoadBalancer:
 
 @pytest.fixture
 def other(server: Server, connect: Callable[..., Backend]) -> LoadBalancer:
-    """A balancer of another process, as it were: with its own registrations and leases."""
+    """A balancer with its own registrations and leases, like the balancer of another process."""
     return LoadBalancer(backend=connect(server.url))
 
 
 @pytest.fixture
 def ttls(raw: Raw, namespace: str) -> Callable[[], dict[str, int]]:
-    """Return a function that returns the TTLs of the pool's keys by their last part, ms; -1 for none."""
+    """Return a function that reads the TTLs of the pool's keys in ms, by the last part of the key. -1 means no TTL."""
     tag = keys.pool(namespace, "planner").tag
 
     def read() -> dict[str, int]:
@@ -48,7 +48,7 @@ def listed(raw: Raw, namespace: str) -> bool:
 
 
 def expire(raw: Raw, namespace: str) -> None:
-    """Let a minute pass: every key of the pool expires now, and the list of resources is as if from before."""
+    """Act as if a minute had passed: expire every key of the pool, and date its entry in the list of resources back."""
     for key in raw.scan_iter(f"{keys.pool(namespace, 'planner').tag}:*", count=1000):
         assert 0 < raw.pttl(key) <= MINUTE_MS, key
         raw.pexpire(key, 1)
@@ -70,7 +70,7 @@ def test_pool_without_instances_expires(
     lb._backend.run(sample(Pool.of(namespace, "planner")))
     assert all(ttl == -1 for part, ttl in ttls().items() if part != "history")
     assert listed(raw, namespace)
-    raw.delete(keys.pool(namespace, "planner").due)  # the tombstone of the waiter would be kept for 90 s
+    raw.delete(keys.pool(namespace, "planner").due)  # otherwise, the waiter's tombstone would be kept for 90 s
     assert call(lb, "remove_instance", "planner", "p0")
     found = ttls()
     assert set(found) == {"state", "events", "history"}
@@ -164,7 +164,7 @@ def test_pools_that_expired_disappear_from_the_list(lb: LoadBalancer, call: Call
     instance = call(lb, "acquire", "planner")
     lb.remove_instance("planner", "p0")
     call(lb, "release", instance)
-    assert listed(raw, namespace)  # a release does not know the list
+    assert listed(raw, namespace)  # a release does not remove the pool from the list
     expire(raw, namespace)
     assert call(lb, "status") == []
     assert not listed(raw, namespace)

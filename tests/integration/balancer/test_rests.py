@@ -1,4 +1,4 @@
-"""An instance that answered 429 rests: no process leases it until its time is over."""
+"""An instance that answered 429 rests: no process leases it until the rest is over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def kinds(lb: LoadBalancer, name: str) -> list[EventKind]:
 
 
 def end_rest(raw: Raw, namespace: str, name: str) -> None:
-    """Let the timer of a rest be due now."""
+    """Make the timer of a rest due now."""
     pool = keys.pool(namespace, "planner")
     assert raw.zadd(pool.due, {"C:" + name: 1}, xx=True, ch=True) == 1
     raw.hset(pool.state, "#next", 1)
@@ -119,7 +119,7 @@ def test_rest_before_a_removal_does_not_prolong_a_later_one(lb: LoadBalancer, ca
     held = call(lb, "acquire", "planner")
     call(lb, "cool_down", "planner", "a", 900.0)
     call(lb, "remove_instance", "planner", "a")
-    register(lb, "a")  # the lease has kept the record
+    register(lb, "a")  # the record still exists, because a lease is held
     assert state_of(lb, "a") is InstanceState.UP
     found = lb._backend.run(commands.claim_checks(Pool.of(lb._backend.namespace, "planner"), 1000, 10))
     assert [each.id for each in found.instances] == ["a"]
@@ -261,7 +261,7 @@ machine share."""
 
 
 def use(url: str, namespace: str, number: int) -> dict[str, Any]:
-    """Call the services as fast as possible. At a third of the time, the service p2 begins to answer 429."""
+    """Call the services as fast as possible. After a third of the time, the service p2 begins to answer 429."""
     calls: list[tuple[str, float, float]] = []
     refusals: list[tuple[float, float]] = []
     outer = threading.Lock()
@@ -308,7 +308,7 @@ def test_no_process_calls_a_rate_limited_instance_before_its_time(
     calls = [call for each in found for call in each["calls"]]
     refusals = [refusal for each in found for refusal in each["refusals"]]
     assert refusals, "p2 was not called after its limit began"
-    begin = min(known for _, known in refusals)  # from here on, the server knows
+    begin = min(known for _, known in refusals)  # from this time on, the server knows that p2 rests
     end = min(until for until, _ in refusals)
     late = [(sent, granted) for name, sent, granted in calls if name == "p2" and sent > begin and granted < end - 0.01]
     assert late == []

@@ -303,7 +303,7 @@ def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Bac
     assert raw.pttl(whole.state) == -1
     call(balancer, "configure_pool", "planner", shards=SHARDS)
     assert raw.pttl(whole.state) == -1
-    raw.pexpire(whole.state, 60_000)  # as if a process had let the division expire, and had died before it saw p0
+    raw.pexpire(whole.state, 60_000)  # as if a process had set this TTL and died before it saw p0
     wait_until(lambda: raw.pttl(whole.state) == -1, "the process of the instance to keep the division")
     call(balancer, "remove_instance", "planner", "p0")
     assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
@@ -391,7 +391,7 @@ def test_empty_shards_stay_empty(balancer: LoadBalancer, backend: Backend, raw: 
 def test_waiter_moves_to_a_shard_with_free_capacity(
     call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, raw: Raw, namespace: str, kept: list[Any]
 ) -> None:
-    """A unit becomes free in one shard after the other. The waiter gets it, even if it waits in another shard."""
+    """A unit becomes free in each shard in turn. The waiter gets the unit, even if it waits in another shard."""
     found = balancer.acquire_many("planner", 2 * FLEET)
     for shard in {lease.pool for _, lease in units(found)}:
         freed = next(each for each, lease in units(found) if lease.pool is shard)
@@ -514,7 +514,7 @@ def test_waiter_follows_a_change_of_the_number(
 
 
 def spread(url: str, namespace: str, grants: int, exchanges: int) -> Iterator[None]:
-    """Acquire leases. After the signal of the test, release a random lease and acquire another one, many times."""
+    """Acquire leases. When the test gives a signal, exchange random leases for new ones, `exchanges` times."""
     import random
 
     chance = random.Random(namespace)
@@ -556,7 +556,7 @@ def test_least_loaded_spreads_over_instances_of_all_shards(
 
 
 def work_for(url: str, namespace: str, seconds: float, held_s: float, threads: int) -> tuple[int, float, int]:
-    """Hold leases in several threads. Returns the number of leases, their total time, s, and the number of failures."""
+    """Hold leases in several threads. Returns the number of leases, the seconds they were held, and the failures."""
     with AgentPerf(url, namespace=namespace) as perf:
         balancer = perf.balancer()
         end = time.monotonic() + seconds
@@ -588,9 +588,9 @@ def test_saturated_pool_is_used_and_loses_no_waiter(
 ) -> None:
     """There are 16 units, and 4 or 16 more callers than units. A caller holds a unit for one second.
 
-    On a busy machine, a smaller share of any pool is in use. Therefore the test compares this share in a pool with 8
-    shards and in a pool with one shard. The benchmark `pool-shards` shows the share itself, for units that are held for
-    0.2 s.
+    On a busy machine, a smaller share of any pool is in use. Therefore the test compares two shares: that of a pool
+    with 8 shards, and that of a pool with one shard. The benchmark `pool-shards` shows the share itself. In that
+    benchmark, a caller holds a unit for 0.2 s.
     """
     balancer = LoadBalancer(backend=backend)
     processes, seconds = 4, 6.0
@@ -705,7 +705,7 @@ def test_deleted_pool_is_created_with_one_shard(call: Call, balancer: LoadBalanc
 def test_registration_during_a_deletion_is_found(
     balancer: LoadBalancer, newcomer: LoadBalancer, server: Server, connect: Connect
 ) -> None:
-    """The deletion ends between the two requests of a registration: the division and the instance itself."""
+    """A registration sends one request for the division, then one for the instance. The deletion ends in between."""
     assert newcomer.status("planner")
     registering = newcomer._operations.register(AgentInstance("late", "planner"), None, math.inf, math.inf)
     stepped(newcomer._operations.backend, registering, lambda: balancer.delete_pool("planner"))

@@ -162,7 +162,7 @@ def torture(
     for worker in crowd:
         worker.kill()
     if proxy is not None:
-        time.sleep(2 * LATE_S)  # by then every delayed request has arrived
+        time.sleep(2 * LATE_S)  # long enough for every delayed request to arrive
 
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:

@@ -1,4 +1,4 @@
-"""Admission: hit ratios of the cache through the server, compared with an LRU, W-TinyLFU and the optimum."""
+"""Admission: hit ratios of caches on a real server, compared with those of an LRU, of W-TinyLFU and of the optimum."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_cache_matches_tinylfu_hit_ratio_on_mixed_trace(
 ) -> None:
     """W-TinyLFU has a clearly higher hit ratio than an LRU. TieredCache is at most 0.5 points below W-TinyLFU.
 
-    The mean of several runs is compared, since the order in which eight processes read varies.
+    The test compares the mean of several runs, because the order in which eight processes read varies.
     """
     scenes = [Scene("zipf, scan, loop", zipf_scan_loop(COUNT, KEYS, seed), size) for seed, size in seeds_and_sizes]
 

@@ -102,7 +102,7 @@ def test_writes_of_other_processes_are_seen_in_time(
 
 
 def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> None:
-    """Read `k` until it has the value `left`. A read that begins STALE_S after `acknowledged` must return `left`."""
+    """Read `k` until the result is `left`. A read that begins STALE_S after `acknowledged` must return `left`."""
     while True:
         begun = time.monotonic()
         if cache.get("k") == left:
@@ -187,7 +187,7 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
         reading = thread.submit(cache.get, "k")
         read.wait()
         assert read.answered.wait(10)
-        heard.clear()  # the messages so far were about the old value
+        heard.clear()  # all earlier messages were about the old value
         remote.put("k", "new")
         assert heard.wait(10)
         read.let_go()
@@ -234,7 +234,7 @@ class Read:
 
 
 def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[Write]:
-    """Put a value or invalidate some keys; return one write for each affected key."""
+    """Put a value or invalidate some keys. Return a `Write` for each affected key."""
     how = chance.choice(("put", "put", "put", "delete", "tag", "clear"))
     key, begun = chance.choice(KEYS), time.monotonic()
     concerned = [key]

@@ -139,7 +139,7 @@ def test_killed_leader_is_replaced_after_lease_expiry(
     leader.kill()
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
-        raw.pexpire(where(namespace, "l:k"), 300)  # ends the lease before its whole TTL has passed
+        raw.pexpire(where(namespace, "l:k"), 300)  # the lease ends before its whole TTL has passed
         assert LRUCache(name="default", backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
@@ -175,7 +175,7 @@ def test_error_reaches_all_waiters_without_retries(
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
-        assert all_wait.wait(20)  # a call that begins only after the error would compute again
+        assert all_wait.wait(20)  # a call that begins after the error would compute again
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -329,7 +329,7 @@ class Unstorable:
 def test_unstorable_value_from_before_an_invalidation_is_not_shared(
     server: Server, connect: Callable[..., Backend], backend: Backend, forget: Callable[[LRUCache], object]
 ) -> None:
-    """Another process invalidates the value while it is computed. A caller that came later computes again."""
+    """Another process invalidates a value during its computation. A caller that comes after that computes it again."""
     cache, other = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
     work = Unstorable()
 
@@ -348,7 +348,7 @@ def test_unstorable_value_from_before_an_invalidation_is_not_shared(
 def test_each_process_computes_an_unstorable_value_once(
     server: Server, connect: Callable[..., Backend], backend: Backend
 ) -> None:
-    """The callers of a second process wait for the first one, and then share one computation of their own."""
+    """The callers of a second process wait for the first process. Then they share one computation of their own."""
     first, second = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
     work = Unstorable()
 

@@ -1,4 +1,4 @@
-"""add, incr, touch, pop and compare-and-set are executed once, however often and late their requests are delivered."""
+"""add, incr, touch, pop and compare-and-set are executed once, even if their requests arrive several times or late."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_operation_with_a_lost_reply_is_executed_once(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_late_copy_changes_nothing(call: Call, cache: Any, proxy: Proxy, operation: str) -> None:
-    """The first copy of the request arrives after the second one was executed and the value was replaced."""
+    """The second copy of the request is executed, and the value is replaced. Only then does the first copy arrive."""
     method, args, result, (key, _) = OPERATIONS[operation]
     held = proxy.hold(only=POP if method == "pop" else PUT)
     assert call(cache, method, *args) == result
@@ -83,7 +83,7 @@ def test_late_copy_changes_nothing(call: Call, cache: Any, proxy: Proxy, operati
 def test_late_copy_after_a_data_loss_changes_nothing(
     call: Call, cache: Any, proxy: Proxy, raw: Raw, namespace: str, method: str, args: tuple[Any, ...], refusal: Any
 ) -> None:
-    """The second copy finds no settings, and the request is then refused. The first copy arrives after a new put."""
+    """The second copy of the request finds no settings and is refused. The first copy arrives after a new put."""
     held = proxy.hold(only=POP if method == "pop" else PUT)
     raw.delete(*raw.scan_iter(match=f"{namespace}:*:c}}:*"))
     assert call(cache, method, *args) is refusal
@@ -152,7 +152,7 @@ class Every:
 
 
 def add_all(url: str, namespace: str, keys: int, block: int) -> Iterator[list[str]]:
-    """A worker process: add every key, block by block. Yield the keys of a block for which it got True."""
+    """A worker process: add every key, block by block. Yield the keys of each block for which `add` returned True."""
     backend = Backend(url, namespace=namespace)
     cache = LRUCache(keys, name="c", backend=backend)
     yield []
@@ -167,7 +167,7 @@ def test_one_process_wins_each_of_ten_thousand_adds(server: Server, namespace: s
     racing = [workers.start(add_all, server.url, namespace, keys, block) for _ in range(2)]
     assert [worker.said() for worker in racing] == [[], []]
     won: list[str] = []
-    for _ in range(0, keys, block):  # both begin a block at the same time
+    for _ in range(0, keys, block):  # both workers begin a block at the same time
         for worker in racing:
             worker.answer()
         for worker in racing:
@@ -176,7 +176,7 @@ def test_one_process_wins_each_of_ten_thousand_adds(server: Server, namespace: s
 
 
 def add_in_step(url: str, namespace: str, rounds: int) -> Iterator[bool | None]:
-    """A worker process: add one key a round, when the test says so."""
+    """A worker process: in each round, add one key after the test's signal."""
     backend = Backend(url, namespace=namespace)
     cache = LRUCache(3, name="c", backend=backend)
     yield None
@@ -262,7 +262,7 @@ def test_compare_and_set_never_overwrites_a_newer_value(
     *,
     lossy: bool,
 ) -> None:
-    """Each success adds 1 to the value that it replaced. An overwritten newer value would be missing in the sum."""
+    """Each success adds 1 to the value that it replaces. If it overwrote a newer value, the sum would be too low."""
     urls = [server.url] * 4
     if lossy:
         proxies = [make_proxy(server) for _ in range(4)]
@@ -298,7 +298,7 @@ def test_each_value_is_popped_once(
 
 
 def touch_and_delete(url: str, namespace: str, deletes: bool, rounds: int) -> int:
-    """A worker process: touch a key, or delete it and check that it stays away. Return how often it came back."""
+    """A worker process: touch a key, or delete it and check that it stays deleted. Return how often it came back."""
     backend = Backend(url, namespace=namespace, deadline=30)
     cache, came_back = LRUCache(name="c", backend=backend), 0
     for number in range(rounds):

@@ -228,7 +228,7 @@ def test_last_use_is_that_of_a_stored_entry(doomed: tuple[LRUCache, ExistingCach
 def test_ranking_of_all_entries_keeps_no_tags(
     cache: LRUCache, operator: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its memory must not grow with the number of entries, which has no bound here."""
+    """The memory of a ranking must not grow with the number of entries, because that number has no bound."""
     built: list[object] = []
     monkeypatch.setattr(ranking, "TagUse", lambda *facts: built.append(facts))
     found = operator.run(find(operator, "cache", "answers"))

@@ -1,4 +1,4 @@
-"""A stale value is returned at once and refreshed in the background. After errors, its age is limited."""
+"""A stale value is returned at once and refreshed in the background. If refreshes fail, the value has a maximum age."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Reading:
     """The observations of one process that read one key continuously.
 
     Attributes:
-        computed: begin and end of each computation in the process.
+        computed: start and end of each computation in the process.
         waits: how often the process computed or waited for a computation.
         reads: when each read began, and how long it took.
     """
@@ -293,7 +293,7 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may report reads at any time: here, after a reader finds a copy and before it checks the age."""
+    """Another thread may report reads at any time, for example after a reader finds a copy and before it checks it."""
     cache, age, seen, served = (
         LRUCache(local_size=10, name="default", backend=backend),
         Freshness.age,
@@ -434,7 +434,7 @@ def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
                 time.sleep(0.001)
             end = time.monotonic()
             missed = cache.stats().misses - misses
-            # A stalled machine cannot refresh a value early.
+            # While the machine stalls, no value is refreshed early. So a value may expire and be missed.
             if not missed or stalls.within(begin, end) < 0.2:
                 break
     assert missed == 0, "no reader missed the value, so none waited"

@@ -189,8 +189,8 @@ def test_put_of_an_expired_entry_makes_a_new_one(backend: Backend, raw: Raw) -> 
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
     """Scan each cache completely, once as the processes left it and once after a sweep. Then clear and sweep it.
 
-    After that, only the keys `meta`, `epochs`, `checks` and `history` may be left, and replies of requests, which
-    expire.
+    After that, only the keys `meta`, `epochs`, `checks` and `history` may be left, and stored replies of requests.
+    These replies expire.
     """
     namespace = backend.namespace
     for cache in caches(backend):
@@ -211,7 +211,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 
         cache.clear()
         cache.sweep()
-        for shard in cache._shared_state.shards:  # a busy machine may resend puts
+        for shard in cache._shared_state.shards:  # on a busy machine, puts may be sent again
             resent = shard.keys.resent
             wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
         keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}*}}:*"))

@@ -1,4 +1,4 @@
-"""A cache during and after a server outage: callers get results, but no value that was invalidated in the outage."""
+"""During and after an outage, callers of a cache get results, but no value that was invalidated in the meantime."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_copies_without_a_flush_fail_the_check(
 def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
     """Stop the server's replies for a while. No connection breaks, so only a new reply shows the end of the outage.
 
-    Returns how many copies exist at the time when the recovery is detected, and the value of a read in the next outage.
+    Returns how many copies exist when the recovery is detected, and the value that a read returns in the next outage.
     """
     backend = connect(server.url)
     cache = LRUCache(local_size=10, name="default", backend=backend)

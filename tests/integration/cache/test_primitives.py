@@ -1,4 +1,4 @@
-"""add, replace, incr, touch, pop, ttl, put(if_version=), put_many and scan: each one step, in both APIs and both caches."""
+"""Tests of add, replace, incr, touch, pop, ttl, put(if_version=), put_many and scan in both APIs and both caches."""
 
 from __future__ import annotations
 

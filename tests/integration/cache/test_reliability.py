@@ -236,7 +236,7 @@ def test_keys_include_reads_that_another_thread_reports(
         if threading.current_thread() is not reporting and not held.caught.is_set():
             reporting.start()
             held.wait()
-            cache.get("b")  # a read that is not in the report under way
+            cache.get("b")  # this read is not in the report that is being sent
         return take(self, flush=flush)
 
     monkeypatch.setattr(AccessBuffer, "take", take_when_that_has_begun)
@@ -353,7 +353,7 @@ def test_unloaded_script_is_sent_once_for_all_puts(
         client.script_flush()
         client.config_resetstat()
         assert call(cache, "put_many", {f"k{number}": number for number in range(600)}) == 600
-        # One for all puts. On a slow machine, background jobs send their scripts too.
+        # One EVAL is enough for all puts. On a slow machine, background jobs send a few more.
         assert client.info("commandstats")["cmdstat_eval"]["calls"] < 10
         assert client.info("stats")["total_net_input_bytes"] < 1_800_000  # 500 copies of the script would be 13 MB
     assert call(cache, "get", "k599") == 599
@@ -504,7 +504,7 @@ def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
 
 
 class _EndlessRenewals:
-    """Renewals that the end of a put does not stop. Only the caller would stop them, but the caller is cancelled."""
+    """Renewals that do not stop when a put ends. Only the caller would stop them, but the caller is cancelled."""
 
     def drop(self, compute_lease: ComputeLease) -> None: ...
 
@@ -521,7 +521,7 @@ def test_cancelled_store_releases_the_key(
     monkeypatch: pytest.MonkeyPatch,
     sound: bool,
 ) -> None:
-    # A release after the outage would hide renewals that go on.
+    # Without this patch, a release after the outage would hide renewals that do not stop.
     monkeypatch.setattr(Shard, "release_later", lambda *_: None)
     if not sound:
         end = compute._end

@@ -119,14 +119,14 @@ OPERATIONS: dict[str, tuple[Callable[[LRUCache], object], object]] = {
 
 
 def outcomes(backend: Backend, other: Backend, steps: int, puller_steps: int | None = None) -> dict[str, object]:
-    """Run each operation while a move is paused. Return the values found after it, where they are wrong.
+    """Run each operation while a move is paused. Return the wrong values that a read finds afterwards, by operation.
 
     Args:
         backend: the connections of the move.
-        other: those of the program that runs the operation.
+        other: the connections of the program that runs the operation.
         steps: step of the move before which the operation runs.
-        puller_steps: another process has begun to move the key, too: the step before which it stops until the move is
-            paused. None: there is none.
+        puller_steps: step before which another process, which also moves the key, stops until the move is paused. None
+            if no other process moves the key.
     """
     wrong: dict[str, object] = {}
     for operation, (work, expected) in OPERATIONS.items():
@@ -195,7 +195,7 @@ def test_move_without_a_guard_is_caught(
 def test_operation_during_the_exchange_counts(
     server: Server, connect: Callable[..., Backend], namespace: str, steps: int
 ) -> None:
-    """The command stops between two steps of the exchange. The program goes on without it, and then it continues."""
+    """The command stops between two steps of the exchange. The program works meanwhile, then the command continues."""
     backend, other, wrong = connect(server.url), connect(server.url), dict[str, object]()
     for operation, (work, expected) in OPERATIONS.items():
         name = f"{operation} {steps}"
@@ -256,7 +256,7 @@ def test_command_changes_the_number_and_shows_the_progress(
 
 
 def test_programs_and_their_copies_follow(server: Server, connect: Callable[..., Backend]) -> None:
-    """A program that chose the number of shards, or keeps local copies, follows a later change."""
+    """Programs follow a later change, even if they chose the number of shards themselves or keep local copies."""
     operator = connect(server.url)
     chosen = lru(connect(server.url), 1)
     copies = lru(connect(server.url), local_size=100)

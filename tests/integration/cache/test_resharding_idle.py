@@ -115,7 +115,7 @@ def resent(command: Any) -> Any:
 
 
 def lose_reply(backend: Backend, flow: Flow[Any], script: str, change: Callable[[], None]) -> Any:
-    """Run a flow. The reply of its first call of a script is lost, and the number of shards changes before the next."""
+    """Run a flow. The reply to its first call of `script` is lost, and `change` runs before the request is repeated."""
     lost = False
     step = next(flow)
     while True:
@@ -172,7 +172,7 @@ def test_request_repeated_after_a_change_has_one_effect(
 def test_late_move_keeps_changed_limits(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    """A second command that still reads old pages after the first one has ended the change."""
+    """A second command still reads old pages after the first command has ended the change."""
     operator, late = connect(server.url), Resharding(connect(server.url), "cache", "answers", 2)
     cache = LRUCache(4000, name="answers", backend=operator)
     cache.put("k", 1)
@@ -189,7 +189,7 @@ def test_late_move_keeps_changed_limits(
 def test_change_reaches_all_new_shards_before_it_begins(
     server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
-    """Otherwise a node that does not answer would stop a cache of which it had no part so far."""
+    """Otherwise, a node that has no part of the cache yet and does not answer would stop the cache."""
     operator = connect(server.url)
     LRUCache(4000, name="answers", backend=operator).put("k", 1)
     flow, reached = Resharding(operator, "cache", "answers", 4).begin(), set()

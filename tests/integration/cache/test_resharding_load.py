@@ -1,4 +1,4 @@
-"""Programs lose nothing and read nothing stale while the number of shards of their caches changes, and its command dies."""
+"""Programs lose nothing and read nothing stale while the shards of their caches change and the command is killed."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Own:
         return self.last
 
     def wrote(self, name: str, value: int, done: int) -> None:
-        """Note an acknowledged write. `done` clears had been finished when it began."""
+        """Note an acknowledged write. `done` clears had finished before the write began."""
         self.state[name] = value, done, self.clears.begun()
 
     def stored(self, stored: bool, name: str, value: int, done: int) -> None:
-        """Note the result of a put. A refused one may have left the old value, or removed it."""
+        """Note the result of a put. A refused put may have left the old value or removed it."""
         if stored:
             self.wrote(name, value, done)
             return
@@ -67,7 +67,7 @@ class Own:
             self.state[name] = None
 
     def check(self, name: str, found: object, done: int) -> None:
-        """Check what a read returned that began when `done` clears had been finished."""
+        """Check the result of a read. `done` clears had finished before the read began."""
         state = self.state[name]
         if found is None:
             lost = state is not None and not self.is_full and self.clears.begun() <= state[1]
@@ -132,7 +132,7 @@ class Own:
                 state = self.state[name]
                 if found == value:
                     self.check(name, None, done)
-                    again = cache.get(name)  # at the switch of the layouts, a computed value is not stored
+                    again = cache.get(name)  # a value that is computed during the switch of layouts is not stored
                     assert again in (None, value)
                     self.state[name] = None
                     if again is not None:
@@ -142,7 +142,7 @@ class Own:
 
 
 class Clears:
-    """Counts the clears of all processes, which are the only operations on keys of others."""
+    """Counts the clears of all processes. No other operation affects the keys of another process."""
 
     def __init__(self, raw: Any, namespace: str) -> None:
         self._raw, self._begun, self._finished = raw, f"{namespace}:begun", f"{namespace}:finished"
@@ -160,7 +160,7 @@ class Clears:
 
 
 def use(url: str, namespace: str, number: int, port: int) -> Generator[int, None, int]:
-    """Use both caches until the test sets the key STOP. Yields when the caches are filled; returns the operations."""
+    """Use both caches until the test sets the key STOP. Yields when they are filled. Returns the number of rounds."""
     import redis
 
     luck, count = random.Random(number), 0
@@ -203,7 +203,7 @@ def reshard(url: str, namespace: str, name: str, shards: int, pause_after: int) 
 
 
 def entries(raw: Raw, namespace: str, name: str) -> int | None:
-    """Return an upper bound of the entries that were stored at one time; None if the layout has changed meanwhile."""
+    """Return an upper bound for the number of stored entries, or None if the layout changes during the count."""
     own = keys.cache(namespace, "cache", name).meta
     text = raw.hget(own, "settings")
     settings = Settings.parse(text)

@@ -1,4 +1,4 @@
-"""A cache with several shards behaves as one cache, whose entries and limits are divided among slots."""
+"""A cache with several shards behaves like one cache, although its entries and limits are divided among slots."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_operations_cover_all_shards(call: Call, backend: Backend, make: Callabl
 
 
 def test_operations_on_many_keys_send_one_batch(backend: Backend) -> None:
-    """A batch is one pipeline for each node."""
+    """A batch is sent as one pipeline to each node."""
     cache = lru(backend)
     cache.put_many(dict.fromkeys(NAMES, 1))
     cache.get_many(NAMES)
@@ -351,7 +351,7 @@ def test_reads_of_local_copies_count_in_their_shards(call: Call, backend: Backen
 
 
 def test_acknowledged_invalidation_is_seen_by_all(server: Server, connect: Callable[..., Backend]) -> None:
-    """Readers of another process see whole values, and after an acknowledgement no value from before it."""
+    """Readers in another process see only whole values. After an acknowledgement, they see no older value."""
     writer, reader = lru(connect(server.url), 16), lru(connect(server.url), 16)
     names = NAMES[:48]
     acknowledged, stop, wrong, reads = -1, threading.Event(), [], 0

@@ -97,7 +97,7 @@ def request_until_done(url: str, namespace: str, calls: str, leads: bool) -> Ite
     """A worker process: fifty tasks request one key. In the process that leads, the function does not end.
 
     Yields three times: at the start, when all tasks wait, and at the end. The third yield has the pid, the values, the
-    time when they arrived, and the stalls of this process. Every call of the function writes a byte into `calls`.
+    time when the values arrived, and the stalls of this process. Every call of the function writes a byte to `calls`.
     """
     cache = LRUCache(name="default", backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
     own_calls: list[int] = []

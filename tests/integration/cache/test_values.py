@@ -213,7 +213,7 @@ PARTS = (
 
 
 def refused(kind: str, part: str) -> set[str]:
-    """Return the methods that report the corrupt key. The others work as usual, or return a miss."""
+    """Return the methods that report the corrupt key. All other methods work as usual or return a miss."""
     if part in INDEXES[kind]:
         reads = {"get"} if kind == "strict" else set()
         return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
@@ -241,7 +241,7 @@ def test_planted_bytes_run_nothing_and_are_reported(
     for case, (part, payload) in enumerate(cases):
         cache = CACHES[kind](backend, f"c{case}")
         where = cache._shared_state.keys.tag + ":" + part
-        if part == "deferred:":  # the key lists cleared values that wait for a sweep
+        if part == "deferred:":  # this key contains cleared values that wait for a sweep
             call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
             call(cache, "clear")
         call(cache, "put", "k", 1, tags=["t"])

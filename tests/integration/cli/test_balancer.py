@@ -104,7 +104,7 @@ def test_shown_lease_tokens_can_be_released(
     assert (again.returncode, again.stdout) == (NOT_FOUND, "")
     for each in held[1:]:
         assert perf.balancer().release(each)
-    waiting.join(60)  # it has got and released a lease
+    waiting.join(60)  # the waiter got a lease and released it
     none_left = lb("leases", "planner")
     assert (none_left.returncode, none_left.stdout) == (OK, "")
     assert "no leases and no waiters" in none_left.stderr
@@ -331,7 +331,7 @@ def test_events_are_printed_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # The program resets the handler of SIGINT: if the tests are a background job of a shell, child processes ignore it.
+    # If the tests are a background job of a shell, child processes ignore SIGINT. So the program resets its handler.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]

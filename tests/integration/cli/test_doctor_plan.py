@@ -1,4 +1,4 @@
-"""Tests of `agentperf doctor --plan`: it measures on keys that it deletes, and its forecast is near what is used."""
+"""Tests of `agentperf doctor --plan`: it deletes its test keys, and its forecast is close to the real use."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def test_plan_is_measured_on_a_cluster(agentperf: Run, server: Server) -> None:
 # -- the forecast against the real use
 
 AGENTS, EXECUTIONS, ENTRIES, READS, INSTANCES, LEASES, HELD = 50, 1000, 6000, 500, 200, 300, 100
-"""Numbers of a small load. Of the entries there are so many that the memory of connections hardly counts."""
+"""Numbers of a small load. It has so many entries that the memory of connections hardly counts."""
 ROUNDS = 3
 
 
 class Use:
-    """What a server used since the last call of `taken`, without the reading of these figures."""
+    """What a server used since the previous call of `taken`. The cost of reading these figures is subtracted."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -176,7 +176,7 @@ def test_forecast_is_within_a_factor_of_two(measured: tuple[AgentPerf, Any]) -> 
         (executions, Plan(agents=AGENTS, rps=EXECUTIONS, processes=1)),
     ):
         tried = []
-        for _ in range(ROUNDS):  # on a busy machine, a round may be disturbed, or the costs before it
+        for _ in range(ROUNDS):  # a busy machine may disturb a round, or the measurement of its costs
             expected = forecast(plan, costs, 2**33, Retention())
             use.taken()
             work()

@@ -1,6 +1,6 @@
-"""What every command promises about its output, its JSON, its exit codes, faults of the server and narrow terminals.
+"""Promises of every command about its output, JSON, exit codes, server faults and narrow terminals.
 
-The tests take the commands from the command line itself, so they fail for a new command without an example.
+The tests list the commands of the program itself, so they fail if a new command has no example here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`agentperf inspect` explains every key that the library writes, and says so if the library does not write a key."""
+"""`agentperf inspect` explains every key that the library writes, and reports any other key as unknown."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_compare_takes_a_window_of_the_other_side(agentperf: Run, used: AgentPer
     words = ("compare", "planner", "--window", "1h", "--other-window", "1h", "--other-as-of", "3h ago", "--json")
     found = document(agentperf(*words), "compare")
     gap = found["second"]["interval"]["end"] - found["first"]["interval"]["end"]
-    assert 2 * 3600 <= gap <= 5 * 3600  # three hours ago, only slices of an hour are kept
+    assert 2 * 3600 <= gap <= 5 * 3600  # for data three hours old, only one-hour slices are kept
 
 
 def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) -> None:

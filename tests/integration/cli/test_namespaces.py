@@ -18,7 +18,7 @@ pytestmark = pytest.mark.privileged  # only operators search the whole server
 
 @pytest.fixture
 def two(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A server with two namespaces, "staging" and "prod", traces of the namespace "wrong", and two foreign keys."""
+    """A server with the namespaces "staging" and "prod", leftovers of the namespace "wrong", and two foreign keys."""
     for name in ("staging", "prod"):
         with AgentPerf(own_server.url, namespace=name) as perf:
             perf.metrics.record_execution("planner", 0.1, True)

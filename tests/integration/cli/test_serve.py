@@ -70,7 +70,7 @@ class Site:
             return found
 
     def end(self, with_signal: int) -> tuple[int, float]:
-        """End the program. Return its exit code and how long that took, s."""
+        """End the program with a signal. Return its exit code, and the seconds until it ended."""
         began = time.monotonic()
         self.program.send_signal(with_signal)
         return self.program.wait(LIMIT_S), time.monotonic() - began
@@ -238,7 +238,7 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
-        # The import sets this attribute. Unless it is restored, later tests patch modules that are no longer in use.
+        # The import sets this attribute. If the test did not restore it, later tests would patch unused modules.
         patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)

@@ -56,7 +56,7 @@ WORKER = {
 
 
 def fits(found: dict[str, Any], schema: dict[str, Callable[[Any], bool]]) -> bool:
-    """Whether a JSON object has exactly the fields of a schema, with values that it allows."""
+    """Check that a JSON object has exactly the fields of a schema, with values that the schema allows."""
     assert found.keys() == schema.keys()
     assert [name for name, allows in schema.items() if not allows(found[name])] == []
     return True

@@ -1,4 +1,4 @@
-"""`agentperf demo --llm`: tokens, cost and models show in every view."""
+"""`agentperf demo --llm`: every view shows tokens, cost and models."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
 
 
 def reviewed_here(tree: Tree) -> Any:
-    """Compute, without the caches and the balancer, the result that the workers must report."""
+    """Return the result that the workers must report. It is computed here, without caches and balancer."""
     reviews = []
     for file in tree.files:
         source = (tree.root / file).read_bytes()
@@ -81,7 +81,7 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     assert len(report.worst) == 10
     assert json.loads(report.to_json())["worst"] == expected["worst"]
     assert (report.lines, report.findings) == (expected["lines"], expected["findings"])
-    # Each of two workers reviewed all files. The third was killed after it had reviewed at least half of them.
+    # Two workers reviewed all files each. The third worker was killed after it had reviewed at least half of the files.
     assert report.casualty is not None
     assert report.casualty.files >= FILES // 2
     assert len(report.casualty.leases) >= 1

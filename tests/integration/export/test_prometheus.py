@@ -1,4 +1,4 @@
-"""Tests of `/metrics`: its figures are those of the API, in each format, and it survives faults of the server."""
+"""Tests of `/metrics`: in each format, it has the same figures as the API. It survives faults of the server."""
 
 from __future__ import annotations
 

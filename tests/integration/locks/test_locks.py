@@ -1,4 +1,4 @@
-"""`perf.lock` and `perf.semaphore`: fair, fenced, renewed, free again when their holder dies, and nothing is left."""
+"""`perf.lock` and `perf.semaphore` are fair, fenced and renewed. A dead holder frees them, and they leave no keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def where(namespace: str) -> keys.LockKeys:
 
 
 def left(raw: Raw, namespace: str) -> dict[str, int]:
-    """Return the keys of all locks of the namespace, and their TTLs, ms."""
+    """Return the keys of all locks and semaphores of the namespace, with their TTLs in ms."""
     found = [key for kind in ("lock", "semaphore") for key in raw.scan_iter(f"{namespace}:{{{kind}:*", count=1000)]
     return {key: raw.pttl(key) for key in found}
 
@@ -554,7 +554,7 @@ def use(url: str, namespace: str, first: int, count: int) -> None:
 
 @pytest.mark.thorough
 def test_ten_thousand_names_leave_no_key(server: Server, raw: Raw, workers: Workers, namespace: str) -> None:
-    """A minute later, no key is left: each key that is left now expires within a minute."""
+    """Each key that is left at the end expires within a minute. So a minute later, no key is left."""
     workers.run(use, [(server.url, namespace, number * 2500, 2500) for number in range(4)])
     found = left(raw, namespace)
     assert len(found) < 100  # usually none: a tombstone stays only if a request was sent twice

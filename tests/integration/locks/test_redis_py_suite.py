@@ -1,4 +1,4 @@
-"""redis-py's own tests of its locks pass with the locks of this library, unchanged.
+"""redis-py's own lock tests pass unchanged with the locks of this library.
 
 The tests are taken from a source distribution of redis-py, which pip downloads; without a network they are skipped. The
 file `tests/support/redis_py_locks.py` is their conftest.

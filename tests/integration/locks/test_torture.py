@@ -18,7 +18,7 @@ LIMIT, PROCESSES, SECONDS, TTL = 2, 6, 6.0, 0.5
 
 
 def use(url: str, namespace: str, seed: int) -> list[tuple[int, float, float]]:
-    """Return the fencing token, the begin and the end of each turn, by time.monotonic, which all processes share."""
+    """Return the fencing token, the start and the end of each turn. All processes share the clock time.monotonic."""
     turns = []
     chance = random.Random(seed)
     with AgentPerf(url, namespace=namespace) as perf:
@@ -30,11 +30,12 @@ def use(url: str, namespace: str, seed: int) -> list[tuple[int, float, float]]:
             begin, fence = time.monotonic(), semaphore.fence
             time.sleep(chance.choice((0.0, 0.001, 0.01)))
             end = time.monotonic()
-            # After a stall beyond the TTL the unit may be held by another process: its end is the end of the lease.
+            # After a stall longer than the TTL, another process may hold the unit. So this turn must not be counted
+            # beyond a time at which the lease was certainly held.
             end = min(end, begin + semaphore.remaining) if semaphore.remaining else begin
             try:
                 semaphore.release()
-            except Exception:  # noqa: BLE001  a stalled machine loses leases, which is no fault
+            except Exception:  # noqa: BLE001  a lease lost by a stall of the machine is no fault
                 continue
             assert fence is not None
             turns.append((fence, begin, end))

@@ -1,4 +1,4 @@
-"""Conservation: the counts on the server equal the records of many processes, whatever faults happen in between."""
+"""Conservation: despite faults, the counts on the server equal the records of many processes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def added(parts: Iterable[Expected]) -> Expected:
 
 
 def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expected:
-    """Record in four rounds, with flushes and with a fork whose child records too. Flush until all is counted.
+    """Record in four rounds, with flushes and a fork. The child records too. Finally, flush until all is counted.
 
     Returns the expected counters of each agent.
     """
@@ -103,7 +103,7 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """Record as `work` does, and also for an agent whose records cannot be counted. Then record during an outage.
+    """Record like `work`, and also for an agent whose records cannot be counted. Then record during an outage.
 
     The flush of these late records must fail. They are counted when the server is reachable again.
     """
@@ -185,8 +185,8 @@ def test_counts_equal_the_records_of_all_processes(server: Server, namespace: st
 class Trouble:
     """Injects faults with a proxy: lost and incomplete replies, requests that never arrive, cut connections.
 
-    The next fault comes after a number of flushes and not after a time. Some flushes therefore succeed in between, even
-    on a slow machine.
+    The next fault comes after a number of flushes, not after a time. So even on a slow machine, some flushes succeed
+    between two faults.
     """
 
     def __init__(self, proxy: Proxy, seed: int) -> None:

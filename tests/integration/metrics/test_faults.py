@@ -187,7 +187,7 @@ def test_wrong_key_type_is_named_and_nothing_written(
     else:
         poisoned = [key for key in raw.keys(f"{tag}:{part}:*") if key.endswith(bad)]
         raw.delete(*poisoned)
-        if part == "10s":  # the current slice and the next one
+        if part == "10s":  # damage the current slice and the next slice
             now = time.time() // 10 * 10
             poisoned = [
                 f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)
@@ -311,7 +311,7 @@ def test_delayed_samples_count_in_their_slices(backend: Backend, raw: Raw, names
         return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
 
     for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
-        # A result covers whole slices, so its count is at least that of the window and at most that of the slices.
+        # A result covers whole slices. So its count is at least that of the window, and at most that of the slices.
         metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
         covered = metrics.interval
         certain = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]

@@ -355,7 +355,7 @@ def test_sigterm_is_handled_again_after_an_event_loop(programs: Programs, counte
 def test_sigterm_while_the_lock_of_the_buffer_is_held_loses_nothing(
     programs: Programs, counted: Callable[[], int]
 ) -> None:
-    """The interrupted code goes on and releases the lock, and then the flush can begin."""
+    """The interrupted code continues and releases the lock. Only then can the flush begin."""
     then = """
     record(19)
     with collector._flusher.buffer._lock:
@@ -398,7 +398,7 @@ def test_second_sigterm_ends_the_process_at_once(proxy: Proxy, programs: Program
 
 
 def test_forked_child_ends_by_sigterm_with_its_own_records(programs: Programs, counted: Callable[[], int]) -> None:
-    """A child inherits the handler. If it resets SIGTERM, as Celery does, its first record restores the handler."""
+    """A child inherits the handler. If the child resets SIGTERM like Celery, its first record restores the handler."""
     then = """
     for resets in (False, True):
         child = os.fork()
@@ -420,7 +420,7 @@ def test_forked_child_ends_by_sigterm_with_its_own_records(programs: Programs, c
 
 
 def test_no_forked_child_survives_sigterm(programs: Programs) -> None:
-    """Python drops a signal that reaches a forked child before its first line. Here, SIGTERM must not be dropped."""
+    """Python drops a signal that reaches a forked child before its first line of code. SIGTERM must not be dropped."""
     then = """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # so that the parent usually runs before the child
     for _ in range(50):

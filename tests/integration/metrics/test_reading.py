@@ -433,8 +433,8 @@ def fill(
 ) -> float:
     """Count executions with the given ages in seconds, and return the server's time.
 
-    Without given times, the first execution of each age takes 0.1 s, and each further execution of this age takes 1 us
-    longer than the previous one.
+    Without `times`, the first execution of each age takes 0.1 s. Each further execution of the same age takes 1 us
+    longer than the previous execution.
     """
     past = Past(raw, namespace)
     for age in sorted(ages, reverse=True):

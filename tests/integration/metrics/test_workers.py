@@ -1,4 +1,4 @@
-"""The list of workers and of running executions, on a real server, with processes that hang, fork, end or are killed."""
+"""The lists of workers and of running executions, with real processes that hang, fork, end or are killed."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def record(url: str, namespace: str) -> Generator[None, object, None]:
 
 
 def of(infos: tuple[WorkerInfo, ...], pid: int) -> WorkerInfo | None:
-    """Return the worker with this process."""
+    """Return the worker with this process ID."""
     return next((info for info in infos if info.pid == pid), None)
 
 
 def shown(perf: AgentPerf, pid: int) -> WorkerInfo:
-    """Wait until a process is listed."""
+    """Wait until a process is listed, and return its entry."""
     wait_until(lambda: of(perf.metrics.workers(), pid), f"process {pid} in the list", SHOWN_S)
     found = of(perf.metrics.workers(), pid)
     assert found is not None
@@ -64,7 +64,7 @@ def shown(perf: AgentPerf, pid: int) -> WorkerInfo:
 
 
 def running(perf: AgentPerf, agent: str) -> RunningExecution:
-    """Wait until an execution of an agent is listed."""
+    """Wait until an execution of an agent is listed, and return it."""
     wait_until(lambda: perf.metrics.running(agent), f"an execution of {agent}", SHOWN_S)
     return perf.metrics.running(agent)[0]
 
