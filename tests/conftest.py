@@ -3,7 +3,7 @@
 The module `tests/support/selection.py` decides which tests a run includes.
 
 With `--as-acl-user`, all URLs name an ACL user with the rights that `agentperf doctor --acl` prints. A test then fails
-if a server has refused that user anything.
+if a server has refused anything to that user.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts background jobs with SIGINT ignored, and the programs that tests start would inherit that.
+    # A shell starts background jobs with SIGINT ignored. The programs that tests start would inherit this setting.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in (
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
@@ -204,7 +204,7 @@ def servers() -> Iterator[Servers]:
 def _acl_user_was_refused_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --as-acl-user, fail a test during which a server refused a command, a key or a channel.
 
-    Commands and pages may be refused the commands that only operators need. They then show less.
+    The command line and the pages may be refused server commands that only operators need. They then show less.
     """
     if not restricted() or "servers" not in request.fixturenames:
         yield

@@ -171,7 +171,7 @@ class _Pace:
         now = time.perf_counter()
         if now >= self.end:
             return None
-        self._next = max(self._next + self._gap_s, now - 1.0)  # calls of at most one second are made up after a pause
+        self._next = max(self._next + self._gap_s, now - 1.0)  # after a pause, catch up on at most one second of calls
         return max(0.0, self._next - now)
 
 

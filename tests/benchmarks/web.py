@@ -87,7 +87,7 @@ def _first_view(port: int) -> tuple[float, int]:
 
         load("/", "gzip")
         took = time.perf_counter() - began
-        page = load("/", "identity").decode()  # not timed: only to find the page's files
+        page = load("/", "identity").decode()  # only to find its files; answered from the same read
         size -= len(page)
         began = time.perf_counter()
         for path in re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^"]+)"', page):

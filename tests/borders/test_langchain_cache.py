@@ -1,4 +1,4 @@
-"""The cache for LangChain's models: LangChain's own suites, every kind of response, outages and refused values."""
+"""Tests of the cache for LangChain's models: LangChain's suites, all kinds of responses, outages and refused values."""
 
 from __future__ import annotations
 

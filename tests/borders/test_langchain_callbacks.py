@@ -1,4 +1,4 @@
-"""Runs of LangChain and LangGraph become executions and spans, with the counts that `record_llm` reads."""
+"""Runs of LangChain and LangGraph are recorded as executions and spans, with the counts that `record_llm` reads."""
 
 from __future__ import annotations
 

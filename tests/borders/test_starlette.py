@@ -41,7 +41,7 @@ def blocking(request: Request) -> Response:
 
 
 async def plain(scope: Any, receive: Any, send: Any) -> None:
-    """An application that knows no framework."""
+    """An application that uses no framework."""
     await PlainTextResponse("plain")(scope, receive, send)
 
 
@@ -206,7 +206,7 @@ def test_stream_is_measured_to_its_end_and_background_work_is_not(
 
 
 async def exchange(app: Any, path: str, received: list[Any], *, kind: str = "http", fail_after: int = 99) -> list[Any]:
-    """Run one request, with `received` as the client's messages. Each `send` after the first `fail_after` fails."""
+    """Run one request, with `received` as the client's messages. After `fail_after` messages, each `send` fails."""
     sent: list[Any] = []
 
     async def receive() -> Any:

@@ -164,7 +164,7 @@ def test_worker_may_use_every_service(user: User, namespace: str) -> None:
         for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
             use_balancer(perf, strategy)
         use_locks(perf, other)
-        # Over the message bus, a write through one AgentPerf invalidates the local copy of the other.
+        # Over the message bus, a write through one AgentPerf invalidates the local copy in the other AgentPerf.
         reader, writer = perf.cache("copies", local_size=10), other.cache("copies")
         writer.put("a", 1)
         wait_until(lambda: reader.get("a") == reader.get("a") == 1 and reader.stats().hits, "a first read")

@@ -200,7 +200,7 @@ def test_unit_tests_are_named_after_a_module() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and the names imported from them. A name may itself be a module."""
+    """Yield the modules that `source` imports, and the names imported from them. A name may itself be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -213,9 +213,9 @@ _IMPORT_OF_TESTS = re.compile(r"^\s*(?:from|import)\s+tests\b(?:[^(\n]*\([^)]*\)
 
 
 def from_tests(source: str) -> list[str]:
-    """Return the names that a source imports from a test module or a conftest.
+    """Return the names that `source` imports from a test module or a conftest.
 
-    Only sources with such names in their import statements are parsed, because parsing all of them takes seconds.
+    `source` is parsed only if its import statements contain such a name. Parsing all files would take seconds.
     """
     if not re.search(r"\b(?:conftest|test_)", " ".join(_IMPORT_OF_TESTS.findall(source))):
         return []

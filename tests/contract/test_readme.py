@@ -110,7 +110,8 @@ def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
 def listed_keys() -> set[tuple[str, str]]:
     """Return the keys that the README lists, with their types.
 
-    ``a|b`` in a key stands for two keys. A line lists keys of one prefix, ``agentperf:`` or ``agentperf:{...}:``.
+    ``a|b`` in a key stands for two keys. The keys on one line have the same prefix, ``agentperf:`` or
+    ``agentperf:{...}:``.
     """
     key = r"\S+ (?:HASH|ZSET|STRING|LIST|STREAM)\b"
     listed = set()

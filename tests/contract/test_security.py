@@ -35,7 +35,7 @@ def sources() -> tuple[tuple[str, ast.Module], ...]:
 
 
 def runs_data(tree: ast.Module) -> set[str]:
-    """Return the imports and the calls in a module that can execute data."""
+    """Return a module's imports and calls that can execute data."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

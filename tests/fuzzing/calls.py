@@ -122,7 +122,7 @@ class Target:
 
 
 def public(cls: type) -> dict[str, Any]:
-    """Return the public methods that a class has from this library, not from elsewhere."""
+    """Return the public methods of a class, without methods that this library does not define."""
     found = {}
     for name, member in inspect.getmembers_static(cls):
         function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member

@@ -1,6 +1,6 @@
-"""The tests of each service pass as the ACL user of `agentperf doctor --acl`, and the servers refuse it nothing.
+"""The tests of each service pass as the ACL user of `agentperf doctor --acl`. The servers refuse nothing to this user.
 
-`pytest --as-acl-user` runs any other tests in this way.
+`pytest --as-acl-user` runs any other tests as this user.
 """
 
 from __future__ import annotations

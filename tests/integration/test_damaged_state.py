@@ -1,4 +1,4 @@
-"""Damaged state: an operation that fails has written nothing and raises a documented error, whatever field is damaged.
+"""Whatever stored field is damaged, an operation that fails has written nothing and raises a documented error.
 
 `tests/support/damage.py` damages each field of each key of a filled namespace in turn. Then each operation of the
 service runs on the damaged state.
@@ -67,7 +67,7 @@ def stored(own_server: Server, pytestconfig: pytest.Config) -> Iterator[Namespac
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    """Return a filter of keys by their last part. It accepts `parts`. An empty `parts` means all parts but `others`."""
+    """Return a filter of keys by their last part. It accepts `parts`, or if `parts` is empty, all except `others`."""
 
     def accept(key: str) -> bool:
         name = key.rpartition("}:")[2]

@@ -1,4 +1,4 @@
-"""A server loads or refuses the data files of another kind of server, as the README says."""
+"""Tests of what the README says about loading the data files of one kind of server into another kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names with code, patterns, braces and control characters are names only, in every service."""
+"""Names with code, patterns, braces or control characters are plain names for every service."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_invalid_arguments_are_refused(perf: AgentPerf, call: Call, method: str,
 def test_lost_reply_delays_no_evaluation(
     server: Server, namespace: str, proxy: Proxy, perf: AgentPerf, script: str
 ) -> None:
-    """A repeated claim gets the same rules as the first claim. A repeated report learns that the first was stored."""
+    """A repeated claim gets the same rules as the first. A repeated report returns that the first report is stored."""
     load(server.url, namespace, 0.5, 3)
     perf.alerts.deploy(text=FAILING)
     at = History(perf.backend).now - (BEGIN - 4) * MINUTE

@@ -131,7 +131,7 @@ def test_ejection_lasts_at_most_its_maximum(backend: Backend, raw: Raw, pool: Po
 
 
 def test_lease_from_before_is_no_probe(backend: Backend, raw: Raw, pool: Pool) -> None:
-    """After the clock is set back, old leases have fencing tokens in the future. Such a lease is not a probe."""
+    """Fencing tokens are times. After the clock is set back, old tokens lie in the future. Old leases are no probes."""
     register(backend, pool, capacity=3, settings=PoolSettings(eject_after=1))
     backend.run(commands.register(pool, AgentInstance("p1", "planner", max_capacity=3), None, 0))
     held = [f"@held:{number}" for number in range(4)]

@@ -108,7 +108,7 @@ def test_invalid_ttl_is_refused(lb: LoadBalancer, call: Call, runner: asyncio.Ru
 
 @pytest.mark.thorough
 def test_renewals_never_shorten_an_extension(lb: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
-    """Renewals with the old TTL and extensions follow each other fast. The server never keeps the shorter TTL."""
+    """Extensions and renewals with the old TTL alternate at full speed. The server never keeps the shorter TTL."""
     extended = 0
     until = time.monotonic() + 5
     while time.monotonic() < until:

@@ -276,7 +276,7 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
     away = pool.keys.tag + ":away"
 
     def change_panic(settings: PoolSettings) -> None:
-        """Start or end panic for the first batch of unhealthy instances, and remove up to 20 of this batch."""
+        """Start or end panic, which first reaches one batch of unhealthy instances. Remove up to 20 of this batch."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [

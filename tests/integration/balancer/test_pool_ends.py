@@ -48,7 +48,7 @@ def listed(raw: Raw, namespace: str) -> bool:
 
 
 def expire(raw: Raw, namespace: str) -> None:
-    """Act as if a minute had passed: expire every key of the pool, and date its entry in the list of resources back."""
+    """Act as if a minute had passed: expire every key of the pool, and backdate its entry in the list of resources."""
     for key in raw.scan_iter(f"{keys.pool(namespace, 'planner').tag}:*", count=1000):
         assert 0 < raw.pttl(key) <= MINUTE_MS, key
         raw.pexpire(key, 1)

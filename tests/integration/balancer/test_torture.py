@@ -79,7 +79,7 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
 
 
 def use_pool(balancer: LoadBalancer, file: str, chance: random.Random) -> NoReturn:
-    """Acquire and release leases, and write both to the file."""
+    """Acquire and release leases, and write each grant and each release to the file."""
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     forgotten = []
     while True:

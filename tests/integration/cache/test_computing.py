@@ -288,7 +288,7 @@ def test_cancelled_leader_lets_another_compute(
 def test_unstorable_value_is_computed_once_for_all_tasks(
     runner: asyncio.Runner, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "_warned", {})  # this process may have run the test on another server
+    monkeypatch.setattr(compute, "_warned", {})  # an earlier run in this process may have warned
     cache = LRUCache(name="default", backend=backend)
     calls: list[object] = []
 
@@ -329,7 +329,7 @@ class Unstorable:
 def test_unstorable_value_from_before_an_invalidation_is_not_shared(
     server: Server, connect: Callable[..., Backend], backend: Backend, forget: Callable[[LRUCache], object]
 ) -> None:
-    """Another process invalidates a value during its computation. A caller that comes after that computes it again."""
+    """Another process invalidates a value during its computation. A later caller computes the value again."""
     cache, other = (LRUCache(name="default", backend=each) for each in (backend, connect(server.url)))
     work = Unstorable()
 

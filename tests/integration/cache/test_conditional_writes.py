@@ -202,7 +202,7 @@ def test_one_process_wins_each_add_on_a_full_cache(
 
 
 def count(url: str, namespace: str, seed: int, rounds: int) -> int:
-    """A worker process: count in steps of random size. Return the sum of the steps."""
+    """A worker process: increment a counter in steps of random size. Return the sum of the steps."""
     backend = Backend(url, namespace=namespace, deadline=30)
     cache, chance, added = TieredCache(name="c", backend=backend), random.Random(seed), 0
     for _ in range(rounds):

@@ -293,7 +293,7 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may report reads at any time, for example after a reader finds a copy and before it checks it."""
+    """Another thread reports the reads after a reader has found the copy, and before this reader checks its age."""
     cache, age, seen, served = (
         LRUCache(local_size=10, name="default", backend=backend),
         Freshness.age,

@@ -232,7 +232,7 @@ def test_unsent_invalidation_fails_the_check(
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate a key while the server is down. Restart it with all its data. Return the old values that are read."""
+    """Invalidate a key while the server is down. Restart the server with all its data. Return the old values read."""
     backend = connect(server.url)
     cache = LRUCache(name="default", backend=backend)
     cache.put("k", "old", tags=["t"])

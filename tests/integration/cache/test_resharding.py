@@ -125,8 +125,8 @@ def outcomes(backend: Backend, other: Backend, steps: int, puller_steps: int | N
         backend: the connections of the move.
         other: the connections of the program that runs the operation.
         steps: step of the move before which the operation runs.
-        puller_steps: step before which another process, which also moves the key, stops until the move is paused. None
-            if no other process moves the key.
+        puller_steps: step of a second move of the same key, by another process. The second move stops before this step
+            until the first move is paused. None if there is no second move.
     """
     wrong: dict[str, object] = {}
     for operation, (work, expected) in OPERATIONS.items():

@@ -1,4 +1,4 @@
-"""Promises of every command about its output, JSON, exit codes, server faults and narrow terminals.
+"""Every command keeps its promises about output, JSON, exit codes, server faults and narrow terminals.
 
 The tests list the commands of the program itself, so they fail if a new command has no example here.
 """

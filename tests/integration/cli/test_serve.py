@@ -34,7 +34,7 @@ class Site:
 
     Attributes:
         program: its process.
-        document: what it printed.
+        document: the JSON document that the program printed.
     """
 
     def __init__(self, program: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""`agentperf top` without a terminal: a line for each reading. Its screen is tested in tests/integration/top."""
+"""`agentperf top` without a terminal prints a line for each reading. tests/integration/top tests its screen."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     assert len(report.worst) == 10
     assert json.loads(report.to_json())["worst"] == expected["worst"]
     assert (report.lines, report.findings) == (expected["lines"], expected["findings"])
-    # Two workers reviewed all files each. The third worker was killed after it had reviewed at least half of the files.
+    # Two workers each reviewed all files. The third worker was killed after it had reviewed at least half of the files.
     assert report.casualty is not None
     assert report.casualty.files >= FILES // 2
     assert len(report.casualty.leases) >= 1

@@ -25,7 +25,7 @@ class Collector:
 
     Attributes:
         requests: the parsed requests.
-        status: the status of its answers.
+        status: the HTTP status of the receiver's answers.
     """
 
     def __init__(self) -> None:

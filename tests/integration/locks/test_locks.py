@@ -1,4 +1,4 @@
-"""`perf.lock` and `perf.semaphore` are fair, fenced and renewed. A dead holder frees them, and they leave no keys."""
+"""`perf.lock` and `perf.semaphore` are fair, fenced and renewed, become free if a holder dies, and leave no keys."""
 
 from __future__ import annotations
 
