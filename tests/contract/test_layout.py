@@ -188,7 +188,7 @@ def test_reasons_name_existing_modules_and_tests() -> None:
 
 
 def test_unit_tests_are_named_after_a_module() -> None:
-    """A unit test belongs to a module or package of the library, or to a module of the tests, such as a benchmark."""
+    """A unit test belongs to a module or package of the library, or to a helper module of the tests."""
     stray = []
     for path in (TESTS / "unit").glob("**/test_*.py"):
         module = path.relative_to(TESTS / "unit").with_name(path.name.removeprefix("test_"))

@@ -69,8 +69,8 @@ def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    # The first two commands run alone, and load the scripts. In a batch, a command whose script the server does not
-    # know would be sent again, and would run after later commands.
+    # The first two commands run alone, and load the scripts. If the server did not know the script of a command in a
+    # batch, the command would be sent again and run after later commands.
     for command in work[:2]:
         backend.run(command)
     answers = run_all(backend, work[2:])
