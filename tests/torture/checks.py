@@ -148,19 +148,26 @@ def values_past_their_ttl(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Two processes compute a value at the same time only if the lease of the first process may have ended.
+    """Two processes compute a value at the same time only if the lease of the first may have ended.
+
+    A process that cannot use the server computes without a lease. The cache warns of that, and the journal has the
+    warning.
 
     Args:
         lines: the journals.
         lease_s: TTL of the lease.
-        outages: begin and end of each period in which the server may be unreachable. Meanwhile, processes compute
-            without leases.
+        outages: begin and end of each period in which the server may be unreachable, or may lose a lease.
     """
     ended = {line.values[1]: line.at for line in lines if line.kind == "computed"}
+    warned: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        if line.kind == "warned":
+            warned[line.worker].append(line.at)
     running: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for line in sorted((line for line in lines if line.kind == "computes"), key=lambda line: line.at):
         key, value, asked = line.values
-        if key not in TTL_KEYS:  # an invalidation of another key ends its lease; a new computation may begin
+        # Other keys are invalidated; then the lease ends, and a new computation may begin.
+        if key not in TTL_KEYS or any(asked <= at <= line.at for at in warned[line.worker]):
             continue
         for asked_before, until, other in running[key]:
             undisturbed = not any(begin < line.at and end > asked_before for begin, end in outages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -67,6 +68,12 @@ class Report:
     complaints: list[str] = field(default_factory=list)
     folder: Path | None = None
 
+    def remove_folder(self) -> None:
+        """Remove the folder of the journals, unless something was wrong."""
+        if self.folder is not None and not self.complaints:
+            shutil.rmtree(self.folder)
+            self.folder = None
+
     def lines(self) -> Iterator[str]:
         """Return the report in words."""
         yield f"{self.faults.total()} faults: " + ", ".join(f"{count} {kind}" for kind, count in self.faults.items())
@@ -74,6 +81,8 @@ class Report:
         yield from (f"WRONG  {each}" for each in self.complaints[:20])
         if len(self.complaints) > 20:
             yield f"and {len(self.complaints) - 20} more"
+        if self.folder is not None:
+            yield f"the journals are in {self.folder}"
 
 
 class Torture:
@@ -94,8 +103,12 @@ class Torture:
     def run(self) -> Report:
         """Let the workers work under faults, let them end, and check everything."""
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentperf-torture-")))
-            server = Server(self._kind, "--appendfsync", "everysec", aof=True)
+            report = Report(folder=Path(tempfile.mkdtemp(prefix="agentperf-torture-")))
+            stack.callback(report.remove_folder)
+            assert report.folder is not None
+            # With the default `appendfsync everysec`, a server that is killed may lose what it has replied to: it delays
+            # writes while a previous sync lasts.
+            server = Server(self._kind, "--appendfsync", "no", aof=True)
             stack.callback(server.stop)
             proxy = None if server.clustered else Proxy(server.port)
             if proxy is not None:
@@ -103,14 +116,14 @@ class Torture:
             receiver = stack.enter_context(Receiver())
             workers = Workers()
             stack.callback(workers.close)
-            job = self._prepare(server, proxy, receiver, folder)
+            job = self._prepare(server, proxy, receiver, report.folder)
 
             def start(number: int) -> Worker:
                 return workers.start(work, job, number)
 
             crowd = dict(enumerate(workers.start_all(work, [(job, number) for number in range(PROCESSES)])))
             trouble = Trouble(server, proxy, crowd, start, self._seed)
-            report = Report(faults=trouble.happened)
+            report.faults = trouble.happened
             until = time.monotonic() + self._seconds
             while time.monotonic() < until:
                 begun = time.monotonic()
@@ -222,7 +235,10 @@ def first_complaint(kind: ServerKind, mutant: str, within_s: float, seed: int) -
     """
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        if complaints := Torture(kind, _MUTANT_S, seed, mutant).run().complaints:
-            return complaints[0]
+        report = Torture(kind, _MUTANT_S, seed, mutant).run()
+        if report.complaints:
+            assert report.folder is not None
+            shutil.rmtree(report.folder)
+            return report.complaints[0]
         seed += 1
     return ""

@@ -100,6 +100,7 @@ class Worker:
         self._balancer = perf.balancer()
         size = CACHE_SIZE if job.shards == 1 else MIN_SHARD_ENTRIES * job.shards
         self._cache = perf.cache(CACHE, max_size=size, local_size=CACHE_SIZE, lease=1.0, shards=job.shards)
+        self._cache._shared_state.warn = self._note_warning  # type: ignore[method-assign]
         self._deliveries = Deliveries(perf.alerts._service)
         self._writes = self._recorded = 0
         self.loops: tuple[Callable[[], None], ...] = (
@@ -175,6 +176,10 @@ class Worker:
         return f"{self._number}.{threading.get_ident()}.{self._writes}"
 
     # Values that are computed
+
+    def _note_warning(self, message: str, *args: object) -> None:
+        """Note a warning of the cache, such as the one that a value is computed without the server."""
+        self._journal.write("warned", message % args)
 
     def _compute(self) -> None:
         key = self._chance.choice(FILL_KEYS + TTL_KEYS)

@@ -86,6 +86,17 @@ def test_double_computation_is_found(second: float, outages: list[tuple[float, f
     assert bool(list(checks.double_computations(lines, 1.0, outages))) is not sound
 
 
+@pytest.mark.parametrize(("worker", "at", "sound"), [(1, 1.17, True), (0, 1.17, False), (1, 1.1, False)])
+def test_computation_without_a_lease_is_announced_by_a_warning(worker: int, at: float, sound: bool) -> None:
+    lines = journal(
+        (0, "computes", 1.0, BRIEF, "a", 0.9),
+        (0, "computed", 1.5, BRIEF, "a"),
+        (worker, "warned", at, "computing without the cache"),
+        (1, "computes", 1.2, BRIEF, "b", 1.15),
+    )
+    assert bool(list(checks.double_computations(lines, 1.0, []))) is not sound
+
+
 @pytest.mark.parametrize(
     ("stored", "killed", "end", "sound"),
     [
