@@ -359,7 +359,7 @@ def register_for_fork(forkable: Forkable) -> None:
 
 _held: set[int] = set()
 _masks: dict[int, set[int | signal.Signals]] = {}
-"""The signal masks of the threads that fork at this moment, by thread."""
+"""The signal masks of the threads that are forking at this moment, by thread."""
 
 
 def hold_during_fork(number: int) -> None:

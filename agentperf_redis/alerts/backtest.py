@@ -312,7 +312,7 @@ _QUIET = {
     _FIRING: frozenset({Verdict.HOLDS, Verdict.BETWEEN, Verdict.UNDECIDED}),
     _NO_DATA: frozenset({Verdict.UNDECIDED}),
 }
-"""The verdicts that leave a state as it is, while no timer runs."""
+"""For each state, the verdicts that leave it unchanged while no timer runs."""
 
 
 class _Judgements:

@@ -22,10 +22,10 @@ FINISH_NOTICE = Script("alerts/finish_notice")
 SILENCE = Script("alerts/silence")
 
 DELAY_MS = 2000
-"""Time after the end of a window until it is judged, so that the records of other processes have arrived: their flush
-interval, one second by default, and a second more."""
+"""A window is judged this long after its end, ms. Until then, the records of other processes have arrived: this takes
+their flush interval, one second by default, and at most a second more."""
 LEASE_MS = 60_000
-"""Time for the delivery of a notification. Then another process may deliver it."""
+"""Time that a process has to deliver a notification. Afterwards, another process may deliver it."""
 KEEP_MS = 86_400_000
 """A notification that cannot be delivered for this long is dropped."""
 

@@ -19,9 +19,9 @@ class Verdict(Enum):
 
     HOLDS = "holds"
     CLEAR = "clear"
-    """The condition does not hold, and the level that ends an alert is reached."""
+    """The condition does not hold, and the value has reached the level that ends an alert."""
     BETWEEN = "between"
-    """The condition does not hold, and the level that ends an alert is not reached."""
+    """The condition does not hold, but the value has not reached the level that ends an alert."""
     UNDECIDED = "undecided"
     """The value is within its error bound of the threshold, or the window has too few executions."""
     NO_DATA = "no data"

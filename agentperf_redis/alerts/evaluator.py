@@ -21,7 +21,7 @@ _log = logging.getLogger("agentperf_redis")
 
 _RETRY_S = 1.0
 _LOOK_S = 1.0
-"""How often due notifications are looked for."""
+"""Interval at which the evaluator looks for due notifications."""
 _CLOSE_S = 5.0
 
 

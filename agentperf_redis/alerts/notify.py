@@ -26,7 +26,7 @@ from agentperf_redis.extras import install_command
 _log = logging.getLogger("agentperf_redis")
 
 SEND_S = 30.0
-"""An attempt that takes longer has failed. The lease of a notification is twice as long."""
+"""An attempt that takes longer counts as failed. The lease of a notification is twice as long."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 10.0, 900.0
 _SHOWN_CHARACTERS = 200
 

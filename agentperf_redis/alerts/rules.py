@@ -12,8 +12,9 @@ from agentperf_redis.alerts.expression import Condition, Scope, measure_of
 
 SHORT_WINDOW_S = 300.0
 EVERY_SHORT_S, EVERY_S = 10, 60
-"""Seconds between two evaluations: with windows below five minutes and for pools, and otherwise. They are the widths of
-the two narrowest slices of metrics, so that the window of an evaluation consists of whole slices."""
+"""Seconds between two evaluations of a rule. The first value is for windows below five minutes and for pools, the
+second one for all other rules. The values are the widths of the two narrowest kinds of metrics slices. So the window of
+an evaluation consists of whole slices."""
 
 
 @dataclass(frozen=True, slots=True)

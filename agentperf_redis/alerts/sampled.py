@@ -23,7 +23,8 @@ from agentperf_redis.history import History
 from agentperf_redis.metrics.model import Interval
 
 _RINGS = ((10_000, 90), (60_000, 180), (3_600_000, 192))
-"""Width in ms and number of the slices of a history, the narrowest first; as in lua/includes/history.lua."""
+"""Width in ms and number of slices of each ring of a history, the narrowest slices first; as in
+lua/includes/history.lua."""
 
 
 @dataclass(frozen=True, slots=True)

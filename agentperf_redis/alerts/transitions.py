@@ -22,7 +22,7 @@ from agentperf_redis.alerts.values import Judged
 from agentperf_redis.metrics.model import Interval
 
 _FORGET_MS = 86_400_000
-"""The state of an agent, cache or pool that is gone is deleted after this time."""
+"""If an agent, cache or pool is gone, its state is deleted after this time."""
 
 
 @dataclass(frozen=True, slots=True)

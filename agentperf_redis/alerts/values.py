@@ -185,8 +185,8 @@ class _Sample:
 
 
 _SAMPLES_PER_WINDOW = 10
-"""The window of a cache begins at a stored sample of its counters, so it may be longer by a tenth, or by one interval
-of evaluation."""
+"""Number of stored samples of a cache's counters in one window. A window begins at a stored sample. So it may be longer
+than the rule says, by a tenth of its length or by one interval of evaluation."""
 
 
 def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Judged:

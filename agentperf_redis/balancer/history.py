@@ -15,9 +15,11 @@ from agentperf_redis.windows import Interval, TimeRange, Timestamp, Window, aske
 
 _SAMPLE = Script("balancer/sample")
 _PARTS = 10_000
-"""A sum of mean loads is stored in parts of a lease, since the mean load of a shard is often less than one lease."""
+"""The mean loads of shards are added up as integers, in this many parts of a lease. The mean load of a shard is often
+less than one lease."""
 LAST_FIGURES = ("last_load", "last_waiters", "last_healthy", "last_unhealthy", "last_overdue", "last_capacity")
-"""The figures of the last sample in a slice. Rules are judged on them, as on the figures of `status`."""
+"""The figures of the last sample in a slice. A backtest judges rules on them, as an evaluation judges the figures of
+`status`."""
 
 
 @dataclass(frozen=True, slots=True)

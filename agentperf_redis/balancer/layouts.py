@@ -27,18 +27,19 @@ from agentperf_redis.errors import BackendUnavailable
 T = TypeVar("T")
 
 _HEARD_S = 1.0
-"""Seconds for which the load that a shard reported counts.
+"""How long the load that a shard last reported is used to choose a shard, s.
 
-Otherwise a shard that was once full would never be picked first again, and so would never report free capacity.
+Without this limit, a shard that was once full would never be picked first again. So it would never report that it has
+free capacity.
 """
 _AWAY_S = 3.0
-"""For this time after a shard could not be reached, the other shards are tried first."""
+"""For this time after a failure to reach a shard, calls try the other shards first, s."""
 _PARTS = 16
 _MAX_KNOWN = 4096
-"""With this many pools, all layouts are forgotten, since a caller may choose names without limit. The first request for
-a pool with several shards is then refused once more."""
+"""Maximum number of pools whose layouts are kept, since a caller may choose any number of names. At this number, all
+layouts are forgotten. The next request for each pool with several shards is then refused once, and sent again."""
 _CHANGES = 3
-"""How often one operation follows a change of the number of shards. The number rarely changes, and by hand."""
+"""Max attempts of one operation while the number of shards changes. The number changes rarely, and only by hand."""
 
 
 class Layout:

@@ -49,7 +49,7 @@ _MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
 _EXTEND_S = 2.0
-"""How long `extend` waits for the background thread beyond the deadline of a request, s."""
+"""How long `extend` waits for the background thread, in addition to the deadline of a request, s."""
 
 
 def _notify(on_lost: Callable[[LeaseLost], object], loss: LeaseLost) -> None:

@@ -19,7 +19,7 @@ MAX_LABELS = 16
 MIN_TTL_S, MAX_TTL_S = 0.05, 86_400.0
 """Min and max TTL of a lease, s. MAX_TTL_MS in maintenance.lua is the same maximum."""
 MAX_REST_S = 86_400.0
-"""Max rest of an instance after a rate limit, s. Providers count requests per day at most."""
+"""Max rest of an instance after a rate limit, s. The longest period for which providers limit requests is a day."""
 
 _CHANGED_THROUGH = {
     "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
@@ -58,7 +58,7 @@ class LoadBalancingStrategy(Enum):
     PEAK_EWMA = "peak_ewma"
     """Of two random instances, the one with the lower product of latency and pending work."""
     CONSISTENT_HASH = "consistent_hash"
-    """From the affinity clockwise on a hash ring, the first instance with at most 1.25 times its share of the load."""
+    """The first instance, clockwise from the affinity on a hash ring, whose load is at most 1.25 times its share."""
 
 
 class Outcome(Enum):
@@ -71,8 +71,8 @@ class Outcome(Enum):
     """The instance refused the work."""
     RATE_LIMITED = "rate_limited"
     """The instance refused the work because of its own rate limit (HTTP status 429). The instance rests: it gets no
-    work until the time it named is over. This has no further consequence: the outcome counts once as failed, but not
-    as a bad outcome in a row, ejects nothing, and changes neither an adaptive limit nor the response time."""
+    work until the time that it named is over. The outcome counts as failed in the statistics, but not as a bad outcome
+    in a row. It ejects nothing, and changes neither an adaptive limit nor the response time."""
     NEUTRAL = "neutral"
     """The result says nothing about the instance: the work was cancelled, or the caller was at fault."""
 
@@ -359,8 +359,8 @@ class EventKind(Enum):
     HALF_OPEN = "half_open"
     """The ejection is over; the instance gets one lease at a time."""
     RESTING = "resting"
-    """The instance refused work because of its own rate limit, or was cooled down. A rest that is prolonged adds no
-    event."""
+    """The instance refused work because of its own rate limit, or was cooled down. If its rest is prolonged, there is
+    no further event."""
     RESTED = "rested"
     """The rest is over."""
     RECOVERED = "recovered"
@@ -372,7 +372,7 @@ class EventKind(Enum):
     CALM = "calm"
     """The panic is over: unhealthy instances get no work."""
     EXPIRED = "expired"
-    """A lease expired because it was neither renewed nor released, or a grant because it was not fetched."""
+    """A lease expired because it was neither renewed nor released, or a grant expired because no waiter fetched it."""
     RELEASED = "released"
     """An operator ended a lease of another process."""
 

@@ -25,7 +25,7 @@ class AlertService:
         self.keys = keys.alerts(backend.namespace)
         self.balancer = LoadBalancer(backend=backend)
         self.version: int | None = None
-        """Number of the deployment that this process has seen last; None before the first one."""
+        """Number of the latest deployment that this process has read; None before the first read."""
         self._known: Deployed | None = None
 
     def deployed(self, version: int | None = None) -> Flow[Deployed]:

@@ -19,7 +19,7 @@ from agentperf_redis.metrics import flows as metrics_flows
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 MAX_TARGETS = 2500
-"""Max targets of one rule; the first ones by name. A namespace has at most some 2500 agents."""
+"""Max targets of one rule: the first ones by name are judged. A namespace has at most some 2500 agents."""
 
 
 def judged_targets(

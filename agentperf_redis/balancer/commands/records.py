@@ -34,7 +34,7 @@ _NAMES = (
     *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
 )
 _MAX_LEFT_S = 1e9
-"""Maximum time until a lease expires, s. It lies beyond every TTL, so only a damaged time is further off."""
+"""Maximum time until a lease expires, s. It exceeds every TTL, so a stored expiry that is later must be damaged."""
 _NO_LABELS: frozenset[str] = frozenset()
 _UNHEALTHY_FLAGS = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
 """The flags with which an instance is reported as not healthy."""

@@ -16,7 +16,7 @@ SCHEMA = "2"
 
 
 _DIVIDED = re.compile(r"shards=(\d{1,3}) strategy=\S+")
-"""The value of #pool that layout.lua writes for a pool with several shards."""
+"""Matches the value of #pool that layout.lua writes for a pool with several shards."""
 
 
 class PoolIsDivided(AgentPerfError):

@@ -27,13 +27,13 @@ from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 _WATCH_MS = 3000
-"""Time after which the server forgets that a shard is watched, ms. Watching processes watch about once per second."""
+"""Time after which the server forgets that a shard is watched, ms. A process renews a watch about once per second."""
 _COUNT_S = 2.0
-"""How often a waiter reads whether the pool still has as many shards, s. It changes by hand, and rarely."""
+"""How often a waiter reads the number of shards, s. The number changes rarely, and only by hand."""
 _LOOK_S, _LABELS_LOOK_S = 1.0, 0.25
-"""Time after which a process looks at a shard again, s: usually, and for a waiter with labels."""
+"""Seconds until a process looks at the same shard again: normally, and for a waiter that requires labels."""
 _ROUNDS = 3
-"""How often one look tries shards that seemed free and were taken by others."""
+"""Max attempts of one look to lease free capacity. An attempt fails if others have taken the capacity first."""
 
 
 class Elsewhere:

@@ -36,7 +36,7 @@ BOOST_MS_PER_POINT = 1000
 Priorities are bounded, so no waiter starves.
 """
 NEW_POSITION = "-"
-"""Sent by a new waiter, which has no position in the queue yet."""
+"""Sent by a new waiter instead of its position, since it has no position in the queue yet."""
 FREE = b"free"
 """The message of a shard that has free capacity and no waiters of its own. Other messages are tokens."""
 _MIN_WAIT_S = 0.002
@@ -50,7 +50,7 @@ class Queues:
     """
 
     watched_until: dict[Pool, float]
-    """The shards that this process has watched for its waiters, until this time.monotonic. See elsewhere.py."""
+    """The watched shards, each with the time at which the watch ends, by `time.monotonic`. See elsewhere.py."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

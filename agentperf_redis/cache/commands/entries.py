@@ -18,7 +18,7 @@ MAX_EVICTIONS = 512
 MAX_KEYS = 256
 """Limit for the keys in one command."""
 MAX_TAG_MARKS = 10_000
-"""Maximum number of tags whose last invalidation is kept (about 1 MB); see invalidate_tags.lua for further tags."""
+"""Maximum number of tags whose last invalidation is kept (about 1 MB). For more tags, see invalidate_tags.lua."""
 _CANCEL_PUTS = Script("cache/cancel_puts")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
