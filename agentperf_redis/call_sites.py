@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 Position: TypeAlias = tuple[int, int]
-"""Line, from 1, and column in bytes, from 0. The end of a call identifies it, since no two calls have the same end."""
+"""Line, from 1, and column in bytes, from 0. The position of its end identifies a call, since no two calls share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,20 @@ class _Scope(NamedTuple):
     path: tuple[str, ...] = ()
     """Names of the enclosing classes and functions."""
     self_name: str = ""
-    """The first parameter of a method, `_CLASS_BODY` in the body of a class, else empty."""
+    """The first parameter of a method; `_CLASS_BODY` in the body of a class; otherwise empty."""
     code: str = "<module>"
     line: int = 1
     target: str = ""
-    """To what the value of the expression is assigned; empty if to nothing."""
+    """The target to which the value of the expression is assigned; empty if the value is not assigned."""
     repeats: bool = False
 
 
 _CLASS_BODY: Final = "class"
-"""The `self_name` in the body of a class. As a keyword of Python, it differs from the name of any parameter."""
+"""The value of `self_name` in the body of a class. It is a keyword of Python, so no parameter has this name."""
 _PLAIN_KEYWORDS: Final = frozenset({"default", "default_factory", "factory"})
-"""Keywords that say nothing about a place: ``users = field(default_factory=LRUCache)`` is called ``users``."""
+"""Keywords that are left out of names of places: ``users = field(default_factory=LRUCache)`` is called ``users``."""
 _WITHOUT_CALLS: Final = frozenset({ast.Name, ast.Constant, ast.Import, ast.ImportFrom, ast.Pass, ast.Load, ast.Store})
-"""Frequent nodes that are not worth a visit."""
+"""Frequent kinds of nodes that contain no calls, so they need no visit."""
 _Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _Comprehension: TypeAlias = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
@@ -95,7 +95,7 @@ class _Finder:
     def __init__(self, usual: frozenset[str]) -> None:
         self._usual = usual
         self.found: list[tuple[Position, str, tuple[str, _Scope]]] = []
-        """The end of each call, its name before numbering, its callee and its scope."""
+        """For each call: the position of its end, its name before numbering, its callee and its scope."""
         self._methods: dict[type[ast.AST], Callable[[Any, _Scope], None]] = {
             ast.Call: self._call,
             ast.FunctionDef: self._function,

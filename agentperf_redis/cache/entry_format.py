@@ -35,7 +35,8 @@ _FREQUENCIES = 16
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: the last time that Python's datetime can express."""
 MAX_KEY_BYTES = 4096
-"""Maximum size of a key that its entry holds. Without a limit, reads of small values could transfer very long keys."""
+"""Maximum size of a key that is stored in its entry, bytes. Without a limit, a read of a small value could transfer a
+very long key."""
 _BASE, _ZERO = 90, 37
 _DIGITS = bytes(range(_ZERO, _ZERO + _BASE))
 _OFFSET = sum(_ZERO * _BASE**power for power in range(8))
@@ -45,9 +46,9 @@ _PLAIN, _FULL = b".", b"+"
 _FACTS = 5
 """Parts of an entry after a plus sign, up to the size of the key."""
 _MAX_DIGITS = 16
-"""Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
+"""Number of fields in the header of an entry with a plus sign. A blank ends each field. The last is the key's size."""
 MAX_VERSION = 90**8 - 1
-"""Maximum version of an entry; it lies in the year 3334."""
+"""Maximum version of an entry. Versions are times in ticks of the cache's clock; this one is in the year 3334."""
 _SIZE = re.compile(r"([0-9]{1,16})(?: ([0-9]{1,16}))?")
 
 

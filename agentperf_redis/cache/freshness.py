@@ -24,7 +24,7 @@ from agentperf_redis.errors import InvalidArgument
 MAX_JITTER = 0.5
 MAX_EARLY_REFRESH = 100.0
 _MIN_RETRY_MS, _MAX_RETRY_MS = 1000, 30_000
-"""After a failed refresh, there is no retry for a tenth of the soft TTL; these are the bounds of that time."""
+"""Bounds of the time without a retry after a failed refresh, ms. This time is a tenth of the soft TTL."""
 
 
 class FreshnessOptions(TypedDict, total=False):

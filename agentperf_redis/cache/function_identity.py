@@ -87,7 +87,7 @@ class _Namer:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._under_way: set[int] = set()
-        """Ids of the functions being named. They end the recursion for a function that refers to itself."""
+        """Ids of the functions that are being named. So the recursion ends if a function refers to itself."""
 
     def name(self, function: Any) -> str:
         if isinstance(function, MethodType):  # the name covers the object, which is no argument of the call

@@ -29,8 +29,8 @@ T = TypeVar("T")
 REPORT_AFTER_S = 0.2
 """How long reads are buffered before they are reported. Until the report, other processes' evictions ignore them."""
 _MAX_TIMES_LATER = 25.0
-"""Maximum factor by which the reports of reads are delayed, reached at 100 shards. Each shard has a report of its own.
-With more than 4 shards, each report is sent less often, so that the number of reports stays bounded."""
+"""With more than 4 shards, the report of each shard is delayed in proportion to their number, so that the number of
+reports stays bounded. This is the maximum factor, reached at 100 shards."""
 _AFTER_FAILURE_S = 1.0
 _MAX_SAMPLE_S = 0.5
 _CLOSE_S = 1.0

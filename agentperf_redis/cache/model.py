@@ -21,11 +21,11 @@ class Policy(Enum):
     LRU = "lru"
     """The least recently read or written entry."""
     TINYLFU = "tinylfu"
-    """The less read of two entries: the oldest new one and the oldest established one. Suits repeated scans."""
+    """Of the oldest new and the oldest established entry, the one that is read less often. Suits repeated scans."""
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
-"""The kinds of caches: for each name in keys and in the list of resources, the name that users see."""
+"""The name of each kind of cache in keys and in the list of resources -> the name that users see."""
 
 
 ARGUMENTS = {
@@ -42,7 +42,7 @@ ARGUMENTS = {
         "shards",
     ),
 }
-"""For each kind of cache: the constructor arguments for `Settings.fields`, in order; empty where there is none."""
+"""For each kind of cache, the constructor argument of each item of `Settings.fields`; empty if there is no argument."""
 
 
 MAX_SHARDS = 256
@@ -54,7 +54,7 @@ class WithoutServer(Enum):
     """How a value is computed while the server does not answer."""
 
     COMPUTE = "compute"
-    """Return a stale local copy where `FreshnessOptions` allow it; else call the function, once per process."""
+    """Return a stale local copy if `FreshnessOptions` allow it. Otherwise call the function, once per process."""
     RAISE = "raise"
     """Raise BackendUnavailable."""
     MISS = "miss"

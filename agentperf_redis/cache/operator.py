@@ -37,11 +37,11 @@ T = TypeVar("T")
 MAX_SWEEPS: Final = 64
 """Maximum number of sweeps of each shard before statistics are read. Each sweep examines some 256 entries."""
 _DROP_ATTEMPTS: Final = 3
-"""How often to clear a cache if programs still use it while it is being dropped."""
+"""Maximum number of times that a drop clears the cache. More than one is needed if programs still use the cache."""
 _EPOCHS_KEPT_MS: Final = 86_400_000
-"""How long the epochs of a dropped cache remain: computations that began before the drop hardly last longer."""
+"""How long the epochs of a dropped cache are kept. Computations that began before the drop hardly last longer."""
 SERVICES: Final = ("cache", "tiered")
-"""The names of the two kinds, LRUCache and TieredCache, in keys and in the list of resources."""
+"""The names of the two kinds of cache, LRUCache and TieredCache, in keys and in the list of resources."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class KeyPages:
         self._batch = arguments.count("batch", batch, maximum=_MAX_BATCH)
         self._cursor: inspection.Cursor | None = inspection.FIRST_PAGE
         self.found: deque[str] = deque()
-        """Keys that have been read and not yet taken."""
+        """Keys that have been read but not yet returned."""
         self.ended = False
 
     def read(self) -> Flow[None]:

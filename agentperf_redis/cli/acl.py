@@ -20,7 +20,7 @@ from agentperf_redis.transport.delivery import ExchangeFailed, unavailable
 from agentperf_redis.transport.resp import ServerError, pack
 
 PLACEHOLDER = "REPLACE-WITH->PASSWORD"
-"""Stands for the rule that sets the password. Servers refuse it, and make no user, until it is replaced."""
+"""Stands for the rule that sets the password. Until it is replaced, servers refuse the command and create no user."""
 CONNECTING = ("ping", "echo", "select", "asking", "cluster|slots")
 """Rights for connections. The last two are needed on a Cluster only."""
 _WORKER = (
@@ -34,7 +34,7 @@ _WORKER = (
     *("xadd", "xlen", "xrange", "xrevrange"),
 )
 MEMORY = ("scan", "info", "memory|usage")
-"""Rights for the page of the memory, and for the list of the namespaces in use."""
+"""Rights for the page that shows the memory, and for the list of the namespaces in use."""
 _READ_ONLY = (
     *CONNECTING,
     *("eval", "evalsha", "time", "type", "exists", "getrange", "mget", "hget", "hmget", "hgetall", "hlen", "hscan"),

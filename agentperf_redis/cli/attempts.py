@@ -18,7 +18,7 @@ from agentperf_redis.transport.resp import ServerError, pack
 from agentperf_redis.transport.topology import Node, Topology
 
 _PASSED = ("WRONGTYPE", "NOSCRIPT")
-"""Prefixes of the errors of a command that the server would run. NOSCRIPT: only EVAL was refused."""
+"""An error with one of these prefixes is no refusal of the command. EVALSHA gets NOSCRIPT if only EVAL was refused."""
 _SCRATCH_MS = "10000"
 
 _CALLER = Script(

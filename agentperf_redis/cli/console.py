@@ -50,7 +50,7 @@ class Exit(IntEnum):
     UNREACHABLE = 3
     NOT_FOUND = 4
     CLOSED_PIPE = 141
-    """The reader of stdout has gone, as in ``agentperf agents | head``: 128 + SIGPIPE, as a shell reports it."""
+    """The reader of stdout ended first, as in ``agentperf agents | head``. The code is 128 + SIGPIPE, as in a shell."""
 
 
 _SHOWN_NAMESPACES = 10

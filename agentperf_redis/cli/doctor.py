@@ -28,17 +28,19 @@ from agentperf_redis.transport.topology import Node, Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
-"""With a higher latency, a lease or a cache hit probably costs more than the work that it saves."""
+"""If the latency is higher, a lease or a cache hit probably costs more than the work that it saves."""
 _NEARLY_FULL = 0.85
 _FIXED = {
     "redis": ("CVE-2025-49844", {(7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}),
     "valkey": ("CVE-2025-49844 or CVE-2025-67733", {(7, 2): 12, (8, 0): 7, (8, 1): 6, (9, 0): 3}),
 }
-"""Faults by which a user that may run scripts can take over the server or forge replies to other users, and the first
-corrected version of each release line. Later lines do not have the faults. Redis 7.0 was not corrected."""
+"""For each kind of server, the known faults, and the first patch version without them in each release line. Because of
+these faults, a user that may run scripts can take over the server, or forge replies to other users. Later release lines
+do not have them. Redis 7.0 was not corrected."""
 _MAY_NOT_RUN = re.compile(r"permissions? to run\b|can't run\b")
 _MAY_NOT_ACCESS = re.compile(r"(?:permissions? to access|can't access|can't publish)\b.*\b(channel|key)")
-"""Error texts of Redis 7.0 to 8.2 and Valkey 9.1, in lower case, for users without a right or a pattern."""
+"""Match the errors, in lower case, that Redis 7.0 to 8.2 and Valkey 9.1 send to a user without the right to run a
+command, or without access to a key or a channel."""
 _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -48,7 +50,7 @@ class Diagnosis:
 
     subject: str
     level: str
-    """"ok", "note" (works, could be better) or "bad" (will lose data or fail)."""
+    """"ok", "note" (the server works, but could be set up better) or "bad" (it will lose data or fail)."""
     found: str
     advice: str = ""
     node: str = ""

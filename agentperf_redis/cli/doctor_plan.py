@@ -39,7 +39,7 @@ _OPERATIONS = {
     "acquire": "acquire",
     "release": "release",
 }
-"""Name in `Costs`, and on the screen."""
+"""Name of an operation in `Costs` -> its name on the screen."""
 
 
 def doctor_plan(target: Target, text: str, *, as_json: bool) -> Exit:

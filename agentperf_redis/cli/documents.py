@@ -27,7 +27,7 @@ from agentperf_redis.export.records import (
 )
 
 _MAX_EXECUTIONS = 1000
-"""The most that the server holds of one agent."""
+"""The server holds at most this many executions of one agent."""
 
 
 def grafana(output: Path | None, *, as_json: bool) -> Exit:

@@ -13,10 +13,10 @@ from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import CorruptState
 
 _SHOWN_BYTES = 400
-"""Bytes of a string, or of one value, that are shown."""
+"""Maximum number of bytes that are shown of a string, or of one value in a collection."""
 _HIDDEN = "…"
 _MIN_TEXT = 24
-"""Minimum width of a column: a word of a record, such as ``fence=1795969213058472``, stays whole."""
+"""Minimum width of a column, so that a word of a record such as ``fence=1795969213058472`` is not split."""
 
 
 @dataclass(frozen=True, slots=True)

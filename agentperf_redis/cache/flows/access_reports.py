@@ -14,9 +14,9 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.errors import BackendFull
 
 _WAIT_SHARE: Final = 0.25
-"""How long to wait for a report that another thread or task is sending, as a share of a command's deadline. The wait is
-long enough that a server stall of a second does not reverse the order of the report and the next command. It is short
-enough to add little to the delay of a call while the server is unreachable."""
+"""Maximum time to wait for a report that another thread or task is sending, as a share of a command's deadline. It is
+long enough that the report precedes the next command even if the server stalls for a second. It is short enough to add
+little to the delay of a call while the server is unreachable."""
 
 
 def under_way(shard: Shard, waited: WakeUp | None = None) -> Flow[WakeUp | None]:

@@ -21,12 +21,12 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.windows import Timestamp, Window, asked_steps
 
 Cursor: TypeAlias = tuple[int, int, str]
-"""A position in the scan of a cache: number of the layout, number of the shard, and cursor in its index.
+"""A position in the scan of a cache: number of the layout, number of the shard, and cursor in the index of the shard.
 
 If the layout has changed since the previous page, the scan begins again, since entries may lie in any shard.
 
-Entries move from the previous layout to the present one. So the shards of the previous layout come first, with negative
-numbers: otherwise an entry could be missed.
+Entries move from the previous layout to the present one. So the scan reads the shards of the previous layout first, and
+gives them negative numbers. Otherwise it could miss an entry that moves.
 """
 FIRST_PAGE: Final[Cursor] = (-1, 0, "0")
 _PAGE = 1000

@@ -55,11 +55,12 @@ _ATTEMPTS: Final = 100
 """Maximum attempts to move an entry. An attempt fails only if another process moves or changes the entry."""
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
-"""A program waits this many times, and about this many seconds each time, before it makes the switch itself."""
+"""A program waits _LOOKS times, about _LOOK_S seconds each, for another program to make the switch. Then it makes the
+switch itself."""
 CLOSED_KEPT_MS: Final = 86_400_000
 """How long the shards of an old layout stay marked as closed."""
 HEADROOM: Final = 16
-"""Before a full cache changes its layout, one entry in this many is evicted."""
+"""Before the layout of a full cache changes, one of this many entries is evicted."""
 
 
 def exchanged(backend: Backend, service: str, name: str) -> Flow[Settings | None]:

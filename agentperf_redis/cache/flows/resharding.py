@@ -26,7 +26,7 @@ from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import CacheKeys
 
 _PAGE: Final = 100
-"""About how many entries one step moves. Each script of the step blocks its server for about 1 ms."""
+"""Approximate number of entries that one step moves. Each script of the step blocks its server for about 1 ms."""
 _MAX_BYTES: Final = 2**20
 """Maximum bytes of the entries that are moved together, unless a single entry is larger."""
 

@@ -62,8 +62,8 @@ def pull_keys(shared: SharedState, names: Iterable[str]) -> Flow[None]:
 _OLD_SEEN_S: Final = 0.5
 """How often a process checks whether the previous layout is empty. Until it is, calls also look there for keys."""
 _LAYOUT_SEEN_S: Final = CLOSED_KEPT_MS / 2000
-"""How long a process may write or invalidate without reading the layout. After twice this time, an old shard is no
-longer marked as closed: an invalidation there would be acknowledged, but have no effect."""
+"""How long a process may write or invalidate without reading the layout, s. It is half the time for which an old shard
+stays marked as closed. Without the mark, an invalidation of an old shard would be acknowledged, but have no effect."""
 
 
 def shard_to_read(shared: SharedState, name: str) -> Flow[Shard]:
@@ -137,7 +137,7 @@ def at_once(shared: SharedState) -> int:
 
 
 _MAX_SIDE_BY_SIDE: Final = 16
-"""Limits the replies that are held in memory if a cache has many shards."""
+"""Maximum number of shards to which an operation sends commands in parallel. It limits the replies held in memory."""
 
 
 def grouped(shared: SharedState, names: Sequence[str]) -> list[tuple[Shard, list[str]]]:

@@ -53,11 +53,11 @@ DEFAULT_LEASE_S: Final = 5.0
 MIN_LEASE_S: Final = 0.1
 """Minimum TTL of a lease: long enough for a renewal to arrive in time, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
-"""How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
+"""How long an error is kept for waiters. Waiters are notified at once, and also poll for it at least every 0.25 s."""
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 """Bounds of a waiter's poll interval. Waiters poll in case the message that wakes them is lost."""
 _LOOK_EVERY_S = 1.0
-"""How often a waiter checks whether the event loop that computes its value still runs."""
+"""How often a waiter checks whether the event loop that computes the value is still running."""
 _MAX_ERROR_CHARACTERS = 500
 _READ_ONCE = (Iterator, AsyncIterator, Awaitable)
 """Types of values that can be read only once, so that callers cannot share such a value."""

@@ -25,7 +25,7 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidAr
 MAX_INTEGER = 2**53 - 1
 """Maximum number that `incr` adds or stores: up to this number, every integer is an exact double in Lua."""
 _Repeated: TypeAlias = tuple[str, int]
-"""A request that was sent before: its id, and the newest version of the shard that was known then."""
+"""A request that was sent before: its id, and the newest version of the shard that this process knew at that time."""
 _PLAIN = Codec()
 _NOTHING_DONE = (PutResult.CONDITION_FAILED, PutResult.NO_INTEGER, PutResult.OUT_OF_RANGE)
 

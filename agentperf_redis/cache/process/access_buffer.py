@@ -30,7 +30,7 @@ class AccessReport:
     saved_ms: int
     corrupt: int
     reads: tuple[tuple[str, int], ...]
-    """Stored name of each key and number of its reads, the oldest read first."""
+    """The stored name of each key and the number of its reads; the least recently read key comes first."""
 
 
 NO_REPORT = AccessReport(0, 0, 0, 0, ())
@@ -63,11 +63,12 @@ class AccessBuffer:
         self._seq = 0
         self._open: AccessReport | None = None
         self._unsure = False
-        """Whether the open report may have been recorded in an earlier exchange."""
+        """Whether the open report was sent before and may have been recorded then."""
         self._under_way = False
         self._announced = False
         self.flushing: WakeUp | None = None
-        """The wake-up that is sent when the flush in flight ends. Puts wait for it, to keep the order of accesses."""
+        """The wake-up that is sent when the flush in flight ends. Puts wait for it, which keeps the order of
+        accesses."""
 
     @property
     def writer(self) -> str:

@@ -30,7 +30,8 @@ from agentperf_redis.command import WakeUp, running_loop
 from agentperf_redis.errors import BackendUnavailable
 
 STUCK_S: Final = 5.0
-"""How long an event loop may be stopped before another caller computes its value: as long as the default lease."""
+"""If an event loop that computes a value is stopped for this long, another caller may compute the value, s. The time
+equals the default TTL of a compute lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Flight:
         self.ended = WakeUp()
         self.outcome: FlightOutcome = GivenUp()
         self.still_since = math.inf
-        """When `stands_still` was first seen, by `time.monotonic`; infinity if the loop is not known to stand still."""
+        """When `stands_still` was first found to be true, by `time.monotonic`; infinity if the loop is not known to
+        stand still."""
 
     @property
     def stands_still(self) -> bool:
@@ -104,7 +106,7 @@ class Flight:
 
 
 _enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
-"""The flights whose functions called the running code. New tasks and `asyncio.to_thread` inherit this value."""
+"""The flights whose functions have called the running code. New tasks and `asyncio.to_thread` inherit this value."""
 
 
 def enter(flight: Flight | None) -> tuple[Flight, ...]:

@@ -23,13 +23,14 @@ from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
 MAX_THREADS: Final = 4
-"""Maximum number of functions that run at a time for blocking callers. On one thread, a slow one would delay all."""
+"""Maximum number of functions that run at the same time for blocking callers. With one thread, a slow function would
+delay all others."""
 MAX_WAITING: Final = 256
 """Maximum number of refreshes that wait for a thread. Further refreshes are left to the next reader."""
 _PAUSE_S = 0.25
 """Minimum time between two attempts of this process to refresh a key, even if the first attempt did nothing."""
 _MAX_CUT_OFF = 4096
-"""Maximum keys that are remembered as cut off. This limits the memory, about 0.3 KB per key."""
+"""Maximum number of keys in `_cut_off`. It limits the memory: each key takes about 0.3 KB."""
 _CLOSE_S = 0.5
 """How long closing waits for running functions. If a function runs longer, its lease expires."""
 
@@ -57,11 +58,11 @@ class Refresher:
         self._idle = threading.Condition(self._lock)
         self._jobs: deque[tuple[Subject, Callable[[], object]]] = deque()
         self._taken: dict[Subject, float] = {}
-        """Keys being refreshed or refreshed recently, each with the end of its pause: infinity during the refresh."""
+        """Keys that were refreshed recently -> the end of their pause; keys that are being refreshed -> infinity."""
         self._threads = 0
         self._tasks: dict[asyncio.Task[Any], Subject] = {}
         self._cut_off: dict[Subject, None] = {}
-        """Keys whose last refresh ended with its event loop, oldest first."""
+        """Keys whose last refresh was cut off by the end of its event loop, the oldest first."""
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:

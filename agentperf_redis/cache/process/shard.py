@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_PENDING_INVALIDATIONS = 10_000
 """Maximum keys and tags kept while the server is unreachable. Beyond that, recovery clears the whole shard."""
 MAX_PENDING_RELEASES = 1000
-"""Maximum compute leases to release after an outage. Leases beyond that end by their TTL."""
+"""Maximum number of compute leases that are released after an outage. Any further lease ends when its TTL is over."""
 
 
 class InvalidationScope(Enum):

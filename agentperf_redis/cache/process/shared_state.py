@@ -62,11 +62,12 @@ class SharedState:
         self.settings = settings
         self.given = given
         self.deployed = False
-        """Whether this process has sent the settings of the cache. Each shard also gets its share of the limits."""
+        """Whether this process has sent the settings of the whole cache. Each shard also gets its share of the
+        limits."""
         self.laid_out = False
-        """Whether the layout is known to be that of the server."""
+        """Whether the layout in this process is known to be the layout on the server."""
         self._followed = False
-        """Whether the number of shards was once that of the server. From then on, this process follows its changes."""
+        """Whether the number of shards was once the same here and on the server. Then this process follows changes."""
         self.layout = 0
         """Number of the layout; see `flows.layouts`."""
         self.layout_seen_at = time.monotonic()
@@ -93,7 +94,7 @@ class SharedState:
         self._subscriptions: dict[Shard, Subscription] = {}
         self._listens_to_all = False
         self._undelivered: dict[Shard, list[tuple[str, int, int]]] = {}
-        """Reads that local copies have counted, and that a shard has not taken yet; see `LocalCopies.drain`."""
+        """Reads that local copies have counted and that no shard has taken yet; see `LocalCopies.drain`."""
 
     def _new_shards(self, count: int) -> tuple[Shard, ...]:
         where = key_names.cache_shards(self.backend.namespace, self.service, self.name, count, self.layout)
