@@ -27,10 +27,11 @@ T = TypeVar("T")
 
 Arg: TypeAlias = str | bytes | int
 NamedArgs: TypeAlias = Mapping[str, Arg | tuple[Arg, ...]]
-"""Arguments of a script, by the names in the header of the script and in the order of the header.
+"""Arguments of a script, by the names in the header of the script.
 
-The value of a name that ends in ``...`` is a tuple. The arguments are sent in this order. The tests compare every
-command with the header of its script, so that Python and Lua agree on the order (tests/support/headers.py).
+The mapping has the order of the header, and the arguments are sent in this order. The value of a name that ends in
+``...`` is a tuple. The tests compare every command with the header of its script, so that Python and Lua agree on the
+order (tests/support/headers.py).
 """
 Reply: TypeAlias = Any
 """A reply of the server: int, bytes, None or a list of these. The decoder of the command checks it."""

@@ -98,9 +98,9 @@ for _ in range(100):
         break
     time.sleep(0.1)
 """
-"""Program that removes a folder after it has read a line, or at the end of its input: the end of the other process.
+"""Program that removes a folder when the process that started it writes a line or ends.
 
-A server that is just starting may add a file meanwhile, so the removal may need to be repeated.
+A server that is just starting may add a file during the removal, so the removal may have to be repeated.
 """
 
 

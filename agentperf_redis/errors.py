@@ -9,7 +9,7 @@ from reprlib import Repr
 from typing import Literal
 
 RequestOutcome = Literal["not_applied", "unknown"]
-"""The known effect of a request without a reply: "not_applied", or "unknown" if it may have been applied."""
+"""The known effect of a request without a reply: "not_applied", or "unknown" if the request may have been applied."""
 
 _SHOWN_CHARACTERS = 80
 

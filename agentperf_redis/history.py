@@ -31,14 +31,14 @@ _RINGS = ((3_600_000, 192, "1h"), (60_000, 180, "1m"), (10_000, 90, "10s"))
 """Width in ms, number of slices and name of each ring, the widest first; as in lua/includes/history.lua."""
 _SLOT = re.compile(rb"(10s|1m|1h):\d{1,3}")
 _FIRST_S = 2.0
-"""Time from the first use to the first attempt of a sample. A process that ends earlier takes none."""
+"""Time from the first use of a resource to the first attempt to sample it. A process that ends earlier takes none."""
 _SPREAD_S = 1.0
-"""Over this time, the processes spread their attempts after the begin of a slice."""
+"""After the begin of a slice, the attempts of the processes are spread over this time, s."""
 _AT_ONCE = 256
 """Maximum number of samples in one pipeline."""
 
 Sample = Mapping[str, int]
-"""The figures of one slice by name, with `samples`, the number of samples in it."""
+"""The figures of one slice, by name. The figure `samples` is the number of samples in the slice."""
 
 
 @dataclass(frozen=True, slots=True)

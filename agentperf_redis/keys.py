@@ -91,13 +91,13 @@ from agentperf_redis.errors import InvalidArgument
 SLOTS = 16384
 """Number of hash slots of a Cluster. The slot of a tag is its CRC16 (XMODEM) modulo this number."""
 METRICS_SHARDS = 16
-"""Number of shards of the metrics. It must not change: data is stored under the number of its shard."""
+"""Number of shards of the metrics. It must not change, because the keys of stored data contain the shard's number."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120
 _PREFIX_CHARACTERS = 40
 _SHORTENED = re.compile(r".{31,40}…[0-9a-f]{64}:[0-9]{20}", re.DOTALL)
-"""A name that `stored_name` made. A key beyond 120 bytes has at least 31 characters."""
+"""Matches a name that `stored_name` has shortened. Any key longer than 120 bytes has at least 31 characters."""
 
 
 def check_namespace(argument: str, value: object) -> str:
@@ -179,7 +179,7 @@ class PoolKeys:
     """Keys of one balancer pool, ``agentperf:{lb:planner}:...``."""
 
     tag: str
-    """``agentperf:{lb:planner}``."""
+    """The beginning of all keys, such as ``agentperf:{lb:planner}``."""
     state: str
     ready: str
     due: str
@@ -263,7 +263,7 @@ class LockKeys:
     """Keys of one lock or semaphore, ``agentperf:{lock:invoices}:...``."""
 
     tag: str
-    """``agentperf:{lock:invoices}``."""
+    """The beginning of all keys, such as ``agentperf:{lock:invoices}``."""
     state: str
     held: str
     queue: str
@@ -285,7 +285,7 @@ class CacheKeys:
     """Keys of one cache, ``agentperf:{cache:answers}:...`` or ``agentperf:{tiered:docs}:...``."""
 
     tag: str
-    """``agentperf:{cache:answers}``."""
+    """The beginning of all keys, such as ``agentperf:{cache:answers}``."""
     meta: str
     size: str
     new: str
@@ -416,7 +416,7 @@ class AlertKeys:
     """Keys of the alerts of a namespace, ``agentperf:{alerts}:...``."""
 
     tag: str
-    """``agentperf:{alerts}``."""
+    """The beginning of all keys, such as ``agentperf:{alerts}``."""
     rules: str
     schedule: str
     silences: str

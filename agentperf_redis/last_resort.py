@@ -17,10 +17,10 @@ from agentperf_redis.errors import BackendUnavailable
 LOGGER: Final = "agentperf_redis"
 """The name of the one logger of the library."""
 OUTAGE: Final = {"outage": True}
-"""`extra=` of a log record about a server that does not answer. All of these count as one subject."""
+"""`extra=` of a log record about a server that does not answer. All records with it count as one subject."""
 REPEAT_AFTER_S: Final = 3600.0
-"""A subject is shown at most once in this time, even after a recovery. So an unstable network cannot fill the log of a
-process that runs for weeks."""
+"""Each subject is shown at most once in this time, s, even if a recovery lies between two records. So an unstable
+network cannot fill the log of a process that runs for weeks."""
 
 
 class LastResort(logging.Handler):

@@ -12,7 +12,7 @@ from agentperf_redis.keys import decoded, whole_resource
 from agentperf_redis.metrics.histogram import bucket_bounds
 
 _MAX_S = 253_402_300_799
-"""The end of the year 9999, s since 1970. A later time means never."""
+"""The end of the year 9999, s since 1970. A later time stands for "never"."""
 
 
 def _time(seconds: float) -> str:
@@ -643,4 +643,4 @@ KINDS = (
         (Meaning(r"(.+)\|(.+)", "attempts, time and text of the notification {1} for {0}"),),
     ),
 )
-"""All kinds. The first one whose patterns match a key counts."""
+"""All kinds, in this order. The kind of a key is the first one that has a matching pattern."""

@@ -15,7 +15,7 @@ from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import unavailable
 
 _MAX_ATTEMPT_S = 1.0
-"""Maximum duration of one attempt. A host that neither accepts nor refuses a connection is left to the library."""
+"""Maximum duration of one attempt. A host that neither accepts nor refuses in this time is left to the library."""
 
 
 def check(address: Address, timeout_s: float, *, defaulted: bool = False) -> None:

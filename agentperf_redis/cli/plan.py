@@ -20,15 +20,15 @@ from agentperf_redis.metrics.retention import Retention, memory_forecast
 
 MAX_VALUE_BYTES = 1_000_000
 MAX_CORE_SHARE = 0.5
-"""Planned share of a core that the server of a node uses. The rest is for peaks, and for the load of a lost node."""
+"""Planned share of a core for a node's server. The rest is a reserve for peaks, and for the load of a lost node."""
 MAX_MEMORY_SHARE = 0.75
-"""Planned share of a node's memory. The rest is for buffers, fragmentation, and growth."""
+"""Planned share of a node's memory. The rest is a reserve for buffers, fragmentation and growth."""
 SHARDS_PER_NODE = 4
-"""A shard takes at most this part of a node's budget. So shards can be spread evenly over the nodes."""
+"""A shard takes at most 1/SHARDS_PER_NODE of a node's budget, so that shards can be spread evenly over the nodes."""
 MIN_CLUSTER_NODES = 3
 """A Cluster needs three primaries to decide which of them has failed."""
 DEFAULT_NODE_BYTES = 8 * 2**30
-"""Memory of a node if neither the plan nor ``maxmemory`` of the server gives it."""
+"""Memory of a node if neither the plan nor the server's ``maxmemory`` says how much it has."""
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,3})?|\.[0-9]+([eE]\+?[0-9]{1,3})?")
 _LIMITS: Mapping[str, tuple[float, float]] = {

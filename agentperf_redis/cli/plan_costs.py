@@ -45,11 +45,12 @@ from agentperf_redis.transport.topology import Topology
 T = TypeVar("T")
 
 CALLS, LEAST_CALLS, MAX_S = 500, 20, 0.3
-"""Each operation is measured over 500 calls. On a slow network it ends after 0.3 s, but not before 20 calls."""
+"""Each operation is measured over 500 calls. On a slow network, this ends after 0.3 s, but not before 20 calls."""
 IDLE_S = 0.2
-"""For this long, the processor time that other clients use is measured."""
+"""How long the processor time that the server spends on other clients is measured, s."""
 ENTRIES, CACHE_BYTES, LEAST_ENTRIES = 1000, 8_000_000, 8
-"""Entries of the scratch cache: fewer if the values are large, so that they take at most about 8 MB."""
+"""Entries of the scratch cache. If the values are large, there are fewer entries (but at least 8), so that all entries
+together take at most about 8 MB."""
 INSTANCES, CAPACITY = 500, 10
 KEPT_MS = 60_000
 _AGENTS = 10
@@ -57,14 +58,14 @@ _EXECUTIONS = 10
 _READS = 101
 _AT_ONCE = 100
 _KEY_BYTES = 58
-"""Memory of a key in the tables of keys and of TTLs, which MEMORY USAGE omits. Measured: 44 bytes on Valkey 9.1, 72 on
-Redis 8.2."""
+"""Memory that MEMORY USAGE omits for each key: the slots of the key in the tables of keys and of TTLs. Measured: 44
+bytes on Valkey 9.1, 72 bytes on Redis 8.2."""
 _MAY_NOT = "the ACL user may not do"
-"""Words in the reason of a BackendUnavailable that a missing right has caused."""
+"""Words that are in the reason of a BackendUnavailable if its cause is a missing right."""
 _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix", "reply_prefix"}
 """Fields of `CacheKeys` that are not keys."""
 _WIDTHS = (("10s", 10, 19), ("1m", 60, 16), ("1h", 3600, 13), ("1d", 86_400, 10))
-"""Name and width in s of the slices of metrics, and characters of the time in the names of their keys."""
+"""For each width of metrics slices: its name, the width in s, and the length of the time in names of keys."""
 
 
 def measured_costs(backend: Backend, value_bytes: int) -> Costs:

@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _GAP, _NARROW_GAP = 2, 1
-"""Spaces between two columns: as rich pads them, and in a table that would otherwise be too wide."""
+"""Spaces between two columns: rich's padding, and a smaller one for tables that would otherwise be too wide."""
 
 
 class FittedTable(Table):
@@ -19,7 +19,7 @@ class FittedTable(Table):
     """
 
     min_text = 6
-    """Minimum width of a text column. In a narrower one, a folded name would be hard to read."""
+    """Minimum width of a text column. In a narrower column, a name that is folded would be hard to read."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._natural_width() <= options.max_width:

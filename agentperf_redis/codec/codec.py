@@ -44,23 +44,24 @@ from agentperf_redis.codec.value_path import PLACE, path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
 MAX_DEPTH: Final = 100
-"""Maximum nesting of containers, encoded and decoded. A level takes three Python frames, and the interpreter's limit is
-1,000."""
+"""Maximum nesting of containers when encoding and decoding. Each level takes three Python frames, and the interpreter
+allows 1,000."""
 MAX_BYTES: Final = 1 << 20
 """Default maximum size of a packed value, bytes.
 
 A limit is needed: a process that unpacked ten hostile megabytes grew by 712 MB (measured).
 """
 COMPRESS_ABOVE: Final = 4096
-"""Default minimum packed size to deflate, bytes.
+"""Packed values of at least this many bytes are deflated by default.
 
 At this size, deflating takes 19 us and inflating takes 10 us (measured).
 """
 _SKIM_ABOVE: Final = 4096
-"""Minimum packed size to check, before decoding, that the data is complete.
+"""Packed data of more than this many bytes is checked for completeness before it is decoded.
 
-msgpack allocates a list as long as its header claims, at most one item for each byte of the data. If the headers of
-nested lists all claim that much, a small message allocates little, but a large one a thousand times its size.
+msgpack allocates a list as long as its header claims, at most one item for each byte of the data. In hostile data, the
+header of every nested list may claim this maximum. Then a small message allocates little memory, but a large message
+allocates a thousand times its own size.
 """
 _MAX_DIMENSIONS: Final = 64
 """Maximum dimensions of an array, as in numpy 2."""
@@ -480,7 +481,8 @@ class _Reader:
         self._registry = registry
         self._max_bytes = max_bytes
         self.open_marks = 0
-        """Number of marks that were decoded and have not yet started a list. A mark that remains was forged."""
+        """Number of decoded marks that have not yet been found at the start of a list. A mark that is left at the end
+        was forged."""
 
     def extension(self, code: int, data: bytes) -> Any:
         load = _LOADERS.get(code)

@@ -10,7 +10,8 @@ from typing import Any, Final
 PLACE: Final = "; it is at "
 """Precedes the path of an item in the text of an error."""
 _MAX_STEPS: Final = 100_000
-"""Maximum items visited. A message without a path is better than a search that takes seconds."""
+"""Maximum number of items visited. If the item is not found by then, the message has no path: a longer search could
+take seconds."""
 _MAX_CHARACTERS: Final = 60
 """Maximum length of a key in a path."""
 

@@ -12,7 +12,7 @@ from agentperf_redis.demo.team import AGENTS, FILES_CACHE, MODULES_CACHE
 
 DAY_S = 86_400
 _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix"}
-"""Fields of `CacheKeys` that are not keys. Entries and compute leases already have a TTL."""
+"""Fields of `CacheKeys` that are not keys. Two are prefixes of entries and compute leases, which have a TTL."""
 
 
 def let_expire(backend: Backend, within: int = DAY_S) -> int:

@@ -40,9 +40,9 @@ MAX_WORKERS = 64
 _TICK_S = 0.05
 _CHECK_EVERY_S = 0.25
 _HUNTING_TICK_S = 0.003
-"""Poll interval while the victim must be stopped during a lease: a lease lasts one step, which takes some ms."""
+"""Poll interval while the victim must be stopped during a lease. It is short: a lease lasts one step, some ms."""
 MIN_FILES_TO_KILL_IN = 20
-"""Minimum number of files for a kill. In a smaller tree, the workers finish too soon after the half-way point."""
+"""Minimum number of files for killing a worker. With fewer, the workers finish too soon after the half-way point."""
 _TIMEOUT_S = 600.0
 _TAIL_CHARACTERS = 2000
 
@@ -155,7 +155,7 @@ class _Worker:
     account: Account
     log: Path
     stopped_at: float | None = None
-    """When the worker was last stopped, s by the monotonic clock. A killed worker was stopped just before the kill."""
+    """When this worker was last stopped, s by the monotonic clock. It is always stopped just before it is killed."""
     killed_at: float | None = None
     held: dict[str, str] = field(default_factory=dict)
     """Leases that the worker held when it was killed: token -> agent type."""

@@ -32,7 +32,7 @@ WAIT_S = 60.0
 """How long a step waits in the queue for an instance. It is longer than the TTL of a dead worker's lease."""
 _CHECK_EVERY_S = 0.05
 KEEP_S = 3600.0
-"""TTL of cached results, s, so that a demo leaves nothing on a server for long."""
+"""TTL of cached results, s. It is limited so that a demo leaves nothing on a server for long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Durations:
 
 Value = int | float | Durations
 Samples = list[tuple[tuple[str, ...], Value]]
-"""The values of a family, each with its label values."""
+"""The values of a family, each together with its label values."""
 
 
 def _counter(name: str, labels: str, meaning: str, unit: str = "") -> Family:
@@ -191,7 +191,7 @@ def _add_agent(found: dict[Family, Samples], agent: str, counters: Counters) -> 
 
 
 _OF_AGENT = {"n": "llm_calls"}
-"""A counter of a model -> the agent's counter of the same thing, if the names differ."""
+"""A counter of a model -> the agent's counter that counts the same thing, if the two names differ."""
 _MEASURES = ("n", "tok_in", "tok_out", "cost_nano", "tok_cached_in", "tok_cache_write", "tok_reasoning")
 
 

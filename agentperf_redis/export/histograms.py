@@ -13,7 +13,8 @@ from itertools import accumulate
 from agentperf_redis.metrics.histogram import BUCKETS_PER_DOUBLING
 
 FIRST_EXPONENT, LAST_EXPONENT = -10, 12
-"""Classic buckets reach from 1 ms to 68 minutes. All agents have the same ones, as sums over agents need them."""
+"""Exponents of the bounds of the classic buckets, which reach from 1 ms to 68 minutes. All agents have the same
+buckets, because sums over agents need equal buckets."""
 BOUNDS = tuple(2.0**exponent for exponent in range(FIRST_EXPONENT, LAST_EXPONENT + 1))
 """Upper bounds of the classic buckets, s, except the last bucket, whose bound is infinite."""
 

@@ -180,7 +180,7 @@ SPAN_KINDS: dict[str, dict[str, str]] = {
     "llm.request.type": {"chat": "chat", "completion": "text_completion", "embedding": "embeddings"},
     "traceloop.span.kind": {"agent": "invoke_agent", "tool": "execute_tool"},
 }
-"""Attribute with the kind of a span -> its value -> the operation. The first attribute that a span has applies. With
-any other value, the span is a step."""
+"""The attribute with the kind of a span -> the value of this attribute -> the operation. If a span has several of these
+attributes, the first one applies. With any other value, the span is a step."""
 LATE_SCOPES = ("openinference.",)
-"""Instrumentation scopes, by their beginnings, whose spans get the attribute of `SPAN_KINDS` only when they end."""
+"""Beginnings of names of instrumentation scopes. Their spans get the attribute of `SPAN_KINDS` only at their end."""

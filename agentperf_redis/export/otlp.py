@@ -31,9 +31,9 @@ from agentperf_redis.metrics.histogram import SCALE
 
 _PATH = "/v1/metrics"
 _MAX_SEND_S = 10.0
-"""How long the SDK repeats a request that fails. The next interval sends the newer counts anyway."""
+"""How long the SDK retries a failed request. After that, the next interval sends newer counts anyway."""
 _SECRETS = re.compile(r"(?<=//).*(?=@)|(?<=\?).*")
-"""User, password and query in a text that may be no valid URL."""
+"""User, password and query in a text that may be an invalid URL."""
 _UNSET_NS = 0
 """OTLP's value for an unknown start of a series."""
 

@@ -21,7 +21,7 @@ from agentperf_redis.export.histograms import BOUNDS
 from agentperf_redis.export.text import exposed_name
 
 MIN_WINDOW_S = 60.0
-"""A rate needs at least two scrapes within its window, and four are advisable: at the usual 15 s, one minute."""
+"""A rate needs two scrapes in its window, better four. At the usual interval of 15 s, four scrapes take a minute."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from agentperf_redis.transport.address import resolve_url
 CACHE_OPTIONS = ("max_bytes", "policy", "strict", "local_size", "local_bytes", "lease", "on_unavailable")
 """The options that adapters pass on to `LRUCache`."""
 DEFAULT_MAX_SIZE = DefaultCount(10_000)
-"""Entries of a new cache. An existing cache keeps its own capacity."""
+"""Capacity of a new cache, in entries. An existing cache keeps its own capacity."""
 MAX_VALUE_BYTES = MAX_BYTES - 8
-"""Maximum size of a stored text of bytes, whose packed form has a header of up to five bytes."""
+"""Maximum size of a stored value of type bytes. Its packed form also has a header of up to five bytes."""
 
 _made: dict[tuple[str, str], Backend] = {}
 _lock = ModuleLock()

@@ -28,9 +28,9 @@ with extra("langchain"):
 
 
 MAX_OPEN_RUNS = 10_000
-"""Maximum number of runs of a process that are open at once. Beyond it, the oldest is forgotten without a record."""
+"""Maximum number of open runs in a process. When there are more, the oldest one is forgotten and not recorded."""
 _HIDDEN = "langsmith:hidden"
-"""LangChain's tag of runs that tracers do not show. Models and tools within a hidden chain inherit it."""
+"""The tag with which LangChain marks runs that tracers do not show. Models and tools in a hidden chain inherit it."""
 _AGENT = "lc_agent_name"
 """The metadata in which LangChain's `create_agent` puts the name of the agent. Nested runs inherit it."""
 

@@ -21,7 +21,7 @@ from agentperf_redis.errors import InvalidArgument, NoCapacity
 from agentperf_redis.random_numbers import fraction
 
 _JITTER = 0.25
-"""Tasks that find no capacity at the same time come back over this part of the time, not all at once."""
+"""A task without capacity waits up to this share longer than `retry_after`, so that not all tasks return at once."""
 
 
 class LeaseOptions(TypedDict, total=False):

@@ -68,7 +68,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OWN_TASKS = "celery."
 _SPAN = "_agentperf_span"
-"""Attribute of a task's request: its open execution."""
+"""Attribute of a task's request that holds the open execution of the task."""
 
 
 def instrument(app: Celery, perf: AgentPerf, *, not_failures: ExceptionTypes = ()) -> None:
@@ -155,7 +155,7 @@ class _Tracking:
         self._metrics = perf.metrics
         self._not_failures = not_failures
         self._receiver: int | None = None
-        """The process that receives tasks. Its forked children inherit the number."""
+        """Id of the process that receives tasks; None before the first task. Its forked children inherit the id."""
         self._runs_tasks = False
         """Whether the receiving process also runs tasks, as with the pools solo, threads and gevent."""
         self._received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()

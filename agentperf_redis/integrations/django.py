@@ -30,13 +30,14 @@ with extra("django"):
 
 R = TypeVar("R")
 Steps: TypeAlias = Generator[Callable[[Any], Any], Any, R]
-"""Calls of the cache, whose blocking or asyncio API each function gets. The results are sent back."""
+"""A generator that yields functions. Each is called with the blocking or the asyncio API of the cache, and its result
+is sent back."""
 
 _log = logging.getLogger("agentperf_redis")
 
 _MISSING = object()
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
-"""The integers that are stored as they are."""
+"""Bounds of the integers that are stored as integers. All other values are pickled."""
 _OPTIONS = ("name", "namespace", "MAX_ENTRIES", "CULL_FREQUENCY", *CACHE_OPTIONS)
 
 

@@ -34,11 +34,11 @@ with extra("fastapi"):
     from agentperf_redis.integrations.starlette import Templates, add_to, held
 
 _REFUSALS: Final = (RequestValidationError, WebSocketRequestValidationError)
-"""FastAPI gets the lease before it refuses invalid parameters."""
+"""Errors that do not count as failures of the instance: FastAPI gets the lease before it refuses invalid parameters."""
 _LISTED_EVERY_S: Final = 1.0
-"""How often requests without a route may cause the routes to be listed again, s."""
+"""If a request matches no route, the routes are listed again, but at most once in this time, s."""
 _MAX_LISTS: Final = 256
-"""Max lists of routes kept: one per mounted application. An unusual kind of route might make a new one per request."""
+"""Max lists of routes kept: one per mounted application. With unusual routes, each request might make a new list."""
 
 
 def instrument(app: FastAPI, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:

@@ -48,12 +48,12 @@ with extra("litellm"):
 OnUnavailable = Literal["raise", "any"]
 
 LEASE = "agentperf_lease"
-"""The key in the metadata of a call that has the token of its lease. Loggers of litellm show it."""
+"""The key under which the metadata of a call holds the token of its lease. Loggers of litellm show this token."""
 DEFAULT_CAPACITY = 100
 _METADATA = ("litellm_metadata", "metadata")
-"""Where litellm keeps the metadata of a call, depending on its endpoint."""
+"""The fields in which litellm keeps the metadata of a call. Which one it uses depends on the endpoint."""
 _MAX_FOREIGN = 8
-"""How many instances in a row a pick may get that this router does not have, before it gives up."""
+"""A pick gives up after this many leases in a row on instances that are not among the deployments of this router."""
 
 
 class _Mark(str):

@@ -62,12 +62,12 @@ class _Open:
 
     owner: AgentPerfTracingProcessor
     span: Span | None
-    """The span that records it; None for spans that are not recorded."""
+    """The span that records this span of the SDK; None if it is not recorded."""
     parent: str | None
     error_before: int
-    """Id of the exception that was handled when the span began."""
+    """Id of the exception that was being handled when the span began."""
     dropped: weakref.ref[Any]
-    """Forgets a span that the SDK drops without an end."""
+    """A weak reference to the SDK's span. If the SDK drops the span without an end, its callback forgets the span."""
 
 
 class AgentPerfTracingProcessor(TracingProcessor):

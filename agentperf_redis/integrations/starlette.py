@@ -61,15 +61,15 @@ _log = logging.getLogger("agentperf_redis")
 UNMATCHED: Final = "unmatched"
 """The agent of requests that no route matches."""
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-"""Other methods count as ``OTHER``, since clients can send any number of them."""
+"""The methods that are counted by name. All others count as ``OTHER``, since clients can send any text as a method."""
 _SERVER_ERROR: Final = 500
 _INTERNAL_ERROR: Final = 1011
 _TRY_AGAIN_LATER: Final = 1013
 """Close codes of a WebSocket."""
 _BODY: Final = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
-"""Messages that carry the body. The last one has no `more_body`."""
+"""Types of the messages that carry the body. Messages of the type pathsend have no field `more_body`."""
 _EXCHANGE: Final = "agentperf_redis.exchange"
-"""Key of the scope: the `_Exchange` of the request."""
+"""Key under which the scope of a request holds its `_Exchange`."""
 
 
 def instrument(app: Starlette, perf: AgentPerf, *, prefix: str = "", skip: Collection[str] = ()) -> None:

@@ -27,10 +27,10 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 _NEW_TOKENS = 3
-"""Max tokens that one call may try. It needs another one if its lease expires before the reply arrives."""
+"""Max tokens that one call may try. A call needs another token if its lease expires before the reply arrives."""
 _MIN_WAIT_S = 0.002
 _additions = itertools.count(1)
-"""Numbers of the additions of time to leases of this process."""
+"""Numbers the calls of this process that add time to a lease."""
 
 
 class _Local(threading.local):

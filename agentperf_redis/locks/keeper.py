@@ -27,10 +27,12 @@ _AT_ONCE = 200
 _AHEAD = 0.1
 """When a lease is renewed, leases that become due within this share of their TTL are renewed in the same pipeline."""
 _MAX_TOKEN_PROCESS = 48
-"""Characters of the process in a token. Redis stores short texts compactly: this keeps a token below 64 bytes, although
-hosts of a Kubernetes cluster have long names. The end of the name tells them apart."""
+"""Maximum number of characters of a process's name in a token. It keeps a token below 64 bytes, because Redis stores
+short texts compactly. Long host names, as in a Kubernetes cluster, are cut at the front, since they differ at the
+end."""
 TOMBSTONE_S = 50.0
-"""How long the server refuses the token of a request that was given up, s. A minute later, no key is left."""
+"""How long the server refuses the token of an abandoned request, s. All keys of the request are gone within a
+minute."""
 
 
 def caller() -> asyncio.Task[Any] | threading.Thread:
