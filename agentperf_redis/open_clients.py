@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Final
 
 FIRST_WARNING_AT: Final = 10
-"""Number of open clients at the first warning. Each further warning comes at ten times the previous number. Programs
-with one client for each of a few threads stay below it."""
+"""Number of open clients at the first warning. Each further warning comes at ten times the previous number. A program
+with a few threads and one client for each thread gets no warning."""
 
 _open: dict[tuple[str, str], int] = {}
-"""Address and namespace -> clients that have reached the server and were not closed, including dropped ones."""
+"""Address and namespace -> number of clients that have reached the server and were not closed, even if dropped."""
 
 
 def place_of_creation() -> str:

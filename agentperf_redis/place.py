@@ -35,21 +35,22 @@ from agentperf_redis.program import as_script, is_script, module_name, program_d
 
 _THIS_LIBRARY: Final = __name__.partition(".")[0]
 _USUAL: Final = frozenset({"LRUCache", "TieredCache"})
-"""Constructors that are left out of the names of places. Other functions, such as ``perf.cache``, are part of the name,
-since a call of a function with the name `cache` need not make an object of this library."""
+"""Constructors that are left out of the names of places. All other functions, such as ``perf.cache``, are part of the
+name, since a function with the name `cache` need not return an object of this library."""
 _INLINED: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})
 """Code that is part of the surrounding function from Python 3.12 on."""
 _DEFAULT_OF_FIELD: Final = re.compile(r"__dataclass_dflt_(.+)__|_dflt_(.+)|__attr_factory_(.+)")
-"""The variables that generated constructors call: of dataclasses from Python 3.12 on and before, and of attrs."""
+"""Matches the variables in generated constructors that hold a default factory: of dataclasses from Python 3.12 on, of
+dataclasses before, and of attrs."""
 _MAX_FILES: Final = 64
-"""Files whose calls are kept. A file with a thousand calls takes about 200 KiB."""
+"""Maximum number of files whose calls are kept. The calls of a file with a thousand calls take about 200 KiB."""
 _MAX_SOURCE_BYTES: Final = 2**20
-"""Larger files are not parsed, which would take a second; a place in them is a line."""
+"""Larger files are not parsed, since this would take a second. A place in such a file is identified by its line."""
 _MAX_KNOWN: Final = 4096
 _DIGEST_BYTES: Final = 8
 
 _warned: set[str] = set()
-"""Names for which a warning was given."""
+"""Names of places for which a warning was already given."""
 _known: dict[tuple[str, CodeType, int], CallSite] = {}
 """The calls that were found, by file, code and offset of the instruction."""
 

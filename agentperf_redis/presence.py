@@ -33,24 +33,25 @@ _log = logging.getLogger("agentperf_redis")
 BEAT_S = 5.0
 """Maximum time between two heartbeats."""
 ALIVE_S = 12.0
-"""A process whose last heartbeat is older counts as dead: it has missed two heartbeats, and two seconds have passed."""
+"""A process counts as dead if its last heartbeat is older, s: two heartbeats are overdue, the second one by 2 s."""
 FORGET_S = 25.0
 """A process whose last heartbeat is older is forgotten."""
 MAX_WORKERS = 10_000
 """Maximum number of workers of a namespace. Each takes 0.3 kB on the server, and 3 kB with 50 running executions."""
 MAX_EXECUTIONS = 50
-"""Maximum number of open executions that a heartbeat carries; the rest are counted."""
+"""Maximum number of open executions that a heartbeat lists. Of any further ones, it has only the number."""
 MIN_AGE_S = 1.0
-"""Minimum age of an open execution that a heartbeat carries. Shorter ones end before anyone could look at them."""
+"""Minimum age of an open execution that a heartbeat lists. Younger ones end before anyone could look at them."""
 _RIDE_S = 4.0
-"""Minimum age of the last heartbeat at which a flush carries the next one: earlier than the thread would send it."""
+"""If the last heartbeat is at least this old, the next flush carries a heartbeat. So the thread rarely has to send one.
+If the open executions have changed, the flush need not wait for this age."""
 _FIRST_S = 1.1
-"""When the thread sends the first heartbeat. The first flush, after 1 s, usually carries it instead."""
+"""Time until the thread sends the first heartbeat. Usually the first flush, after 1 s, has already carried it."""
 _MIN_INTERVAL_S = 0.9
-"""Minimum time between two heartbeats, and before the first one. Many processes live shorter and never send one."""
+"""Minimum time before the first heartbeat, and between two. Many processes end earlier and never send one."""
 _BEAT_TIMEOUT_S = 1.0
 _LEAVE_S = 0.5
-"""How long the end of a process waits for the server to forget it. Otherwise it is forgotten after `FORGET_S`."""
+"""How long a process that ends waits until the server has removed it from the list. Otherwise `FORGET_S` applies."""
 _MAX_ERROR_CHARACTERS = 200
 
 _BEAT = Script("namespace/beat")

@@ -205,4 +205,4 @@ _hooks: dict[str, Callable[[Any], None]] = {
     "rq.worker": _attach_to_rq,
     "uvicorn.server": _attach_to_uvicorn,
 }
-"""Hooks that are not attached yet, by the module that must have been imported."""
+"""Hooks that are not attached yet, by the module that must be imported first."""

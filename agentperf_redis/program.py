@@ -16,7 +16,7 @@ from typing import Any, Final
 
 _MAIN: Final = "__main__"
 _SCRIPTS: Final = (_MAIN, "__mp_main__", "<run_path>")
-"""Names of the script's module: in the process that runs it, in processes of multiprocessing, and under `runpy`."""
+"""Values of ``__name__`` in a script: in its own process, in a process of multiprocessing, and under `runpy`."""
 _DIGEST_BYTES: Final = 8
 """64 bits are enough, since few programs have the same name."""
 

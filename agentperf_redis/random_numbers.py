@@ -20,13 +20,13 @@ class _Generator(random.Random):
 
 
 _pauses: Final = _Generator()
-"""For the pauses of background threads, so that they do not change which numbers a seeded test draws for its calls."""
+"""For pauses of background threads. It is separate, so a seeded test always draws the same numbers for its calls."""
 _choices: Final = _Generator()
 register_for_fork(_pauses)
 register_for_fork(_choices)
 
 bits: Final = _choices.getrandbits
-"""Return a random integer of so many bits, all equally likely. This is for the picks and choices of calls."""
+"""Return a random integer with the given number of bits, all equally likely. For the picks and choices of calls."""
 fraction: Final = _choices.random
 """Return a random number, at least 0.0 and below 1.0, all equally likely. This is for the choices of calls."""
 seed: Final = _choices.seed

@@ -31,8 +31,7 @@ _MAX_TOKEN_PROCESS = 48
 short texts compactly. Long host names, as in a Kubernetes cluster, are cut at the front, since they differ at the
 end."""
 TOMBSTONE_S = 50.0
-"""How long the server refuses the token of an abandoned request, s. All keys of the request are gone within a
-minute."""
+"""How long the server refuses the token of an abandoned request, s. After a minute, no key of the request is left."""
 
 
 def caller() -> asyncio.Task[Any] | threading.Thread:

@@ -14,10 +14,10 @@ from agentperf_redis.metrics.model import OTHER
 MAX_RAW = 1000
 """Maximum number of raw samples in an accumulator, and maximum number per series on the server."""
 MAX_SLOW = 50
-"""Number of slowest samples that an accumulator sends in addition to those that the rate limit allows."""
+"""Number of the slowest samples that an accumulator sends in addition to the samples that the rate limit allows."""
 MAX_COUNTERS = 2000
-"""Maximum number of counters in an accumulator. At most 720 are buckets, the others are mostly error types. Error types
-beyond the limit are counted as ``__other__``."""
+"""Maximum number of counters in an accumulator. At most 720 of them are buckets, and most others are error types. Error
+types beyond the limit are counted as ``__other__``."""
 
 OK = "ok"
 FAILED = "err"
@@ -31,7 +31,7 @@ class Series(NamedTuple):
 
     shard: int
     name: str
-    """Percent-encoded, see `keys.metrics_series`."""
+    """The name of the series, percent-encoded; see `keys.metrics_series`."""
 
 
 class Part(NamedTuple):

@@ -35,24 +35,25 @@ from agentperf_redis.metrics.model import OTHER
 STEP_S = 10
 """Width of the finest slice."""
 MAX_SERIES = 4000
-"""Maximum number of series that one process counts separately. The server takes 2000 agents, and spans are additional
-series."""
+"""Maximum number of series that one process counts separately. It is twice the number of agents that the server
+accepts, since spans are additional series."""
 RAW_REFILL_PER_S = 50.0
-"""Raw samples per second that a busy series may send after its first 1000. The server still gets recent samples, but is
-not flooded."""
+"""Raw samples per second that a busy series may send after its first 1000. This rate keeps the samples on the server
+recent without flooding it."""
 MAX_ACCUMULATORS = 20_000
-"""Maximum number of waiting accumulators. Each takes about 1.6 kB with 60 different durations, so together they take
-32 MB after an outage of days. Beyond the limit, even younger accumulators are downsampled."""
+"""Maximum number of waiting accumulators. An accumulator with 60 different durations takes about 1.6 kB, so after an
+outage of days all of them take 32 MB. Beyond the limit, accumulators are downsampled before their slices expire."""
 MAX_WAITING_RAW = 100_000
 """Maximum number of raw samples that wait during an outage; they take 13 MB. The newest are kept."""
 MAX_BUFFERED_SAMPLES = 1000
-"""Maximum number of samples in a sample buffer. Normally the next flush aggregates them. At this limit, the recording
-thread aggregates them."""
+"""Maximum number of samples in a sample buffer. Normally, the next flush aggregates them before that. At this limit,
+the recording thread aggregates them itself."""
 _MAX_BUFFERED_ITEMS = MAX_BUFFERED_SAMPLES * ITEMS
 MAX_BATCH_ACCUMULATORS = 32
 """Maximum number of accumulators in one script call. They take about 3 ms of server time."""
 MAX_BATCH_SAMPLES = 2000
-"""Number of raw samples at which a batch is full. They take about another 3 ms of server time."""
+"""A batch with this many raw samples is full. The samples take about 3 ms of server time, in addition to the
+accumulators."""
 WRITER_KEEP_S = 3600.0
 """How long the server remembers the sequence number of a writer's last batch."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0

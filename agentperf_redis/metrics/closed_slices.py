@@ -11,7 +11,7 @@ _EXTREMES = _MINIMA | {b"max_us", b"last_ms"}
 _MAX_DIGITS = 15
 _MAX_EXTREME = 9_000_000_000_000_000
 _MAX_SUM, _LARGEST = 10**24, 2**63 - 1024
-"""A larger stored sum is damaged. A sum that does not fit into 64 bits is read as `_LARGEST`, as scripts do."""
+"""A stored sum of `_MAX_SUM` or more is damaged. A sum beyond 64 bits is read as `_LARGEST`, as in scripts."""
 
 
 def add_closed(line: bytes, fields: MutableMapping[bytes, int], buckets: MutableMapping[int, int]) -> None:

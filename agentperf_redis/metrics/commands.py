@@ -39,8 +39,8 @@ evenly: the mean per shard is 125, the standard deviation 11."""
 MAX_PARTS = 200
 MAX_ERRORS = 64
 IDLE_S = 86_400.0
-"""A name that was not used for this long gives way to a new one when its limit is reached: so old names, such as those
-of agents named after a job, do not shut out new ones for good. A daily job uses its names at least this often."""
+"""When the limit for names is reached, a name that was unused for this long, s, gives way to a new one. So old names,
+such as agents named after a job, do not keep new ones out for good. An agent of a daily job keeps its name."""
 
 COUNTED, REPEATED = 1, 0
 
@@ -283,7 +283,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
 
 
 _MAX_DURATION_CHARACTERS = len("us") + 15
-"""A longer duration is beyond 30 years; another program wrote it."""
+"""A longer text stands for a duration of more than 30 years, so another program wrote it."""
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:

@@ -18,12 +18,12 @@ from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.windows import ALL_TIME, TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
-"""Maximum number of series in one script call: READ_SERIES if all counters are read, READ_SERIES_PLAIN if only the
-plain ones are. A call takes 1 to 2 ms of server time with eight slices per series."""
+"""Maximum number of series in one script call. The first value is for reading all counters, the second one for reading
+only the plain counters. A call takes 1 to 2 ms of server time if each series has eight slices."""
 MAX_EXACT = 1000
 MAX_EXACT_OF_MANY = 16
-"""When more than `MANY_SERIES` series are read at once, only series with at most this many executions are read with raw
-durations."""
+"""When more than `MANY_SERIES` series are read at once, raw durations are read only for series with at most this many
+executions."""
 MANY_SERIES = 64
 
 

@@ -38,20 +38,21 @@ from agentperf_redis.presence import MAX_EXECUTIONS, MIN_AGE_S, FlushState, Open
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
-"""The default flush interval. After a failed flush it also replaces an interval that the user chose."""
+"""The default flush interval, s. After a failed flush, it applies even if the user has chosen another one."""
 MAX_FLUSH_EVERY_S = 60.0
 _FIRST_FLUSH_S = 0.05
-"""The first interval of a child process. Each further one is twice as long, up to the flush interval. A child that is
-killed early thus loses about the second half of its records, and a child of any age costs five more flushes."""
+"""The first flush interval of a child process, s. Each further interval is twice as long, until the flush interval is
+reached. If a child is killed before that, it loses about the second half of its records. Each child needs about five
+additional flushes."""
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 """How long the flush on closing may run without progress, s. The second value applies if the previous flush failed."""
 MAX_LAST_FLUSH_S = 8.0
-"""How long a process that ends without `close` may flush if the server makes progress, s. Docker and other supervisors
-kill a process 10 s after SIGTERM."""
+"""Maximum time for the last flush of a process that ends without `close`, s. It applies if the server makes progress.
+Docker and other supervisors kill a process 10 s after SIGTERM."""
 _CLOSING_POLL_S = 0.005
-"""How often a thread looks whether `close` has ended, s."""
+"""Interval at which a thread checks whether `close` has ended, s."""
 _LAST_COMMAND_SHARE = 0.8
-"""Share of that time that one command may take. The error of the command is then known before the time is over."""
+"""Share of the time for a flush on closing that one command may take. So its error is known before the time is over."""
 _UNLIMITED_S = 3600.0
 _PROMPT_S = 0.5
 

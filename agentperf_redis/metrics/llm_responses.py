@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from agentperf_redis.metrics.llm_usage import SUMMED, Found, Part, Usage, joined
 
 MAX_RESPONSES = 2048
-"""Maximum number of remembered responses, about 300 bytes each; the latest are kept. Normally, a stream ends, or a
-conversation is passed again, before the process has begun this many other responses."""
+"""Maximum number of remembered responses; the latest are kept. Each takes about 300 bytes. A process rarely begins this
+many responses before a stream ends or the same conversation is passed again."""
 
 _Key = tuple[str, str]
 _latest: ContextVar[_Key | None] = ContextVar("agentperf_redis.latest_response", default=None)

@@ -168,14 +168,14 @@ _MODEL = (
 _MODEL_KIN = ("response_metadata", "_meta", "meta", "llm_output", "generation_info", "metadata", "response", "_proto")
 """Names of fields next to a usage that may hold an object with the model's name."""
 _COST = ("cost", "total_cost", "total_cost_usd", "costUSD", "response_cost", "cost_usd")
-"""Names of the cost, which some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent
-SDK)."""
+"""Names of fields with a cost. Some gateways and frameworks add such a field (OpenRouter, litellm, pydantic-ai,
+LangChain, Claude Agent SDK)."""
 _TICKS, _TICK = "cost_in_usd_ticks", 1e-10
-"""xAI's cost is in ticks: xai-sdk 1.21.0, cost.py."""
+"""The field in which xAI reports the cost, in ticks, and the value of a tick (xai-sdk 1.21.0, cost.py)."""
 _COST_KIN = ("_hidden_params", "cost")
 """litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
 _CALLS = ("requests", "successful_requests")
-"""Names of the number of calls in a sum of usages (pydantic-ai, openai-agents, LangChain, CrewAI)."""
+"""Names of fields with the number of calls in a sum of usages (pydantic-ai, openai-agents, LangChain, CrewAI)."""
 _EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")
 _FINISH = ("finish_reason", "finishReason")
 
@@ -199,9 +199,11 @@ _MAX_DEPTH = 10
 """Maximum depth of a search. The deepest known nesting is seven: a graph's update, state, messages, message, metadata,
 usage, counts."""
 _OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
-"""A search ends when the steps since it last found counts cost `_MAX_FRUITLESS`: after 200 consecutive messages without
-counts, or after 12,000 numbers of a list. An object costs twice as much with each level of nesting below a list, so the
-search of an object that invents its content ends after ten objects.
+"""The cost of an object, the cost of a scalar, and the cost at which a search ends if it has found no counts meanwhile.
+
+So a search ends after 200 consecutive messages without counts, or after 12,000 numbers of a list. The cost of an object
+doubles with each level of nesting below a list. So the search of an object that invents its content ends after ten
+objects.
 """
 _MAX_UNNAMED = 64
 """Maximum number of searched items in a mapping without known names, such as outputs by component or usage by model."""
@@ -599,7 +601,7 @@ def _known(usage: Usage) -> Usage:
 
 
 _HIDES_REASONING = "gemini"
-"""Text in the model names of the vendor that is known to hide reasoning. Gemini's OpenAI endpoint does so; see
+"""Part of the names of those models that are known to hide reasoning tokens. Gemini's OpenAI endpoint does so; see
 ai.google.dev, OpenAI compatibility, 2026-11."""
 
 

@@ -18,7 +18,7 @@ OTHER = "__other__"
 
 
 FIRST, BETWEEN = "ttft", "between"
-"""Measures of a stream: time to its first item, and mean time between further items."""
+"""The two measures of a stream: the time to its first item, and the mean time between further items."""
 
 
 def seconds(us: int) -> float:

@@ -22,7 +22,7 @@ _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
 _MAX_KNOWN_ERRORS = 4096
 _MAX_COST = 1e9
 _NO_USAGE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
-"""Counters that are always written together: if a reader finds one of them, all of them exist."""
+"""Counters that are always written together. If a reader finds one of them, it finds all of them."""
 
 
 class Recording:

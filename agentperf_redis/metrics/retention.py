@@ -64,18 +64,18 @@ class Retention:
 
 
 _HASH_BYTES, _FIELD_BYTES = 150, 9.5
-"""Memory of a hash of counters without its fields, and of one field. Measured for whole hashes: 281 to 306 bytes with
-17 fields, 1520 to 1624 bytes with 156 to 161 fields."""
+"""Memory of a hash of counters without its fields, and memory of one field. Measured for whole hashes: 281 to 306 bytes
+with 17 fields, 1520 to 1624 bytes with 156 to 161 fields."""
 _KEY_BYTES = 80
-"""Memory of a key in the tables of keys and of TTLs, which MEMORY USAGE omits. Measured: 44 bytes on Valkey 9.1, 72 on
-Redis 8.2."""
+"""Memory that MEMORY USAGE omits for each key: the slots of the key in the tables of keys and of TTLs. Measured: 44
+bytes on Valkey 9.1, 72 bytes on Redis 8.2."""
 _FIELDS = 9
 """Number of counters besides the buckets: n, ok, err, an error type, sum, min, max, first, last."""
 _LINE_BYTES, _RUN_BYTES = 110, 2.2
-"""Memory of a closed slice without its buckets, and of a bucket without the digits of its count. Measured for whole
-lines: 213 bytes with 39 buckets, 426 with 117, 666 with 147."""
+"""Memory of a closed slice without its buckets, and memory of one bucket without the digits of its count. Measured for
+whole lines: 213 bytes with 39 buckets, 426 bytes with 117, 666 bytes with 147."""
 _MIN_FIELDS, _MIN_CLOSED_S = 24, 60
-"""A slice with fewer fields, or a narrower one, remains a hash; see `lua/metrics/flush.lua`."""
+"""A slice with fewer fields remains a hash, and so does a narrower slice; see `lua/metrics/flush.lua`."""
 _SAMPLE_BYTES = 30
 """Memory of a raw sample in a list. Measured: 28 bytes."""
 _SLOW_SAMPLES, _SLOW_SAMPLE_BYTES = 50, 60

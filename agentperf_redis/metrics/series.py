@@ -23,8 +23,8 @@ from agentperf_redis.windows import MAX_STEPS, Interval, TimeRange, Timestamp, W
 SERIES = Script("metrics/series")
 
 STEPS_AT_ONCE = 960
-"""Maximum number of steps of all agents in one script call, unless a single agent has more. At one slice a step, such a
-call takes about 10 ms of server time, as reading an hour of 16 agents does."""
+"""Maximum number of steps in one script call, for all its agents together. Only a single agent may have more. If each
+step has one slice, such a call takes about 10 ms of server time, for example 16 agents over an hour of minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +371,7 @@ def _error_types(fields: Mapping[bytes, int]) -> dict[str, int]:
 
 
 _SEPARATOR = b"\x1f"
-"""Between the words of a step. Error types may contain spaces, but no control characters."""
+"""Separates the words of a step. Error types may contain spaces, but no control characters."""
 _MAX_FIELDS = 4096
 
 

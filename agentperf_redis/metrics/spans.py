@@ -85,12 +85,12 @@ class _Forks:
 
 
 _process = object()
-"""Token of this process. Spans that a fork copied from the parent have another token."""
+"""Identifies this process. A span that a fork has copied from the parent still has the parent's object."""
 _forks = _Forks()
 _DEFERRED = object()
 _UNLISTED = OpenExecutions(lambda: None)
 _UNLISTED.add = _UNLISTED.discard
-"""Lists no execution: for spans that no collector has made."""
+"""A list that stays empty. It is for spans that no collector has made."""
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -186,7 +186,7 @@ class Span:
         self._executions = executions
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
-        """The virtual clock when this span became active; None while the tree does not count the span as active."""
+        """Time on the virtual clock when this span became active; None while the tree does not count it as active."""
 
     def fail(self, error_type: str | None = None) -> None:
         """Record the block as a failure, even if it ends without an exception.

@@ -41,7 +41,7 @@ from agentperf_redis.metrics.spans import Span, executions_around, outcome_of
 _log = logging.getLogger("agentperf_redis")
 
 MAX_KEPT = 5000
-"""Maximum number of ended spans that wait for the end of an execution. Further ones are recorded without self time."""
+"""Maximum number of ended spans that wait for the end of an execution. Others are recorded without self time."""
 SHUTDOWN_S = 5.0
 """Maximum duration of the flush when a tracer shuts down."""
 _MAX_NS = 366 * 86_400 * 10**9
@@ -119,24 +119,25 @@ class _Node:
     parent: _Node | None
     source: weakref.ref[Any]
     around: tuple[_Tracked, ...]
-    """The executions tracked by the program in which this span began, the innermost first."""
+    """The executions that the program tracks and in which this span began, the innermost first."""
     error_before: int
-    """Id of the exception that was handled when the span began."""
+    """Id of the exception that was being handled when the span began."""
     described: Description | None = None
-    """The description by the tracer, as known so far."""
+    """The tracer's description of this span, as far as it is known."""
     repeats: bool | None = None
-    """Whether this agent span repeats the one around it; None until it is described."""
+    """Whether this agent span reports the same work as the agent span around it; None until the span is described."""
     is_over: bool = False
     ended: Ended | None = None
     around_end: tuple[_Tracked, ...] = ()
-    """The same at the end of this span. Another adapter may have begun to track this execution after this one."""
+    """The tracked executions in which this span ended. Another adapter may begin to track one after this span's
+    start."""
     settled: bool = False
     listed: Span | None = None
-    """The open execution that stands for this agent span."""
+    """The entry for this agent span in the list of open executions; None if the span is not listed."""
     kept: list[_Node] = field(default_factory=list)
-    """For an execution: its ended spans."""
+    """If this span is an execution: the ended spans in it."""
     waiting: list[_Node] = field(default_factory=list)
-    """Ended spans within this one that wait, because the tracer describes this one only at its end."""
+    """Ended spans in this span that are not recorded yet, since the tracer describes this span only at its end."""
     inner_call: ModelCall | None = None
     has_calls: bool = False
 
@@ -520,7 +521,7 @@ def _swept(spans: list[tuple[int, int, int]], events: list[tuple[int, int, int]]
     children = [0] * len(spans)
     is_open = [False] * len(spans)
     since: dict[int, float] = {}
-    """The virtual clock when an active span became active."""
+    """Index of each active span -> time on the virtual clock when the span became active."""
     virtual = 0.0
     clock = events[0][0] if events else 0
 

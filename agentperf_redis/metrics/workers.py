@@ -18,7 +18,7 @@ from agentperf_redis.windows import LAST_MS, local_timestamp
 
 _WORKERS = Script("namespace/workers")
 _READ_AT_ONCE = 500
-"""Number of workers that are read in one batch. With the maximum of executions in all of them, that is 2 MB."""
+"""Number of workers that are read in one batch. If each has the maximum number of executions, the batch takes 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)

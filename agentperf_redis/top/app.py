@@ -28,7 +28,7 @@ from agentperf_redis.views.timeline import WINDOWS
 
 EVERY_S = 2.0
 _SHARE = 4.0
-"""The pause between two reads is at least so many times as long as a read, so that a slow server is spared."""
+"""The pause after a read is at least this many times as long as the read, so that a slow server is not overloaded."""
 
 
 class TopApp(App[None]):

@@ -12,7 +12,7 @@ from agentperf_redis.views.overview import Overview
 from agentperf_redis.views.text import seconds_cell, short_number
 
 HEAD_EVERY = 20
-"""The titles are printed again after so many lines."""
+"""The titles are printed again after this many lines."""
 
 
 @dataclass(frozen=True, slots=True)
