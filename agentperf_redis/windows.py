@@ -25,11 +25,11 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
 _TIMESTAMP_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
 LAST_MS = 253_402_300_799_000
-"""The end of the year 9999, the last year of a datetime and in slice names."""
+"""The end of the year 9999, ms since 1970. It is the last year that datetimes and the names of slices can express."""
 
 
 MAX_STEPS = 2000
-"""Maximum number of steps in a window. Reading so many of one agent takes about 20 ms of server time."""
+"""Maximum number of steps in a window. Reading this many steps of one agent takes about 20 ms of server time."""
 NARROWEST_MS = 10_000
 """Width of the narrowest slices, ms."""
 

@@ -62,9 +62,9 @@ FIGURES = (
     Figure("queue", 5, lambda overview: str(_waiters(overview))),
     Figure("firing", 6, lambda overview: str(len(overview.firing))),
 )
-"""The columns: 80 characters wide."""
+"""The columns. Together they are 80 characters wide."""
 _FIRST_LEFT_OUT = ("workers", "hits", "cost", "queue")
-"""The columns that are left out where the terminal is narrower."""
+"""If the terminal is narrower, these columns are left out, in this order."""
 
 
 def _load(overview: Overview) -> tuple[int, int]:

@@ -34,7 +34,7 @@ class Viewed(Screen[None]):
     """
 
     is_ready = False
-    """Whether the widgets are there."""
+    """Whether the widgets have been created."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""

@@ -18,7 +18,7 @@ from agentperf_redis.views.text import printable
 T = TypeVar("T")
 
 _MAX_TEXT, _MIN_TEXT = 60, 16
-"""Widths to which texts are cut: at most, and where there is little room."""
+"""Maximum width of a text column, and its minimum width where there is little room."""
 _GAP = 2
 """Cells between two columns."""
 _SCROLLBAR = 2

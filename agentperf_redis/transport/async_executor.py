@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _NEVER_S: Final = 10.0**9
 _RESUMABLE = (Command, Batch, Pause, Wait)
-"""Steps that may be performed once more, by the blocking driver: every command may be delivered twice."""
+"""Steps that the blocking driver may repeat after the end of a loop. Every command may be delivered twice."""
 
 
 class _LoopEnd:
@@ -100,9 +100,9 @@ class AsyncExecutor:
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._end_timer: weakref.ref[asyncio.TimerHandle] | None = None  # weak, because a timer refers to its loop
         self._running: dict[Flow[Any], tuple[Step, float]] = {}
-        """The flows in progress, with their present step and the deadline of its commands."""
+        """Each flow in progress -> its present step, and the deadline of the commands of this step."""
         self._must_end: dict[Flow[Any], tuple[Step, float]] = {}
-        """The same for shielded flows."""
+        """The same for flows that are shielded from cancellation."""
         self._on_loop_end: dict[object, Callable[[], object]] = {}
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:

@@ -34,7 +34,7 @@ With these bounds, a recovery is detected within a second. The pause is random s
 at the same time.
 """
 _CALM_S = 1.0
-"""How long a node is not probed again after a successful probe, even if a command to it gets no answer, s."""
+"""For this time after a successful probe, a node is not probed again, even if a command to it gets no answer, s."""
 
 
 class _Outage:

@@ -39,7 +39,7 @@ Load balancers and firewalls drop idle connections silently, some after a minute
 probe after two hours. macOS names the first option TCP_KEEPALIVE. Options that the platform lacks are left out.
 """
 _SURELY_BUFFERED_BYTES = 32_768
-"""Maximum payload that can be sent without blocking: the socket buffer of an idle connection is larger."""
+"""Maximum payload that can be sent without blocking. The socket buffer of an idle connection is larger."""
 
 
 class _WholeText:

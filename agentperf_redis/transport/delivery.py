@@ -37,7 +37,7 @@ PIPELINE_BYTES = 4 * 1024 * 1024
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.004, 0.25
 _SPLIT_ABOVE_S = 0.5
-"""If more seconds than this are left until the deadline, an attempt may use only half of them.
+"""If more seconds than this are left until the deadline, an attempt may use only half of the remaining time.
 
 So one lost packet does not use up the whole deadline.
 """
@@ -66,10 +66,10 @@ _TRANSIENT_IN_SCRIPT = {
     "attempted to access a slot not served": "the Cluster is down",
     "while the cluster is down": "the Cluster is down",
 }
-"""Part of a transient error that a server raises at one command of a script -> its meaning.
+"""Text in a transient error that one command of a script can cause -> the meaning of the error.
 
-The texts before and after it differ between servers, and a script may put the error into its own error reply. The
-script may have written something before that command, so the retry has to repair it.
+Before and after this text, the errors of servers differ, and a script may put the error into an error reply of its own.
+The script may have written something before the failed command, so a retry has to repair it.
 """
 
 _REFUSED = {
@@ -282,7 +282,8 @@ class _Context:
         self.topology = topology
         self.settle = settle
         self.lacking: set[tuple[Node, str]] = set()
-        """Nodes and hashes of the scripts that they do not know, as after a failover or a SCRIPT FLUSH."""
+        """Pairs of a node and the hash of a script that the node does not know, for example after a failover or a
+        SCRIPT FLUSH."""
         self._end = end
         self._now = now
 

@@ -51,7 +51,7 @@ Runnable = Command[T] | Batch[T] | Flow[T]
 
 
 _LATE_READ_S = 0.05
-"""Minimum time for reading replies that may have arrived while those of another node were awaited."""
+"""Minimum timeout for reading replies, s. They may have arrived while the driver was waiting for another node."""
 
 
 class _Sent:

@@ -23,7 +23,7 @@ SCHEMA = 1
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 """Oldest supported servers. The scripts need SPUBLISH, and need to free memory on a server at its maxmemory.
 
-A server of any other name counts its versions in its own way, so it is not judged by its version.
+Servers with other names number their versions in their own way, so their versions are not checked.
 """
 REPLIES = 2
 

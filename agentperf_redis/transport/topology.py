@@ -11,7 +11,7 @@ from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.resp import ServerError, pack
 
 _UNKNOWN_HOST = "?"
-"""Announced instead of a host name by a node that is to announce its host name and has none."""
+"""A node announces this host name if it is configured to announce a host name but has none."""
 
 
 class Node(NamedTuple):

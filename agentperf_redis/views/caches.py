@@ -31,10 +31,10 @@ from agentperf_redis.views.timeline import (
 from agentperf_redis.windows import Timestamp
 
 MAX_SCANNED = 20_000
-"""Maximum number of entries that are read to find the top ones: about a second of work for the reader."""
+"""Maximum number of entries that are read to find the top ones. Reading this many takes about a second."""
 TOP_ENTRIES = 10
 ENTRIES_EVERY_S = 30.0
-"""The top entries of a cache are read again after this time, because the read takes long for a large cache."""
+"""The top entries of a cache are read again only after this time, s, because the read of a large cache takes long."""
 
 
 class CacheKind(Enum):

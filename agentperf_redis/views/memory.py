@@ -21,9 +21,9 @@ from agentperf_redis.views.reading import Fault, Parts, flusher_of
 from agentperf_redis.views.scanning import Scan, primaries
 
 SAMPLE_KEYS = 200
-"""Number of keys of each kind and part whose memory is measured. The others are estimated by the mean of these."""
+"""Number of keys of each kind and part whose memory is measured. Their mean is the estimate for the other keys."""
 MAX_KINDS = 50
-"""Maximum number of kinds that are shown one by one: each cache and each pool is a kind."""
+"""Maximum number of kinds that are shown one by one. Each cache and each pool is a kind of its own."""
 _RATE_WINDOW = "1h"
 
 

@@ -32,9 +32,9 @@ from agentperf_redis.windows import Interval, Timestamp, asked_time
 
 CHANGES_WINDOW = "1h"
 MIN_TASKS = 20
-"""Minimum number of executions in both hours. A percentile of fewer executions moves by chance."""
+"""Minimum number of executions in each of the two compared hours. Percentiles of fewer executions change by chance."""
 MAX_SLICES = 10_000
-"""Maximum number of slices of all agents together that the charts read, except for the first `MIN_STEPS` steps."""
+"""Maximum number of slices that charts read for all agents together. But a chart has at least `MIN_STEPS` steps."""
 MIN_STEPS = 6
 MAX_MOVES = 10
 
@@ -188,7 +188,7 @@ def _moves(before: PerformanceMetrics, now: PerformanceMetrics) -> list[Move]:
 
 
 _MIN_SIZE = 0.05
-"""Smaller moves are left out: a twentieth in a percentile, or in ten times the failure rate plus one."""
+"""Smaller moves are left out. The size is a change of about 5 % in a percentile, or in 1 + 10 * failure rate."""
 
 
 def _size(change: Change) -> float:

@@ -13,11 +13,11 @@ from agentperf_redis.metrics.model import PerformanceMetrics
 from agentperf_redis.views.text import counted
 
 BAD_FAILURE_RATE = 0.1
-"""From this share of failed executions on, an agent is a bad problem, and below it a note. Retries hide occasional
-failures from users, but hardly every tenth one."""
+"""If at least this share of an agent's executions failed, the problem is bad; otherwise it is a note. Retries hide
+occasional failures from users, but hardly the failure of every tenth execution."""
 LOW_HIT_RATE, _MIN_READS = 0.2, 1000
-"""A cache with a lower share of hits, among at least so many reads, costs more than it saves: a read takes as long as
-a lookup, and a miss also a put."""
+"""If fewer reads than this share are hits, among at least `_MIN_READS` reads, a cache costs more than it saves. Each
+read costs a lookup, and each miss also costs a put."""
 RECOVERING = (InstanceState.HALF_OPEN, InstanceState.WARMING)
 """States in which an instance takes some work."""
 

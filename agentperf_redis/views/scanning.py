@@ -18,8 +18,8 @@ from agentperf_redis.transport.topology import Topology
 PAGE_KEYS = 1000
 MAX_PAGES = 100
 MAX_S = 1.0
-"""A scan reads at most this many pages of keys from each primary, and takes at most this long for all: about 100,000
-keys of a primary."""
+"""A scan reads at most this many pages from each primary: about 100,000 keys. It takes at most about this many seconds
+for all primaries together."""
 
 
 def primaries(backend: Backend) -> Iterator[Executor]:

@@ -117,7 +117,7 @@ ACTIONS: Final[Mapping[str, tuple[Callable[[AgentPerf, Fields], Awaitable[str]],
     "invalidate-tag": (_invalidate_tag, ("cache", "service", "tag", "confirmed")),
     "clear-cache": (_clear_cache, ("cache", "service", "confirmed")),
 }
-"""Name of an action -> what does it, and the fields that its form must have."""
+"""Name of an action -> the function that performs it, and the fields that its form must have."""
 
 
 async def action(request: Request) -> Response:

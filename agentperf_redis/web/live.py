@@ -30,19 +30,19 @@ from agentperf_redis.web.templating import root_path
 _log = logging.getLogger("agentperf_redis")
 
 MAX_PAGES: Final = 500
-"""Maximum number of open live pages. Further ones stay as they are until they are loaded again."""
+"""Maximum number of open live pages. Any further page does not change until it is loaded again."""
 MAX_SHARE: Final = 0.25
-"""A page that takes a larger share of the time to render is rendered less often."""
+"""If rendering a page takes a larger share of the pause between two renderings, the pause is doubled."""
 MAX_PAUSE_S: Final = 10.0
-"""But at least so often, s."""
+"""Maximum pause to which `MAX_SHARE` may lead, s."""
 RETRY_MS: Final = 2000
-"""How long a browser waits until it connects again."""
+"""How long a browser waits before it connects again."""
 _PING_S = 15
-"""A closed connection is noticed after this time at the latest."""
+"""Interval of pings, s. After this time at the latest, the server notices that a connection is closed."""
 _SEND_TIMEOUT_S = 30.0
-"""A client that does not read for so long is disconnected."""
+"""A client that does not read for this long is disconnected."""
 _CLOSE_S = 0.5
-"""How long the end of the server waits until the client has got the end of the events."""
+"""How long a server that ends waits until its clients have received the end of the events."""
 _MAIN = re.compile(r"<main\b.*?</main>", re.DOTALL)
 
 Render = Callable[[], Awaitable[str]]

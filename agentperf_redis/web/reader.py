@@ -24,11 +24,11 @@ from agentperf_redis.views.timeline import DEFAULT_WINDOW
 T = TypeVar("T")
 
 CHANGES_S: Final = 60.0
-"""How long the comparison of the last hour with the hour before is shared, s."""
+"""How long requests share one comparison of the last hour with the hour before, s."""
 MEMORY_S: Final = 60.0
-"""How long the view of the memory is shared, s: it lists all keys."""
+"""How long requests share one view of the memory, s. The time is long, because the view lists all keys."""
 MAX_KEPT: Final = 256
-"""Maximum number of results that are kept. A page whose address has an arbitrary filter makes one of its own."""
+"""Maximum number of results that are kept. Each filter in the address of a page causes a result of its own."""
 
 
 @dataclass(frozen=True, slots=True)

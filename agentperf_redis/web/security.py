@@ -28,9 +28,9 @@ MAX_FORM_BYTES: Final = 64 * 1024
 """Maximum size of a form. The key of a cache entry is the largest field."""
 MAX_FIELDS: Final = 20
 FORMS_OF_LOGIN: Final = ("/login", "/logout")
-"""Paths of forms that change nothing but the cookie of the browser. Their origin is checked, as that of all forms."""
+"""Paths of the forms that change only the browser's cookie. Their origin is checked, like the origin of all forms."""
 MAX_NOTICE: Final = 300
-"""Maximum number of characters of a notice; a cookie holds it."""
+"""Maximum length of a notice, in characters. It is small, because a cookie holds the notice."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from agentperf_redis.web.security import MAX_HEADER_BYTES
 
 _END_S: Final = 2
-"""How long the end waits for requests under way. Live connections end at once."""
+"""How long a server that ends waits for requests in progress, s. Live connections end at once."""
 _MAX_CONNECTIONS: Final = 1000
 
 

@@ -12,10 +12,10 @@ from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument
 
 MIN_TOKEN: Final = 16
-"""Minimum number of characters of a token: attempts are not counted, so it must be too long to be guessed."""
+"""Minimum length of a token, in characters. Attempts are not counted, so a token must be too long to be guessed."""
 MAX_TOKEN: Final = 512
 REFRESH_S: Final = 2.0
-"""Default time between two reads."""
+"""Default time between two reads, s."""
 _MIN_REFRESH_S, _MAX_REFRESH_S = 0.05, 3600.0
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _NAME = re.compile(r"\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252})")

@@ -38,7 +38,7 @@ _IDLE_PING_EVERY_S = 2.0
 _QUERIED_RECENTLY_S = 5.0
 _FAULT_BACKOFF_S = 1.0
 _FOR_GOOD = ("NOPERM", "NOAUTH", "DENIED", "ERR unknown")
-"""Prefixes of permanent error replies. A retry would not help."""
+"""Beginnings of permanent error replies. After such a reply, a retry would not help."""
 _REFUSED, _LAYOUT = "refused channels", "the layout of the Cluster"
 
 
@@ -58,7 +58,7 @@ class _Channel:
     name: str
     state: _State = _State.MISSING
     connection: BusConnection | None = None
-    """The connection to the node that owns the channel, by the layout at the last check."""
+    """The connection to the node that owns the channel, according to the layout at the last check."""
     refusals: int = 0
     retry_at: float = 0.0
 

@@ -15,7 +15,7 @@ from agentperf_redis.windows import Interval
 _FILLED = 0.8
 """Share of a step that its column fills."""
 _MIN_PX = 1.5
-"""Minimum height of a band that is not zero: one error among thousands must not vanish."""
+"""Minimum height of a band whose value is not zero. Even one error among thousands must be visible."""
 
 
 @dataclass(frozen=True, slots=True)

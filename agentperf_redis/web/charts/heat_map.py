@@ -13,7 +13,7 @@ from agentperf_redis.windows import Interval
 
 _HEIGHT_PX, _MIN_ROW_PX, _MAX_ROW_PX = 160, 10, 26
 _MIN_LABEL_PX = 20
-"""Minimum distance of two labels of rows."""
+"""Minimum distance between the labels of two rows."""
 _SHADES = 6
 
 

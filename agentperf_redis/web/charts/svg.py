@@ -14,7 +14,7 @@ Written = Callable[[float], str]
 """Returns a value as text with its unit."""
 
 TOP, BOTTOM = 8, 22
-"""Space in px above the plot, for one half of the highest label, and below it, for the times."""
+"""Space in px above the plot, for the upper half of the highest label, and below the plot, for the times."""
 WIDTH = 1000
 """Width of a nested SVG in its own units, whatever its width on the screen is."""
 
@@ -118,7 +118,7 @@ def time_axis(intervals: Sequence[Interval], bottom: float) -> Markup:
 
 
 _EDGE = 0.03
-"""A label nearer to an end of the axis, as a share of its length, would be cut off if it were centred."""
+"""A label that is nearer to an end of the axis than this share of the axis would be cut off if it were centred."""
 
 
 def tidy(text: str) -> str:

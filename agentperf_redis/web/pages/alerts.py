@@ -18,7 +18,7 @@ STATES: Final = {
     AlertState.NO_DATA: "warn",
     AlertState.OK: "good",
 }
-"""How a state looks; a silenced alert is neutral."""
+"""How each state looks. A silenced alert is missing here, because it looks neutral."""
 
 SCOPES: Final = {"agents": "agent", "agent": "agent", "cache": "cache", "pool": "pool"}
 """Scope of a rule -> the route of its target's page."""

@@ -12,7 +12,7 @@ from agentperf_redis.views.timeline import DEFAULT_WINDOW
 from agentperf_redis.windows import window_seconds
 
 PAGE_ROWS = 100
-"""Rows of a table on one page: as many as fit into a page of 200 kB with their sparklines."""
+"""Rows of a table on one page. With their sparklines, this many rows fit into a page of 200 kB."""
 _MAX_PAGE = 1_000
 _MAX_MATCH = 200
 

@@ -16,9 +16,9 @@ from agentperf_redis.web.pages.rendering import Page
 from agentperf_redis.web.pages.text import cost, duration, number, plural, rate, share, times
 
 MAX_ROWS = 8
-"""Rows of each short list. The pages of the menu have all."""
+"""Rows of each short list. The pages in the menu show all rows."""
 SHOWN_PROBLEMS, MAX_PROBLEMS = 4, 50
-"""Problems that are shown at once, so that the charts stay in view, and at most."""
+"""Number of problems shown at first, so that the charts stay in view, and maximum number of problems in the list."""
 
 
 async def overview(views: Any, asked: Asked) -> Page:

@@ -18,7 +18,7 @@ from agentperf_redis.web.pages.rendering import Page, not_found
 from agentperf_redis.web.pages.text import duration, number, plural, visible
 
 MAX_INSTANCES: Final = 200
-"""Maximum number of instances on one page: each refresh sends them all again, about 400 bytes an instance."""
+"""Maximum number of instances on one page. Each refresh sends all of them again, about 400 bytes for each."""
 
 STATES: Final = {
     InstanceState.UP: "good",
@@ -28,7 +28,7 @@ STATES: Final = {
     InstanceState.RATE_LIMITED: "warn",
     InstanceState.RESTING: "warn",
 }
-"""How a state looks. Those that are missing are bad."""
+"""How each state looks. A state that is missing here looks bad."""
 
 _GOOD_EVENTS: Final = {
     EventKind.HEALTHY,

@@ -28,7 +28,7 @@ MENU: Final = (
 )
 """Routes and titles of the pages in the menu."""
 _RETRY_S: Final = 5
-"""Without JavaScript, the browser loads a page about an unreachable server again after this time, s."""
+"""If the server is unreachable, a browser without JavaScript loads the page again after this time, s."""
 
 
 @dataclass(frozen=True, slots=True)

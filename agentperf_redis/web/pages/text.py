@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from agentperf_redis.views.text import age_text, printable, size_text
 
 NONE = "–"
-"""Stands for a value that is not known, or that nothing has."""
+"""Stands for a value that is not known or does not exist."""
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
 _MILLION = 1e6
