@@ -41,9 +41,9 @@ MEMORY_GOAL_BYTES = {
     "Valkey": {"instance": 345, "lease": 1.3 * 166},
     "Redis 7": {"instance": 430, "lease": 1.3 * 250},
 }
-"""Maximum bytes of an instance and of a lease.
+"""Maximum bytes of an instance and of a lease, for each kind of server.
 
-In records without field names, an instance took 228 bytes (Valkey) and 311 bytes (Redis 7). The goals allow for the
+When records had no field names, an instance took 228 bytes (Valkey) and 311 bytes (Redis 7). The goals allow for the
 names.
 """
 BARE = Script("bare", "return 1")

@@ -24,7 +24,8 @@ from tests.support.servers import Server
 
 SHARDS, INSTANCES, CALLS = 16, 10_000, 400
 SERVER_GOAL, CLIENT_GOAL = 0.45, 1.1
-"""Goals: a third of the server time is ideal; 16 shards cannot be divided by three."""
+"""Maximum ratios to a pool with one shard: of the server time on the busiest of 3 nodes, and of the client's time. For
+the server time, a third is ideal, but 16 shards cannot be divided by three."""
 
 _numbers = itertools.count()
 

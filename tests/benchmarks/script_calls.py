@@ -19,7 +19,7 @@ HELD_S = 3600.0
 
 
 AT_ONCE = 100
-"""Calls that start in the same tick of the event loop. They are one pipeline, so the server wakes up only once."""
+"""Calls that start in the same tick of the event loop. They form one pipeline, so the server wakes up only once."""
 
 
 def main(url: str, namespace: str, instances: int, calls: int) -> None:
@@ -62,7 +62,7 @@ async def release(balancer: Any, instances: list[Any]) -> None:
 
 
 referenced: list[Any] = []
-"""References to the leases of `fill`: a lease that is garbage-collected would be released."""
+"""References to the leases of `fill`, because a lease is released when it is garbage-collected."""
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

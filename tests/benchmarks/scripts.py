@@ -24,7 +24,7 @@ from tests.benchmarks.measure import Bench, Row, micros
 
 HERE = Path(__file__).resolve().parents[2]
 GOAL = 1.1
-"""Maximum ratio of the server times. It was set for records with field names, relative to packed records."""
+"""Maximum ratio of the server times. The goal was set when records got field names; before, they were packed."""
 WORKS = ("acquire", "release")
 
 

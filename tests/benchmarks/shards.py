@@ -31,7 +31,7 @@ CLIENT_GOAL = 1.1
 CAPACITY, KEYS = 8000, 16_000
 VALUE = "x" * 200
 AT_ONCE = 20_000
-"""Commands of a load: enough for all caches of the processors to fill on each of the nodes."""
+"""Number of commands in a load. They are enough to fill the processor's caches on each of the nodes."""
 CALLS = 300
 
 Cache = LRUCache | TieredCache

@@ -24,13 +24,13 @@ from tests.support.workers import Workers
 PROCESSES, MINUTES = 4, 11
 THREADS, TASKS = 2, 4
 CEILING_S = 5.0
-"""How long the highest rate is measured, s."""
+"""How long to measure the highest possible rate of calls, s."""
 KEYS, CACHE_SIZE, AGENTS, INSTANCES = 4000, 1000, 20, 10
 NAMESPACE = "soak"
 BRIEF = Retention(
     slices_10s=60.0, slices_1m=60.0, slices_1h=0.0, slices_1d=0.0, recent=60.0, recent_count=100, slow=60.0
 )
-"""All that the metrics keep for a time is complete after the first minute."""
+"""With this retention, the metrics no longer grow after the first minute."""
 LATENCY_GOAL, TAIL_GOAL, LEVEL_GOAL = 1.2, 1.5, 1.1
 
 
@@ -150,7 +150,8 @@ def work(url: str, number: int, minute_s: float) -> Iterator[float | Minute]:
 
 
 Load = Callable[[float, float], list[float]]
-"""Works for some seconds with a rate of calls a second, 0 for the highest; returns the seconds that each call took."""
+"""Works for the given seconds at the given rate of calls per second (0: as fast as possible). Returns the duration of
+each call, s."""
 
 
 class _Pace:

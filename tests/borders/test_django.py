@@ -34,8 +34,8 @@ pytestmark = [
 ]
 
 VERSIONS = ("4.2.30", "5.2.19")
-"""The oldest version of the extra django, and the newest one for Python 3.11. Django is pure Python, so the tests also
-use the framework of the source distribution."""
+"""The oldest version that the extra django allows, and the newest version for Python 3.11. Django is pure Python, so
+the tests use the framework from the source distribution, which also contains Django's tests."""
 BACKEND = "agentperf_redis.integrations.django.AgentPerfCache"
 ASYNC_BACKEND = "tests.support.django_suite.AsyncCache"
 CACHE_TESTS = "tests.support.django_suite.CacheTests"
@@ -44,8 +44,9 @@ SESSION_TESTS = tuple(
     for name in ("CacheSessionTests", "CacheDBSessionTests", "CacheDBSessionWithTimeZoneTests")
 )
 PASSED = {"4.2.30": (52, 121), "5.2.19": (52, 210)}
-"""For each version, how many tests of caches and of sessions it has. Of Django's 54 tests of every cache backend, two
-are left out: test_cull and test_zero_cull expect that a full cache loses a third, or all, of its entries."""
+"""For each version, the number of its tests of caches and of sessions. Of the 54 tests that Django has for every cache
+backend, two are left out: test_cull expects that a full cache loses a third of its entries, and test_zero_cull expects
+that it loses all."""
 
 
 def cache_class() -> Any:

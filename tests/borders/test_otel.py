@@ -48,7 +48,7 @@ with tracer.start_as_current_span("invoke_agent", attributes=agent), tracer.star
 """
 
 CALL = ModelUsage(1, 100, 20, tokens_cached_in=64, tokens_cache_write=5, tokens_reasoning=12)
-"""The counts of `record_llm` for each response of the fake models."""
+"""What `record_llm` counts for each response of the fake models."""
 
 
 def package(name: str) -> Any:

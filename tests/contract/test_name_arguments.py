@@ -28,7 +28,7 @@ NAMES = {
 }
 """The parameters that take a name or several names."""
 OTHERS: tuple[Any, ...] = (["l"], {1: "a"}, {1}, b"x", 1, 1.5, object(), [["l"]], True)
-"""Values that are no names. Some of them are collections, some are not hashable."""
+"""Values that are no names. Some of them are collections, and some are not hashable."""
 COLLECTIONS = {"agent_types", "agent_names", "instance_ids", "keys", "tags"}
 NOWHERE = "redis://127.0.0.1:1"
 

@@ -44,7 +44,7 @@ WITHOUT_IO = {
     "Lock": {"aio"},
     "Semaphore": {"aio", "limit"},
 }
-"""Public names that need no server. The asyncio API has no counterparts of them."""
+"""Public names that need no server, so the asyncio API has no counterparts of them."""
 
 READ_BY: dict[str, dict[str, str]] = {
     "Alerts": {},
@@ -55,7 +55,7 @@ READ_BY: dict[str, dict[str, str]] = {
     "Lock": {},
     "Semaphore": {},
 }
-"""Properties of the in-memory version that read from the server, and the asyncio method that replaces each."""
+"""Property of the in-memory version that now reads from the server -> the asyncio method that replaces the property."""
 
 BODIES_DIFFER = {
     "run": "the blocking method stops a thread, the asyncio method ends by cancellation",

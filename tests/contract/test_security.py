@@ -12,9 +12,9 @@ from tests.support.places import ROOT
 
 PACKAGE = ROOT / "agentperf_redis"
 RUN_DATA = {"cloudpickle", "dill", "jsonpickle", "marshal", "pickle", "shelve"}
-"""Modules whose loaders run what the data says."""
+"""Modules that may run code from the data that they load."""
 ALLOWED = {"integrations/django.py": {"pickle"}}
-"""The values of Django's caches are pickled, in all of Django's backends: its interface stores any object."""
+"""Every Django backend pickles the values of its caches, because Django's interface allows any object as a value."""
 WITH_PATTERNS = {"KEYS", "PSUBSCRIBE", "MATCH"}
 """Commands and options that take a pattern. A long pattern blocks or crashes some servers (CVE-2024-31228)."""
 NAMESPACES_ONLY = {
@@ -24,7 +24,7 @@ NAMESPACES_ONLY = {
 
 
 WORDS = re.compile(rf"\b(?:{'|'.join([*RUN_DATA, *WITH_PATTERNS])}|(?:eval|exec|__import__|Script|Scan)\()")
-"""A word of every fault. Modules without such a word need no check, which takes long."""
+"""Matches a word that every fault has. Modules without such a word are not checked, because a check takes long."""
 
 
 @cache

@@ -40,11 +40,11 @@ from tests.fuzzing import values
 from tests.fuzzing.values import UserError, Values
 
 _MAX_TEXT = 2000
-"""Maximum length of the text of an error. A value of the caller is shortened in it."""
+"""Maximum length of an error text. A value of the caller is shortened before it becomes part of the text."""
 DEADLINE_S = 30.0
-"""The deadline of a command. On a busy machine, a shorter one could pass."""
+"""Deadline of a command, s. It is long, so that it does not pass on a busy machine."""
 HANG_S = 4 * DEADLINE_S
-"""A call that takes longer hangs."""
+"""A call that takes longer than this, s, counts as hanging."""
 
 UNEXPECTED = (
     library_errors.BackendUnavailable,

@@ -44,7 +44,7 @@ from tests.support.damage import Namespace, faults
 from tests.support.servers import Server
 
 Operations = dict[str, Callable[[], Any]]
-"""By name: makes a command or a flow."""
+"""Name of an operation -> a function that returns its command or flow."""
 
 pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # some tests take a minute on each kind of server
 
@@ -766,7 +766,7 @@ def test_damaged_namespace_is_reported_and_unchanged(stored: Namespace, own_serv
 # Random bytes
 
 ROUNDS = 12
-"""Number of damages in a run of the suite. A run with `--hypothesis-profile explore` tries many more, of a new seed."""
+"""Number of random damages in a run of the suite. `--hypothesis-profile explore` adds many more, of a new seed."""
 EXPLORED_ROUNDS = 400
 
 

@@ -127,7 +127,7 @@ def plain_generator(scene: Scene) -> Function:
 DECLARED = (coroutine_function, callable_object, partial)
 """Forms whose declaration tells that they are asynchronous."""
 HIDDEN = (wrapped, plain, awaitable)
-"""Forms whose result must be seen."""
+"""Forms that can be recognized as asynchronous only by the result of a call."""
 GENERATORS = (generator_function, async_generator_function)
 
 
@@ -331,7 +331,7 @@ SAME = {
     "LoadBalancer.acquire_many(on_lost)": "LoadBalancer.acquire(on_lost)",
     "AsyncLoadBalancer.acquire_many(on_lost)": "AsyncLoadBalancer.acquire(on_lost)",
 }
-"""Parameters whose code is that of another one."""
+"""Parameters that are handled by the same code as another parameter."""
 
 
 def parameters() -> Iterator[str]:

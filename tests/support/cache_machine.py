@@ -22,9 +22,9 @@ class Entry:
     """The fields that every model records for a key."""
 
     expired: bool = False
-    """Whether the entry has expired. It keeps its place until a put, a report or a sweep."""
+    """Whether the entry has expired. An expired entry keeps its place until a put, a report or a sweep."""
     dead: bool = False
-    """Whether a tag of the entry was invalidated. It keeps its place until it is overwritten, evicted or swept."""
+    """Whether a tag of the entry was invalidated. Such an entry keeps its place until overwritten, evicted or swept."""
 
 
 class CacheMachine(RuleBasedStateMachine):

@@ -17,7 +17,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 WIDE, NARROW = 1440, 390
 """Widths of a screen on a desk and of a phone, px."""
 SERIOUS = ("serious", "critical")
-"""Impacts of findings of axe-core that a page must not have."""
+"""A page must have no finding of axe-core with one of these impacts."""
 
 
 def chromium() -> Path | None:

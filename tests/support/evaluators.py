@@ -13,7 +13,7 @@ from agentperf_redis.alerts.model import AlertEvent
 from tests.support.workers import Worker, WorkerFailed
 
 _KILLED_AFTER = (3, 10**9, 10**9)
-"""Number of evaluations after which each evaluator is killed, between a claim and its report."""
+"""Number of evaluations after which each evaluator is killed. It is killed between a claim and the report."""
 
 
 def _evaluate(url: str, namespace: str, killed_after: int) -> Generator[list[AlertEvent], float, None]:

@@ -192,7 +192,7 @@ notify = ["ops"]
 command = ["/bin/true"]
 """
 _held: list[AgentInstance] = []
-"""Keeps leases: the library releases a lease whose instance is garbage."""
+"""References that keep leases: the library releases a lease whose instance is garbage-collected."""
 
 
 def _because() -> str:

@@ -59,7 +59,7 @@ def openmetrics(text: str) -> Exposed:
 
 
 _RAISE = 1_000_000
-"""More than twice the largest index of a bucket."""
+"""The constant that is added to the index of a bucket. It is more than twice the largest index."""
 
 
 def native_buckets(histogram: NativeHistogram) -> dict[int, int]:

@@ -46,7 +46,7 @@ pool = "coder"
 when = "waiters > 0"
 for = "10s"
 """
-"""Alert rules of which some fire."""
+"""Alert rules. Some of these alerts fire."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,8 @@ class _Wanted:
 
 
 _TYPES = {"int": (int,), "float": (int, float), "text": (str, int), "bytes": (bytes,), "any": (str, bytes, int)}
-"""The Python types of each type in a header. A text may be sent as an int: some arguments are "-" or a capacity."""
+"""The Python types that are valid for each type in a header. A text may be an int: some arguments are "-" or a
+capacity."""
 
 
 @cache

@@ -23,7 +23,7 @@ from tests.support.servers import Servers
 
 FOLDER = ROOT / "tests" / "data" / "pictures"
 MAX_BYTES = 150_000
-"""Maximum size of a picture: the README shows several."""
+"""Maximum size of a picture, bytes. It is small, because the README shows several pictures."""
 PAGES = (("web-overview", "/", 850), ("web-agent", "/agent?name=coder", 850))
 """Name, path and height in px of each picture."""
 WIDTH = 1200

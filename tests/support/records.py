@@ -9,7 +9,7 @@ from agentperf_redis.balancer.commands.records import fields_of
 HELD = ("lease", "grant")
 """Kinds of a token's record that hold capacity."""
 PICKS = 2**40
-"""Factor of the relative load, in steps of 1/8192, in a score; see `pack_load` in pool.lua."""
+"""Factor of the relative load in a score. The load is counted in steps of 1/8192; see `pack_load` in pool.lua."""
 
 
 def kind_of(record: str) -> str:

@@ -43,7 +43,7 @@ VERSIONS = ("sync", "async")
 BORDERS = ROOT / "tests" / "borders"
 """The tests with other people's packages, which plain pytest leaves out."""
 UNIT = ROOT / "tests" / "unit"
-"""The tests that need no server."""
+"""The tests with packages of other projects. Plain pytest does not run these tests."""
 
 
 def parts(config: pytest.Config) -> tuple[bool, bool]:

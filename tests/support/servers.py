@@ -29,7 +29,7 @@ ServerKind = Literal["valkey", "redis82", "cluster", "redis70", "cluster82"]
 CLUSTERS = ("cluster", "cluster82")
 """Three nodes of the default server, and of Redis 8.2. Only tests that name `cluster82` run on it."""
 Raw: TypeAlias = Any
-"""A raw redis client. redis-py annotates every reply as `Awaitable | Any`, which is useless here."""
+"""Clusters of three nodes. `cluster82` has nodes of Redis 8.2, and only tests that name it run on it."""
 
 TIMEOUT = 30.0
 """Seconds that a server may take to start. It takes 0.1 s on an idle machine, and more on a loaded one. The limit makes
@@ -37,7 +37,7 @@ a broken server fail."""
 
 
 _PREFIX = "restricted."
-"""Prefix of the namespaces of the tests if the default user is restricted."""
+"""If the default user is restricted, the namespaces of the tests have this prefix."""
 _ADMIN = {"username": "admin", "password": "secret"}
 _restricted = False
 

@@ -20,10 +20,11 @@ TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
 GHOSTS, MIN_GHOSTS = 2, 16
 PERIOD, PERIODS, RESTS = 4, 4, 8
-"""Accesses in a period, as a multiple of the cache's size; periods between two halvings of the frequencies; periods
-without a change of the window after a return."""
+"""PERIOD: accesses in a period, as a multiple of the cache's size. PERIODS: periods between two halvings of the
+frequencies. RESTS: periods in which the window keeps its size after it has returned to an earlier size."""
 FILLING, FILLED = -2.0, -1.0
-"""Instead of the last hit ratio: nothing was evicted; the cache became full during the last period."""
+"""Values that stand in place of the last hit ratio. FILLING: nothing has been evicted yet. FILLED: the cache became
+full during the last period."""
 MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
@@ -68,7 +69,7 @@ class TinyLFU:
     def start_adapting(self) -> None:
         self.grow = 0.0
         self.accesses = self.hits = 0
-        """Of the current period."""
+        """The accesses and hits of the current period."""
         self.trend = 0.0
         self.rests = self.age = 0
         self.last_ratio, self.last_grow = FILLING, 0.0

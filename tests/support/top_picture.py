@@ -22,9 +22,9 @@ from tests.support.servers import Servers
 
 PICTURE = DATA / "pictures" / "top.svg"
 MAX_BYTES = 150_000
-"""Maximum size of the picture: the README shows several."""
+"""Maximum size of the picture, bytes. It is small, because the README shows several pictures."""
 SIZE = (120, 16)
-"""Columns and rows: those of a usual window, in which all text can be read in the README."""
+"""Columns and rows of the picture: those of a usual window, in which all text can be read in the README."""
 _NAMESPACE = "agentperf"
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """Rules that would load fonts from another host."""

@@ -28,11 +28,11 @@ from tests.torture.work import DEADLINE_S, LEASE_TTL_S, POOL, Job, work
 NAMESPACE = "torture"
 PROCESSES, INSTANCES, CAPACITY = 4, 3, 2
 SHARDS = 4
-"""Number of shards of the pool, and of the cache, on a Cluster. On one server, each has one."""
+"""Number of shards of the pool and of the cache on a Cluster. On a single server, both have one shard."""
 LEASE_S = 1.0
 """TTL of the lease under which a value is computed, s."""
 _STORM_FAULTS, _CALM_S = 12, 1.0
-"""Number of faults in a row, and the length of a time without faults or their effects after them, s."""
+"""Number of faults in a row, and duration of the calm time after these faults and their effects, s."""
 _MUTANT_S = 4.0
 """Length of one run of a mutant, s."""
 _RULES = """
@@ -47,7 +47,7 @@ notify = ["ops"]
 urls = ["{url}"]
 """
 _HISTORY_MINUTES, _MOOD_MINUTES = 600, 10
-"""Length, in minutes, of the history on which the alerts are evaluated, and of each of its good and bad times."""
+"""Length of the history on which the alerts are evaluated, and length of each good or bad time in it, in minutes."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ POOL = "coder"
 LEASE_TTL_S = 0.5
 CACHE = "answers"
 CACHE_SIZE = 30
-"""Maximum number of entries of the cache in one shard, so that entries are evicted, and of local copies."""
+"""Maximum number of local copies, and of entries in a cache with one shard. So few that entries are evicted."""
 PUT_KEYS = tuple(f"put{number}" for number in range(8))
 FILL_KEYS = tuple(f"fill{number}" for number in range(4))
 TTL_KEYS = tuple(f"brief{number}" for number in range(4))
@@ -35,7 +35,7 @@ TTL_S = 0.3
 TAGS = ("even", "odd")
 DEADLINE_S = 2.0
 VIRTUAL_MINUTE_S = 0.25
-"""Real time for a minute of the history on which the alerts are evaluated, s."""
+"""While this much real time passes, s, one minute passes in the history on which the alerts are evaluated."""
 
 EXPECTED = (BackendUnavailable, BackendFull, LeaseLost, NoCapacity, ComputeFailed)
 

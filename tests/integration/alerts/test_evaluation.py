@@ -46,7 +46,7 @@ agents = "planner"
 objective = "99%"
 """
 FIRST, BEGIN, END = 110, 80, 65
-"""The beginning of the history, and that of the burst in it and its end, in minutes before now."""
+"""The beginning of the history, the beginning of the burst in it, and the end of the burst, in minutes before now."""
 
 
 def load(url: str, namespace: str, seconds: float, failed: int) -> None:

@@ -256,8 +256,8 @@ def test_invalid_rest_is_refused(
 
 PROCESSES, REST_S, RUN_S = 4, 2.0, 8.0
 LIMITED = "limited"
-"""The key in which the simulated service `p2` stores the end of its limit, by time.monotonic, which all processes of a
-machine share."""
+"""The key in which the simulated service `p2` stores the end of its limit. The end is a `time.monotonic`, a clock that
+all processes of a machine share."""
 
 
 def use(url: str, namespace: str, number: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from tests.torture.mutants import POOL_MUTANTS
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
 DIVIDED = 8
-"""Number of shards of the pools that have several. Their instances are more, so that some share a shard."""
+"""Number of shards of the pools with several shards. They have more instances, so that some share a shard."""
 LATE_S = 0.2
 """How long a request is delayed, s: much longer than a retry and a release take."""
 

@@ -30,7 +30,7 @@ OPERATIONS: dict[str, tuple[str, tuple[Any, ...], Any, Any]] = {
     "touch": ("touch", ("k", 60), True, ("k", 7)),
     "pop": ("pop", ("k",), 7, ("k", None)),
 }
-"""Method, arguments, result, and the key with its value afterwards; before, k is 7."""
+"""Method, its arguments, its result, and a key with its value after the call. Before the call, the value of k is 7."""
 
 
 FURTHER_FAULTS = ("half_reply", "reset_before_request")

@@ -27,7 +27,7 @@ from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
 
 STALL_S = 0.2
-"""A run with a stall of at least this length, s, is repeated."""
+"""If the machine stalls for this time or longer during a run, s, the run is repeated."""
 
 
 def where(namespace: str, part: str) -> str:

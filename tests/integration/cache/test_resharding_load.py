@@ -44,8 +44,8 @@ class Own:
         self.names = [f"{number}:{at}" for at in range(KEYS)]
         self.tag = f"tag {number}"
         self.state: dict[str, tuple[int, int, int] | None] = dict.fromkeys(self.names)
-        """The last acknowledged value of each key, how many clears were finished when its write began, and how many had
-        begun when it was acknowledged; None if the key has no value."""
+        """The last acknowledged write of each key: its value, the number of clears that had ended when the write began,
+        and the number of clears that had begun when the write was acknowledged. None if the key has no value."""
         self.last = 0
 
     def next(self) -> int:

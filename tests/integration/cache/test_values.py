@@ -192,8 +192,8 @@ INDEXES = {
     "strict": {"meta", "size", "cold"},
     "tiered": {"meta", "size", "new", "hot", "warm", "cold", "ghost"},
 }
-"""The index keys that every script of such a cache reads first, and whose type must be right. The cache does not use
-other indexes."""
+"""For each kind of cache, the index keys that its scripts always read first. These keys must have the right type. A
+cache of the kind uses no other index keys."""
 PARTS = (
     "meta",
     "size",

@@ -516,7 +516,7 @@ def test_wrong_context_manager_names_the_right_one(perf: AgentPerf, runner: asyn
 
 ANY_LOCK: Any = Lock
 ANY_SEMAPHORE: Any = Semaphore
-"""Without types: the next test passes wrong ones."""
+"""The classes without their types, because the next test passes arguments of wrong types."""
 
 
 @pytest.mark.parametrize(

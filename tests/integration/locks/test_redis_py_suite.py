@@ -33,9 +33,9 @@ LEFT_OUT = {
     "test_high_sleep_small_blocking_timeout": "as test_blocking_timeout",
     "test_lock_class_argument": "it tests the method `lock` of redis-py's client",
 }
-"""Tests of redis-py's internals."""
+"""Tests that are left out because they test redis-py's internals -> the reason."""
 PASSED = {"blocking": 26, "asyncio": 25}
-"""Minimum number of passed tests: so many are in `REDIS_PY`."""
+"""Minimum number of tests that pass: the version `REDIS_PY` has this many."""
 
 pytestmark = [pytest.mark.thorough, pytest.mark.standalone]
 

@@ -53,7 +53,7 @@ for _ in range(3):
 begin = time.monotonic()
 {rest}
 """
-"""A program that prints the seconds from the end of its work to its exit, minus stalls of the machine."""
+"""A program that prints how many seconds passed from the end of its work to its exit, without stalls of the machine."""
 
 
 def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:

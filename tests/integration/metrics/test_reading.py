@@ -75,7 +75,7 @@ def test_every_callable_kind_records_outcome_and_duration(collector: MetricsColl
         raise TimeoutError
 
     took: dict[str, float] = {}
-    """Duration of each call, measured from outside."""
+    """Duration of each call, measured by the caller."""
 
     @contextlib.contextmanager
     def noted(name: str) -> Iterator[None]:

@@ -31,13 +31,13 @@ DEADLINE_S = 120.0
 CAPACITY = 2
 STALE_S = 0.25
 MAX_TAKEOVER_S = 2.0
-"""Timeout of the nodes. By then the old node of an atomically moved slot knows the new one."""
+"""Timeout of the nodes, s. Before it ends, the old node of an atomically moved slot knows the new node."""
 POOLS = ("coder", "critic")
 AGENTS = tuple({keys.metrics_shard(name): name for name in map("agent {}".format, range(200))}.values())
 """One agent in each shard of the metrics."""
 BUSY_AGENTS = AGENTS[:4]
 PAUSE_S = 0.01
-"""Pause of each thread after an operation. Without it, the threads would use up the processor, and the moves last."""
+"""Pause of each thread after an operation. Without it, the threads would use up the processor and delay the moves."""
 
 
 class Written:
@@ -101,7 +101,7 @@ class Load:
             self._answers[1]: [Written(self._answers[0], f"key {number}") for number in range(4)]
         }
         self._written[self.other.tiered_cache("docs")] = [Written(docs, f"page {number}") for number in range(4)]
-        """The written keys, by the cache of the other process that reads them."""
+        """The written keys, by the cache through which the other process reads them."""
         self._copied = Written(self.perf.cache("near", max_size=100), "shared")
         self._copies = self.other.cache("near", max_size=100, local_size=10)
         self._computing = [perf.cache("computed", max_size=10, lease=DEADLINE_S) for perf in (self.perf, self.other)]

@@ -140,7 +140,7 @@ def test_changed_policy_fails_the_check(
 
 
 WINDOW = 50
-"""Entries by which the window has grown at the start of the tests of periods; the cache has 100 entries."""
+"""Number of entries by which the window has already grown when a test of periods begins. The cache has 100 entries."""
 
 
 def scan_after_good_period(backend: Backend, raw: Raw) -> Both:

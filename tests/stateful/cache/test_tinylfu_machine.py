@@ -40,7 +40,7 @@ class Held(Entry):
     ttl_s: float
     reads: int = 0
     rewritten: bool = False
-    """Whether the TTL was not counted from the creation of the present version."""
+    """Whether an incr or a touch has changed the entry. If so, its TTL need not begin with its present version."""
 
 
 class TinyLFUMachine(CacheMachine):

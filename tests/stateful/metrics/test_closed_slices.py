@@ -27,9 +27,10 @@ from tests.support.slices import Slices, add, open_slices, stored_slices
 AGENT = "research"
 HOURS = 3
 KEPT = Retention(slices_10s=(HOURS + 3) * 3600.0, slices_1m=(HOURS + 3) * 3600.0)
-"""The samples begin at a full hour, up to four hours ago. Windows begin up to 80 minutes before the samples."""
+"""Keeps all slices that are read: samples begin at a full hour, at most four hours ago, and windows begin at most 80
+minutes before the samples."""
 SETTLE_S, MIN_FIELDS, MAX_TAIL = 10, 24, 256
-"""As in `flush.lua`."""
+"""The same values as in `flush.lua`."""
 PLAIN = ("n", "ok", "err", "sum_us")
 _SECONDS = {name: width for width, (name, _) in WIDTHS.items()}
 

@@ -336,7 +336,7 @@ MODES: dict[str, tuple[object, object]] = {
     "incr:5": (3, 8),
     "incrxx:5": (3, 8),
 }
-"""For each mode, a value before it that lets it succeed, and the value after it."""
+"""For each mode, a previous value with which a put in this mode succeeds, and the value after the put."""
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -112,7 +112,7 @@ class ScriptedNode:
 
     def __init__(self, *, forgetful: bool = False) -> None:
         self.evals: list[int] = []
-        """Number of commands with the source of the script, for each pipeline."""
+        """For each pipeline, the number of its commands that contain the source of the script."""
         self._known = False
         self._forgetful = forgetful
 

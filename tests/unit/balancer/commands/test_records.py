@@ -199,7 +199,7 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
 
 
 NEEDS_NO_RECORD = {"leases", "sample", "wait", "extend", "layout", "watch", "repair", "delete"}
-"""Scripts that do not fail on a foreign record: six read no instance records, repair and delete skip foreign ones."""
+"""Scripts that do not fail on a foreign record. Six read no instance records; repair and delete skip foreign ones."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))
