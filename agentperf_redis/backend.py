@@ -50,8 +50,7 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LOOP_ENDS_CLOSE_S = 1.0
-"""How long `close` waits for flows that were interrupted by the end of an event loop. After that, their leases
-expire."""
+"""How long `close` waits for flows that the end of an event loop interrupted. After that, their leases expire."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _LOG_ABSENCE_EVERY_S = 10.0

@@ -15,7 +15,7 @@ _INSTEAD: Final = {
     ("LeaseBlock", "__enter__"): ("with lb.lease(...)", "async with lb.aio.lease(...)"),
     ("LeaseBlock", "__exit__"): ("with lb.lease(...)", "async with lb.aio.lease(...)"),
 }
-"""(class, method) -> the call and its asyncio form. Listed are the calls whose asyncio form is not under `.aio`."""
+"""(class, method) -> the call and its asyncio form, for each call whose asyncio form is not its method under `.aio`."""
 _VARIABLES: Final = {"LoadBalancer": "lb", "MetricsCollector": "metrics"}
 _MAX_PLACES: Final = 1000
 """Maximum number of places of calls that are remembered. So it is also the maximum number of warnings."""

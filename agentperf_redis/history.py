@@ -33,7 +33,7 @@ _SLOT = re.compile(rb"(10s|1m|1h):\d{1,3}")
 _FIRST_S = 2.0
 """Time from the first use of a resource to the first attempt to sample it. A process that ends earlier takes none."""
 _SPREAD_S = 1.0
-"""After the begin of a slice, the attempts of the processes are spread over this time, s."""
+"""After the begin of a slice, the attempts of the processes are spread over this many seconds."""
 _AT_ONCE = 256
 """Maximum number of samples in one pipeline."""
 

@@ -19,8 +19,8 @@ LOGGER: Final = "agentperf_redis"
 OUTAGE: Final = {"outage": True}
 """`extra=` of a log record about a server that does not answer. All records with it count as one subject."""
 REPEAT_AFTER_S: Final = 3600.0
-"""Each subject is shown at most once in this time, s, even if a recovery lies between two records. So an unstable
-network cannot fill the log of a process that runs for weeks."""
+"""A subject is shown again only after this many seconds, even if the server has recovered in the meantime. So an
+unstable network cannot fill the log of a process that runs for weeks."""
 
 
 class LastResort(logging.Handler):

@@ -33,7 +33,7 @@ _log = logging.getLogger("agentperf_redis")
 BEAT_S = 5.0
 """Maximum time between two heartbeats."""
 ALIVE_S = 12.0
-"""A process counts as dead if its last heartbeat is older, s: two heartbeats are overdue, the second one by 2 s."""
+"""A process counts as dead if its last heartbeat is older than this: two are overdue, the second one by 2 s."""
 FORGET_S = 25.0
 """A process whose last heartbeat is older is forgotten."""
 MAX_WORKERS = 10_000

@@ -22,8 +22,8 @@ FINISH_NOTICE = Script("alerts/finish_notice")
 SILENCE = Script("alerts/silence")
 
 DELAY_MS = 2000
-"""A window is judged this long after its end, ms. Until then, the records of other processes have arrived: this takes
-their flush interval, one second by default, and at most a second more."""
+"""A window is judged this many ms after its end, so that the records of other processes have arrived. They arrive
+within the flush interval of these processes, one second by default, and one more second."""
 LEASE_MS = 60_000
 """Time that a process has to deliver a notification. Afterwards, another process may deliver it."""
 KEEP_MS = 86_400_000

@@ -27,13 +27,13 @@ from agentperf_redis.errors import BackendUnavailable
 T = TypeVar("T")
 
 _HEARD_S = 1.0
-"""How long the load that a shard last reported is used to choose a shard, s.
+"""For this many seconds, the load that a shard has reported is used to choose a shard.
 
 Without this limit, a shard that was once full would never be picked first again. So it would never report that it has
 free capacity.
 """
 _AWAY_S = 3.0
-"""For this time after a failure to reach a shard, calls try the other shards first, s."""
+"""For this many seconds after a failure to reach a shard, calls try the other shards first."""
 _PARTS = 16
 _MAX_KNOWN = 4096
 """Maximum number of pools whose layouts are kept, since a caller may choose any number of names. At this number, all

@@ -37,7 +37,7 @@ from agentperf_redis.transport.exchange import CLOSED
 _log = logging.getLogger("agentperf_redis")
 
 TOMBSTONE_S = 60.0
-"""How long the server still refuses a token after the last copy of its request could have arrived, s."""
+"""How long the server refuses the token of a request after the last copy of the request could have arrived, s."""
 _AHEAD = 0.1
 """When a lease is renewed, leases that become due within this share of their TTL are renewed in the same batch."""
 _ATTEMPT_TIMEOUT_SHARE = 0.3

@@ -29,7 +29,8 @@ class ServerClock:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ahead_ms: dict[str, float] = {}
-        """Hash tag -> upper bound of the node's clock minus `time.monotonic`, ms. Shards may lie on different nodes."""
+        """Hash tag -> upper bound of the lead of its node's clock over `time.monotonic`, ms. Shards may be on several
+        nodes."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
         """Send a request that the server refuses if, by the server's clock, the caller's deadline has passed.

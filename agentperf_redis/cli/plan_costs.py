@@ -47,7 +47,7 @@ T = TypeVar("T")
 CALLS, LEAST_CALLS, MAX_S = 500, 20, 0.3
 """Each operation is measured over 500 calls. On a slow network, this ends after 0.3 s, but not before 20 calls."""
 IDLE_S = 0.2
-"""How long the processor time that the server spends on other clients is measured, s."""
+"""For this many seconds, the processor time that the server spends on other clients is measured."""
 ENTRIES, CACHE_BYTES, LEAST_ENTRIES = 1000, 8_000_000, 8
 """Entries of the scratch cache. If the values are large, there are fewer entries (but at least 8), so that all entries
 together take at most about 8 MB."""

@@ -36,7 +36,7 @@ with extra("fastapi"):
 _REFUSALS: Final = (RequestValidationError, WebSocketRequestValidationError)
 """Errors that do not count as failures of the instance: FastAPI gets the lease before it refuses invalid parameters."""
 _LISTED_EVERY_S: Final = 1.0
-"""If a request matches no route, the routes are listed again, but at most once in this time, s."""
+"""If a request matches no route, the routes are listed again, but at most once in this many seconds."""
 _MAX_LISTS: Final = 256
 """Max lists of routes kept: one per mounted application. With unusual routes, each request might make a new list."""
 

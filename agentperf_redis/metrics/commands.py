@@ -39,8 +39,8 @@ evenly: the mean per shard is 125, the standard deviation 11."""
 MAX_PARTS = 200
 MAX_ERRORS = 64
 IDLE_S = 86_400.0
-"""When the limit for names is reached, a name that was unused for this long, s, gives way to a new one. So old names,
-such as agents named after a job, do not keep new ones out for good. An agent of a daily job keeps its name."""
+"""When the limit for names is reached, a name that was unused for this many seconds gives way to a new one. So old
+names, such as agents named after a job, do not keep new ones out for good. An agent of a daily job keeps its name."""
 
 COUNTED, REPEATED = 1, 0
 

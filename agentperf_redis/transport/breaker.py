@@ -34,7 +34,7 @@ With these bounds, a recovery is detected within a second. The pause is random s
 at the same time.
 """
 _CALM_S = 1.0
-"""For this time after a successful probe, a node is not probed again, even if a command to it gets no answer, s."""
+"""After a successful probe, a node is not probed again for this many seconds, even if a command gets no answer."""
 
 
 class _Outage:

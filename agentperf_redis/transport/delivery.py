@@ -68,7 +68,7 @@ _TRANSIENT_IN_SCRIPT = {
 }
 """Text in a transient error that one command of a script can cause -> the meaning of the error.
 
-Before and after this text, the errors of servers differ, and a script may put the error into an error reply of its own.
+The errors of different servers differ before and after this text. A script may put the error into its own error reply.
 The script may have written something before the failed command, so a retry has to repair it.
 """
 

@@ -34,7 +34,7 @@ MAX_SCANNED = 20_000
 """Maximum number of entries that are read to find the top ones. Reading this many takes about a second."""
 TOP_ENTRIES = 10
 ENTRIES_EVERY_S = 30.0
-"""The top entries of a cache are read again only after this time, s, because the read of a large cache takes long."""
+"""The top entries of a cache are read again only after this many seconds, because reading a large cache takes long."""
 
 
 class CacheKind(Enum):

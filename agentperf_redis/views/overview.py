@@ -188,7 +188,7 @@ def _moves(before: PerformanceMetrics, now: PerformanceMetrics) -> list[Move]:
 
 
 _MIN_SIZE = 0.05
-"""Smaller moves are left out. The size is a change of about 5 % in a percentile, or in 1 + 10 * failure rate."""
+"""Smaller moves are left out: changes of less than about 5 % of a percentile, or of 1 + 10 * failure rate."""
 
 
 def _size(change: Change) -> float:

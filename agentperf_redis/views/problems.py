@@ -16,8 +16,8 @@ BAD_FAILURE_RATE = 0.1
 """If at least this share of an agent's executions failed, the problem is bad; otherwise it is a note. Retries hide
 occasional failures from users, but hardly the failure of every tenth execution."""
 LOW_HIT_RATE, _MIN_READS = 0.2, 1000
-"""If fewer reads than this share are hits, among at least `_MIN_READS` reads, a cache costs more than it saves. Each
-read costs a lookup, and each miss also costs a put."""
+"""A cache with a lower hit rate, after at least `_MIN_READS` reads, costs more than it saves. Each read costs a lookup,
+and each miss also costs a put."""
 RECOVERING = (InstanceState.HALF_OPEN, InstanceState.WARMING)
 """States in which an instance takes some work."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _SHORT_S = 0.01
-"""If a duration is shorter than this, s, three decimals would leave at most one significant digit."""
+"""Three decimals of a duration below this many seconds have at most one significant digit."""
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 
 

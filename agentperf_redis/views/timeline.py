@@ -14,8 +14,8 @@ from agentperf_redis.windows import Timestamp, asked_time, window_seconds
 T = TypeVar("T")
 
 WINDOWS = ("5m", "10m", "1h", "2h", "24h", "7d")
-"""The windows that screens offer. Any other window works too. Each is chosen so that slices narrow enough for a
-detailed chart are kept a little longer than the window."""
+"""The windows that screens offer. Any other window works too. For an offered window, slices narrow enough for a
+detailed chart are kept a little longer than the window lasts."""
 DEFAULT_WINDOW = "10m"
 CHART_STEPS = 60
 """Maximum number of steps of a chart."""

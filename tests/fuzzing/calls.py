@@ -44,7 +44,7 @@ _MAX_TEXT = 2000
 DEADLINE_S = 30.0
 """Deadline of a command, s. It is long, so that it does not pass on a busy machine."""
 HANG_S = 4 * DEADLINE_S
-"""A call that takes longer than this, s, counts as hanging."""
+"""A call that takes more seconds than this counts as hanging."""
 
 UNEXPECTED = (
     library_errors.BackendUnavailable,

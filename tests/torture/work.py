@@ -35,7 +35,7 @@ TTL_S = 0.3
 TAGS = ("even", "odd")
 DEADLINE_S = 2.0
 VIRTUAL_MINUTE_S = 0.25
-"""While this much real time passes, s, one minute passes in the history on which the alerts are evaluated."""
+"""In this many seconds of real time, one minute passes in the history on which the alerts are evaluated."""
 
 EXPECTED = (BackendUnavailable, BackendFull, LeaseLost, NoCapacity, ComputeFailed)
 

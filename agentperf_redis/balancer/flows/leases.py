@@ -32,8 +32,7 @@ _log = logging.getLogger("agentperf_redis")
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 DEFAULT_REST_S = 5.0
-"""Rest of an instance that refused work because of its rate limit and named no time, s. The value is that of
-litellm."""
+"""Rest of an instance that refused work because of its rate limit and named no time, s. The value is litellm's."""
 _CANCELLED_WAIT_S = 0.25
 """How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100

@@ -30,8 +30,8 @@ from agentperf_redis.command import WakeUp, running_loop
 from agentperf_redis.errors import BackendUnavailable
 
 STUCK_S: Final = 5.0
-"""If an event loop that computes a value is stopped for this long, another caller may compute the value, s. The time
-equals the default TTL of a compute lease."""
+"""If an event loop that computes a value has been stopped for this many seconds, another caller may compute the value.
+The time equals the default TTL of a compute lease."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from agentperf_redis.web.pages.rendering import Page
 from agentperf_redis.web.pages.text import cost, duration, number, rate, share, times, visible
 
 _STYLES: Final = ("s2", "s4", "s5", "s3")
-"""Styles of the error types that have a band of their own. All others share one band, so that bands stay
-distinguishable."""
+"""Styles of the error types with their own band. All others share one band, so that bands stay distinguishable."""
 
 
 async def agents(views: Any, asked: Asked) -> Page:

@@ -28,7 +28,7 @@ MENU: Final = (
 )
 """Routes and titles of the pages in the menu."""
 _RETRY_S: Final = 5
-"""If the server is unreachable, a browser without JavaScript loads the page again after this time, s."""
+"""If the server is unreachable, a browser without JavaScript loads the page again after this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
 
 STALL_S = 0.2
-"""If the machine stalls for this time or longer during a run, s, the run is repeated."""
+"""If the machine stalls for this many seconds or more during a run, the run is repeated."""
 
 
 def where(namespace: str, part: str) -> str:
