@@ -51,7 +51,7 @@ _MIN_INTERVAL_S = 0.9
 """Minimum time before the first heartbeat, and between two. Many processes end earlier and never send one."""
 _BEAT_TIMEOUT_S = 1.0
 _LEAVE_S = 0.5
-"""How long a process that ends waits until the server has removed it from the list. Otherwise `FORGET_S` applies."""
+"""How long a process that ends waits for its removal from the list. If this fails, `FORGET_S` applies."""
 _MAX_ERROR_CHARACTERS = 200
 
 _BEAT = Script("namespace/beat")

@@ -22,8 +22,8 @@ FINISH_NOTICE = Script("alerts/finish_notice")
 SILENCE = Script("alerts/silence")
 
 DELAY_MS = 2000
-"""A window is judged this many ms after its end, so that the records of other processes have arrived. They arrive
-within the flush interval of these processes, one second by default, and one more second."""
+"""A window is judged this many ms after its end. By then, the records of other processes have arrived: the default
+flush interval is one second, and one second is added."""
 LEASE_MS = 60_000
 """Time that a process has to deliver a notification. Afterwards, another process may deliver it."""
 KEEP_MS = 86_400_000

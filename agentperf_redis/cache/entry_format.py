@@ -44,9 +44,9 @@ _REQUEST = re.compile(rb"[\w-]{5}", re.ASCII)
 _VERSION_BYTES, _FIXED_BYTES = 8, 14
 _PLAIN, _FULL = b".", b"+"
 _FACTS = 5
-"""Parts of an entry after a plus sign, up to the size of the key."""
-_MAX_DIGITS = 16
 """Number of fields in the header of an entry with a plus sign. A blank ends each field. The last is the key's size."""
+_MAX_DIGITS = 16
+"""Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
 MAX_VERSION = 90**8 - 1
 """Maximum version of an entry. Versions are times in ticks of the cache's clock; this one is in the year 3334."""
 _SIZE = re.compile(r"([0-9]{1,16})(?: ([0-9]{1,16}))?")

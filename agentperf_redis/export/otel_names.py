@@ -25,7 +25,7 @@ TOKENS = {
     "cache_write": "cache_write.input_tokens",
     "reasoning": "reasoning.output_tokens",
 }
-"""Type of tokens -> the last part of its name, in the conventions' metrics and attributes."""
+"""Type of tokens -> the last part of the name that the conventions give it in metrics and attributes."""
 
 ATTRIBUTES = {"agent": "gen_ai.agent.name", "model": "gen_ai.request.model", "error_type": "error.type"}
 """Label -> attribute. Other labels have the prefix ``agentperf.``."""

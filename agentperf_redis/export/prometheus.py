@@ -27,7 +27,7 @@ from agentperf_redis.metrics.histogram import SCALE
 
 _PLAIN_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _GZIP_LEVEL = 1
-"""The fastest level. Level 9, the default, takes 7 times as long for a text a fifth smaller."""
+"""The fastest level. Level 9, the default, takes 7 times as long and makes the text only a fifth smaller."""
 _CLIENT_TIMEOUT_S = 30.0
 """How long a client may take to send its request or to read the answer."""
 

@@ -152,8 +152,8 @@ _HOLDERS: dict[str, bool] = {
 """Names of fields that hold a usage, in order of precedence: the first field with counts applies. If the field is a
 list, all of its items count (`_ALL`), or only the first item with counts (`_ONE`)."""
 _METRICS, _INVOCATIONS, _CYCLES = "metrics", "agent_invocations", "cycles"
-"""Strands adds up usages over the lifetime of an agent. The last invocation produced the result, and each of its cycles
-is a model call."""
+"""Names of fields in the metrics of Strands. Strands adds up usages over the lifetime of an agent. The last invocation
+produced the result, and each of its cycles is a model call."""
 _ITERATIONS = "iterations"
 _MODEL = (
     "model",
@@ -173,7 +173,8 @@ LangChain, Claude Agent SDK)."""
 _TICKS, _TICK = "cost_in_usd_ticks", 1e-10
 """The field in which xAI reports the cost, in ticks, and the value of a tick (xai-sdk 1.21.0, cost.py)."""
 _COST_KIN = ("_hidden_params", "cost")
-"""litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
+"""Names of fields that may hold an object with the cost: litellm's hidden parameters, and ``cost.total_cost`` of
+Perplexity."""
 _CALLS = ("requests", "successful_requests")
 """Names of fields with the number of calls in a sum of usages (pydantic-ai, openai-agents, LangChain, CrewAI)."""
 _EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")

@@ -24,7 +24,8 @@ SERIES = Script("metrics/series")
 
 STEPS_AT_ONCE = 960
 """Maximum number of steps in one script call, for all its agents together. Only a single agent may have more. If each
-step has one slice, such a call takes about 10 ms of server time, for example 16 agents over an hour of minutes."""
+step has one slice, such a call takes about 10 ms of server time. An example is an hour of 16 agents, in steps of a
+minute."""
 
 
 @dataclass(frozen=True, slots=True)

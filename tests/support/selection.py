@@ -41,9 +41,9 @@ OPTIONS = {
 VERSIONS = ("sync", "async")
 """The parameters of the fixture `call`."""
 BORDERS = ROOT / "tests" / "borders"
-"""The tests with other people's packages, which plain pytest leaves out."""
-UNIT = ROOT / "tests" / "unit"
 """The tests with packages of other projects. Plain pytest does not run these tests."""
+UNIT = ROOT / "tests" / "unit"
+"""The tests that need no server."""
 
 
 def parts(config: pytest.Config) -> tuple[bool, bool]:

@@ -27,9 +27,9 @@ from agentperf_redis.keys import SLOTS
 
 ServerKind = Literal["valkey", "redis82", "cluster", "redis70", "cluster82"]
 CLUSTERS = ("cluster", "cluster82")
-"""Three nodes of the default server, and of Redis 8.2. Only tests that name `cluster82` run on it."""
-Raw: TypeAlias = Any
 """Clusters of three nodes. `cluster82` has nodes of Redis 8.2, and only tests that name it run on it."""
+Raw: TypeAlias = Any
+"""A raw redis client. redis-py annotates every reply as `Awaitable | Any`, which is useless here."""
 
 TIMEOUT = 30.0
 """Seconds that a server may take to start. It takes 0.1 s on an idle machine, and more on a loaded one. The limit makes

@@ -27,7 +27,7 @@ POOL = "coder"
 LEASE_TTL_S = 0.5
 CACHE = "answers"
 CACHE_SIZE = 30
-"""Maximum number of local copies, and of entries in a cache with one shard. So few that entries are evicted."""
+"""Maximum number of local copies, and of entries in a cache with one shard. It is so small that entries are evicted."""
 PUT_KEYS = tuple(f"put{number}" for number in range(8))
 FILL_KEYS = tuple(f"fill{number}" for number in range(4))
 TTL_KEYS = tuple(f"brief{number}" for number in range(4))

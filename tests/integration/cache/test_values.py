@@ -193,7 +193,7 @@ INDEXES = {
     "tiered": {"meta", "size", "new", "hot", "warm", "cold", "ghost"},
 }
 """For each kind of cache, the index keys that its scripts always read first. These keys must have the right type. A
-cache of the kind uses no other index keys."""
+cache of this kind uses no other index keys."""
 PARTS = (
     "meta",
     "size",
