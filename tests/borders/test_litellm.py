@@ -13,6 +13,7 @@ import pickle
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,15 +131,19 @@ def too_many(seconds: object) -> Any:
     return RateLimitError("too many", "openai", "gpt", response=answer)
 
 
-def served_elsewhere(url: str, namespace: str) -> Generator[str, None, list[tuple[str, float, float]]]:
-    """Complete prompts in another process for 5 s. Return the deployment, the start and the end of each completion."""
+def served_elsewhere(url: str, namespace: str, resting: Path) -> Generator[str, None, list[tuple[str, float, float]]]:
+    """Complete prompts in another process until ten of them began after the file `resting` appeared.
+
+    Returns the deployment, the start and the end of each completion.
+    """
     with AgentPerf(url, namespace=namespace) as perf:
         router = router_of(three())
         strategy_of(router, perf, wait=5)
         picked = []
         yield "ready"
-        until = time.time() + 5.0
-        while time.time() < until:
+        left = 10
+        while left:
+            left -= resting.exists()
             at = time.time()
             answer = router.completion("gpt", ASKED)
             picked.append((answer._hidden_params["model_id"], at, time.time()))
@@ -146,11 +151,17 @@ def served_elsewhere(url: str, namespace: str) -> Generator[str, None, list[tupl
 
 
 def test_rate_limited_deployment_rests_for_all_processes(
-    server: Server, namespace: str, perf: AgentPerf, workers: Workers, ask: Callable[..., Any], statuses: Any
+    server: Server,
+    namespace: str,
+    perf: AgentPerf,
+    workers: Workers,
+    ask: Callable[..., Any],
+    statuses: Any,
+    tmp_path: Path,
 ) -> None:
     from litellm.exceptions import RateLimitError
 
-    others = [workers.start(served_elsewhere, server.url, namespace) for _ in range(2)]
+    others = [workers.start(served_elsewhere, server.url, namespace, tmp_path / "resting") for _ in range(2)]
     router = router_of(three())
     strategy_of(router, perf)
     assert [other.said() for other in others] == ["ready"] * 2
@@ -158,16 +169,16 @@ def test_rate_limited_deployment_rests_for_all_processes(
         other.answer()
     earliest = time.time()
     with pytest.raises(RateLimitError):
-        ask(router, mock_response=too_many(3))
+        ask(router, mock_response=too_many(30))
     wait_until(lambda: any(each.state is InstanceState.RESTING for each in statuses().values()), "the rest")
     began = time.time()
+    (tmp_path / "resting").touch()
     (resting,) = (name for name, each in statuses().items() if each.state is InstanceState.RESTING)
 
     picked = [each for other in others for each in other.result()]
 
-    during = {name for name, at, ended in picked if at >= began and ended <= earliest + 3}
+    during = {name for name, at, ended in picked if at >= began and ended <= earliest + 30}
     assert during == {"d0", "d1", "d2"} - {resting}
-    wait_until(lambda: statuses()[resting].state is InstanceState.UP, "the end of the rest")
     assert ask(router).choices[0].message.content == "because"
 
 
