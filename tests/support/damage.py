@@ -31,8 +31,6 @@ State = Mapping[str, tuple[bytes, int]]
 """By key: the value as DUMP returns it, and its expiry as PEXPIRETIME returns it."""
 
 
-_NONE = (b"", -2)
-
 _READ = """\
 local all = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -50,9 +48,9 @@ for at = 1, #ARGV, 3 do
 end
 return 1
 """
-_SHOW = """\
-local shown = {}
-for at, key in ipairs(ARGV) do
+_UNDO = (
+    """\
+local function shown(key)
   local kind, texts = redis.call('TYPE', key).ok, {}
   if kind == 'hash' then
     local pairs = redis.call('HGETALL', key)
@@ -65,10 +63,32 @@ for at, key in ipairs(ARGV) do
   elseif kind == 'stream' then texts = {redis.call('XLEN', key) .. ' entries'}
   end
   table.sort(texts)
-  shown[at] = texts
+  return texts
 end
-return shown
+local before, changed = {}, {}
+for at = 1, #ARGV, 3 do before[ARGV[at]] = {ARGV[at + 1], tonumber(ARGV[at + 2])} end
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local former = before[key]
+  if not former or former[1] ~= redis.call('DUMP', key) or former[2] ~= redis.call('PEXPIRETIME', key) then
+    changed[key] = {redis.call('PEXPIRETIME', key), shown(key)}
+  end
+end
+for key in pairs(before) do
+  if redis.call('EXISTS', key) == 0 then changed[key] = {-2, {}} end
+end
+if next(changed) == nil then return {} end
 """
+    + _WRITE.replace("return 1\n", "")
+    + """\
+local found = {}
+for key, later in pairs(changed) do
+  found[#found + 1] = {key, shown(key), later[2], later[1] == redis.call('PEXPIRETIME', key) and 1 or 0}
+end
+return found
+"""
+)
+"""Restores the state in ARGV. Returns for each changed key its name, former texts, later texts, and 1 if the expiry is
+the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +110,9 @@ class Namespace:
     Args:
         raw: a client with `decode_responses`.
         binary: a client without `decode_responses`.
-        every: 1 tries all damages of each field. 2 tries half of them: for one field the first, third, fifth ..., for
-            the next field the others. So similar fields, such as those of two instances, get different halves.
+        every: 1 tries all damages of each field. 3 tries a third of them: for one field the first, fourth, ..., for
+            the next field the second, fifth, ..., and so on. So similar fields, such as those of two instances, get
+            different damages.
     """
 
     def __init__(self, raw: Any, binary: Any, every: int = 1) -> None:
@@ -99,7 +120,7 @@ class Namespace:
         self._every, self._turn = every, itertools.count()
         self._read = binary.register_script(_READ)
         self._write = raw.register_script(_WRITE)
-        self._show = raw.register_script(_SHOW)
+        self._undo = raw.register_script(_UNDO)
 
     def state(self) -> State:
         """Return the whole state."""
@@ -111,7 +132,7 @@ class Namespace:
 
     def restore(self, state: State) -> None:
         """Replace everything by a former state."""
-        self._write(args=[part for name, pair in state.items() for part in (name, *pair)])
+        self._write(args=_flat(state))
 
     def undo(self, before: State) -> dict[str, tuple[list[str], list[str]]]:
         """Restore a former state. Returns the former and the later contents of each key that had changed.
@@ -119,18 +140,8 @@ class Namespace:
         The DUMP of an unchanged hash may differ, because the server rehashes it. So the contents decide whether a key
         has changed.
         """
-        after = self.state()
-        differing = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-        if not differing:
-            return {}
-        later = self._show(args=differing)
-        self.restore(before)
-        former = self._show(args=differing)
-        return {
-            key: (first, last)
-            for key, first, last in zip(differing, former, later, strict=True)
-            if first != last or before.get(key, _NONE)[1] != after.get(key, _NONE)[1]
-        }
+        found = self._undo(args=_flat(before))
+        return {key: (former, later) for key, former, later, same in sorted(found) if former != later or not same}
 
     def damages(self, only: Callable[[str], bool] = lambda _: True) -> Iterator[Damage]:
         """Yield every damage of every key, for keys that `only` accepts."""
@@ -214,6 +225,10 @@ class Namespace:
             if part[0] != value:
                 for text in self._some(TEXTS):
                     yield value[: part.start()] + text + value[part.end() :]
+
+
+def _flat(state: State) -> list[str | bytes | int]:
+    return [part for name, pair in state.items() for part in (name, *pair)]
 
 
 _CHANCE_OF_ANOTHER_TYPE = 0.05
