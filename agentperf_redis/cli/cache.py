@@ -370,7 +370,10 @@ def on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tupl
 
 
 def _meant(perf: AgentPerf, cache: ExistingCache, text: str) -> str:
-    """Return the key for a text on the command line: the text itself, or the key that `keys` prints as this text."""
+    """Return the key that a text on the command line means.
+
+    The command `keys` prints keys escaped. So if the cache has no entry under the text itself, the text is unescaped.
+    """
     key = unescaped(text)
     return key if key != text and perf.backend.run(cache.entry(text)) is None else text
 

@@ -149,7 +149,7 @@ class Team:
                     call = call_of(agent, given, result, from_cache=not self._computed)
                     self._metrics.record_llm(agent, **asdict(call))
         except LeaseLost:
-            self._journal.lost(agent)  # the work is done and has no side effects, so the step counts
+            self._journal.lost(agent)  # the work is done and has no side effects, so its result is used
         return result
 
     def _names(self, module: str) -> Names:

@@ -220,7 +220,7 @@ class _Tracking:
             self._count_killed(sender, request.id, None)
 
     def _count_killed(self, task: Any, task_id: str, error: BaseException | None) -> None:
-        """Record the execution that ran in a killed process: a failure, or a cancellation if `error` is None."""
+        """Record the execution of a killed process as a failure, or as a cancellation if `error` is None."""
         if not self._is_receiver() or self._runs_tasks or not self._is_tracked(task):
             return
         request = self._received.pop(task_id, None)

@@ -111,8 +111,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         # Also the format of Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks,
-        # OpenRouter, vLLM, SGLang and most gateways. xAI counts reasoning separately; Gemini's OpenAI endpoint counts
-        # it in the total only.
+        # OpenRouter, vLLM, SGLang and most gateways. xAI does not include reasoning tokens in completion_tokens.
+        # Gemini's OpenAI endpoint includes them in total_tokens only.
         "OpenAI chat completions", "openai 3.57.0, types/completion_usage.py; groq 1.7.0; mistralai 3.7.0",
         "prompt_tokens", "completion_tokens",
         cached_in=("prompt_tokens_details.cached_tokens", "cached_tokens", "num_cached_tokens"),

@@ -70,7 +70,7 @@ def track_performance(
 
 
 def _called(func: Any) -> Callable[..., Any]:
-    """Return the function that a call of this object runs. Reject an object that has further methods."""
+    """Return the function that runs when `func` is called. Reject an object that has other public methods."""
     if inspect.isroutine(func) or isinstance(func, functools.partial):
         if callable(func):
             return cast("Callable[..., Any]", func)

@@ -5,9 +5,9 @@ A form posts to the route ``action`` with the name of its action. Its fields are
 
 - ``silence``, ``unsilence``: ``rule``; ``silence`` also takes ``for``, such as ``2h``.
 - ``drain``, ``undrain``, ``mark-healthy``, ``mark-unhealthy``: ``pool`` and ``instance``.
-- ``delete-key``, ``invalidate-tag``, ``clear-cache``: the fields ``cache``, ``service``, which is ``cache`` or
-  ``tiered``, and ``confirmed``, which is ``yes`` if the user has ticked the box. ``delete-key`` also takes ``key``, and
-  ``invalidate-tag`` also takes ``tag``.
+- ``delete-key``, ``invalidate-tag``, ``clear-cache``: ``cache``, ``service`` (``cache`` or ``tiered``) and
+  ``confirmed`` (``yes`` if the user has ticked the box). ``delete-key`` also takes ``key``, and ``invalidate-tag`` also
+  takes ``tag``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests of the node cache for LangGraph, with real graphs and LangGraph's own cache tests, and of graph metrics."""
+"""Tests of graph metrics and of the node cache for LangGraph, with real graphs and LangGraph's own cache tests."""
 
 from __future__ import annotations
 

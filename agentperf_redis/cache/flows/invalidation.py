@@ -224,7 +224,7 @@ class Eraser:
         ]
 
     def sweep(self) -> Flow[int]:
-        """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag; return the number."""
+        """Remove what is left of expired, cleared, evicted and invalidated entries; return the number of entries."""
         total = 0
         while True:
             shards = self.shared.shards

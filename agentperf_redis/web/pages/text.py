@@ -100,7 +100,7 @@ def cost(value: float | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """Return a ratio: ``2.1×``; ``new`` for a value that was zero before."""
+    """Format the ratio of a value to its earlier value: ``2.1×``; ``new`` if the earlier value was zero."""
     if ratio is None or not math.isfinite(ratio):
         return "new"
     return f"{ratio:.0f}×" if ratio >= 9.95 else f"{ratio:.2f}×" if ratio < 0.095 else f"{ratio:.1f}×"  # noqa: PLR2004
