@@ -30,8 +30,10 @@
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
 -- ERRORS  none
--- COST    O(log N + log L), and at most 64 expiries when some are due; after the server's clock was set back, also some
---         250 corrected timers per round, until all are corrected; N instances, L leases
+-- COST    O(log N + log L): 6 commands in the usual case under least_loaded, round_robin and random, 7 to 10 under the
+--         others; 1 or 2 more if the pool has neither the wanted nor the default strategy. At most 64 expiries when
+--         some are due; after the server's clock was set back, also some 250 corrected timers per round, until all are
+--         corrected; N instances, L leases
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -45,7 +47,17 @@ local EXPIRIES, ROUNDS = 8, 8
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = floor(now_us / 1000)
-local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
+local expiry_ms = now_ms + TTL_MS
+local several = string.find(LABELS, ',', 1, true)
+local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
+
+-- Pick before the facts are read, so that one HMGET reads the facts and the record of the picked instance. The strategy
+-- is not known yet, but in most calls it is the wanted one or the default. Otherwise, the pick is repeated below. The
+-- ring is not used here, because it needs the facts. If there is no record to read, the token is read twice.
+local _, expected = rules(WANTED == '-' and DEFAULT_STRATEGY or WANTED)
+local id, record
+if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
+local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap', not record and id or TOKEN)
 
 if facts[1] then
 --@include repeats
@@ -61,25 +73,28 @@ if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
 local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
-local id, record
-local expiry_ms = now_ms + TTL_MS
-local several = string.find(LABELS, ',', 1, true)
 -- If next_ms, picks, sum or cap is not a whole number, another program has changed this number, and `maintenance`
 -- reports it. If one of the four is infinite or NaN, their total is not a whole number either.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
-local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- The usual case: nothing is due, the queue is empty, and the instance has no rate limits. The other cases need the
 -- files included below. They are not included above, because this saves 1.3 us per call in the usual case.
-if not look and not several then
-  id, record = pick(how, from, RANDOM, POINT, now_ms, sum, cap)
-  record = id and (record or call('HGET', STATE, id))
+if look or several then
+  id = nil
+else
+  if how == expected and how ~= 'ring' then
+    record = id and (record or facts[7])
+  else
+    id, record = pick(how, from, RANDOM, POINT, now_ms, sum, cap)
+    record = id and (record or call('HGET', STATE, id))
+  end
   if id and not record then return corrupt(id) end
   local load, limit, fence, peak, rest, weight, labels, flags = match(record or '', GRANT)
   if load then
     local is_heavy = score == 'free_share' and tonumber(weight) > MAX_WEIGHT
     if #load > 10 or #limit > 10 or is_heavy then return corrupt(id) end
+    local limit_text = limit
     load, limit, fence = tonumber(load), tonumber(limit), fence + 1
     if load >= limit then
       id = nil
@@ -91,7 +106,7 @@ if not look and not several then
       if load > tonumber(peak) then peak = load end
       local seq = format('%d', picks + 1)
       local fence_text = format('%d', fence)
-      record = write_grant(load, limit, seq, fence_text, peak, rest)
+      record = write_grant(load, limit_text, seq, fence_text, peak, rest)
       call('ZADD', DUE, format('%d', expiry_ms), TOKEN)
       call('HSET', STATE, id, record, TOKEN, write_lease(id, fence_text, LATE, TTL_MS),
         '#picks', seq, '#load', format('%d', sum + 1))

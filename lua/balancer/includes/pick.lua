@@ -17,7 +17,7 @@
 
 local function pick(how, from, random, point, now_ms, load, cap, suits)
   if how == 'first' then return call('ZRANGE', from, '0', '0')[1] end
-  local n = call('ZCARD', from)
+  local n = how == 'ring' and 1 or call('ZCARD', from)  -- the ring usually needs no number of ready instances
   if n == 0 then return nil end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   -- Under lower_of_two, `from` is sorted by load. So the lower of two random ranks belongs to the less loaded of two
@@ -95,7 +95,10 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
     local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
     for round = 1, 2 do
       local first, count = '0', FEW
-      if round == 2 then first, count = FEW, POINTS end
+      if round == 2 then
+        if call('ZCARD', from) == 0 then return nil end  -- the pool is full
+        first, count = FEW, POINTS
+      end
       local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
       local missing = count - #names
       if missing > 0 then
