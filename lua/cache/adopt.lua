@@ -56,7 +56,7 @@ for i = 1, #ARGV / PARTS do
     if live(call, value, epochs, TAGS) and not expired and not (I.max_bytes > 0 and weight > I.max_bytes) then
       if tier == 4 and not I.lfu then tier = 3 end
       if tier < 3 and I.capacity[tier] == 0 then tier = 3 end
-      call('HSET', SIZE, name, I.pack_size(math.min(hits, I.MAX_HITS), weight))
+      call('HSET', SIZE, name, I.pack_size(math.min(hits, MAX_HITS), weight))
       call('ZADD', I.tier[tier], score, name)
       if expiry_ms > 0 then
         I.next = math.min(I.next or expiry_ms, expiry_ms)

@@ -31,6 +31,7 @@ local GHOST, DEFERRED, TAGS, ENTRIES = KEYS[7], KEYS[8], KEYS[9], 9
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, true)
 if not I then return refusal end
+--@include reads
 local names, values = {unpack(ARGV)}, redis.call('MGET', unpack(KEYS, ENTRIES + 1, ENTRIES + #ARGV))
 local frozen = redis.call('HGET', META, 'frozen')
 local sizes, tiers, scores = I.locate(names)

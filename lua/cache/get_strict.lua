@@ -47,6 +47,7 @@ if not version then
   if not undecodable then return {2} end
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
+--@include reads
 I.record_reads({KEY}, {1})
 if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- callers cannot decode more digits
 I.balance()

@@ -78,7 +78,7 @@ local TAGS, RESENT = KEYS[12], KEYS[13]
 local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local TTL_MS, TIER, TOKEN, MODE = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local BUS, ORIGIN, WRITER, SEQ = ARGV[10], ARGV[11], ARGV[12], tonumber(ARGV[13])
-local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+local MISSES, SAVED_MS, CORRUPT = ARGV[14], ARGV[15], ARGV[16]
 local TAG_COUNT, FIRST_TAG = tonumber(ARGV[17]), 18
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
@@ -183,12 +183,13 @@ if TOKEN ~= '' then
 end
 
 if SEQ > 0 then
+--@include reads
   local keys, counts = {}, {}
   for i = FIRST_TAG + TAG_COUNT, #ARGV, 2 do
     keys[#keys + 1] = ARGV[i]
     counts[#counts + 1] = tonumber(ARGV[i + 1])
   end
-  I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
+  I.report(WRITER, SEQ, keys, counts, {tonumber(MISSES), tonumber(SAVED_MS), tonumber(CORRUPT)})
 end
 I.expire()
 if I.deferred_count > 0 then I.free_cleared(16) end

@@ -32,6 +32,7 @@ local SAVED_MS, CORRUPT, READS = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
+--@include reads
 local keys, counts = {}, {}
 for i = READS, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
 I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})

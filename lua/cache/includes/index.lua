@@ -43,7 +43,9 @@
 -- functions are built only after the settings have been found. Numbers are formatted with '%d', since Redis 7.0 prints
 -- them with %.17g.
 
--- Needs corrupt.lua and whole_number.lua.
+-- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
+
+local MAX_HITS = 9e15  -- above this a double is not exact
 
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
 -- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries are
@@ -102,13 +104,16 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
-  local I = {                            -- built in one expression: a growing table is rehashed at each doubling
+  -- The table is built in one expression, because a growing table is rehashed at each doubling. In the usual calls, it
+  -- must have at most 64 fields, with its functions: the next doubling would cost 28,000 instructions, 6 % of a put.
+  -- Therefore the fields of rare calls are added when they are needed:
+  --   climb                         how the window moves, see adapt
+  --   halved, tail                  see aged, and record_reads in reads.lua
+  --   served, counters, writer      statistics to be saved
+  --   promoted                      whether an entry may have entered hot or warm
+  local I = {
     call = call, meta = META, size = SIZE, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
-    MAX_HITS = 9e15,        -- above this a double is not exact
-    SMALL = 32,             -- entries of a cache in which every expired entry is removed by the next write
-    LISTPACK = 512,         -- up to here, the server may store SIZE in a form that HSCAN returns as a whole
-    MAX_EVICTIONS = 512,    -- entries moved or evicted per call
     lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     n = n, newcomers = newcomers, ghosts = ghosts, bytes = held,
@@ -121,8 +126,6 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     marks = marks,          -- see expect.lua; false if no entries move here
     accesses = accesses, grow = grow,  -- accesses is hits * 10^8 + accesses in the current period
     halvings = lfu and (ageing[3] or '0 0 0 0'),
-    climb = false,          -- how the window moves, see adapt; read when needed
-    halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,
     dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
   }
 
@@ -224,81 +227,6 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     if I.accesses % 1e8 >= math.min(2e7, period) then I.adapt(0) end
   end
 
-  -- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores. A
-  -- plain LRU needs no such command, because all its entries are in cold.
-  function I.locate(keys)
-    local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
-    for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end
-    if not I.lfu and I.top == 3 then
-      for _, p in ipairs(rest) do tiers[p] = 3 end
-      return sizes, tiers, scores
-    end
-    for i = I.top, I.lfu and 4 or 3 do
-      if #rest > 0 and (i == 4 or I.capacity[i] > 0) then
-        local names, left = {}, {}
-        for j, p in ipairs(rest) do names[j] = keys[p] end
-        for j, score in ipairs(I.call('ZMSCORE', I.tier[i], unpack(names))) do
-          if score then tiers[rest[j]], scores[rest[j]] = i, tonumber(score) else left[#left + 1] = rest[j] end
-        end
-        rest = left
-      end
-    end
-    return sizes, tiers, scores
-  end
-
-  -- Record reads of distinct keys, oldest first: update their recency and frequency, and promote them by one tier per
-  -- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
-  function I.record_reads(keys, counts)
-    local sizes, tiers, scores = I.locate(keys)
-    if I.lfu and I.grow >= 1 then        -- I.tail is the highest score of the old end of cold, a tenth of the cache
-      local rank = I.share(0.1)
-      I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
-    end
-    local leave, enter, hits, found = {{}, {}, {}, {}}, {{}, {}, {}, {}}, {}, 0
-    I.served = I.served or {0, 0, 0, 0}
-    for p = 1, #keys do
-      local from, n, f = tiers[p], counts[p], 0
-      if from then
-        I.tick(n, n)
-        local to = (from == 4 or from <= I.top) and from or math.max(I.top, from - n)
-        while to < 3 and I.capacity[to] == 0 do to = to - 1 end        -- warm may have no capacity
-        if I.lfu then
-          f = math.min(15, I.frequency(scores[p]) + n)
-          -- a read of an entry at the old end of cold shows that the window is too wide
-          if from == 3 and I.grow >= 1 and scores[p] <= (I.tail or 0) then I.adapt(-1) end
-        end
-        if to ~= from then
-          leave[from][#leave[from] + 1] = keys[p]
-          I.promoted = true
-        end
-        local e = enter[to]
-        e[#e + 1] = I.text(I.pack_score(I.clock, f)); e[#e + 1] = keys[p]
-        local had, size = I.unpack_size(sizes[p])
-        if had + n < I.MAX_HITS then hits[#hits + 1] = keys[p]; hits[#hits + 1] = I.pack_size(had + n, size) end
-        found = found + 1
-      end
-      I.served[from or 3] = I.served[from or 3] + n
-    end
-    if found > 0 then
-      for i = 1, 4 do
-        if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end
-        if #enter[i] > 0 then I.call('ZADD', I.tier[i], unpack(enter[i])) end
-      end
-      if #hits > 0 then I.call('HSET', I.size, unpack(hits)) end
-    end
-  end
-
-  -- Record a report of reads that a process made without a script. A report is recorded once, even if it is delivered
-  -- several times.
-  function I.report(writer, seq, keys, counts, counters)
-    local field = 'w:' .. writer
-    local last = whole_number(string.match(I.call('HGET', I.meta, field) or '0', '^%d+')) or 0
-    if last >= seq then return end
-    I.writer = {field, seq .. ' ' .. I.text(I.now_ms)}
-    I.counters = counters
-    if #keys > 0 then I.record_reads(keys, counts) end
-  end
-
   -- `drop` marks an entry for deletion. `delete_dropped` deletes all marked entries, and a lease if one is passed.
   function I.drop(key)
     I.dead[#I.dead + 1] = key
@@ -356,9 +284,9 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- Demote and evict entries until hot, warm, the window and the whole cache are within their capacities. `keep` is the
   -- entry just written; it is not evicted.
   function I.balance(keep)
-    local capacity = I.capacity
+    local capacity, MAX_EVICTIONS = I.capacity, 512                    -- entries moved or evicted per call
     for i = I.top, I.promoted and 2 or 0 do
-      local over = capacity[i] > 0 and math.min(I.MAX_EVICTIONS, I.call('ZCARD', I.tier[i]) - capacity[i]) or 0
+      local over = capacity[i] > 0 and math.min(MAX_EVICTIONS, I.call('ZCARD', I.tier[i]) - capacity[i]) or 0
       if over > 0 then                   -- entries keep their scores, so each tier stays ordered by last access
         local v, args = I.call('ZRANGE', I.tier[i], 0, over - 1, 'WITHSCORES'), {}
         for j = 1, #v, 2 do args[j], args[j + 1] = v[j + 1], v[j] end
@@ -366,7 +294,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.call('ZADD', I.tier[(i == 1 and capacity[2] > 0) and 2 or 3], unpack(args))
       end
     end
-    for _ = 1, I.MAX_EVICTIONS do
+    for _ = 1, MAX_EVICTIONS do
       local full = I.n > I.total or (I.max_bytes > 0 and I.bytes > I.max_bytes)
       if not I.lfu and I.top == 3 then   -- plain LRU
         if not full or (keep and I.n < 2) then break end
@@ -414,10 +342,12 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- the next ones in the order of HSCAN.
   function I.expire()
     if not I.next or I.now_ms < I.next then return end
-    local call, found = I.call, 0
-    if I.n <= I.SMALL then
+    -- SMALL: entries of a cache in which every expired entry is removed by the next write. LISTPACK: up to here, the
+    -- server may store SIZE in a form that HSCAN returns as a whole.
+    local call, found, SMALL, LISTPACK = I.call, 0, 32, 512
+    if I.n <= SMALL then
       local first_ms = nil
-      for _, key in ipairs(call('HRANDFIELD', I.size, I.SMALL)) do     -- all fields, as there are not more
+      for _, key in ipairs(call('HRANDFIELD', I.size, SMALL)) do     -- all fields, as there are not more
         local left_ms = call('PTTL', I.prefix .. key)
         if left_ms == -2 then I.remove(key); found = found + 1
         elseif left_ms >= 0 then first_ms = math.min(first_ms or 8e15, I.now_ms + left_ms) end
@@ -428,7 +358,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       -- The clock decides whether this write examines residents. A counter would have to be written each time.
       if hot ~= ' ' and I.clock % 16 > 0 then return end
       local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
-      if I.n <= I.LISTPACK then keys = call('HRANDFIELD', I.size, 16)
+      if I.n <= LISTPACK then keys = call('HRANDFIELD', I.size, 16)
       else
         local page = call('HSCAN', I.size, at, 'COUNT', 16)
         at = page[1]
