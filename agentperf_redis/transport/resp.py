@@ -22,13 +22,18 @@ class ServerError:
 
 
 def pack(parts: Sequence[str | bytes | int]) -> bytes:
-    """Return one command in wire format.
-
-    Numbers are converted to text before hiredis gets them. If a signal handler raised an exception, for example at
-    Ctrl-C, while hiredis converts a number, the process would end with a segmentation fault (hiredis 3.5.0).
-    """
-    packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # the stub of hiredis declares a 1-tuple
+    """Return one command in wire format."""
+    packed: bytes = hiredis.pack_command(tuple(_texts(parts)))  # type: ignore[arg-type]  # the stub of hiredis declares a 1-tuple
     return packed
+
+
+def _texts(parts: Sequence[str | bytes | int]) -> list[str | bytes]:
+    """Return the parts of a command with numbers converted to text.
+
+    If a signal handler raised an exception, for example at Ctrl-C, while hiredis converts a number, the process would
+    end with a segmentation fault (hiredis 3.5.0). Most arguments are exactly a str, so that is tested first.
+    """
+    return [part if type(part) is str or isinstance(part, (str, bytes)) else str(part) for part in parts]
 
 
 def needs_whole_slot(command: Command[Any]) -> bool:
@@ -60,5 +65,6 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool, scattered:
         if scattered and needs_whole_slot(command):
             keys = (*keys, absent(keys[0]))
         how = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
-        return pack((*how, len(keys), *keys, *args))
+        packed: bytes = hiredis.pack_command((*how, str(len(keys)), *keys, *_texts(args)))  # type: ignore[arg-type]  # as in `pack`
+        return packed
     return pack((script, *keys, *args))
