@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -32,7 +33,7 @@ from agentperf_redis.cache.model import Policy
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
 from agentperf_redis.command import Batch
 from agentperf_redis.script import Script
-from tests.benchmarks.measure import Bench, Row, Work, micros
+from tests.benchmarks.measure import Bench, Row, Work, first_decile, micros
 from tests.support.servers import Server
 from tests.support.workers import Workers
 
@@ -41,6 +42,8 @@ HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5
 SIZE_GOAL = 1.3
 PUT_GOAL = {"Valkey": {Policy.LRU: 16.0, Policy.TINYLFU: 20.0}, "Redis": {Policy.LRU: 10.0, Policy.TINYLFU: 12.0}}
 """Maximum server time of a put that evicts, relative to an empty script with the same keys and arguments."""
+PUT_GOAL_US = {Policy.LRU: 28.0, Policy.TINYLFU: 36.0}
+"""Maximum server time of a put that evicts, on Valkey."""
 LAST_WAITER_GOAL_S = 0.05
 MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 """Maximum bytes of memory per entry of 1 KB."""
@@ -351,7 +354,10 @@ def server_us(client: Any, work: Callable[[], object]) -> float:
 
 
 def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[Row]:
-    """Measure the server time of a put that evicts one entry, in caches of three sizes."""
+    """Measure the server time of a put that evicts one entry, in caches of three sizes.
+
+    Other load on the machine can only lengthen this time, so the first decile of many short rounds is shown.
+    """
     sizes = (1000, 10_000, 100_000) if bench.full else (1000, 5000, 20_000)
     calls = 3000 if bench.full else 1000
     lru_reports: dict[int, float] = {}
@@ -363,17 +369,17 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
             for _ in range(size // 500):
                 backend.run(put_commands(cache, names[size], 500))
         took: dict[int, list[float]] = {size: [] for size in sizes}
-        bares = []
+        bares: list[float] = []
         for _ in range(bench.rounds):
             idle = [bare_commands(put_commands(caches[sizes[0]], names[sizes[0]], 100)) for _ in range(calls // 100)]
-            bares.append(server_us(client, lambda idle=idle: [backend.run(b) for b in idle]))  # type: ignore[misc]
+            bares += [server_us(client, partial(backend.run, batch)) for batch in idle]
             for size, cache in caches.items():
                 batches = [put_commands(cache, names[size], 100) for _ in range(calls // 100)]
-                took[size].append(server_us(client, lambda batches=batches: [backend.run(b) for b in batches]))  # type: ignore[misc]
-        bare_us = statistics.median(bares)
-        smallest = statistics.median(took[sizes[0]])
+                took[size] += [server_us(client, partial(backend.run, batch)) for batch in batches]
+        bare_us = first_decile(bares)
+        smallest = first_decile(took[sizes[0]])
         for size in sizes:
-            mine = statistics.median(took[size])
+            mine = first_decile(took[size])
             if size == sizes[0]:
                 goal = PUT_GOAL[server][policy]
                 limit = f"<= {goal:g} x"
@@ -383,6 +389,10 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
                 reference, ratio = f"the same at {sizes[0]:,}: {smallest:.3g} us", mine / smallest
             work = f"put + 1 eviction, {server}, {policy.value}, {size:,}"
             yield Row(work, f"{mine:.3g} us", reference, ratio, limit, ratio <= goal)
+        if server == "Valkey":
+            most = PUT_GOAL_US[policy]
+            work, reference = f"server time of put + 1 eviction, {policy.value}", f"a bare script {bare_us:.3g} us"
+            yield Row(work, f"{smallest:.3g} us", reference, smallest / bare_us, f"<= {most:g} us", smallest <= most)
         work = f"report, each of {READS} reads, {server}, {policy.value}"
         yield from reports(bench, backend, client, caches, lru_reports, work)
         for cache in caches.values():

@@ -15,6 +15,7 @@ from typing import Any
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 
+KINDS = ("LRU", "tinylfu", "tiered")
 TTL_S = 300
 VALUE = "x" * 200
 
@@ -23,6 +24,8 @@ def make(kind: str, entries: int, backend: Backend) -> LRUCache | TieredCache:
     """Return a cache that is full after `entries` puts."""
     if kind == "LRU":
         return LRUCache(entries, name="entries", default_ttl=TTL_S, backend=backend)
+    if kind == "tinylfu":
+        return LRUCache(entries, name="entries-tinylfu", policy=kind, default_ttl=TTL_S, backend=backend)
     hot, warm = entries // 100, entries // 10
     ttls = {"hot_ttl": TTL_S, "warm_ttl": TTL_S, "cold_ttl": TTL_S}
     sizes = {"hot_size": hot, "warm_size": warm, "cold_size": entries - hot - warm}
@@ -33,7 +36,7 @@ def main() -> None:
     """Run the work from stdin, line by line. All calls of a line are one pipeline, which wakes the server only once."""
     url, namespace, entries, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     backend = Backend(url, namespace=namespace)
-    caches: dict[str, Any] = {kind: make(kind, entries, backend) for kind in ("LRU", "tiered")}
+    caches: dict[str, Any] = {kind: make(kind, entries, backend) for kind in KINDS}
     numbers = itertools.count(entries)
     runner = asyncio.Runner()
 

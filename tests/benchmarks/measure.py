@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -92,6 +92,11 @@ def timed(work: Work, times: int) -> float:
     start = time.perf_counter()
     work(times)
     return (time.perf_counter() - start) / times
+
+
+def first_decile(figures: Sequence[float]) -> float:
+    """Return the first decile: of times that other load can only lengthen, it shows the time without such load."""
+    return statistics.quantiles(figures, n=10)[0]
 
 
 def micros(seconds: float) -> str:
