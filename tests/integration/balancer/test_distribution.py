@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +108,23 @@ def test_draws_from_many_instances_are_even(backend: Backend, strategy: LoadBala
     picked = run_all(backend, [commands.select(pool, commands.ANY) for _ in range(draws)])
     even = {f"p{number}": 1.0 for number in range(500)}
     assert chi_square_deviate(Counter(each.id for each in picked), even, draws) < RARE_Z
+
+
+@pytest.mark.servers("valkey")
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_pick_is_the_same_if_the_caller_names_no_strategy(strategy: LoadBalancingStrategy, backend: Backend) -> None:
+    """Acquire expects a strategy before it has read the pool's. A wrong expectation does not change the pick."""
+    picks = []
+    for name, choice in (("named", Choice(strategy)), ("unnamed", commands.ANY)):
+        pool = fill(backend, name, strategy, [replace(each, weight=1.0 + n) for n, each in enumerate(fleet(7))])
+        draws, chance = [], random.Random(strategy.value)
+        for number in range(30):
+            command = commands.acquire(pool, f"@{number}", 3_600_000, choice)
+            drawn = {"random": chance.getrandbits(52), "point": chance.getrandbits(48)}
+            assert isinstance(command.args, dict)
+            draws.append(replace(command, args={**command.args, **drawn}))
+        picks.append([granted.facts[0] for granted in run_all(backend, draws)])
+    assert picks[0] == picks[1]
 
 
 def test_least_loaded_keeps_equal_instances_within_one(backend: Backend) -> None:
