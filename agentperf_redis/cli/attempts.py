@@ -17,8 +17,9 @@ from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.resp import ServerError, pack
 from agentperf_redis.transport.topology import Node, Topology
 
-_PASSED = ("WRONGTYPE", "NOSCRIPT")
-"""An error with one of these prefixes is no refusal of the command. EVALSHA gets NOSCRIPT if only EVAL was refused."""
+_PASSED = ("WRONGTYPE", "NOSCRIPT", "NOSUB")
+"""An error with one of these prefixes is no refusal of the command. EVALSHA gets NOSCRIPT if only EVAL was refused.
+SUNSUBSCRIBE gets NOSUB from Valkey 8.0 if only SSUBSCRIBE was refused."""
 _SCRATCH_MS = "10000"
 
 _CALLER = Script(

@@ -6,7 +6,11 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cli import doctor
-from agentperf_redis.cli.attempts import Refusal
+from agentperf_redis.cli.attempts import Refusal, refusals
+from agentperf_redis.command import Reply
+from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.resp import ServerError
+from agentperf_redis.transport.topology import Node, Topology
 from tests.support.fake import fake_server
 
 
@@ -120,3 +124,16 @@ def test_replica_role_is_bad_for_writes() -> None:
     assert doctor.assess_replication({"role": "slave"}).level == "bad"
     primary = doctor.assess_replication({"role": "master", "connected_slaves": "2"})
     assert (primary.level, primary.found) == ("ok", "primary, 2 replicas")
+
+
+def test_only_the_command_that_the_server_does_not_know_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SSUBSCRIBE, Valkey 8.0 refuses SUNSUBSCRIBE: the connection has no subscription."""
+    unknown, unsubscribed = "ERR unknown command 'SSUBSCRIBE'", "NOSUB 'sunsubscribe' command executed not in ..."
+
+    def replies(connector: Connector, node: Node, request: bytes, count: int, timeout_s: float) -> list[Reply]:
+        return [b""] * (count - 3) + [ServerError(unknown), b"PONG", ServerError(unsubscribed)]
+
+    monkeypatch.setattr(Connector, "requests", replies)
+    address = Backend("redis://127.0.0.1").address
+    node = Node("127.0.0.1", 6379)
+    assert refusals(Connector(address), Topology(address), node, "ns", 1.0) == [Refusal(("SSUBSCRIBE",), unknown)]
