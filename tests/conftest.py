@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import hashlib
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -225,24 +224,13 @@ def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a Cluster, add a shebang to every script, so that the server rejects a script that leaves its slot."""
+def _scripts_are_stricter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cluster, the server rejects a script that leaves its slot, and writes large numbers as Redis 7.2 does."""
     if getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("server_kind") != "cluster":
         return
-    from agentperf_redis.script import Script, parse_header
+    from tests.support.script_texts import change_scripts, with_exponents, with_shebang
 
-    plain = Script.__dict__["source"].fget
-    sources: dict[str, str] = {}
-
-    def source(script: Script) -> str:
-        return sources.setdefault(script.name, "#!lua\n" + plain(script))
-
-    def sha(script: Script) -> str:
-        return hashlib.sha1(script.source.encode()).hexdigest()
-
-    monkeypatch.setattr(Script, "source", property(source))
-    monkeypatch.setattr(Script, "sha", property(sha))
-    monkeypatch.setattr(Script, "header", property(lambda script: parse_header(script.source.removeprefix("#!lua\n"))))
+    change_scripts(monkeypatch, lambda text: with_shebang(with_exponents(text)))
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ local call = redis.call
 local resent = whole_number(call('HGET', META, 'resent'), 0)
 if not resent then return corrupt(META, 'resent that is no whole number') end
 call('ZCARD', RESENT)
-resent = string.format('%d', math.max(resent, UNTIL_MS))
+resent = math.max(resent, UNTIL_MS)
 local time = call('TIME')
 call('ZREMRANGEBYSCORE', RESENT, '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
 for i = IDS, #ARGV do call('ZADD', RESENT, UNTIL_MS, ARGV[i]) end
-call('PEXPIREAT', RESENT, resent + 1)
-call('HSET', META, 'resent', resent)
+call('PEXPIREAT', RESENT, string.format('%d', resent + 1))
+call('HSET', META, 'resent', string.format('%d', resent))
 return {1}

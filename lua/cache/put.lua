@@ -278,8 +278,9 @@ else
   local touched = verb == 'touch'        -- the value stays, so a computation of its successor may go on
   I.delete_dropped(not touched and LEASE or nil)
   if refused == 0 then
-    local value = write_entry(version_digits(touched and old.version or version), I.text(expiry_ms), payload)
-    if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
+    local expiry = I.text(expiry_ms)
+    local value = write_entry(version_digits(touched and old.version or version), expiry, payload)
+    if ttl_ms > 0 then call('SET', ENTRY, value, 'PXAT', expiry) else call('SET', ENTRY, value) end
     -- Publish the put even if the key was absent: a process may still have a local copy of an evicted entry.
     call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
     if REPLY then

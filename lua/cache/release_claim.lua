@@ -41,7 +41,7 @@ if OUTCOME == 'failed' then
   if left_ms == -1 then left_ms = DAY_MS end
   redis.call('HSET', LEASE, 'failed', TOKEN, 'error', ERROR, 'failed_ms',
     string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000)))
-  redis.call('PEXPIRE', LEASE, math.max(tonumber(ERROR_MS), left_ms))
+  redis.call('PEXPIRE', LEASE, string.format('%d', math.max(tonumber(ERROR_MS), left_ms)))
 end
 if held[2] then redis.call('SPUBLISH', BUS, (OUTCOME == 'failed' and 'x' or 'r') .. ' 0 ' .. ORIGIN .. ' ' .. KEY) end
 return {current and 1 or 2}

@@ -438,7 +438,9 @@ for _, key in ipairs(order) do
       end
       is_stored = true
     end
-    write[2 * i - 1], write[2 * i] = field, value  -- redis.call writes all digits of a number, unlike tostring
+    -- redis.call writes all digits of a number, unlike tostring. But Redis 7.2 writes multiples of 10^8 as 1e+8.
+    if value >= 1e8 and value % 1e8 == 0 then value = whole(value) end
+    write[2 * i - 1], write[2 * i] = field, value
   end
   if is_stored then expiries[key] = nil end  -- the call that created the slice has set its expiry
   writes[key] = write
@@ -564,7 +566,7 @@ local function close_slices()
     if not (write or stored) then return nil end
     local fields, flat = {}, {}
     for i = 1, stored and #stored or 0, 2 do fields[stored[i]] = stored[i + 1] + 0 end
-    for i = 1, write and #write or 0, 2 do fields[write[i]] = write[i + 1] end
+    for i = 1, write and #write or 0, 2 do fields[write[i]] = write[i + 1] + 0 end
     if line then add_line(line, fields) end
     for name, value in pairs(fields) do flat[#flat + 1], flat[#flat + 2] = name, value end
     return flat, stored
