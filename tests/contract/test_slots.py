@@ -31,7 +31,7 @@ from tests.support.servers import Server
 
 
 @pytest.fixture
-def ran(_scripts_keep_to_their_slot: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def ran(_scripts_are_stricter: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the scripts that have been sent so far."""
     sent: set[str] = set()
     plain = Script.__dict__["sha"].fget
