@@ -25,7 +25,7 @@ def test_client_follows_a_sentinel_failover(
         backend = connect(group.url, deadline=TIMEOUT)
         assert run(backend, add(namespace)) == 1
         group.replicated()
-        group.may_fail_over()
+        group.allow_failover()
         group.primary.kill()
         assert run(backend, add(namespace)) >= 2
         port = run(backend, Command("CONFIG", (), ("GET", "port"), lambda reply: int(reply[1])))
