@@ -41,12 +41,8 @@ local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
   local ending = AS_OF_MS < 0 and now or AS_OF_MS
-  local start = ending - WINDOW_MS
+  local start = math.max(ending - WINDOW_MS, math.min(oldest_kept(now, KEEP) or 0, ending))
   local t = start <= now and finest(start, now, KEEP) or nil
-  while not t and start < ending and start <= now do  -- no slice this old is kept: try one day later
-    start = math.min(start + 86400000, ending)
-    t = finest(start, now, KEEP)
-  end
   if t then
     if not to_now then
       local width = TIERS[finest(ending, now, KEEP) or 4][WIDTH]

@@ -43,11 +43,11 @@ local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / S
 -- kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a range maps the
 -- stamp of each slice to the number of its step.
 local starts, ranges, of_tier = {}, {}, {}
+local oldest = oldest_kept(now, KEEP) or to
 for begin = from, to - STEP_MS, STEP_MS do
   local to_now = begin + STEP_MS > now
   local stop = to_now and now + 1 or begin + STEP_MS
-  local at = begin
-  while at < stop and not finest(at, now, KEEP) do at = (floor(at / 86400000) + 1) * 86400000 end
+  local at = math.max(begin, math.min(oldest, stop))
   local slices, _, _, misfit = covering(at, stop, to_now, now, KEEP)
   if misfit then return {0, misfit, 0, 0} end
   local prefixes = {}

@@ -10,6 +10,17 @@ local function finest(ms, now, ttls)
   return nil
 end
 
+-- Return the start of the oldest slice that is kept; nil if no slices are kept.
+local function oldest_kept(now, ttls)
+  local oldest
+  for t = 1, 4 do
+    local width = TIERS[t][WIDTH]
+    local start = floor((now - ttls[t]) / width) * width
+    if ttls[t] > 0 and (not oldest or start < oldest) then oldest = start end
+  end
+  return oldest
+end
+
 -- Cover the time range [from, to) from its start. At each point, take the widest slice that starts there and ends in
 -- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now. Where
 -- no such slice is kept, take a wider slice, which may widen the range. Returns the slices, each as {tier, start}, then

@@ -628,6 +628,20 @@ def test_namespace_stores_its_retention(
     assert "10s=900000" in raw.get(f"{tag}:settings"), "the last writer's retention applies"
 
 
+def test_window_beyond_the_retention_begins_with_the_oldest_slice(
+    server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    retention = Retention(slices_10s=0.0, slices_1m=1800.0, slices_1h=7200.0, slices_1d=0.0)
+    past = Past(raw, namespace)
+    for age in (5400.0, 600.0, 0.0):
+        past.at(age).record("research", 0.5, "ok")
+    past.count(retention)
+    collector = MetricsCollector(backend=connect(server.url), retention=retention)
+    for window in ("3d", "26h", "3h"):
+        assert collector.get_or_create_metrics("research", window=window).task_count == 3
+    assert sum(row.tasks for row in collector.series("research", window="3d", step="12h")) == 3
+
+
 def test_settings_of_an_older_version_are_replaced(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     collector.record_execution("research", 0.5, True)
     collector.flush()
