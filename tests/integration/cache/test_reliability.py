@@ -398,7 +398,8 @@ def test_freeing_commands_work_on_a_full_server(
         assert call(cache, "delete", "k1") is True
         call(cache, "invalidate_tags", "t")
         call(cache, "clear")
-        assert call(cache, "sweep") == 49
+        assert 0 < call(cache, "sweep") <= 49  # a report of reads may have deleted some first
+        assert client.keys("*:e:*") == []
         client.config_set("maxmemory", "0")
     assert call(cache, "size") == 0
     assert call(cache, "put", "more", 1) is True
