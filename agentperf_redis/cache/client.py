@@ -441,8 +441,11 @@ def _checked_codec(codec: object) -> Codec:
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
-    """Return the TTLs for puts of a cache object: those given to its constructor, or else the tiers' defaults."""
+    """Return the TTLs for puts of a cache object: those given to its constructor, or else the tiers' defaults.
+
+    If cold is the only tier, its TTL is returned for all tiers.
+    """
     hot, warm, cold = (
         ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[5:8], strict=True)
     )
-    return hot, warm, cold
+    return (hot, warm, cold) if any(settings.capacities[:2]) else (cold,) * 3

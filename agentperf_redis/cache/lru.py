@@ -157,7 +157,7 @@ class LRUCache(DecoratingCache):
     def default_ttl(self, value: float | None) -> None:
         own = TIERS_OWN_TTL_MS if value is None else default_ttl_ms("default_ttl", value)
         self._default_ttl = value
-        self._flows.writer.use_ttls((TIERS_OWN_TTL_MS, TIERS_OWN_TTL_MS, own))
+        self._flows.writer.use_ttls((own,) * 3)
 
     @property
     def aio(self) -> AsyncLRUCache:

@@ -81,7 +81,7 @@ local BUS, ORIGIN, WRITER, SEQ = ARGV[10], ARGV[11], ARGV[12], tonumber(ARGV[13]
 local MISSES, SAVED_MS, CORRUPT = ARGV[14], ARGV[15], ARGV[16]
 local TAG_COUNT, FIRST_TAG = tonumber(ARGV[17]), 18
 
-local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, false, KEY)
 if not I then
   if SEEN == '' or refusal[1] ~= 0 then return refusal end
 --@include recorded
@@ -237,7 +237,7 @@ else
     I.n = I.n + 1
     if I.lfu then                        -- a new entry starts with the frequency that GHOST has for it
       f = 1
-      local ghost = tonumber(call('ZSCORE', GHOST, KEY) or nil)
+      local ghost = tonumber(I.remembered or nil)
       if ghost then
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1

@@ -3,6 +3,7 @@
 -- "1e400" and "0x10". Below 9 * 10^15, a double is exact, and '%d' prints a number and its successors correctly.
 local function whole_number(text, missing)
   if not text then return missing end
-  local number = #text <= 16 and string.match(text, '^%d+$') and tonumber(text)
+  local digits = #text <= 16 and string.match(text, '^%d+$')
+  local number = digits and digits + 0   -- takes a third of the time of tonumber
   return number and number < 9e15 and number or nil
 end

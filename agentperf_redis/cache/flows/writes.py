@@ -49,12 +49,13 @@ class Writer:
 
     def use_ttls(self, own_ttls_ms: tuple[int, int, int]) -> None:
         """Set the default TTLs of this object's puts; `Writer` explains the argument."""
-        self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
+        same = len(set(own_ttls_ms)) == 1  # the script parses a single TTL faster than three
+        self._own_ttls: int | str = own_ttls_ms[0] if same else "/".join(map(str, own_ttls_ms))
 
     def chosen_ttl(self, ttl: float | None) -> int | str:
         """Check a user's TTL and return it in ms. If it is None, return the default of this object or of the cache."""
         chosen_ttl = ttl_ms("ttl", ttl)
-        return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS and self._own_ttls else chosen_ttl
+        return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS else chosen_ttl
 
     def spread(self, chosen_ttl: int | str, freshness: Freshness) -> str:
         """Vary TTLs at random. If a TTL is the cache's default, vary the newest default that this process knows."""

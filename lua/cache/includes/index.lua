@@ -50,11 +50,11 @@ local MAX_HITS = 9e15  -- above this a double is not exact
 -- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
 -- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries are
 -- being moved to another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that
--- empty a shard which fence.lua has closed.
-local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed)
+-- empty a shard which fence.lua has closed. If `key` is given, its score in GHOST is read.
+local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed, key)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
-    'moving', 'scan')
+    'moving', 'scan', 'accesses', 'grow', 'halvings', 'climb')
   if not m[1] then return nil, {0} end
   local text = closed and string.match(m[1], '^.- ttl [%d/]+') or m[1]
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
@@ -89,34 +89,35 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   end
   local lfu = policy == 'tinylfu'
   -- Read each key that may be written later. If a key has the wrong type, this read fails before anything is written.
-  local n, newcomers, ghosts, ageing, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil, nil
+  local n, newcomers, remembered, accesses, grow = call('HLEN', SIZE), nil, nil, nil, nil
   if hot > 0 then call('ZCARD', HOT) end
   if warm > 0 then call('ZCARD', WARM) end
   call('ZCARD', COLD)
   if lfu then
-    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings', 'climb')
-    accesses, grow = whole_number(ageing[1], 0), number(ageing[2] or 0)
+    accesses, grow = whole_number(m[11], 0), number(m[12] or 0)
     local is_number = grow and grow >= 0 and grow < 9e15
-    if not accesses or not is_number or not string.match(ageing[3] or '0 0 0 0', '^%d+ %d+ %d+ %d+$') then
+    if not accesses or not is_number or not string.match(m[13] or '0 0 0 0', '^%d+ %d+ %d+ %d+$') then
       return nil, corrupt(META, 'accesses, grow or halvings of another form')
     end
-    newcomers, ghosts = call('ZCARD', NEW), call('ZCARD', GHOST)
+    newcomers = call('ZCARD', NEW)
+    if key then remembered = call('ZSCORE', GHOST, key) else call('ZCARD', GHOST) end
   end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
-  -- The table is built in one expression, because a growing table is rehashed at each doubling. In the usual calls, it
-  -- must have at most 64 fields, with its functions: the next doubling would cost 28,000 instructions, 6 % of a put.
-  -- Therefore the fields of rare calls are added when they are needed:
+  -- The table is built in one expression, because a growing table is rehashed at each doubling. The expression has more
+  -- than 32 fields, so it makes a table that has space for 64. In the usual calls, the table must have at most 64 fields,
+  -- with its functions: the next doubling would cost 28,000 instructions, 6 % of a put. Therefore the fields of rare
+  -- calls are added when they are needed:
   --   climb                         how the window moves, see adapt
-  --   halved, tail                  see aged, and record_reads in reads.lua
+  --   tail                          see record_reads in reads.lua
   --   served, counters, writer      statistics to be saved
-  --   promoted                      whether an entry may have entered hot or warm
   local I = {
     call = call, meta = META, size = SIZE, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
     lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
-    n = n, newcomers = newcomers, ghosts = ghosts, bytes = held,
+    n = n, newcomers = newcomers, bytes = held,
+    remembered = remembered,                           -- score of `key` in GHOST, as text; false if it has none
     next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if no entry has had one
     scan = m[10],           -- HSCAN cursor of the search for expired entries; "<cursor> +" if it has just found some
     deferred_count = deferred_count, resent = resent,
@@ -125,8 +126,10 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
     marks = marks,          -- see expect.lua; false if no entries move here
     accesses = accesses, grow = grow,  -- accesses is hits * 10^8 + accesses in the current period
-    halvings = lfu and (ageing[3] or '0 0 0 0'),
-    dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
+    halvings = lfu and (m[13] or '0 0 0 0'),
+    promoted = false,       -- whether an entry may have entered hot or warm
+    halved = false,         -- see aged
+    dead = {}, evicted = 0, expired = 0, stored = m,
   }
 
   function I.text(whole) return string.format('%d', whole) end
@@ -159,7 +162,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       local c, entries = I.climb, math.min(I.total, I.n)
       if not c then                      -- starts again if another program has changed the text
         local trend, rest, ratio, grow, age =
-          string.match(I.ageing[4] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
+          string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
         c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
           grow = tonumber(grow or 0) or 0, age = tonumber(age or 0)}
         I.climb = c
@@ -184,7 +187,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.halved = I.clock
       end
       if c.rest > 0 then c.rest = c.rest - 1
-      elseif I.ghosts == 0 then ratio = -2           -- nothing was evicted yet: no hit ratio to compare with
+      elseif I.call('ZCARD', I.ghost) == 0 then ratio = -2   -- nothing was evicted yet: no hit ratio to compare with
       elseif c.ratio == -2 then ratio = -1           -- the cache became full during this period
       elseif ratio < c.ratio and math.abs(I.grow - c.grow) > entries * 0.05 then
         local chance = math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses)
@@ -354,9 +357,9 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       end
       I.next = first_ms
     else
-      local cursor, hot = string.match(I.scan or '', '^(%d+)( ?)')
       -- The clock decides whether this write examines residents. A counter would have to be written each time.
-      if hot ~= ' ' and I.clock % 16 > 0 then return end
+      if I.clock % 16 > 0 and string.sub(I.scan or '', -1) ~= '+' then return end
+      local cursor = string.match(I.scan or '', '^%d+')
       local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
       if I.n <= LISTPACK then keys = call('HRANDFIELD', I.size, 16)
       else
@@ -420,8 +423,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end
     if I.lfu then
       note('accesses', I.text(I.accesses))
-      if I.grow ~= tonumber(I.ageing[2] or 0) then note('grow', I.grow) end
-      if I.halvings ~= (I.ageing[3] or '0 0 0 0') then note('halvings', I.halvings) end
+      if I.grow ~= tonumber(stored[12] or 0) then note('grow', I.grow) end
+      if I.halvings ~= (stored[13] or '0 0 0 0') then note('halvings', I.halvings) end
       local c = I.climb
       if c then note('climb', string.format('%.17g %d %.17g %.17g %d', c.trend, c.rest, c.ratio, c.grow, c.age)) end
     end

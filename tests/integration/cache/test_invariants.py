@@ -243,7 +243,7 @@ def test_limits_and_counters_hold_after_every_script(
         "    I.bytes = I.bytes - replaced\n",
         "  if ttl_ms > 0 and (not I.next or expiry_ms < I.next) then I.next = expiry_ms end\n",
         "  I.bytes = I.bytes + weight\n",
-        "        if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
+        "      if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
     ],
 )
 def test_script_fault_fails_the_check(
