@@ -16,7 +16,7 @@ from agentperf_redis.metrics.closed_slices import add_closed
 from agentperf_redis.metrics.flows import listed_names, own_records_counted
 from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, merged
-from agentperf_redis.metrics.model import OTHER, seconds
+from agentperf_redis.metrics.model import OTHER
 from agentperf_redis.script import Script
 from agentperf_redis.windows import MAX_STEPS, Interval, TimeRange, Timestamp, Window, asked_steps, step_too_narrow
 
@@ -354,9 +354,9 @@ def _rows(text: bytes, empty: Rows) -> Rows:
                 get(b"n", 0),
                 get(b"err", 0),
                 get(b"cancelled", 0),
-                seconds(get(b"sum_us", 0)),
-                seconds(get(b"min_us", 0)),
-                seconds(get(b"max_us", 0)),
+                get(b"sum_us", 0) / 1e6,
+                get(b"min_us", 0) / 1e6,
+                get(b"max_us", 0) / 1e6,
                 get(b"tok_in", 0),
                 get(b"tok_out", 0),
                 get(b"cost_nano", 0) / 1e9,

@@ -59,7 +59,7 @@ end
 -- these keys. The name of the series follows each prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
-local ranges, of_ranges, outside = {}, {}, {}  -- slices that may be closed; the prefixes of these, and of the others
+local ranges, outside = {}, {}  -- slices that may be closed; the prefixes of all others
 for s = 1, #slices do
   local tier, start = slices[s][1], slices[s][2]
   starts[s] = slice_key(tag, tier, start, '')
@@ -71,8 +71,7 @@ for s = 1, #slices do
       range = closed_range(tier, start)
       ranges[#ranges + 1] = range
     end
-    range.last, range.at[stamp(start, tier[SHOWN])] = start, true
-    of_ranges[#of_ranges + 1] = starts[s]
+    range.last, range.at[stamp(start, tier[SHOWN])] = start, starts[s]
   end
 end
 
@@ -85,27 +84,35 @@ end
 -- 0.25 us per slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded.
 -- The counters of models and tools are all written together, so they are read only if llm_calls exists. The last
 -- timestamp is read only from the newest slice that has one.
--- A closed slice rarely has a hash as well. So if each slice of the ranges has a line, one call checks whether any of
--- them has a hash.
+-- A closed slice rarely has a hash as well. So one call checks whether any of the closed slices has one.
 local call = redis.call
 local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
 local function find_slices(name)
-  local count, all = 0, #of_ranges > 0
+  local all, keys, closed = true, {}, {}
+  hashes = starts
   for r = 1, #ranges do
-    key = closed_key(tag, ranges[r].tier, name)
-    local found, is_complete = closed_lines(key, ranges[r], now)
+    local range = ranges[r]
+    key = closed_key(tag, range.tier, name)
+    local found, is_complete = closed_lines(key, range, now)
     all = all and is_complete
-    if count == 0 then lines, count = found, #found
+    for l = 1, #found do
+      local prefix = range.at[string.sub(found[l], 1, range.tier[SHOWN])]
+      if not prefix then error(NO_SLICE, 0) end
+      keys[#keys + 1] = prefix .. name
+      if not is_complete then closed[prefix] = true end
+    end
+    if r == 1 then lines = found
     else
-      for l = 1, #found do lines[count + l] = found[l] end
-      count = count + #found
+      for l = 1, #found do lines[#lines + 1] = found[l] end
     end
   end
-  hashes = starts
-  if all then
-    local keys = {}
-    for s = 1, #of_ranges do keys[s] = of_ranges[s] .. name end
-    if call('EXISTS', unpack(keys)) == 0 then hashes = outside end
+  if #keys == 0 or call('EXISTS', unpack(keys)) > 0 then return end
+  hashes = outside
+  if not all then
+    hashes = {}                          -- if another range is complete, its missing hashes are read in vain
+    for s = 1, #starts do
+      if not closed[starts[s]] then hashes[#hashes + 1] = starts[s] end
+    end
   end
 end
 
@@ -173,10 +180,13 @@ local function plain(name)
     cost_nano, tok_cached_in = clamped(cost_nano), clamped(tok_cached_in)
     tok_cache_write, tok_reasoning = clamped(tok_cache_write), clamped(tok_reasoning)
   end
+  if not (min_us >= 0 and min_us < 9e15 and max_us >= 0 and max_us < 9e15 and last_ms >= 0 and last_ms < 9e15) then
+    min_us, max_us, last_ms = extreme(min_us), extreme(max_us), extreme(last_ms)
+  end
   reply[size + 1], reply[size + 2], reply[size + 3], reply[size + 4] = n, ok, err, sum_us
   reply[size + 5], reply[size + 6], reply[size + 7], reply[size + 8] = llm_calls, tool_calls, tok_in, tok_out
-  reply[size + 9], reply[size + 10], reply[size + 11] = cost_nano, extreme(min_us), extreme(max_us)
-  reply[size + 12], reply[size + 13] = extreme(last_ms), extreme(first_ms)
+  reply[size + 9], reply[size + 10], reply[size + 11] = cost_nano, min_us, max_us
+  reply[size + 12], reply[size + 13] = last_ms, extreme(first_ms)
   reply[size + 14], reply[size + 15], reply[size + 16] = tok_cached_in, tok_cache_write, tok_reasoning
   size = size + 16
 end

@@ -97,10 +97,10 @@ end
 -- its fields are returned as they are. There are two exceptions. A number may be so large that it is stored in the form
 -- 1.5e+17. Or the slice has many fields, most of which count error types and models.
 local MAX_PLAIN = 128
-local NO_LINES = {}
-local function append_step(number, prefixes, name, lines)
+local NO_LINES, NO_FIELDS = {}, {}
+local function append_step(number, prefixes, name, lines, without_hashes)
   key = prefixes[1] .. name
-  local got = call('HGETALL', key)
+  local got = without_hashes and #lines > 0 and #prefixes == 1 and NO_FIELDS or call('HGETALL', key)
   local most = #prefixes == 1 and #got <= MAX_PLAIN and 0 or 1e14
   for i = 2, #got, 2 do
     local value = got[i] + 0
@@ -124,17 +124,20 @@ local function append_step(number, prefixes, name, lines)
   size = size + 1
 end
 
-local function lines_of_steps(name)  -- the closed slices of a series, by the number of their step
-  local found = {}
+-- Return the lines of the closed slices of a series, by the number of their step. The second value is true if no step
+-- that has one slice has both a line and a hash, which is usual.
+local function lines_of_steps(name)
+  local found, hashes = {}, {}
   for _, range in ipairs(ranges) do
     key = closed_key(tag, range.tier, name)
     for _, line in ipairs(closed_lines(key, range, now)) do
       local number = range.at[stamp_of(line, range.tier)]
       local lines = found[number] or {}
       found[number], lines[#lines + 1] = lines, line
+      if #starts[number] == 1 then hashes[#hashes + 1] = starts[number][1] .. name end
     end
   end
-  return found
+  return found, #hashes > 0 and call('EXISTS', unpack(hashes)) == 0
 end
 
 local function wrong_text(wrong)
@@ -145,12 +148,13 @@ local reply = {1, now, from, math.max(from, to)}
 for i = NAMES, #ARGV do
   local name = ARGV[i]
   text, size = {}, 0
-  local fine, lines = pcall(lines_of_steps, name)
+  local fine, lines, without_hashes = pcall(lines_of_steps, name)
   if not fine then return corrupt(key, wrong_text(lines)) end
   for number = 1, #starts do
     local wrong
     if #starts[number] > 0 then
-      fine, wrong = pcall(append_step, number - 1, starts[number], name, lines[number] or NO_LINES)
+      local of_step = lines[number] or NO_LINES
+      fine, wrong = pcall(append_step, number - 1, starts[number], name, of_step, without_hashes)
     end
     if not fine then return corrupt(key, wrong_text(wrong)) end
   end

@@ -110,7 +110,8 @@ local function closed_lines(key, range, now)
   if count == wanted and string.sub(lines[1], 1, shown) == first and string.sub(lines[count], 1, shown) == last then
     return lines, true
   end
-  local has_first = count < range.high - range.low + 1 or stamp_of(lines[1], tier) <= first
+  local has_first = count < range.high - range.low + 1 or string.sub(lines[1], 1, shown) == first
+    or stamp_of(lines[1], tier) <= first
   local has_last = range.high == -1 or count > 0 and stamp_of(lines[count], tier) >= last
   if not (has_first and has_last) then
     local below, above = 0, redis.call('LLEN', key)
@@ -124,7 +125,7 @@ local function closed_lines(key, range, now)
   end
   local found = {}
   for _, line in ipairs(lines) do
-    if range.at[stamp_of(line, tier)] then found[#found + 1] = line end
+    if range.at[string.sub(line, 1, shown)] or range.at[stamp_of(line, tier)] then found[#found + 1] = line end
   end
   return found, #found == wanted
 end
