@@ -105,7 +105,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
   -- The table is built in one expression, because a growing table is rehashed at each doubling. The expression has more
-  -- than 32 fields, so it makes a table that has space for 64. In the usual calls, the table must have at most 64 fields,
+  -- than 32 fields, so it makes a table with space for 64. In the usual calls, the table must have at most 64 fields,
   -- with its functions: the next doubling would cost 28,000 instructions, 6 % of a put. Therefore the fields of rare
   -- calls are added when they are needed:
   --   climb                         how the window moves, see adapt
