@@ -387,6 +387,7 @@ with AgentPerf() as perf:
 """
 
 
+@pytest.mark.thorough
 def test_cut_off_refreshes_print_nothing(server: Server, namespace: str) -> None:
     env = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

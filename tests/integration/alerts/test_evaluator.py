@@ -29,6 +29,7 @@ def fill(perf: AgentPerf) -> None:
     perf.balancer().register_instance(AgentInstance("c1", "coder"))
 
 
+@pytest.mark.thorough
 def test_thread_evaluates_and_notifies_until_stopped(perf: AgentPerf) -> None:
     with Receiver() as receiver:
         perf.alerts.deploy(text=POOL.format(url=receiver.url))

@@ -292,6 +292,7 @@ def test_registration_may_divide_a_new_pool(call: Call, backend: Backend, newcom
     assert len(balancer.status("planner")[0].instances) == 2
 
 
+@pytest.mark.thorough
 def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(backend=backend)
     whole = keys.pool(namespace, "planner")
@@ -361,6 +362,7 @@ def test_number_of_shards_may_change_after_deletion(
     assert raw.zrange(keys.pool(namespace, "planner").ids, 0, -1) == ["p0"]
 
 
+@pytest.mark.thorough
 def test_instances_are_registered_again_in_their_shards(own_server: Server, connect: Connect, namespace: str) -> None:
     backend = connect(own_server.url)
     balancer = divided(LoadBalancer(backend=backend))
@@ -491,6 +493,7 @@ def test_waiter_before_the_division_finds_the_shards(
     assert raw.zcard(whole.waitq) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 2])
 def test_waiter_follows_a_change_of_the_number(
     call: Call, balancer: LoadBalancer, newcomer: LoadBalancer, raw: Raw, namespace: str, kept: list[Any], count: int

@@ -341,6 +341,7 @@ def test_staleness_check_finds_stale_reads() -> None:
     assert not stale(gone, [Read("k", (0, 0), early, fresh=False)], reader=1)
 
 
+@pytest.mark.thorough
 def test_threads_and_event_loop_share_coherent_copies(
     backend: Backend, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner
 ) -> None:

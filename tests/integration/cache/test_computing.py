@@ -730,6 +730,7 @@ def test_key_includes_version_but_not_function_body(backend: Backend) -> None:
     assert make("new", 2)(5) == "new"
 
 
+@pytest.mark.thorough
 def test_keys_are_equal_in_all_processes() -> None:
     program = """
 from agentperf_redis.backend import Backend

@@ -327,6 +327,7 @@ def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkey
     assert cache.stats().hits - hits == len(served)
 
 
+@pytest.mark.thorough
 def test_failed_refresh_delays_retries_of_all_processes(
     backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
@@ -421,6 +422,7 @@ def test_killed_refresher_is_replaced_without_waiting_readers(
     reader.until([1])
 
 
+@pytest.mark.thorough
 def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
     for attempt in range(10):
         cache, source = LRUCache(name=f"c{attempt}", backend=backend), Source(takes_s=0.05)

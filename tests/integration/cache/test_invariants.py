@@ -128,6 +128,7 @@ def operate(url: str, namespace: str, seed: int, operations: int, without: str |
     return wrong
 
 
+@pytest.mark.thorough
 def test_limits_and_counters_hold_under_four_processes(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:

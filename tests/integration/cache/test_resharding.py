@@ -192,6 +192,7 @@ def test_move_without_a_guard_is_caught(
     assert wrong.keys() >= caught
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", range(8))
 def test_operation_during_the_exchange_counts(
     server: Server, connect: Callable[..., Backend], namespace: str, steps: int

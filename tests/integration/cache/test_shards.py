@@ -121,6 +121,7 @@ def test_operations_on_many_keys_send_one_batch(backend: Backend) -> None:
         flow.close()
 
 
+@pytest.mark.thorough
 def test_limits_hold_in_each_shard(backend: Backend, raw: Raw, namespace: str) -> None:
     cache = lru(backend, 16, max_bytes=160_000)
     cache.put_many({f"key {number}": "x" * 60 for number in range(6000)})

@@ -67,6 +67,7 @@ def execute(server: Server, namespace: str, tmp_path: Path) -> Execute:
     return run
 
 
+@pytest.mark.thorough
 def test_each_place_is_one_cache_of_all_processes(
     execute: Execute, server: Server, namespace: str, tmp_path: Path
 ) -> None:

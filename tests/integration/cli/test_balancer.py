@@ -304,6 +304,7 @@ def test_wrong_usage_exits_2(lb: Run, words: tuple[str, ...]) -> None:
     assert done.stderr
 
 
+@pytest.mark.thorough
 def test_events_are_printed_and_followed(
     lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.commandline import OK, UNREACHABLE, Program
 
 
+@pytest.mark.thorough
 def test_up_status_and_down_share_a_server(program: Program) -> None:
     try:
         up = program("up", "--json")

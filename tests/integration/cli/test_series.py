@@ -228,6 +228,7 @@ def test_unreachable_server_exits_3(agentperf: Run) -> None:
     assert (done.returncode, done.stdout) == (UNREACHABLE, "")
 
 
+@pytest.mark.thorough
 def test_program_without_a_terminal_prints_whole_lines(
     program: Program, server: Server, namespace: str, past: Past
 ) -> None:

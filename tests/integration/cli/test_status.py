@@ -123,6 +123,7 @@ def test_failures_are_coloured_on_a_terminal(agentperf: Run, perf: AgentPerf, mo
     assert any(line.startswith("\x1b[31m") and "broken" in line for line in text.splitlines())
 
 
+@pytest.mark.thorough
 def test_watch_prints_readings_until_interrupted(
     program_line: Callable[..., AbstractContextManager[Watching]], server: Server, perf: AgentPerf
 ) -> None:

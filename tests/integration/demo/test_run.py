@@ -242,6 +242,7 @@ run_demo(DemoOptions(url={server.url!r}, workers=2, namespace={namespace!r}), Pr
     wait_until(lambda: all(map(gone, pids)), "the workers to end")
 
 
+@pytest.mark.thorough
 def test_demo_keys_expire_after_a_day(
     server: Server, namespace: str, raw: Raw, backend: Backend, tmp_path: Path
 ) -> None:
@@ -292,6 +293,7 @@ def test_namespace_with_all_results_fails_the_demo(server: Server, namespace: st
     assert "nothing was computed" in failure
 
 
+@pytest.mark.thorough
 def test_plain_progress_prints_one_line_per_event(tmp_path: Path) -> None:
     import io
 

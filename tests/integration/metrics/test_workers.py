@@ -111,6 +111,7 @@ def test_hung_call_of_a_living_process_grows_older(
     assert (perf.metrics.running(), of(perf.metrics.workers(), worker.pid)) == ((), None)
 
 
+@pytest.mark.thorough
 def test_hung_call_of_a_killed_process_is_shown_as_dead(
     perf: AgentPerf, raw: Raw, workers: Workers, server: Server, namespace: str
 ) -> None:
@@ -186,6 +187,7 @@ def test_idle_process_stays_a_worker(perf: AgentPerf, workers: Workers, server: 
     assert perf.metrics.workers() == ()
 
 
+@pytest.mark.thorough
 def test_execution_that_ended_is_removed_by_the_flush_of_its_record(perf: AgentPerf, raw: Raw, namespace: str) -> None:
     name = keys.worker(namespace, keys.worker_name(perf.backend.process))
 

@@ -224,6 +224,7 @@ def test_proxy_delivers_half_a_reply(proxy: Proxy, raw: Raw, namespace: str) -> 
         client.get(namespace)
 
 
+@pytest.mark.thorough
 def test_proxy_swallows_or_delays_reply(proxy: Proxy, raw: Raw, namespace: str) -> None:
     swallowed = proxy.swallow(only="INCRBY")
     proxy.delay(4.0, only="GET")
@@ -343,6 +344,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_workers_end_with_the_test_process(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(_KILLED)
     words = [sys.executable, str(tmp_path / "main.py")]
@@ -367,6 +369,7 @@ def test_workers_get_environment_of_their_test(
         assert workers.start(_environment).result() == (value, str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_worker_talks_fails_and_can_be_killed(workers: Workers) -> None:
     talker = workers.start(_talk, "you")
     assert talker.said() == "hello you"

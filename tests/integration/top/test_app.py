@@ -34,6 +34,7 @@ def view(perf: AgentPerf, runner: asyncio.Runner) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.thorough
 def test_tabs_show_all_services(view: Callable[..., None]) -> None:
     async def scenario(shown: Screen) -> None:
         await shown.shows("planner", "41", "24.4%")
@@ -192,6 +193,7 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
     view(scenario)
 
 
+@pytest.mark.thorough
 def test_pause_uses_the_clock_of_the_server(view: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this machine is a day slow."""
     now = time.time()
@@ -251,6 +253,7 @@ def test_keys_are_shown_and_q_quits(view: Callable[..., None]) -> None:
     view(scenario)
 
 
+@pytest.mark.thorough
 def test_empty_namespace_says_what_to_do(perf: AgentPerf, runner: asyncio.Runner) -> None:
     async def body() -> None:
         async with screen(perf) as shown:

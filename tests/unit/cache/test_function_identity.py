@@ -281,6 +281,7 @@ def test_scripts_are_distinguished_by_content_not_folder(tmp_path: Path) -> None
     assert not set(here) & set(else_where)
 
 
+@pytest.mark.thorough
 def test_typed_functions_are_distinguished_by_used_globals() -> None:
     small, again, large = (
         names_from("-", text=PROGRAM.format(model=m), seed=s) for m, s in (("s", "1"), ("s", "2"), ("l", "1"))

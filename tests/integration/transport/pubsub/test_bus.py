@@ -315,6 +315,7 @@ class SlowNode:
             connection.close()
 
 
+@pytest.mark.thorough
 def test_subscription_confirmed_during_ping_keeps_the_connection(
     connect: Callable[..., Backend], namespace: str
 ) -> None:
