@@ -9,7 +9,7 @@
 --   1   extended
 --   0   the lease is lost: expired, released or never granted
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  extends the lease by the time between the copies
+-- REPEAT  a repeated delivery counts the TTL from its own time, so the lease ends that much later
 -- ERRORS  none
 -- COST    O(log L); L leases
 local STATE, DUE = KEYS[1], KEYS[2]

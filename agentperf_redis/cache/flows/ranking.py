@@ -114,7 +114,7 @@ def _read(shards: Sequence[CacheKeys], limit: int, max_entries: float, *, with_t
     """Rank the entries, and count their tags if `with_tags` is True.
 
     To count tags, the names of all tagged entries are kept in memory, so callers bound the number of entries to read.
-    If the cache has more than `max_entries` entries, about the same number is read from each shard.
+    If the cache has more than `max_entries` entries, about `max_entries` are read, an equal share from each shard.
     """
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
     tags: dict[str, dict[str, int]] = {}  # bytes by tag and entry name; pages may repeat entries

@@ -28,8 +28,8 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   -- Draw an instance with a probability proportional to its score. Rejection sampling does this exactly with any upper
   -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, draw from
   -- classes of instances whose scores differ by at most a factor of 4; a class is a range of ranks. The rank and the
-  -- acceptance of a draw use two separate random generators (Park and Miller). With a single generator, the draw is
-  -- visibly biased for some thousand instances or more. When all scores are 0, all instances are equally likely.
+  -- acceptance of a draw use two separate random generators (Park and Miller). With a single generator, a pool of several
+  -- thousand instances would show a bias. When all scores are 0, all instances are equally likely.
   local function draw()
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
