@@ -30,7 +30,7 @@
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
 -- ERRORS  none
--- COST    O(log N + log L): 6 commands in the usual case under least_loaded, round_robin and random, 7 to 10 under the
+-- COST    O(log N + log L): 6 commands in the usual case under least_loaded, round_robin and random, 7 to 13 under the
 --         others; 1 or 2 more if the pool has neither the wanted nor the default strategy. At most 64 expiries when
 --         some are due; after the server's clock was set back, also some 250 corrected timers per round, until all are
 --         corrected; N instances, L leases

@@ -64,7 +64,7 @@ if lease[1] then
   -- If more time is left than the lease's TTL, the lease was granted before the server's clock was set back.
   local left_ms, max_ms = call('PTTL', LEASE), whole_number(lease[6])
   if max_ms and left_ms > max_ms then
-    call('PEXPIRE', LEASE, lease[6])
+    call('PEXPIRE', LEASE, string.format('%d', max_ms))
     left_ms = max_ms
   end
   return {3, math.max(1, left_ms), lease[1]}

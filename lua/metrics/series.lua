@@ -94,8 +94,8 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
 end
 
 -- With steps of a minute, an hour of a thousand agents has 60,000 steps. So if a step has one slice, as most steps do,
--- its fields are returned as they are. There are two exceptions. A number may be so large that it is stored in the form
--- 1.5e+17. Or the slice has many fields, most of which count error types and models.
+-- its fields are returned as they are. There are two exceptions. A number may be stored in the form 1.5e+17 or 1e+8.
+-- Or the slice has many fields, most of which count error types and models.
 local MAX_PLAIN = 128
 local NO_LINES, NO_FIELDS = {}, {}
 local function append_step(number, prefixes, name, lines, without_hashes)
@@ -105,6 +105,7 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   for i = 2, #got, 2 do
     local value = got[i] + 0
     if not (value >= 0) then clamped(value) end
+    if value >= 1e8 and value % 1e8 == 0 then value = 1e14 end  -- Redis 7.2 may have stored it as 1e+8
     if value > most then most = value end
   end
   if most < 1e14 and #got == 0 and #lines == 0 then return end

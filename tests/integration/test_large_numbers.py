@@ -47,3 +47,14 @@ def test_large_sums_of_metrics_are_whole_numbers(perf: AgentPerf, raw: Raw, name
         assert raw.hget(total, "cost_nano") == cost
         assert raw.hget(total, "max_us") == "100000000"
     assert sum(row.cost for row in perf.metrics.series("coder", window="5m", step="1m")) == 2.0
+
+
+def test_numbers_that_were_stored_with_exponents_are_read(perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    perf.metrics.record_execution("coder", 1.0, success=True)
+    perf.metrics.record_llm("coder", cost=1.0)
+    perf.metrics.flush()
+    sums = [key for key in raw.keys(f"{namespace}:*") if raw.type(key) == "hash" and raw.hexists(key, "cost_nano")]
+    for key in sums:
+        raw.hset(key, "cost_nano", "1e+09")
+    assert sums
+    assert sum(row.cost for row in perf.metrics.series("coder", window="5m", step="1m")) == 1.0

@@ -110,7 +110,7 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
         local record = call('HGET', STATE, id)
         local load, limit = match(record or '', LOADED)
         load, limit = tonumber(load), tonumber(limit)
-        if load and load < limit and load < share * limit and (from == READY or call('ZSCORE', from, id))
+        if load and load < limit and load < share * limit and call('ZSCORE', from, id)
           and (not suits or suits(record)) then
           return id, record
         end

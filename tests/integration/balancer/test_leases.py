@@ -424,6 +424,21 @@ def test_snapshot_errors_name_the_method_to_use(call: Call, balancer: LoadBalanc
 # Foreign data
 
 
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_instances_of_wrong_type_are_found_before_a_grant(
+    call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, strategy: LoadBalancingStrategy
+) -> None:
+    balancer = LoadBalancer(strategy, backend=backend)
+    register(call, balancer, 2)
+    for ready in raw.keys(f"{pool.tag}:ready*"):
+        raw.delete(ready)
+        raw.set(ready, "poison")
+    before = raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)
+    with pytest.raises(CorruptState, match="ready"):
+        call(balancer, "acquire", "planner", affinity="x")
+    assert (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)) == before
+
+
 @pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
 def test_key_of_wrong_type_is_named_and_unchanged(
