@@ -20,6 +20,7 @@ from agentperf_redis.balancer.layouts import layouts_of
 from agentperf_redis.history import read_history
 from tests.support.alert_rules import MINUTE, History, evaluated, firings
 from tests.support.calls import Call
+from tests.support.mutants import alter
 from tests.support.servers import Raw, Server, wait_until
 
 RULES = """
@@ -281,8 +282,11 @@ class PoolWorld:
 @pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("shards", [1, pytest.param(4, marks=pytest.mark.thorough)])
 def test_replay_of_a_pool_names_the_live_firings(
-    perf: AgentPerf, backend: Backend, server: Server, shards: int
+    perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A waiter lives for three seconds without a call. In a slow test, it would leave between a sample and an evaluation.
+    limits = "local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, "
+    alter(monkeypatch, "balancer/sample", limits + "3000", limits + "3600000")
     history = History(backend)
     times = history.minutes(90, 20)
     with server.client(decode_responses=False) as raw:
