@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import redis
 
@@ -118,12 +119,12 @@ class Trouble:
 
     def _forget_scripts(self) -> None:
         for node in self._server.nodes:
-            with node.client() as client:
+            with suppress(redis.RedisError), node.client() as client:  # a node of a Cluster may be restarting
                 client.script_flush()
 
     def _kill_clients(self) -> None:
         for node in self._server.nodes:
-            with node.client() as client:
+            with suppress(redis.RedisError), node.client() as client:  # as above
                 client.client_kill_filter(_type=self._chance.choice(("normal", "pubsub")), skipme=True)
 
     def _pause_server(self) -> None:
