@@ -44,7 +44,7 @@ _OTHERS: dict[str, tuple[Script, Change]] = {
 }
 
 
-def _without_tickets(patch: pytest.MonkeyPatch) -> None:
+def without_tickets(patch: pytest.MonkeyPatch) -> None:
     """Let local copies be filled with values that were read before an invalidation."""
 
     class Anything:
@@ -76,7 +76,7 @@ def _with_new_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 _PATCHES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "unguarded local copy": _without_tickets,
+    "unguarded local copy": without_tickets,
     "mixed-up shards": _with_mixed_shards,
     "alert under another id": _with_new_ids,
 }

@@ -16,7 +16,6 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
-from agentperf_redis.cache.process.local_copies import LocalCopies
 from agentperf_redis.errors import InvalidArgument
 from tests.support.caches import copied
 from tests.support.calls import Call
@@ -24,6 +23,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
+from tests.torture.mutants import without_tickets
 
 STALE_S = 0.25
 
@@ -153,19 +153,7 @@ def test_fill_begun_before_invalidation_is_refused(
 def test_fill_without_tickets_fails_the_check(
     server: Server, proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ticket(self: LocalCopies, name: str) -> Any:
-        class Anything:
-            def __eq__(self, other: object) -> bool:
-                return True
-
-            def __ne__(self, other: object) -> bool:
-                return False
-
-            __hash__ = None  # type: ignore[assignment]
-
-        return Anything()
-
-    monkeypatch.setattr(LocalCopies, "ticket", ticket)
+    without_tickets(monkeypatch)
     backend, other = connect(proxy.url), connect(server.url)
     # On a stalled machine, a read may ignore the copy and return the new value from the server.
     assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
