@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.flows.acquiring import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.health_checks import run_checks
 from agentperf_redis.balancer.history import PoolSeriesRow
 from agentperf_redis.balancer.lease_block import AsyncLeaseBlock

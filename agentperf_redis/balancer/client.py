@@ -9,7 +9,7 @@ from typing import Any
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.balancer.async_client import AsyncLoadBalancer
-from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.flows.acquiring import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.health_checks import Checks
 from agentperf_redis.balancer.history import PoolSeriesRow

@@ -90,7 +90,7 @@ class Checking:
         parts = []
         left = AT_ONCE
         away: BackendUnavailable | None = None
-        first = random_numbers.bits(16)  # each round begins with another shard
+        first = random_numbers.bits(16)  # each round begins with a random shard
         for number in range(len(layout.shards)):
             shard = layout.shards[(first + number) % len(layout.shards)]
             if away is not None and layout.is_away(shard):  # wait only once for a node that does not answer

@@ -51,7 +51,7 @@ def sample(pool: Pool) -> Command[int]:
                 return wait_ms
             case code, values:
                 error = refusal(pool, code, values)
-                if isinstance(error, PoolIsDivided):  # the pool was used before this process knew its shards
+                if isinstance(error, PoolIsDivided):  # this process did not know the shards yet: skip this sample
                     return 0
                 raise error
 
@@ -90,8 +90,8 @@ def _added(histories: Sequence[History]) -> History:
         total = slices[width, start] = {"samples": _PARTS, "load": 0}
         for history in histories:
             sample = history.slices.get((width, start))
-            # The shards are sampled one after another, so the sample of one shard may fall into the next slice. The
-            # state in its previous slice is used instead. Otherwise the pool would seem to lose some instances.
+            # The shards are sampled one after another. So a shard may have no sample in this slice, only in the next.
+            # Then use the shard's state in its previous slice. Otherwise the pool would seem to lose some instances.
             last = sample or history.slices.get((width, start - width)) or {}
             if sample is not None:
                 # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.

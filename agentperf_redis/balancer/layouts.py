@@ -235,7 +235,7 @@ def over_shards(
         if left and (layout.is_divided or plain) and is_nothing(result):
             try:
                 shards = yield from commands.count_shards(pool)
-            except BackendUnavailable:  # the node of this key is away: keep the other nodes' result
+            except BackendUnavailable:  # the number of shards cannot be read: keep the result
                 break
             if shards and shards != len(layout.shards):
                 layouts.learn(pool.agent_type, shards)

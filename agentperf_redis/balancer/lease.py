@@ -298,7 +298,7 @@ class _NoKeeper:
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Never called, since the copy is not held."""
 
-    def held_as(self, token: str) -> Lease | None:  # noqa: ARG002  it holds nothing
+    def held_as(self, token: str) -> Lease | None:  # noqa: ARG002  this keeper holds no leases
         return None
 
     def extend(self, lease: Lease, ttl: float) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 from types import TracebackType
 from typing import NoReturn
 
-from agentperf_redis.balancer.flows import leases
-from agentperf_redis.balancer.flows.leases import LeaseRequest
+from agentperf_redis.balancer.flows import blocks
+from agentperf_redis.balancer.flows.acquiring import LeaseRequest
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.operations import Operations
 from agentperf_redis.command import running_loop
@@ -37,7 +37,7 @@ class LeaseBlock:
     ) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            self._backend.run(leases.leave(self._operations.keeper, lease, error))
+            self._backend.run(blocks.leave(self._operations.keeper, lease, error))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
@@ -72,17 +72,17 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if isinstance(error, GeneratorExit):  # the coroutine is being destroyed, so nothing can be awaited
             if lease is not None:
-                if running_loop() is not None:  # None if the garbage collector destroys the coroutine on another thread
+                if running_loop() is not None:  # no loop if garbage collection ends the coroutine on another thread
                     self._backend.forget_loop_end(lease)
                 self._operations.keeper.jobs.put(partial(self._cut_off, lease))
         elif lease is not None:
             self._backend.forget_loop_end(lease)
-            await self._backend.arun(leases.leave(self._operations.keeper, lease, error))
+            await self._backend.arun(blocks.leave(self._operations.keeper, lease, error))
 
     def _cut_off(self, lease: Lease) -> None:
         """Release the lease: the event loop has ended within the block, so the block will never continue."""
         with contextlib.suppress(AgentPerfError):
-            self._backend.run(leases.leave(self._operations.keeper, lease, asyncio.CancelledError()))
+            self._backend.run(blocks.leave(self._operations.keeper, lease, asyncio.CancelledError()))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")

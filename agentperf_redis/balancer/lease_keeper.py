@@ -84,8 +84,8 @@ class LeaseKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # The dict needs no lock: each access is a single atomic operation, so a signal handler or `__del__` may run
-        # between any two of them.
+        # The dict needs no lock, since each access is one atomic operation. A signal handler or `__del__` may run
+        # between two operations.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
         self._numbers = itertools.count(1)
@@ -120,7 +120,8 @@ class LeaseKeeper:
     def hold(self, lease: Lease) -> bool:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        # This check must follow the assignment: if `close` ran too early to see the lease, `_closed` is already set.
+        # Check only after the assignment: a `close` that ran before the assignment missed the lease, but set `_closed`
+        # first.
         if self._closed:
             self._held.pop(lease.token, None)
             return False
@@ -182,8 +183,8 @@ class LeaseKeeper:
         await self._backend.arun(self._extending(lease, ttl))
 
     def _extending(self, lease: Lease, ttl: float) -> Flow[None]:
-        # The background thread sends the request, between its renewals. If another thread sent it, the request could
-        # overtake a renewal. This renewal would then give the lease its old TTL again.
+        # The background thread sends the request, between its renewals. If another thread sent the request, the server
+        # could receive an older renewal after it. That renewal would restore the old TTL.
         done = WakeUp()
         failures: list[AgentPerfError] = []
         self.jobs.put(partial(self._extend, lease, ttl, failures, done))
@@ -207,7 +208,7 @@ class LeaseKeeper:
         """Release all held leases, run pending retries once, and end the thread."""
         if self._closed:
             return
-        self._closed = True  # from here on `hold` refuses leases
+        self._closed = True  # from now on, `hold` refuses leases
         leases = [lease for lease in self.held() if lease.end()]
         with contextlib.suppress(AgentPerfError):
             if leases:
@@ -251,8 +252,8 @@ class LeaseKeeper:
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
-                # When the retry is due, it is put behind all waiting jobs. Therefore a renewal is not delayed, even by
-                # many retries at the same time.
+                # A retry that becomes due is put behind all waiting jobs. So even many retries at the same time do not
+                # delay a renewal.
                 self.jobs.at(again_at, partial(self.jobs.put, partial(self._attempt, command, until, None)))
         except AgentPerfError as error:
             _log.warning("could not release a lease: %s", error)

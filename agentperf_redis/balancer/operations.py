@@ -13,8 +13,8 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands, history
 from agentperf_redis.balancer.commands import Choice, Pool, Rates
-from agentperf_redis.balancer.flows import instances, leases
-from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, LeaseRequest
+from agentperf_redis.balancer.flows import acquiring, acquiring_many, blocks, instances, releasing, selecting
+from agentperf_redis.balancer.flows.acquiring import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, LeaseRequest
 from agentperf_redis.balancer.flows.queue import Queues
 from agentperf_redis.balancer.health_checks import Checking
 from agentperf_redis.balancer.history import PoolSeriesRow
@@ -236,12 +236,12 @@ class Operations:
 
     def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.select_instance`."""
-        found = leases.select(self.registrations.layouts, self.pool(agent_type), self.choice(require, affinity))
+        found = selecting.select(self.registrations.layouts, self.pool(agent_type), self.choice(require, affinity))
         return self._or_none(found, None)
 
     def acquire(self, agent_type: str, request: LeaseRequest) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.acquire`."""
-        return self._or_none(leases.acquire_instance(self.keeper, self.queues, self.pool(agent_type), request), None)
+        return self._or_none(acquiring.acquire_instance(self.keeper, self.queues, self.pool(agent_type), request), None)
 
     def acquire_many(
         self, agent_type: str, count: int, request: LeaseRequest, all_or_none: bool
@@ -251,12 +251,12 @@ class Operations:
         if arguments.flag("all_or_none", all_or_none) and request.wait > 0:
             raise InvalidArgument("wait", request.wait, "0 with all_or_none=True: units are not kept idle for a call")
         pool = self.pool(agent_type)
-        some = leases.acquire_instances(self.keeper, self.queues, pool, request, number, all_or_none)
+        some = acquiring_many.acquire_instances(self.keeper, self.queues, pool, request, number, all_or_none)
         return self._or_none(some, [])
 
     def enter(self, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
         """Lease one unit for a `with` block, or raise NoCapacity."""
-        entering = leases.enter(self.keeper, self.queues, pool, request)
+        entering = blocks.enter(self.keeper, self.queues, pool, request)
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
     def _or_none(self, flow: Flow[T], default: T) -> Flow[T]:
@@ -273,7 +273,7 @@ class Operations:
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
-            return leases.release_nothing()
+            return releasing.release_nothing()
         lease = self._lease_of("instance", instance)
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
@@ -284,7 +284,7 @@ class Operations:
             lease.retry_after = retry_after
         if tokens is not None:
             lease.tokens_used = arguments.count("tokens", tokens, minimum=0)
-        return self._or_none(leases.release(self.keeper, lease, checked, took), False)
+        return self._or_none(releasing.release(self.keeper, lease, checked, took), False)
 
     def release_many(
         self, instances: Iterable[AgentInstance | AttachedLease], outcome: Outcome | str, response_time: float | None
@@ -297,7 +297,7 @@ class Operations:
         usual = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
         ended = [(lease, usual if lease.outcome is None else Outcome(lease.outcome)) for lease in held]
-        return self._or_none(leases.release_many(self.keeper, ended, took), [False] * len(ended))
+        return self._or_none(releasing.release_many(self.keeper, ended, took), [False] * len(ended))
 
     def _lease_of(self, argument: str, value: object) -> Lease:
         """Return the argument if it is a lease, or else the lease that the instance carries."""

@@ -116,8 +116,9 @@ class Registrations:
             except BackendUnavailable as error:  # raised below, after the other shards are restored
                 away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
-            # A process may have let the division expire and then died before it noticed a new instance. Dividing the
-            # pool again now keeps the division.
+            # Another process may have found the pool empty and let its division expire, see `_let_lapse` in
+            # flows/instances.py. If that process died before it noticed the new instance, only this call keeps the
+            # division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
             self.layouts.learn(pool.agent_type, division.shards)
         for name in lost:

@@ -75,7 +75,7 @@ class PoolSettings:
             "max_ejection_time", self.max_ejection_time, minimum=_MIN_S, maximum=_MAX_S
         )
         if self.base_ejection_time > max_ejection_time:
-            if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # the default, not the caller's choice
+            if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # most likely the caller did not set it
                 allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; for a longer ejection raise both"
                 raise InvalidArgument("base_ejection_time", self.base_ejection_time, allowed)
             allowed = f"seconds from base_ejection_time, {self.base_ejection_time:g}, to {_MAX_S:g}"

@@ -28,7 +28,7 @@ from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf, checked_perf
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer.client import LoadBalancer
-from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.flows.acquiring import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.lease_keeper import lease_keeper_of
@@ -224,7 +224,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
         stored = registry.deployment_dict(next(iter(deployments)))
         pool = f"{self._prefix}{(stored or {}).get('model_name', model)}"
         yield from self._register(pool, deployments)
-        if request is None:  # no call is made, so nothing would release a lease
+        if request is None:  # no call follows, so nothing would release a lease
             seen = yield from self._operations.select(pool, (), None)
             return deployments.get("" if seen is None else seen.id) or next(iter(deployments.values()))
         foreign: list[Lease] = []
@@ -244,7 +244,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             for each in foreign:
                 yield from self._operations.release(each, Outcome.NEUTRAL, None, None, None)
         place = next((name for name in _METADATA if name in request), "metadata")
-        # The metadata may be a dict of the caller that several calls share. So a copy with the mark replaces it.
+        # Several calls may share the caller's metadata dict. So leave this dict unchanged; put the mark into a copy.
         mark = _Mark(lease.token)
         mark.strategy, self._leases[lease.token] = self, lease
         request[place] = {**(request.get(place) or {}), LEASE: mark}
@@ -262,8 +262,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 yield from self._operations.register(instance, None, rpm, tpm)
                 known[name] = facts
         for name in known.keys() - wanted.keys():
-            # `deployments` may lack deployments of the group that the router finds by another model name, such as a
-            # wildcard. So only deployments that the router does not have at all are removed.
+            # The router may find a deployment of the group by another model name, such as a wildcard. `deployments`
+            # lacks such a deployment. So remove only deployments that the router does not have at all.
             if not self._router.registry().has_deployment(name):
                 yield from self._operations.remove(pool, name)
                 known.pop(name, None)

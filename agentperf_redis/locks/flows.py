@@ -13,8 +13,8 @@ from functools import partial
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer.flows.leases import or_undo
 from agentperf_redis.balancer.flows.queue import LIVE_MS
+from agentperf_redis.balancer.flows.undoing import or_undo
 from agentperf_redis.balancer.model import MAX_TTL_S, MIN_TTL_S
 from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.errors import BackendUnavailable, LockError, LockNotOwned
@@ -182,7 +182,7 @@ class Locking:
             yield from commands.release(self.place, token)
             raise BackendUnavailable(self.backend.address.masked, "not_applied", CLOSED)
         for each in list(self.holder.units):
-            if each.is_abandoned:  # a caller may let leases end at their timeout, and never release them
+            if each.is_abandoned:  # callers may let a lease end at its timeout instead of releasing it
                 self.keeper.end(each)
                 self._remove(each)
         self.holder.units.append(held)

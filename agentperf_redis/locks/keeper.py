@@ -142,7 +142,7 @@ class LockKeeper:
 
     def hold(self, held: Held) -> bool:
         """Keep a lease from now on. Returns False when the keeper is closed."""
-        # The callback runs when the object is gone. So it gets what it needs as arguments.
+        # The callback runs after `held` is deleted, so the values that it needs are bound here.
         dropped = partial(self._dropped, held.place, held.token, held.renewed)
         self._held[held.token] = weakref.ref(held, dropped)
         if self._closed:

@@ -97,7 +97,7 @@ class Elsewhere:
             while left:
                 lease = yield from self._take(left[0])
                 if lease is not None:
-                    for shard in left:  # another waiter looks for more free capacity
+                    for shard in left:  # the next waiter tries these shards: they may have more free capacity
                         self._queues.freed(shard)
                     return lease
                 self._queues.watched_until.pop(left.pop(0), None)
@@ -126,7 +126,7 @@ class Elsewhere:
             return []
         if not self._require:
             until = now + _LOOK_S * (0.8 + 0.2 * random_numbers.fraction())
-            for shard in asked:  # set before the request, since a message during the request ends the watch
+            for shard in asked:  # before the request, as a message may end the watch during the request
                 watched[shard] = until
         live_ms = 0 if self._require else _WATCH_MS
         batch = Batch(tuple(commands.watch(shard, self._require, live_ms) for shard in asked))

@@ -16,7 +16,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Page, Pool, PoolIsDivided, Removed, TooLate
-from agentperf_redis.balancer.flows.leases import DEFAULT_TTL_S
+from agentperf_redis.balancer.flows.acquiring import DEFAULT_TTL_S
 from agentperf_redis.balancer.layouts import Layout, Layouts, over_shards
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
@@ -132,8 +132,9 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
-            # Another process may have registered an instance in a shard that was already deleted, and may confirm the
-            # division later. Until it does, no other process would find the instance. So the instance is deleted here.
+            # Another process may have registered an instance in a shard that was already deleted. It divides the pool
+            # again only afterwards, or never, if it dies. Until then, no other process finds the instance. So delete
+            # the shard again.
             counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
             for shard, count in zip(layout.shards, counts, strict=True):
                 if count:
@@ -384,7 +385,7 @@ def _leases_in(layout: Layout) -> Flow[PoolLeases]:
         held.sort(key=lambda lease: lease.expires_in)
     return PoolLeases(
         layout.shards[0].agent_type,
-        tuple({lease.token: lease for lease in held}.values()),  # a renewal may move a lease to a later page
+        tuple({lease.token: lease for lease in held}.values()),  # each once: a renewal may move a lease to a later page
         tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
     )
 

@@ -13,7 +13,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, Job
 from agentperf_redis.balancer import Lease, Outcome, commands
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.flows import leases
+from agentperf_redis.balancer.flows import acquiring, acquiring_many, blocks
 from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.command import Batch, Command, Wait, WakeUp
@@ -69,7 +69,7 @@ UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
 def test_interrupted_acquire_releases_with_a_tombstone(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert second.script is commands.RELEASE
@@ -81,7 +81,7 @@ def test_interrupted_acquire_releases_with_a_tombstone(keeper: SilentKeeper) -> 
 
 
 def test_cancelled_acquire_waits_briefly_for_its_release(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     waits: Any = flow.throw(asyncio.CancelledError())
     ((command, seconds),) = keeper.background
@@ -95,7 +95,7 @@ def test_cancelled_acquire_waits_briefly_for_its_release(keeper: SilentKeeper) -
 
 @pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
 def test_acquire_of_unknown_outcome_is_undone_in_background(keeper: SilentKeeper, error: AgentPerfError) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -105,7 +105,7 @@ def test_acquire_of_unknown_outcome_is_undone_in_background(keeper: SilentKeeper
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
 def test_acquire_that_was_not_applied_is_not_undone(keeper: SilentKeeper, error: AgentPerfError) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -115,7 +115,9 @@ def test_acquire_that_was_not_applied_is_not_undone(keeper: SilentKeeper, error:
 def test_unresponsive_node_costs_other_pools_no_leases(keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for name in ("gone", "also gone", "well"):
-        flow = leases.acquire(keeper, queues_of(keeper._backend), Pool.of("n", name), leases.LeaseRequest(ttl=1.2))
+        flow = acquiring.acquire(
+            keeper, queues_of(keeper._backend), Pool.of("n", name), acquiring.LeaseRequest(ttl=1.2)
+        )
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)
@@ -142,14 +144,14 @@ def test_unresponsive_node_costs_other_pools_no_leases(keeper: SilentKeeper, mon
 
 
 def test_closed_flow_undoes_its_request(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
     flow.send(None)
     flow.close()
     assert len(keeper.background) == 1
 
 
 def test_spent_token_is_replaced_by_a_new_one(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("expired"))
     assert step.args["token"] != second.args["token"]
@@ -167,7 +169,7 @@ REFUSED = commands.Refused(1.0, 2, 0)
 
 
 def test_waiter_that_gives_up_leaves_the_queue(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=0.001))
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(wait=0.001))
     acquire: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
     assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, acquire.args["token"], "-")
@@ -180,7 +182,7 @@ def test_waiter_that_gives_up_leaves_the_queue(keeper: SilentKeeper) -> None:
 
 
 def test_waiter_polls_again_and_keeps_its_position(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0, priority=2))
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(wait=100.0, priority=2))
     flow.send(None)
     flow.send(REFUSED)
     pause: Any = flow.send(commands.Queued(3, 0.5, "17"))
@@ -199,7 +201,7 @@ def test_waiter_polls_again_and_keeps_its_position(keeper: SilentKeeper) -> None
 
 @pytest.mark.parametrize("outcome", ["unknown", "not_applied"])
 def test_queue_entry_is_removed_in_background_after_failure(keeper: SilentKeeper, outcome: Any) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0))
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(wait=100.0))
     acquire: Any = flow.send(None)
     flow.send(REFUSED)
     with pytest.raises(BackendUnavailable):
@@ -208,7 +210,7 @@ def test_queue_entry_is_removed_in_background_after_failure(keeper: SilentKeeper
 
 
 def test_unknown_outcome_is_refused_when_set(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
     flow.send(None)
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
@@ -232,13 +234,13 @@ def test_unknown_outcome_is_refused_when_set(keeper: SilentKeeper) -> None:
 )
 def test_end_of_a_block_decides_its_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
     for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
-        flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+        flow = acquiring.acquire(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest())
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)
         lease = end.value.value
         lease.outcome = stated
-        leaving = leases.leave(keeper, lease, error)
+        leaving = blocks.leave(keeper, lease, error)
         step: Any = leaving.send(None)
         assert step.args["outcome"] == expected
         assert int(step.args["response_us"]) >= 0
@@ -248,7 +250,7 @@ def test_end_of_a_block_decides_its_outcome(keeper: SilentKeeper, error: BaseExc
 
 
 def test_interrupted_acquire_many_releases_all_tokens(keeper: SilentKeeper) -> None:
-    flow = leases.acquire_many(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(), 3, False)
+    flow = acquiring_many.acquire_many(keeper, queues_of(keeper._backend), POOL, acquiring.LeaseRequest(), 3, False)
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert isinstance(second, Batch)
@@ -258,8 +260,8 @@ def test_interrupted_acquire_many_releases_all_tokens(keeper: SilentKeeper) -> N
 
 
 def test_interrupted_fallback_releases_the_first_leases(keeper: SilentKeeper) -> None:
-    request = leases.LeaseRequest(fallback=(commands.Pool.of("n", "other"),))
-    flow = leases.acquire_many(keeper, queues_of(keeper._backend), POOL, request, 2, False)
+    request = acquiring.LeaseRequest(fallback=(commands.Pool.of("n", "other"),))
+    flow = acquiring_many.acquire_many(keeper, queues_of(keeper._backend), POOL, request, 2, False)
     first: Any = flow.send(None)
     token = first.args["leases..."][0]
     second: Any = flow.send({token: GRANTED})
