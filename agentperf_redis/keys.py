@@ -37,7 +37,7 @@ PX means that the key has a TTL::
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + its frequency, + 8
                                               if it was evicted from the window
-    agentperf:{cache:answers}:size            HASH  key -> "<bytes> <hits>"; the cache has exactly these keys
+    agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the cache has exactly these keys
     agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations; kept
                                               for a day after `cache drop`
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
@@ -63,7 +63,7 @@ PX means that the key has a TTL::
     agentperf:{metrics:03}:slices:1h:research   LIST  "<UTC> n=60 ... | <bucket>:<counts>": closed slices; expires
     agentperf:{metrics:03}:latest:research    LIST  <end ms>|734210us|err:TimeoutError: latest samples; bounded
     agentperf:{metrics:03}:slow:research      ZSET  <end ms>|734210us|ok|<id> -> duration, us; the slowest samples
-    agentperf:{metrics:03}:settings           STRING  schema=2 10s= 1m= 1h= 1d=: TTL of slices after their end, ms
+    agentperf:{metrics:03}:settings           HASH  schema, 10s 1m 1h 1d: TTL of slices after their end, ms
     agentperf:{metrics:03}:w:<writer>         STRING  number of the last flush of that process; expires
 
     agentperf:{alerts}:rules                  HASH  version, deployed_ms, alert:<name>, slo:<name>, notify:<name>: JSON
@@ -243,7 +243,8 @@ def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     if shards == 1 and not layout:
         return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
-    # In a narrow range, it would take many attempts to hit the middle quarter.
+    # Few slots lie in the middle quarter of a narrow range. There, up to 128 slots on each side of the middle are
+    # allowed, because it would take many attempts to find a tag in the quarter.
     off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))
     attempt, change = 0, f"~{layout}" if layout else ""
     while True:

@@ -49,7 +49,8 @@ _MAX_DIGITS = 16
 """Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
 MAX_VERSION = 90**8 - 1
 """Maximum version of an entry. Versions are times in ticks of the cache's clock; this one is in the year 3334."""
-_SIZE = re.compile(r"([0-9]{1,16})(?: ([0-9]{1,16}))?")
+_SIZE_DIGITS = 10  # an entry is at most 512 MB long
+_SIZE = re.compile(r"(?:([0-9]{1,16})(?=[0-9]{10}$))?([0-9]{1,10})")
 
 
 class Stored(NamedTuple):
@@ -204,7 +205,7 @@ def timestamp(clock: int) -> datetime:
 
 def pack_size(hits: int, size_bytes: int) -> str:
     """Return the text that the size index holds for an entry; the counterpart of pack_size in index.lua."""
-    return f"{size_bytes} {hits}" if hits else str(size_bytes)
+    return f"{hits}{size_bytes:0{_SIZE_DIGITS}}" if hits else str(size_bytes)
 
 
 def unpack_size(packed: str | bytes) -> tuple[int, int]:
@@ -216,7 +217,7 @@ def unpack_size(packed: str | bytes) -> tuple[int, int]:
     found = _SIZE.fullmatch(packed.decode(errors="replace") if isinstance(packed, bytes) else packed)
     if found is None:
         raise ValueError(packed)
-    return int(found[2] or 0), int(found[1])
+    return int(found[1] or 0), int(found[2])
 
 
 def pack_score(clock: int, frequency: int) -> int:

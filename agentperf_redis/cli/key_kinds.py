@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score
+from agentperf_redis.cache.entry_format import CLOCK_PER_S, unpack_score, unpack_size
 from agentperf_redis.keys import decoded, whole_resource
 from agentperf_redis.metrics.histogram import bucket_bounds
 
@@ -50,6 +50,12 @@ def access(value: float) -> str:
     """Return the text for an entry's score, a number that packs the last access and the frequency of the entry."""
     clock, frequency = unpack_score(value)
     return f"{at_clock(clock)}, frequency {frequency}"
+
+
+def held(value: float) -> str:
+    """Return the text for a number that packs the hits and the bytes of an entry."""
+    hits, size_bytes = unpack_size(str(int(value)))
+    return f"{size_bytes} bytes, {hits} hits"
 
 
 def length_ms(value: float) -> str:
@@ -169,8 +175,8 @@ def _named(group: str | None) -> str:
 
 def _in_words(shown: Shown, value: str) -> str:
     try:
-        return shown(float(value))
-    except (ValueError, OverflowError):  # another program has changed it
+        return shown(int(value) if value.isdecimal() else float(value))  # an int keeps all digits; a float may not
+    except (ValueError, OverflowError):  # another program has changed the value
         return ""
 
 
@@ -456,14 +462,14 @@ KINDS = (
         "size",
         "hash",
         "the entries of the cache {0} with their bytes and hits",
-        (Meaning(".*", "size of this entry in bytes, and its hits, if any"),),
+        (Meaning(".*", "hits * 10^10 + bytes of this entry", held),),
     ),
     Kind(
         "cache|tiered",
         "deferred:[0-9]+",
         "hash",
         "the entries that a clear of the cache {0} removed and whose values are freed later",
-        (Meaning(".*", "size of this entry in bytes, and its hits, if any"),),
+        (Meaning(".*", "hits * 10^10 + bytes of this entry", held),),
     ),
     Kind(
         "cache|tiered",
@@ -574,8 +580,12 @@ KINDS = (
     Kind(
         "metrics",
         "settings",
-        "string",
-        "TTLs after the end of the time slices in the shard {0} of the metrics, ms",
+        "hash",
+        "TTLs of the time slices in the shard {0} of the metrics",
+        (
+            Meaning("schema", "major version of the data model"),
+            Meaning("10s|1m|1h|1d", "TTL of such a slice after its end", length_ms),
+        ),
     ),
     Kind(
         "metrics",

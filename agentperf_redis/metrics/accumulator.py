@@ -122,7 +122,7 @@ class Accumulator:
         own = self.counts
         for name, value in counts.items():
             if name not in own and len(own) >= MAX_COUNTERS and name.startswith(MODEL):
-                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted under __other__
+                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  beyond the limit: counts as __other__
             own[name] += value
 
     def _keep(self, samples: Samples) -> None:

@@ -74,7 +74,7 @@ class AsyncMetricsCollector:
         return await self._backend.arun(flows.streams(self._flusher, agent_name, window, as_of))
 
     @overload
-    async def series(  # type: ignore[overload-overlap]  # a text is an iterable of texts too
+    async def series(  # type: ignore[overload-overlap]  # a str is also an Iterable[str]
         self, agent_or_agents: str, *, window: Window = ..., step: Window = ..., as_of: Timestamp = ...
     ) -> tuple[SeriesRow, ...]: ...
 

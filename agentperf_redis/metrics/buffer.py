@@ -128,7 +128,7 @@ class Buffer:
         self._series: dict[str | Part, Series] = {}
         self._check_at = 0
         """Number of items in a sample buffer at which `record` calls `_after_record`; 0 for every record."""
-        self._offset = time.time() - self._clock()  # from the local clock, until the server's time is known
+        self._offset = time.time() - self._clock()  # uses the local time until the server's time is known
         self._synchronised = False
         # Reentrant: a signal handler or a garbage-collected generator may record while this thread aggregates.
         self._lock = threading.RLock()
@@ -199,7 +199,7 @@ class Buffer:
     def aggregate(self) -> None:
         """Move everything recorded so far from the sample buffers to the accumulators."""
         with self._lock:
-            if self._aggregating:  # a record made during `aggregate` led to this call; see `_lock`
+            if self._aggregating:  # this call comes from a record made during `aggregate`; see `_lock`
                 return
             self._aggregating = True
             try:
@@ -389,7 +389,7 @@ class Buffer:
             lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if is_corrupt(packed.series))
             batch.accumulators = [packed for packed in batch.accumulators if not is_corrupt(packed.series)]
             self._dropped += lost
-            shard.seq += 1  # with a new number for the new content, the server rejects a late copy of the old batch
+            shard.seq += 1  # new content, new number: the server rejects a late copy of the old batch
             batch.seq = shard.seq
             if not batch.accumulators:
                 shard.batch = None

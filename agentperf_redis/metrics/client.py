@@ -184,7 +184,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.streams(self._flusher, agent_name, window, as_of))
 
     @overload
-    def series(  # type: ignore[overload-overlap]  # a text is an iterable of texts too
+    def series(  # type: ignore[overload-overlap]  # a str is also an Iterable[str]
         self, agent_or_agents: str, *, window: Window = ..., step: Window = ..., as_of: Timestamp = ...
     ) -> tuple[SeriesRow, ...]: ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -163,21 +162,20 @@ def stored_retention(namespace: str, shard: int) -> Command[Retention | None]:
 
     def decode(reply: Reply) -> Retention | None:
         try:
-            (text,) = reply
-            if text is None:
+            schema, *ttls = reply
+            if schema is None:
                 return None
-            found = _SETTINGS.fullmatch(text.decode())
-            if found is None:
-                raise ValueError(text)
-            of_10s, of_1m, of_1h, of_1d = (whole_number(ms) / 1000 for ms in found.groups())
+            if schema != _SETTINGS_SCHEMA:
+                raise ValueError(schema)
+            of_10s, of_1m, of_1h, of_1d = (whole_number(ms) / 1000 for ms in ttls)
             return Retention(of_10s, of_1m, of_1h, of_1d)
-        except (AttributeError, TypeError, ValueError):  # Retention raises InvalidArgument, which is a ValueError
+        except (TypeError, ValueError):  # Retention raises InvalidArgument, which is a ValueError
             raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
-    return Command("MGET", (key,), (), decode)
+    return Command("HMGET", (key,), ("schema", "10s", "1m", "1h", "1d"), decode)
 
 
-_SETTINGS = re.compile(r"schema=2 10s=(\d+) 1m=(\d+) 1h=(\d+) 1d=(\d+)")
+_SETTINGS_SCHEMA = b"2"
 
 
 def parts(namespace: str, agent: str) -> Command[list[str]]:
@@ -246,7 +244,8 @@ def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, .
     """Return the latest raw samples of an agent, the newest first."""
     key = keys.metrics_latest(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
 
-    def decode(reply: Reply) -> tuple[Execution, ...]:  # the stored list has the order of the flushes
+    def decode(reply: Reply) -> tuple[Execution, ...]:
+        # The stored list has the order in which samples were flushed, so they are sorted by their end here.
         found = _executions(key, reply)[::-1]
         newest_first = sorted(found, key=lambda each: each.ended, reverse=True)
         return tuple(newest_first[:limit])

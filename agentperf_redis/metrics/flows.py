@@ -94,7 +94,7 @@ def last_seen(flusher: Flusher, agent_name: str | None = None) -> Flow[dict[str,
 
 def _last_seen(flusher: Flusher, agent_name: str | None) -> Flow[dict[str, float]]:
     yield from own_records_counted(flusher)
-    alone = agent_name is not None and agent_name != OTHER  # each shard has its own `__other__`
+    alone = agent_name is not None and agent_name != OTHER  # an agent is in one shard, `__other__` is in every shard
     shards = (keys.metrics_shard(agent_name),) if agent_name and alone else range(keys.METRICS_SHARDS)
     namespace = flusher.backend.namespace
     listed: list[dict[str, float]] = yield from Batch(tuple(commands.last_seen(namespace, each) for each in shards))
@@ -163,7 +163,7 @@ def forget(flusher: Flusher, agent_name: str) -> Flow[bool]:
 
 def _forget(flusher: Flusher, agent_name: str) -> Flow[bool]:
     yield from own_records_counted(flusher)
-    # Each shard has its own `__other__`.
+    # An agent is in one shard, but `__other__` is in every shard.
     shards = range(keys.METRICS_SHARDS) if agent_name == OTHER else (keys.metrics_shard(agent_name),)
     forgotten: list[bool] = yield from Batch(
         tuple(commands.forget(flusher.backend.namespace, agent_name, shard) for shard in shards)

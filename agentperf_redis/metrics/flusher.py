@@ -193,7 +193,7 @@ class Flusher:
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # if the server does not reply, wait only once until the deadline
+        if not self._tried_last:  # without a reply, a second try would only wait until the deadline again
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:
@@ -376,7 +376,7 @@ class Flusher:
 
         self._requests.put(request)
         if not self._jobs.put(flush_and_leave):
-            flush_and_leave()  # no thread can be started
+            flush_and_leave()  # no thread can be started, so flush on this thread
         return partial(self._await_last_flush, ended, until)
 
     def _await_close(self, until: float) -> None:

@@ -70,7 +70,7 @@ class Fields:
             for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
             return frozenset(found)
-        except Exception:  # noqa: BLE001  a field that raises counts as missing
+        except Exception:  # noqa: BLE001  any access may raise; a field that cannot be read counts as missing
             return _NOTHING
 
     def get(self, source: object, name: str) -> Any:
@@ -164,7 +164,7 @@ def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
         for name in known & base.__dict__.keys():
             if name not in found and name not in hidden:
                 (hidden if isinstance(base.__dict__[name], _NOT_DATA) else found).add(name)
-        descriptor = base.__dict__.get("DESCRIPTOR")  # protobuf messages list their fields only there
+        descriptor = base.__dict__.get("DESCRIPTOR")  # a protobuf message lists its fields only in DESCRIPTOR
         found |= known & set(getattr(descriptor, "fields_by_name", ()))
     return frozenset(found)
 
@@ -185,5 +185,5 @@ def _answers_by_code(cls: type) -> bool:
     return any(
         "__getattr__" in base.__dict__ or ("__getattribute__" in base.__dict__ and base is not object)
         for base in cls.__mro__
-        if base.__module__ != "pydantic.main"  # its `__getattr__` only reads `_PYDANTIC_STORES`
+        if base.__module__ != "pydantic.main"  # the `__getattr__` of BaseModel only reads `_PYDANTIC_STORES`
     )

@@ -25,7 +25,7 @@ class UsageNotes:
         self.count = 0
         self._message = message
         self._logged: set[str] = set()
-        self._lock = threading.RLock()  # reentrant: a signal handler may record while its thread records
+        self._lock = threading.RLock()  # reentrant: a signal handler may record while this thread holds the lock
 
     def note(self, response: object) -> None:
         """Count a usage, and log each kind of response once."""

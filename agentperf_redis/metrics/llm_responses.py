@@ -35,7 +35,7 @@ class Responses:
 
     def __init__(self) -> None:
         self._counted: OrderedDict[_Key, _Counted] = OrderedDict()
-        self._lock = threading.RLock()  # reentrant: a signal handler may record while its thread records
+        self._lock = threading.RLock()  # reentrant: a signal handler may record while this thread holds the lock
 
     def news(self, agent: str, found: Iterable[Found]) -> tuple[list[Usage], int]:
         """Register usages, and return the part of their counts that was not counted before.

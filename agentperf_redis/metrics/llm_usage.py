@@ -101,7 +101,7 @@ class Reading:
 
 _ALL, _ONE = True, False
 _HOLDERS: dict[str, bool] = {
-    "model_usage": _ALL,  # Claude Agent SDK: by model
+    "model_usage": _ALL,  # Claude Agent SDK: one usage per model
     "modelUsage": _ALL,
     "usage": _ALL,
     "usage_metadata": _ALL,  # Gemini, LangChain
@@ -124,7 +124,7 @@ _HOLDERS: dict[str, bool] = {
     "generation_info": _ALL,
     "metrics": _ALL,  # Strands' AgentResult, Agno
     "_state": _ALL,  # pydantic-ai's AgentRunResult, if its `usage` is a method
-    "message": _ALL,  # Anthropic's message_start, a batch's result, LangChain's ChatGeneration
+    "message": _ALL,  # Anthropic's message_start and batch results, LangChain's ChatGeneration
     "response": _ALL,  # OpenAI's response.completed, a batch's row
     "body": _ALL,  # OpenAI's batch rows
     "result": _ALL,  # Anthropic's batch rows
@@ -220,7 +220,7 @@ def read(response: object) -> Reading:
         return _Search().read(response)
     except (KeyboardInterrupt, SystemExit):  # from a signal handler
         raise
-    except BaseException:  # noqa: BLE001  any error of the object leaves its usage unread
+    except BaseException:  # noqa: BLE001  the object may raise anything; its usage then stays unread
         return Reading()
 
 

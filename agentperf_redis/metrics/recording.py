@@ -255,7 +255,7 @@ class Recording:
 
     def _failure(self, error_type: object) -> str:
         try:
-            return self._outcomes[error_type]  # type: ignore[index]  # other types raise
+            return self._outcomes[error_type]  # type: ignore[index]  # unknown and unhashable keys raise
         except (KeyError, TypeError):
             name = arguments.name("error_type", error_type)
             outcome = f"{FAILED}:{name}"

@@ -251,7 +251,7 @@ class Traces:
             span: the tracer's object. It is referenced only weakly.
         """
         if key in self._open:
-            return  # a second processor of the same AgentPerf reports the span
+            return  # another processor of the same AgentPerf has already reported the span
         source = weakref.ref(span, lambda _: self._open.pop(key, None))
         around = self._open.get(parent)
         node = self._open[key] = _Node(self, around, source, executions_around(), id(sys.exception()))
@@ -346,7 +346,7 @@ class Traces:
             return
         agent, path = tracked
         if tracked not in (*execution.around, *execution.around_end):
-            names = (self._name(node),)  # the tracked execution began within the execution of this span
+            names = (self._name(node),)  # the tracked execution began within `execution`
         elif self._kind(execution) is not Kind.AGENT:
             names = (self._name(execution), *names)
         self._count(node, agent, path + names)
@@ -382,7 +382,7 @@ class Traces:
         if node is not execution:
             for each in (*node.around, *node.around_end):
                 if each not in execution.around:
-                    return each  # the tracked execution began within the execution of this span
+                    return each  # this tracked execution began within `execution`
         if self._kind(execution) is not Kind.AGENT:
             return execution.around[0] if execution.around else None
         around: _Node | None = execution
@@ -412,7 +412,7 @@ class Traces:
                 outer.inner_call = _better(outer.inner_call, call)
                 return
             if call is None or (not call.usage and node.ended.outcome != OK):
-                return  # a call that failed has no usage
+                return  # a failed call without usage does not count
         else:
             call = _better(call, node.inner_call)
             if call is None or not call.usage or node.has_calls:
@@ -510,7 +510,7 @@ def self_times(spans: list[tuple[int, int, int]]) -> list[float]:
     owns = [0.0] * len(spans)
     events = []
     for index, (start, end, _) in enumerate(spans):
-        start, end = max(start, first), min(end, last)  # noqa: PLW2901  the part within the execution
+        start, end = max(start, first), min(end, last)  # noqa: PLW2901  only time within the execution counts
         if start < end:
             events += [(start, 1, index), (end, 0, -index)]
     events.sort()  # at the same time, ends precede starts; the execution (index 0) starts first and ends last

@@ -180,7 +180,8 @@ class _TrackedAwaitable:
     async def __aexit__(self, *error: object) -> Any:
         return await self._awaitable.__aexit__(*error)
 
-    # If the wrapped object is a Coroutine, as in HTTP clients, a task runs it with `send`, `throw` and `close`.
+    # Some wrapped objects are also Coroutines, such as the requests of HTTP clients. A task runs a Coroutine with
+    # `send`, `throw` and `close`.
 
     def _coroutine(self) -> Coroutine[Any, Any, Any]:
         if self._running is None:
@@ -198,7 +199,7 @@ class _TrackedAwaitable:
 
     def __del__(self) -> None:
         span = self.__dict__.get("_span")
-        if span is not None:  # it was not awaited: the execution ended when the function returned
+        if span is not None:  # the object was never used, so the span ends here
             span.resume()
             span.__exit__(None, None, None)
 
@@ -253,7 +254,7 @@ class _Stream:
             between_s = self._made_s / (self._items - 1) if self._items > 1 else None
             try:
                 self._note(self._span.agent_name, self._items, self._first_s, between_s)
-            except Exception:  # noqa: BLE001  as in Span.__exit__
+            except Exception:  # noqa: BLE001  a failed record must not affect the generator
                 not_recorded(self._span.agent_name)
 
 

@@ -1,18 +1,21 @@
 -- flush: add the records of one process to the shared counts, exactly once.
 -- KEYS
 --   agents          ZSET    agentperf:{metrics:<shard>}:agents
---   settings        STRING  agentperf:{metrics:<shard>}:settings; this script replaces the HASH of an older version
+--   settings        HASH    agentperf:{metrics:<shard>}:settings
 --   writer          STRING  agentperf:{metrics:<shard>}:w:<writer>
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   latests...      LIST    agentperf:{metrics:<shard>}:latest:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   This script computes more keys under the same hash tag: those of slices, of lists of closed slices, of indexes of
---   parts, of __other__ and of names that give way (see idle_ms).
+--   This script computes more keys under the same hash tag: those of slices, of lists of closed slices, of __other__,
+--   and of names that give way (see idle_ms). It also computes the key of the index of an agent's parts. The parts of
+--   an agent are its spans and measures.
 -- ARGV
---   seq             int     number of this flush, rising for this writer and shard: its idempotency key
---   writer_keep_ms  int     how long the number is remembered, ms
---   firm            int     1 stores the following TTLs for the shard; 0 uses the stored TTLs instead, if there are any
---   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0 writes no such slices
+--   seq             int     idempotency key of this flush, a number that rises with each flush of this writer to this
+--                           shard
+--   writer_keep_ms  int     how long the server remembers seq, ms
+--   firm            int     1: the next four TTLs apply and are stored for the shard. 0: the stored TTLs apply instead;
+--                           if they are not all stored, the same as 1
+--   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0: no such slices are written
 --   keep_1m_ms      int     the same for a slice of 1 min, ms
 --   keep_1h_ms      int     the same for a slice of 1 h, ms
 --   keep_1d_ms      int     the same for a slice of 1 day, ms
@@ -22,25 +25,29 @@
 --   slow_keep_ms    int     TTL of slowest samples, ms
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
---   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
---   idle_ms         int     if a limit is reached, a name that was not used for this time, ms, gives way to a new name;
---                           the counts of the old name are added to __other__. If the old name is an agent, the counts
---                           of its spans are added to the span __other__ of the agent __other__
+--   max_errors      int     max error types of a series, and also max models of a series; further ones are counted
+--                           under __other__
+--   idle_ms         int     time without use after which a name may give way, ms. When a new name would exceed a limit,
+--                           it takes the place of such an old name. The counts of the old name are added to __other__.
+--                           If the old name is an agent, the counts of its spans are added to the span __other__ of the
+--                           agent __other__. For error types and models, the time is rounded up to whole days
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
---   cells...        any     for each accumulator: index of its series, age_ms of its oldest and of its newest sample,
---                           width_ms of its slice, number of fields, field and value of each, its slowest raw samples,
---                           its other raw samples; samples are "<age_ms> <us>us|<outcome>", separated by spaces
+--   cells...        any     for each accumulator: number of its series in names (the first is 1), age of its oldest and
+--                           of its newest sample, width of its slice, number of fields, name and value of each field,
+--                           its slowest raw samples, its other raw samples. Raw samples are separated by spaces; each
+--                           is "<age> <us>us|<outcome>". Ages and the width are in ms; ages count back from sent_ms
 -- RETURNS
---   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
---   {0, now_ms, 0, 0}  this flush was counted before: its number is not new
--- REPEAT  the number of the flush is known, so nothing is counted twice
+--   {1, now_ms, n, r}  counted. n: number of executions that were counted under __other__; r: number of raw samples
+--                      that were too old to keep
+--   {0, now_ms, 0, 0}  this flush was counted before: seq is not new
+-- REPEAT  a second delivery finds seq known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
--- COST    O(series x tiers x fields) + O(samples log N), + O(fields) for each slice that is closed, + O(256 lines) for
---         each list that gets late samples; at a limit, + O(fields) for each name that gives way. At most
---         16 agents give way, max_parts + 3 parts of these agents, 16 spans of an agent that stays, and 64 errors or
---         models of a series
+-- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
+--         O(fields). A list that gets late samples adds O(256 lines). At a limit, each name that gives way adds
+--         O(fields). One flush removes at most 16 agents with max_parts + 3 parts in total, 16 spans of an agent that
+--         stays, and max_errors error types and as many models of a series
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -83,8 +90,8 @@ elseif known_seq then
   holds(WRITER, 'string')
 end
 -- Readers compute from the stored TTLs which slices exist, so writers must use the stored TTLs too.
-local stored_keep, in_form, is_complete = settings_ttls(SETTINGS, KEEP)
-if not stored_keep and not (FIRM and in_form == WRONG_TTLS) then return corrupt(SETTINGS, in_form) end
+local stored_keep, is_current, is_complete = settings_ttls(SETTINGS)
+if not stored_keep and not (FIRM and is_current == WRONG_TTLS) then return corrupt(SETTINGS, is_current) end
 if stored_keep and is_complete and not FIRM then KEEP = stored_keep end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
@@ -95,7 +102,7 @@ local function closed_functions()
   return closed_key, stamp_of, add_head, add_line, closed_range, closed_lines, encode_name
 end
 
--- Each name is counted under a series: its own, or __other__ beyond a limit.
+-- Each name is counted under its own series. A name beyond a limit is counted under __other__.
 local series, indexes, leaving = {}, {}, {}
 local present  -- the agents and parts of this flush, which do not give way
 local leaving_parts = 0  -- number of the parts of all agents that give way
@@ -216,11 +223,11 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, a new type or model takes the place of an idle one. A type or model is idle if it was used neither today nor
--- on the days before today that IDLE_MS covers, rounded up to whole days.
+-- limit, a new type or model takes the place of an idle one. Idle means: not used today, and not on the last N days
+-- before today. N is IDLE_MS in days, rounded up.
 local guards, gone_fields = {}, {}
 -- The last use of a type or model is not stored. But the slice of a day has a field for each type and model that was
--- used on that day.
+-- used on that day. If slices of a day are kept for less than IDLE_MS, no type or model counts as idle.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
 local function take_out_idle(total, guard, prefix)
   local idle = guard[prefix]
@@ -251,7 +258,7 @@ local function take_out_idle(total, guard, prefix)
     end
     local key = closed_key(tag, day, name)
     if #fields > 0 and call('TYPE', key).ok == 'list' then
-      pcall(function()  -- a line that another program has written names no type or model
+      pcall(function()  -- an error means a line that another program has written: skip the other lines
         for _, line in ipairs(closed_lines(key, range, now)) do add_head(line, closed) end
       end)
       for i, field in ipairs(fields) do used[i] = used[i] or closed[field] end
@@ -262,7 +269,7 @@ local function take_out_idle(total, guard, prefix)
   end
   while #idle > 0 do
     local base = table.remove(idle)
-    if guard.kinds[base] == nil then  -- else it comes from an agent that gives way in this flush
+    if guard.kinds[base] == nil then  -- else this flush adds to it, from an agent that gives way
       guard.kinds[base] = false
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
@@ -438,7 +445,8 @@ for _, key in ipairs(order) do
       end
       is_stored = true
     end
-    -- redis.call writes all digits of a number, unlike tostring. But Redis 7.2 writes multiples of 10^8 as 1e+8.
+    -- redis.call writes all digits of a number, unlike tostring. But Redis 7.2 writes multiples of 10^8 in the form
+    -- 1e+8, so these numbers are passed as text.
     if value >= 1e8 and value % 1e8 == 0 then value = whole(value) end
     write[2 * i - 1], write[2 * i] = field, value
   end
@@ -455,17 +463,16 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- Close slices; see includes/closed.lua. A flush closes two kinds of slices: those that its own samples make old
--- enough, and old ones to which it adds late samples. Of the first kind, a series can have two slices of each width:
--- the slice of its last sample before this flush, and the slice before that one. So the script looks at each slice
--- once, and searches for none.
+-- Close slices; see includes/closed.lua. A flush closes two kinds of slices. First, slices that its samples make old
+-- enough to close: of each width, only the slice of the last sample before this flush and the slice before it can be
+-- among them. So the script needs no search for them. Second, old slices to which the flush adds late samples.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
 local MAX_TAIL = 256  -- a slice with this many closed slices after it stays a hash
-local to_close, closing  -- by list: its slices to close; what to write
+local to_close, closing  -- `to_close`: the slices to close, by list; `closing`: the writes that close them
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
 end
-local function last_sample(one)  -- before this flush, and after it
+local function last_sample(one)  -- returns its time before this flush, and its time after this flush
   local before, own = last_before[one.total], sums[one.total].values.last_ms
   return before, before and before > own and before or own
 end
@@ -510,7 +517,7 @@ end
 local function close_slices()
   local closed_key, stamp_of, _, add_line, _, _, encode_name = closed_functions()
   local HEAD = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'min_us', 'max_us', 'last_ms'}
-  local NOT_IN_LINE = {first_ms = true}  -- only the total of a series needs it
+  local NOT_IN_LINE = {first_ms = true}  -- only the total of a series needs this field
   for _, name in ipairs(HEAD) do NOT_IN_LINE[name] = true end
   local function digits(value)
     local number = counter(value)
@@ -560,7 +567,7 @@ local function close_slices()
   end
 
   closing = {}
-  local function counters_of(key, line)  -- as after this flush, flat; nil if the slice has no hash
+  local function counters_of(key, line)  -- returns the counters after this flush, flat; nil if the slice has no hash
     local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
     if not (write or line) then return stored, stored end
     if not (write or stored) then return nil end
@@ -602,7 +609,7 @@ local function close_slices()
       end
     end
     if #add_lines == 0 then return end
-    -- The first `kept` lines stay. The lines after them are written again, with the new lines in their places.
+    -- The first `kept` lines stay. The later lines are removed, and pushed again together with the new lines in order.
     local push, next_line = {}, 1
     for l = kept + 1, #lines do
       while add_lines[next_line] and add_lines[next_line].shown < stamps[l] do
@@ -652,9 +659,12 @@ for _, one in ipairs(closing or {}) do
   call('PEXPIREAT', one.list, whole(one.expires))
   if #one.delete > 0 then call('UNLINK', unpack(one.delete)) end
 end
-local is_kept = stored_keep and in_form
+local is_kept = stored_keep and is_current
 for t = 1, 4 do is_kept = is_kept and stored_keep[t] == KEEP[t] end
-if not is_kept then call('SET', SETTINGS, format(SETTINGS_FORM, KEEP[1], KEEP[2], KEEP[3], KEEP[4])) end
+if not is_kept then
+  call('HSET', SETTINGS, 'schema', SCHEMA)
+  for t = 1, 4 do call('HSET', SETTINGS, TIERS[t][NAME], whole(KEEP[t])) end
+end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
 end

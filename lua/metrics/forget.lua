@@ -12,9 +12,9 @@
 -- RETURNS
 --   {1, n}  removed, with n spans and measures
 --   {0, 0}  there is no such agent
--- REPEAT  finds no such agent
--- ERRORS  CORRUPT <key>: it holds another type; nothing was removed
--- COST    O(spans), which flush limits to some 200
+-- REPEAT  a second delivery finds no such agent
+-- ERRORS  CORRUPT <key>: agents or parts holds another type; nothing was removed
+-- COST    O(spans); flush.lua limits the spans of an agent to max_parts, which is 200
 --@include corrupt
 local AGENTS, PARTS, TOTAL, LATEST, SLOW = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local AGENT = ARGV[1]

@@ -1,22 +1,25 @@
 -- read: return the counters of some series, either of all time or added up over the slices that cover a window.
 -- KEYS
---   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
---   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
+--   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
+--   settings   HASH  agentperf:{metrics:<shard>}:settings
 --   The names of the totals, slices and latest samples of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms  int     length of the window, ms; 0 for all time
---   as_of_ms   int     end of the window, ms since 1970; it may be in the future; -1 for now
---   max_exact  int     return the raw durations of a series if all are stored and there are at most this many. -1
---                      returns only the plain counters, without buckets, error types and models: the second form below
---   names...   text    the series, percent-encoded
+--   window_ms  int   length of the window, ms; 0 for all time
+--   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
+--   max_exact  int   max raw durations to return for a series. They are returned only if all of them are stored and
+--                    there are no more than this. -1: return only the plain counters, without buckets, error types and
+--                    models; this is the second form below
+--   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
---                     durations in us separated by spaces (empty unless all are stored); lines of the closed slices.
---                     The client adds these lines to the fields, because it parses them faster than the script. The
---                     window is [from_ms, to_ms)
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
---                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
---                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
+--   {1, now_ms, from_ms, to_ms, ...}  then for each series: name, number of its fields, name and value of each field,
+--                   raw durations, lines of the closed slices. The durations are in us, separated by spaces; empty if
+--                   they are not returned (see max_exact). The fields do not contain the counts of the lines. The
+--                   client adds them, because it parses the lines faster than the script. The window is
+--                   [from_ms, to_ms)
+--   {1, now_ms, from_ms, to_ms, ...}  with max_exact -1, then for each series: name, n, ok, err, sum_us, llm_calls,
+--                   tool_calls, tok_in, tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in,
+--                   tok_cache_write, tok_reasoning. min_us, max_us, last_ms and first_ms are -1 if unknown. For a
+--                   window, first_ms is always -1
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
@@ -36,7 +39,7 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- The first slice starts at a border of the narrowest slices that are kept for the start of the window.
+-- Round the start of the window down to the width of the narrowest slices that are still kept for that time.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now

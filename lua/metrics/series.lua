@@ -1,19 +1,19 @@
 -- series: return the counters of some series for each step of a window.
 -- KEYS
---   agents     ZSET    agentperf:{metrics:<shard>}:agents; only its hash tag is used
---   settings   STRING  agentperf:{metrics:<shard>}:settings; a HASH if an older version wrote it
+--   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
+--   settings   HASH  agentperf:{metrics:<shard>}:settings
 --   The names of the slices of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms  int     length of the window, ms
---   as_of_ms   int     end of the window, ms since 1970, which may be in the future; -1 for now
---   step_ms    int     length of a step, ms: a multiple of 10000. Steps begin at its multiples since 1970
---   names...   text    the series, percent-encoded
+--   window_ms  int   length of the window, ms
+--   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
+--   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of this since 1970
+--   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A line has
---                     these parts, separated by the character 31: the number of the step, counted from 0; for each
---                     closed slice, a bar and the slice's line; field and value of each counter of the open slices.
---                     A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
---                     up to now; no step begins after now
+--                   these parts, separated by the character 31: the number of the step, counted from 0; for each
+--                   closed slice, a bar and the slice's line; field and value of each counter of the open slices.
+--                   A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
+--                   up to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
@@ -38,10 +38,10 @@ local ending = AS_OF_MS < 0 and now or AS_OF_MS
 local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
--- The slices of a step are those of a window with the same start and end. For each step, `starts` holds the prefixes of
--- the keys of its slices; in a key, the name of the series follows the prefix. A step is empty if none of its slices is
--- kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a range maps the
--- stamp of each slice to the number of its step.
+-- The slices of a step are chosen as for a window with the same start and end. For each step, `starts` holds a list of
+-- the prefixes of its slices' keys. In a key, the name of the series follows the prefix. The list is empty if no slice
+-- of the step is kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
+-- range maps the stamp of each slice to the number of its step.
 local starts, ranges, of_tier = {}, {}, {}
 local oldest = oldest_kept(now, KEEP) or to
 for begin = from, to - STEP_MS, STEP_MS do
@@ -93,9 +93,10 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
   end
 end
 
--- With steps of a minute, an hour of a thousand agents has 60,000 steps. So if a step has one slice, as most steps do,
--- its fields are returned as they are. There are two exceptions. A number may be stored in the form 1.5e+17 or 1e+8.
--- Or the slice has many fields, most of which count error types and models.
+-- With steps of a minute, an hour of a thousand agents has 60,000 steps. To save time, the fields of a step with only
+-- one slice, the usual case, are returned as they are stored. There are two exceptions, which `append_sums` handles: a
+-- number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields, most of which count models. The
+-- reply omits these counts.
 local MAX_PLAIN = 128
 local NO_LINES, NO_FIELDS = {}, {}
 local function append_step(number, prefixes, name, lines, without_hashes)
@@ -125,8 +126,9 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   size = size + 1
 end
 
--- Return the lines of the closed slices of a series, by the number of their step. The second value is true if no step
--- that has one slice has both a line and a hash, which is usual.
+-- Return the lines of the closed slices of a series, by the number of their step. The second value is
+-- usually true: no step with only one slice has both a line and a hash. Such a step needs no read of its hash if it has
+-- a line.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   for _, range in ipairs(ranges) do

@@ -10,47 +10,50 @@
 -- the indexes. An expired entry therefore stays resident until a write finds that it has no value (see I.expire). In a
 -- cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on average examines 16
 -- residents. If it finds expired ones, the next write also examines 16. So on average, an expired entry is removed
--- within N writes in a cache of N residents. Even if every entry expires, at most about an eighth of the residents are
--- expired: if their share is p, a write removes p / (1 - p)^16 of them on average, and at p = 12.5 % this is 1.
+-- within N writes in a cache of N residents. Even if every entry expires, the expired ones are at most about an eighth
+-- of the residents. If their share is p, a write removes p / (1 - p)^16 of them on average. At p = 12.5 %, a write
+-- removes one, as many as it adds.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
--- META holds the clocks of the last four halvings. A stored frequency is halved only when its score is read: once for
--- each halving since the score was written. Ageing therefore rewrites no scores.
+-- A halving changes no stored score: META holds the clock of each of the last four halvings. When a script reads a
+-- score, it halves the frequency once for each halving since the score was written.
 --
 -- Policy lru: a new entry starts in cold. A read promotes an entry by one tier. A full tier demotes its oldest entry.
 -- The oldest entry of the lowest tier is evicted.
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
 -- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the one
--- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members
--- as there are residents.
+-- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It is trimmed to twice as many
+-- members as there are residents.
 --
--- The window adapts to two signals. When keys that were evicted from the window are soon stored again, it grows. It may
--- fill the whole cache, which then works as an LRU. When entries at the old end of cold are read, it shrinks. Each
--- change of the window costs hits, since it evicts entries without a comparison. Therefore a step is proportional to
--- the square of `trend`, the moving average of the signals. So the window moves far only while most signals have the
--- same direction. If the signals balance, the window stays. The signals measure the gain of a small change only. A loop
--- that nearly fits into the cache can pull the window through sizes with far fewer hits. Therefore the hit ratios of
--- periods are compared too. If the window has moved and the hit ratio has fallen, the window returns to its earlier
--- size and keeps it for some periods.
+-- Two signals change the size of the window. If keys that were evicted from the window are soon stored again, the
+-- window grows. It may fill the whole cache, which then works as an LRU. If entries at the old end of cold are read,
+-- the window shrinks. Each change of the window costs hits, since it evicts entries without a comparison. Therefore a
+-- step is proportional to the square of `trend`, the moving average of the signals. So the window moves far only while
+-- most signals have the same direction. If the signals balance, the window stays.
 --
--- Where popularity drifts, the hit ratio stays within 4 percentage points of an LRU's. With a window of fixed size, it
--- falls by 25 points or more.
+-- The signals measure only the gain of a small change. If a program reads keys in a loop that nearly fits into the
+-- cache, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are
+-- compared too. If the window has moved and the hit ratio has fallen, the window returns to its earlier size and keeps
+-- it for some periods.
+--
+-- If the popularity of keys drifts, the hit ratio stays within 4 percentage points of the hit ratio of an LRU. With a
+-- window of fixed size, it falls by 25 points or more.
 --
 -- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
 -- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
--- functions are built only after the settings have been found. Numbers are formatted with '%d', since Redis 7.0 prints
--- them with %.17g.
+-- functions are built only after the settings have been found. Numbers are converted to text with '%d', because Redis
+-- 7.0 would convert a number in a command with %.17g.
 
 -- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
 
 local MAX_HITS = 9e15  -- above this a double is not exact
 
--- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
--- used, returns nil and the reply that the script must return: {0} if the cache has no settings or its entries are
--- being moved to another layout, or an error if a key holds unexpected data. `closed` is true for the scripts that
--- empty a shard which fence.lua has closed. If `key` is given, its score in GHOST is read.
+-- Read the state of the indexes, and write nothing. Returns a table of the state and the functions. If the cache cannot
+-- be used, returns nil and the reply that the script must return. This is {0} if the cache has no settings or its
+-- entries are being moved to another layout, and an error if a key holds unexpected data. closed: true in the scripts
+-- that empty a shard after fence.lua has closed it. key: the key whose score in GHOST is read, if given.
 local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed, key)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
@@ -63,7 +66,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then
-    -- The caller knows a cache of one shard, but the cache has another layout since, or changes its layout now.
+    -- The caller expects a cache of one shard. But the cache has been given another layout since then, or is being
+    -- moved to one.
     if string.match(m[1], '%d shards %d+') or string.match(m[1], '%d layout %d+') or string.match(m[1], '%d to %d+$')
       or string.match(m[1], ' closed$') then return nil, {0} end
     return nil, corrupt(META, 'settings of another form')
@@ -75,7 +79,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   if not is_whole or (not next_ms and m[4] and m[4] ~= '') then
     return nil, corrupt(META, 'clock, bytes, next, deferred, resent or removed that is no whole number')
   end
-  -- While entries move here from another layout, `moving` is the part of the limits that is still used there.
+  -- While entries move to this shard from another layout, the field `moving` holds two numbers. They are the parts of
+  -- the limits, in entries and in bytes, that the other layout still uses.
   hot, warm, cold = number(hot), number(warm), number(cold)
   local total, max_bytes, marks = hot + warm + cold, number(bytes), false
   if m[9] and m[9] ~= 'done' and not closed then
@@ -106,8 +111,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   local time = call('TIME')
   -- The table is built in one expression, because a growing table is rehashed at each doubling. The expression has more
   -- than 32 fields, so it makes a table with space for 64. In the usual calls, the table must have at most 64 fields,
-  -- with its functions: the next doubling would cost 28,000 instructions, 6 % of a put. Therefore the fields of rare
-  -- calls are added when they are needed:
+  -- including the functions that are added to it. The next doubling would cost 28,000 instructions, 6 % of a put.
+  -- Therefore some fields are added only in the rare calls that need them:
   --   climb                         how the window moves, see adapt
   --   tail                          see record_reads in reads.lua
   --   served, counters, writer      statistics to be saved
@@ -117,8 +122,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     lfu = lfu, capacity = {hot, warm, cold}, total = total, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = max_bytes, ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     n = n, newcomers = newcomers, bytes = held,
-    remembered = remembered,                           -- score of `key` in GHOST, as text; false if it has none
-    next = next_ms or nil,  -- lower bound of the first expiry, ms; nil if no entry has had one
+    remembered = remembered,                           -- score of `key` in GHOST, as text; false if GHOST lacks the key
+    next = next_ms or nil,  -- no entry expires before this time, ms; nil if no entry has an expiry
     scan = m[10],           -- HSCAN cursor of the search for expired entries; "<cursor> +" if it has just found some
     deferred_count = deferred_count, resent = resent,
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
@@ -134,14 +139,21 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
 
   function I.text(whole) return string.format('%d', whole) end
 
-  -- Each of these formats packs two numbers. A field of SIZE is "<bytes> <hits>", or "<bytes>" without hits. A score is
-  -- clock * 16 + frequency; in GHOST the frequency is at most 7, plus 8 if the entry was evicted from the window. Only
-  -- these functions and their counterparts in cache/entry_format.py know the formats.
-  function I.pack_size(hits, size) return string.format(hits > 0 and '%d %d' or '%d', size, hits) end
+  -- Each of these two formats packs two numbers. A field of SIZE is hits * 10^10 + bytes. It may exceed 2^53, so its
+  -- digits are handled as text. A score is clock * 16 + frequency. In GHOST, the frequency is at most 7, plus 8 if the
+  -- entry was evicted from the window. Only these functions and their counterparts in cache/entry_format.py know the
+  -- formats.
+  function I.pack_size(hits, size)
+    if hits > 0 then return string.format('%d%010d', hits, size) end
+    return string.format('%d', size)
+  end
   function I.unpack_size(packed)
-    local size, hits = whole_number(packed, 0), nil
-    if size then return 0, size end
-    size, hits = string.match(packed, '^(%d+) (%d+)$')
+    local whole = whole_number(packed, 0)
+    if whole then
+      local size = whole % 1e10
+      return (whole - size) / 1e10, size
+    end
+    local hits, size = string.match(packed, '^(%d+)(%d%d%d%d%d%d%d%d%d%d)$')
     return whole_number(hits) or 0, whole_number(size) or 0            -- 0 if another program has changed it
   end
   function I.pack_score(at, frequency) return at * 16 + frequency end
@@ -152,15 +164,19 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       return math.floor(score / 16), score % 16
     end
 
-    -- Return a fraction of the capacity, in entries. If there are fewer entries, return a fraction of their number.
+    -- Return `part` times the number of entries, or `part` times the capacity if that is lower.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
 
-    -- Adapt the window. Direction 1 is a signal to widen it, -1 to narrow it. Direction 0 ends a period, which has
-    -- about 4 * capacity accesses. META's field climb holds the trend, the number of periods to rest, the hit ratio and
-    -- the window of the period to compare with, and the number of periods since the last halving.
+    -- Adapt the window. Direction 1 is a signal to widen it, -1 a signal to narrow it. Direction 0 ends a period, which
+    -- has about 4 * capacity accesses. META's field climb holds five numbers:
+    --   trend   the moving average of the signals
+    --   rest    the number of periods for which signals are still ignored
+    --   ratio   the hit ratio of the period to compare with; -2 or -1: there is none
+    --   grow    the growth of the window in that period
+    --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
-      if not c then                      -- starts again if another program has changed the text
+      if not c then                      -- starts from default values if another program has changed the text
         local trend, rest, ratio, grow, age =
           string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
         c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
@@ -221,7 +237,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     end
   end
 
-  -- Advance the clock for n accesses to one key, of which `hits` were hits.
+  -- Advance the clock by one, and count n accesses to one key, of which `hits` were hits.
   function I.tick(n, hits)
     I.clock = I.clock + 1
     if not I.lfu then return end
@@ -287,7 +303,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- Demote and evict entries until hot, warm, the window and the whole cache are within their capacities. `keep` is the
   -- entry just written; it is not evicted.
   function I.balance(keep)
-    local capacity, MAX_EVICTIONS = I.capacity, 512                    -- entries moved or evicted per call
+    local capacity, MAX_EVICTIONS = I.capacity, 512                    -- max entries moved or evicted per call
     for i = I.top, I.promoted and 2 or 0 do
       local over = capacity[i] > 0 and math.min(MAX_EVICTIONS, I.call('ZCARD', I.tier[i]) - capacity[i]) or 0
       if over > 0 then                   -- entries keep their scores, so each tier stays ordered by last access
@@ -334,30 +350,31 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         else break end
       end
     end
-    -- Keep twice as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions,
-    -- otherwise at every 16th access.
+    -- Trim GHOST to twice as many keys as there are residents, but at least 16. This is done after more than 4
+    -- evictions, otherwise at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end
   end
 
-  -- Delete expired entries: all of a small cache, else those among 16 residents, which are either a random sample or
-  -- the next ones in the order of HSCAN.
+  -- Delete expired entries. In a small cache, all residents are examined. In a larger cache, only some calls examine
+  -- residents, about 16 each: a random sample, or the next ones in the order of HSCAN.
   function I.expire()
     if not I.next or I.now_ms < I.next then return end
-    -- SMALL: entries of a cache in which every expired entry is removed by the next write. LISTPACK: up to here, the
-    -- server may store SIZE in a form that HSCAN returns as a whole.
+    -- In a cache of up to SMALL entries, each write removes all expired entries. Up to LISTPACK entries, the server may
+    -- store SIZE as a listpack, which HSCAN returns as a whole.
     local call, found, SMALL, LISTPACK = I.call, 0, 32, 512
     if I.n <= SMALL then
       local first_ms = nil
-      for _, key in ipairs(call('HRANDFIELD', I.size, SMALL)) do     -- all fields, as there are not more
+      for _, key in ipairs(call('HRANDFIELD', I.size, SMALL)) do     -- this returns all fields
         local left_ms = call('PTTL', I.prefix .. key)
         if left_ms == -2 then I.remove(key); found = found + 1
         elseif left_ms >= 0 then first_ms = math.min(first_ms or 8e15, I.now_ms + left_ms) end
       end
       I.next = first_ms
     else
-      -- The clock decides whether this write examines residents. A counter would have to be written each time.
+      -- The clock decides whether this write examines residents. A separate counter would have to be stored at each
+      -- write.
       if I.clock % 16 > 0 and string.sub(I.scan or '', -1) ~= '+' then return end
       local cursor = string.match(I.scan or '', '^%d+')
       local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
@@ -385,7 +402,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     I.delete_dropped()
     I.expired = I.expired + found
   end
-  -- Deferred deletion: free up to n values that clear.lua has left behind. Returns the number of keys examined.
+  -- Deferred deletion: free up to n of the values that clear.lua has left behind. Returns the number of keys examined.
   function I.free_cleared(n)
     local version = I.call('LINDEX', I.deferred, 0)
     if not version then I.deferred_count = 0; return 0 end
@@ -410,7 +427,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     local stored = I.stored
     local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes))}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
-    -- Do not change a counter into which another program has written. Only statistics read it, and report the fault.
+    -- If another program has written text into a counter, leave it unchanged. Only statistics read the counters, and
+    -- they report the fault.
     local function count(name, before, more)
       local number = whole_number(before, 0)
       if number then note(name, I.text(number + more)) end

@@ -22,10 +22,10 @@ local function oldest_kept(now, ttls)
 end
 
 -- Cover the time range [from, to) from its start. At each point, take the widest slice that starts there and ends in
--- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now. Where
--- no such slice is kept, take a wider slice, which may widen the range. Returns the slices, each as {tier, start}, then
--- the start and the end of the covered range. The last value is the width in ms of the first wider slice; nil if there
--- is none.
+-- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now. If
+-- no slice that fits is kept, take a wider slice around the point, which may widen the range. Returns four values: the
+-- slices, each as {tier, start}; the start and the end of the covered range; the width in ms of the first slice that
+-- did not fit, or nil if all slices fit.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from

@@ -12,48 +12,33 @@ local function whole(number)  -- tostring would lose digits from 2^47 up
   return format('%.0f', number)
 end
 
--- Read a stored counter: a finite number from 0 on. A sum beyond 2^53 is stored in the form 1.5e+17. Returns nil for a
--- text that another program has written, and `missing` for a missing text.
+-- Read a stored counter: a number of at least 0 and below 10^24. A sum beyond 2^53 is stored in the form 1.5e+17.
+-- Returns nil for any other text, which another program has written, and `missing` if there is no text.
 local function counter(text, missing)
   if not text then return missing end
   local number = tonumber(text)
   return number and number >= 0 and number < 1e24 and number or nil
 end
 
--- Return the stored TTL of each tier's slices, in ms; 0 if it is not stored. The second value is false if another
--- program has changed one of the TTLs. A valid retention has at most 10080 slices of one width.
-local function stored_ttls(texts)
-  local ttls, is_valid = {}, true
-  for t = 1, 4 do
-    ttls[t] = whole_number(texts[t], 0)
-    is_valid = is_valid and ttls[t] and ttls[t] <= 10080 * TIERS[t][WIDTH]
-  end
-  return ttls, is_valid
-end
-
--- Return the stored TTLs, whether they are stored in the form of this version, and whether all four are stored. Returns
--- nil and a reason if they cannot be used. Older versions store a hash, and this version stores a text. Scripts of
--- older versions refuse the text, as they should: they would miss the closed slices. If the text has the `expected`
--- TTLs, it is not parsed.
-local SETTINGS_FORM = 'schema=2 10s=%.0f 1m=%.0f 1h=%.0f 1d=%.0f'
+-- Return three values: the TTLs of the slices of each width, in ms, with 0 for a TTL that is not stored; whether they
+-- were stored with the schema of this version, since older versions stored no schema; and whether all four are stored.
+-- If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
+local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
-local function settings_ttls(key, expected)
-  local text, texts = redis.call('MGET', key)[1], nil  -- MGET finds no text in a hash
-  if text then
-    if expected and text == format(SETTINGS_FORM, expected[1], expected[2], expected[3], expected[4]) then
-      return expected, true, true
-    end
-    local schema = string.match(text, '^schema=(%d+) ')
-    if schema and schema ~= '2' then return nil, 'the schema ' .. schema .. ', which another version has written' end
-    texts = {string.match(text, '^schema=2 10s=(%d+) 1m=(%d+) 1h=(%d+) 1d=(%d+)$')}
-    if not texts[1] then return nil, schema and WRONG_TTLS or 'a string' end
-  else
-    texts = redis.pcall('HMGET', key, '10s', '1m', '1h', '1d')
-    if texts.err then return nil, 'something else (' .. texts.err .. ')' end
+local function settings_ttls(key)
+  local stored = redis.pcall('HMGET', key, 'schema', '10s', '1m', '1h', '1d')
+  if stored.err then return nil, 'a ' .. redis.call('TYPE', key).ok end
+  local schema, ttls, is_complete = stored[1], {}, true
+  if schema and schema ~= SCHEMA then
+    return nil, 'the schema ' .. string.sub(schema, 1, 20) .. ', which another version has written'
   end
-  local ttls, is_valid = stored_ttls(texts)
-  if not is_valid then return nil, WRONG_TTLS end
-  return ttls, text and true or false, texts[1] and texts[2] and texts[3] and texts[4] and true or false
+  for t = 1, 4 do
+    local ttl = whole_number(stored[t + 1], 0)
+    if not (ttl and ttl <= 10080 * TIERS[t][WIDTH]) then return nil, WRONG_TTLS end
+    ttls[t] = ttl
+    is_complete = is_complete and stored[t + 1]
+  end
+  return ttls, schema == SCHEMA, is_complete
 end
 
 local function clock_ms()

@@ -1,8 +1,8 @@
--- Shared by the scripts that add up stored counters. An addition converts text to a number in a third of the time that
--- tonumber needs. It raises an error for text that is no number, as do these functions. The script catches the error
--- with pcall.
+-- Shared by the scripts that add up stored counters. Adding to a text converts it to a number in a third of the time
+-- that tonumber needs. An addition raises an error for text that is no number, and so do these functions. The calling
+-- script catches the error with pcall.
 
--- Integers in a reply have 64 bits. A larger sum, such as of costs in units of 10^-9, is returned as LARGEST.
+-- Integers in a reply have 64 bits. A larger sum is returned as LARGEST; sums of costs in units of 10^-9 can be larger.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end

@@ -417,7 +417,7 @@ def test_compare_reports_changes_between_agents(collector: MetricsCollector, cal
 def test_compare_uses_the_time_before_the_window(
     collector: MetricsCollector, call: Call, raw: Raw, namespace: str
 ) -> None:
-    fill(raw, namespace, {30.0: 3, 90.0: 5, 110.0: 1})  # number of executions by age
+    fill(raw, namespace, {30.0: 3, 90.0: 5, 110.0: 1})  # age in seconds: number of executions
     found = call(collector, "compare", "research", window="1m")
     assert found.first.interval.end == found.second.interval.start
     total = found.first.task_count + found.second.task_count
@@ -459,7 +459,7 @@ def test_burst_appears_in_every_window_that_covers_it(
             inside = covered.start <= burst < covered.end
             assert found.task_count == (40 if inside else 0), (window, later)
             assert inside or later > length - 1, (window, later)
-            assert not inside or later < length + 11, (window, later)  # the first slice may start up to 10 s early
+            assert not inside or later < length + 11, (window, later)  # its first slice may start up to 10 s early
 
 
 def test_past_windows_use_the_remaining_slices(
@@ -617,7 +617,7 @@ def test_namespace_stores_its_retention(
 
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     assert {key.split(":")[3] for key in raw.keys(f"{tag}:*:research")} == {"total", "1m", "1h", "latest", "slow"}
-    assert raw.get(f"{tag}:settings") == "schema=2 10s=0 1m=1800000 1h=7200000 1d=0"
+    assert raw.hgetall(f"{tag}:settings") == {"schema": "2", "10s": "0", "1m": "1800000", "1h": "7200000", "1d": "0"}
     assert other.get_or_create_metrics("research", window="5m").task_count == 11, "reads use the stored retention"
     assert keeper.get_or_create_metrics("research", window="3d").task_count == 11
     assert not keeper.get_or_create_metrics("research").exact, "five samples are not all eleven"
@@ -625,7 +625,7 @@ def test_namespace_stores_its_retention(
     firm = MetricsCollector(backend=connect(server.url), retention=Retention())
     firm.record_execution("research", 0.5, True)
     firm.flush()
-    assert "10s=900000" in raw.get(f"{tag}:settings"), "the last writer's retention applies"
+    assert raw.hget(f"{tag}:settings", "10s") == "900000", "the last writer's retention applies"
 
 
 def test_window_beyond_the_retention_begins_with_the_oldest_slice(
@@ -646,18 +646,18 @@ def test_settings_of_an_older_version_are_replaced(collector: MetricsCollector, 
     collector.record_execution("research", 0.5, True)
     collector.flush()
     key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
-    raw.delete(key)
     raw.hset(key, mapping={"10s": 0, "1m": 1_800_000, "1h": 7_200_000, "1d": 0})
+    raw.hdel(key, "schema")
     assert collector.get_or_create_metrics("research", window="5m").task_count == 1
     collector.record_execution("research", 0.5, True)
     collector.flush()
-    assert raw.get(key) == "schema=2 10s=0 1m=1800000 1h=7200000 1d=0"
+    assert raw.hgetall(key) == {"schema": "2", "10s": "0", "1m": "1800000", "1h": "7200000", "1d": "0"}
     assert collector.get_or_create_metrics("research", window="5m").task_count == 2
 
 
 def test_settings_of_a_newer_version_are_refused(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
-    raw.set(key, "schema=3 10s=0 1m=1800000 1h=7200000 1d=0")
+    raw.hset(key, mapping={"schema": 3, "10s": 0, "1m": 1_800_000, "1h": 7_200_000, "1d": 0})
     collector.record_execution("research", 0.5, True)
     for use in (collector.flush, lambda: collector.get_or_create_metrics("research", window="5m")):
         with pytest.raises(CorruptState, match="the schema 3") as met:
