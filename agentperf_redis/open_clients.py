@@ -21,7 +21,7 @@ _open: dict[tuple[str, str], int] = {}
 
 def place_of_creation() -> str:
     """Return the file and line of the code, outside this library, that makes a client."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  as in `blocking_calls`
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  the only way to walk up the frames cheaply
     while frame is not None and frame.f_globals.get("__name__", "").startswith("agentperf_redis."):
         frame = frame.f_back
     return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -58,7 +58,8 @@ class OpenClient:
             _open[self._key] -= 1
 
     def __del__(self) -> None:
-        # A copy in a forked child belongs to the parent. At interpreter exit, all clients are already closed.
+        # A forked child does not warn, because the client belongs to the parent. At interpreter exit, all clients are
+        # already closed.
         if getattr(self, "_counted", False) and self._pid == os.getpid():
             warnings.warn(
                 f"the client for {self._key[0]}, namespace {self._key[1]}, made at {self._place}, was dropped without "

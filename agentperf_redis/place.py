@@ -343,7 +343,7 @@ def _sites_of(frame: FrameType) -> Mapping[Position, CallSite]:
         pass
     loader, module = variables.get("__loader__"), variables.get("__name__")
     try:
-        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # maybe in a zip archive
+        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # may be in a zip archive
     except (AttributeError, ImportError, OSError, TypeError, UnicodeError):
         return {}
 

@@ -84,7 +84,7 @@ def flush_all() -> None:
     for wait in waits:
         try:
             wait()
-        except Exception:  # noqa: BLE001  as above; a filter may turn the warning about lost records into an error
+        except Exception:  # noqa: BLE001  as above; a warning filter may turn the warning of lost records into an error
             _log.exception("the last flush failed")
 
 
@@ -134,8 +134,9 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # one thread gets it
             if hook is not None:
                 _attach(name, hook, module)
-    # When a child starts, multiprocessing drops all finalizers. A child of a forkserver that preloads modules has
-    # imported the main module before its start. It also loses the finalizers that this import registered.
+    # multiprocessing drops all finalizers when it starts the work of a child. A child of a forkserver with preloaded
+    # modules imports the main module before that, and this import may register the finalizer. So the finalizer is
+    # registered again if it was dropped.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize

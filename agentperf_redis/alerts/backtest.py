@@ -51,7 +51,7 @@ def replay(
 ) -> Flow[Replay]:
     """Replay the rules of a file over the past. The arguments are checked at the call, before the flow runs."""
     length = window_seconds(since, "since")
-    if not 60.0 <= length <= _MAX_SINCE_S:  # noqa: PLR2004  most rules are evaluated every minute
+    if not 60.0 <= length <= _MAX_SINCE_S:  # noqa: PLR2004  60 s: most rules are evaluated once a minute
         raise InvalidArgument("since", since, "a time from '1m' to '30d'")
     rules = checked_rules(path, text)
     return _replay(service, rules, round(length * 1000), None if as_of is None else timestamp_ms("as_of", as_of))
@@ -123,7 +123,7 @@ def _rows(
 ) -> Flow[dict[str, list[SeriesRow]]]:
     """Read the narrowest rows of a time range that the server keeps, but none narrower than `step_ms`."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
-    waiting = [(first_ms, last_ms, step_ms)]  # parts to read; the earliest part is at the end
+    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the earliest last, since `pop` takes the last
     while waiting:
         begin, end, step = waiting.pop()
         if end - begin > _STEPS_AT_ONCE * step:
@@ -138,7 +138,7 @@ def _rows(
                 raise
             wider = next(width for width in _WIDTHS_MS if width > step)
             middle = max((begin + end) // 2 // wider, begin // wider + 1) * wider
-            if middle < end:  # the later part may still have narrow slices
+            if middle < end:  # read two parts: the later part may still have narrow slices
                 waiting += [(middle, end, step), (begin, middle, step)]
             else:
                 waiting.append((begin, -(-end // wider) * wider, wider))
@@ -231,7 +231,7 @@ def _slid(
     """Yield the totals of the rows in the window that ends at each time."""
     tasks = errors = cancelled = sum_us = tokens = cost_nano = zeros = 0
     buckets: dict[int, int] = {}
-    longest: deque[tuple[int, float]] = deque()  # (index of a row, its longest duration), in falling order
+    longest: deque[tuple[int, float]] = deque()  # (index of a row, longest duration in the row); the durations fall
     first = after = 0
     changed = True
     last: Totals | None = None
@@ -354,8 +354,8 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         before = replace(state, seen_ms=before_ms) if state is not None and before_ms else state
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
-        # A replay misses no evaluation, so the interval is the whole time since the previous evaluation. The interval
-        # is longer where only wide slices are left.
+        # A replay misses no evaluation. So `interval_ms` is the time since the previous evaluation. This time exceeds
+        # the rule's interval where the server keeps only wide slices.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:
@@ -384,7 +384,7 @@ def _counts(rule: Rule, sums: Sequence[tuple[float, Sequence[Totals]]], at: int)
 
 
 def _threshold_verdicts(rule: Rule, history: _History) -> list[Verdict]:
-    assert rule.when is not None  # noqa: S101  a rule has a condition or an objective
+    assert rule.when is not None  # noqa: S101  a rule without an objective has a condition
     sums = history.sums(rule.window)
     is_percentile = share_of(rule.when.measure) > 0
     values = sums.values(rule.when.measure)

@@ -55,7 +55,7 @@ def verdict(rule: Rule, measured: Measured | None) -> Verdict:
 
 def threshold_verdict(rule: Rule, low: float, high: float) -> Verdict:
     """Compare a value, which lies between `low` and `high`, with the thresholds of a rule."""
-    assert rule.when is not None  # noqa: S101  burn-rate rules have a verdict of their own
+    assert rule.when is not None  # noqa: S101  burn-rate rules have no condition; `burn_verdict` judges them
     truth = rule.when.truth(low, high)
     if truth is Truth.TRUE:
         return Verdict.HOLDS
@@ -173,7 +173,7 @@ def judge(
             notice = Notice.REMINDER
         notified = at_ms if notice is not None else notified
     elif state is not _FIRING:
-        # A receiver that was notified of an alert may be waiting for its end. So a silence does not hide this end.
+        # Send this notice even during a silence: a receiver that got the alert may be waiting for the end of the alert.
         notice = Notice.RESOLVED if changed and old.state is _FIRING and notified else None
         notified = 0
     next_state = replace(

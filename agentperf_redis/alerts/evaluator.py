@@ -62,7 +62,7 @@ class _Rounds:
             done = yield from flows.evaluate(self._service, None)
         except BackendUnavailable:
             raise
-        except AgentPerfError as error:  # an error of some rules only: the others were evaluated
+        except AgentPerfError as error:  # only some rules failed; the others were evaluated
             self._due = time.monotonic() + _RETRY_S
             self._note(error)
             return

@@ -45,7 +45,7 @@ def send(address: Address, payload: str) -> str:
     try:
         return _run(address, payload) if address.command else _post(address, notice)
     except Exception as error:  # noqa: BLE001  no receiver may stop the deliveries to the others
-        return f"{address.masked}: {type(error).__name__}"  # the text of the error may hold the URL
+        return f"{address.masked}: {type(error).__name__}"  # the error text may contain the secret URL
 
 
 def _post(address: Address, notice: Mapping[str, Any]) -> str:

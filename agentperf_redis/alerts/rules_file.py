@@ -335,14 +335,14 @@ class _Table:
         self.has_faults = False
         self.table: Mapping[str, Any] = table if isinstance(table, dict) else {}
         if not isinstance(table, dict):
-            self.fault("", "…" if kind == "notify" else table, "a table")  # it may hold a secret
+            self.fault("", "…" if kind == "notify" else table, "a table")  # a `notify` table may hold secrets
         for field in self.table:
             if field not in _FIELDS[kind]:
                 self.fault(field, field, f"the fields {', '.join(sorted(_FIELDS[kind]))}")
 
     def fault(self, field: str, value: object, allowed: str) -> None:
         self.has_faults = True
-        self._reader._fault((*self._place, field), self._subject, field, value, allowed)  # noqa: SLF001  its other half
+        self._reader._fault((*self._place, field), self._subject, field, value, allowed)  # noqa: SLF001  its own reader
 
     def checked(self, field: str, check: Any) -> Any:
         """Return what `check` returns, or None after a fault."""
@@ -383,7 +383,7 @@ class _Table:
     def window(self, field: str, default: str, *, minimum: float = 10.0) -> float:
         value = self.table.get(field, default)
         found = self._seconds(value)
-        if minimum > 10.0:  # noqa: PLR2004  the window of an SLO, which is a number of days
+        if minimum > 10.0:  # noqa: PLR2004  only the window of an SLO has a larger minimum
             allowed = "days from '28d' to '90d'"
             valid = found is not None and minimum <= found <= _MAX_WINDOW_S and found % _DAY_S == 0
         else:
@@ -398,7 +398,7 @@ class _Table:
     @staticmethod
     def _seconds(value: object) -> float | None:
         try:
-            return window_seconds(value, "window")  # type: ignore[arg-type]  # the function checks the type
+            return window_seconds(value, "window")  # type: ignore[arg-type]  # `window_seconds` checks the type
         except InvalidArgument:
             return None
 

@@ -135,7 +135,7 @@ def judged_agent(rule: Rule, by_window: Mapping[float, Totals]) -> Judged:
         by_window: the totals of each window that the rule reads, by its length, s.
     """
     if rule.objective is None:
-        assert rule.when is not None  # noqa: S101  a rule has a condition or an objective
+        assert rule.when is not None  # noqa: S101  a rule without an objective has a condition
         measured = measured_agent(rule.when.measure, by_window[rule.window])
         return verdict(rule, measured), measured
     found, value, low, high = burn_verdict(rule, {window: burn_counts(rule, of) for window, of in by_window.items()})
@@ -170,7 +170,7 @@ def pool_value(condition: Condition, of: PoolFigures) -> float:
 
 def judged_pool(rule: Rule, pool: PoolStatus, at_ms: int) -> Judged:
     """Judge a pool by a rule."""
-    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
+    assert rule.when is not None  # noqa: S101  all rules on pools have a condition
     value = pool_value(rule.when, PoolFigures.of(pool))
     measured = Measured(value, value, value, -1, Interval(at_ms / 1000, at_ms / 1000))
     return verdict(rule, measured), measured
@@ -202,7 +202,7 @@ def judged_cache(rule: Rule, cache: CacheStats, samples: str, at_ms: int) -> Jud
         samples: the stored samples.
         at_ms: time of the evaluation, ms since 1970.
     """
-    assert rule.when is not None  # noqa: S101  only rules on agents have objectives
+    assert rule.when is not None  # noqa: S101  all rules on caches have a condition
     now = _Sample(at_ms, cache.hits, cache.misses, cache.evictions)
     window_ms = round(rule.window * 1000)
     known = _continued(_unpacked(samples), now, 2 * window_ms)
@@ -245,4 +245,4 @@ def _packed(samples: tuple[_Sample, ...]) -> str:
 def _unpacked(text: str) -> tuple[_Sample, ...]:
     parts = (part.split(":") for part in text.split(",") if part)
     numbers = [[int(number) for number in part if number] for part in parts]
-    return tuple(_Sample(*each) for each in numbers if len(each) == 4)  # noqa: PLR2004  the fields of a sample
+    return tuple(_Sample(*each) for each in numbers if len(each) == 4)  # noqa: PLR2004  a sample has four fields

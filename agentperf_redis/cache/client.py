@@ -76,7 +76,7 @@ class Cache(ABC):
             try:
                 self._shared_state.adopt(self, settings, marks, off=off)
             except InvalidArgument as refused:
-                raise refused from None  # the first refusal says the same
+                raise refused from None  # the first refusal has the same text
         if place is not None:
             place.warn(f"{type(self).__name__}()", self._shared_state.users)
         self._maintenance = maintenance

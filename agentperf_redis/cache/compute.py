@@ -40,7 +40,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(slots=True)  # not frozen: each call creates such an object, and a frozen one costs twice as much
+@dataclass(slots=True)  # not frozen: each call creates an object, and a frozen object takes twice as long
 class Wanted(Generic[R_co]):
     """A requested value and the means to compute it.
 
@@ -152,11 +152,11 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # `new` is None if another caller refreshes the value, or if a refresh has just failed. The server may still
-            # hold the lease of the refresh that was cut off, so the key stays marked as cut off.
+            # `new` is None if a refresh has just failed, or if the server holds a lease of another refresh. This may be
+            # the lease of the refresh that was cut off. So the key stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
-                return Served(new.value)  # if it cannot be stored, `refreshing` has already issued a warning
+                return Served(new.value)  # `refreshing` has warned if the value cannot be stored
         finally:
             refresher.leave(subject, cut_off=cut_off)
     return stale

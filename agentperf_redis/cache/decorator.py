@@ -287,7 +287,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
                 f"a function of another name: this cache already has a function {name}; give one of them name='...'"
             )
             raise InvalidArgument("function", function, allowed)
-    with contextlib.suppress(TypeError):  # the object does not support weak references
+    with contextlib.suppress(TypeError):  # raised if the function object allows no weak references
         known[name] = weakref.ref(function)
 
 
@@ -322,7 +322,7 @@ class _Wrapped(Generic[R]):
         self.name = own_name + (f"@{version}" if version else "")
         if name is None:
             _refuse_another_of_this_name(cache, function, self.name)
-        # a tag for cache_clear; hashed if the name is too long for a tag
+        # `cache_clear` invalidates this tag. If the name is too long for a tag, its digest is used.
         tag = self.name if len(self.name) <= _MAX_TAG_CHARACTERS else digest(self.name.encode(), DIGEST_BYTES)
         self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
@@ -549,7 +549,7 @@ class _Wrapped(Generic[R]):
             "cache_info": cache_info,
         }
         for name, made in given.items():
-            if name != "cache":  # the names that `help` shows
+            if name != "cache":  # `help` shows the names set here; "cache" is an object, not a function
                 made.__name__, made.__qualname__ = name, f"{wrapper.__qualname__}.{name}"
         vars(wrapper).update(given)
         return wrapper

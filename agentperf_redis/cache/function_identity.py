@@ -90,7 +90,7 @@ class _Namer:
         """Ids of the functions that are being named. So the recursion ends if a function refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # the name covers the object, which is no argument of the call
+        if isinstance(function, MethodType):  # a bound method: its name includes its object, which is no argument
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"
@@ -103,7 +103,7 @@ class _Namer:
             return "itself"
         self._under_way.add(id(function))
         parts = [program] if program else []
-        # With functools.wraps, the name is that of the wrapped function, so it does not identify the wrapper.
+        # functools.wraps gives a wrapper the name of the wrapped function. This name does not identify the wrapper.
         if not known or hasattr(function, "__wrapped__"):
             parts += _parts_of_code(getattr(function, "__code__", None))
         parts += (variable.encode() + b"=" + self._cell(function, variable, cell) for variable, cell in cells.items())
@@ -117,7 +117,7 @@ class _Namer:
         try:
             value = cell.cell_contents
         except ValueError:  # the variable has no value yet
-            if variable == function.__name__:  # the variable to which the function is about to be bound
+            if variable == function.__name__:  # a recursive function, which is not bound to its variable yet
                 return b"itself"
             raise _NoIdentity(_Unbound()) from None
         return self._value(value)

@@ -34,13 +34,13 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY, *, o
             if isinstance(value, type):  # a class, such as cls of a class method, is identified by its name
                 known = f"{module_of(value)}.{value.__qualname__}"
                 outer, local, _ = known.rpartition("<locals>")
-                # a class defined inside this very function is as unique as the function
+                # A class that this function defines itself is as unique as the function.
                 if local and not name.startswith(outer + local):
                     raise InvalidArgument(argument, value, "a class that its name identifies")
                 parts.append(_CLASS + program_of(value) + canonical((argument, known), registry))
             else:
                 parts.append(canonical((argument, value), registry))
-                if argument == ordered and list(value) != sorted(value):  # the canonical form is sorted
+                if argument == ordered and list(value) != sorted(value):  # `canonical` sorts a dict, so add the order
                     parts.append(canonical(list(value), registry))
         except InvalidArgument as error:
             allowed = (

@@ -103,7 +103,7 @@ class LRUCache(DecoratingCache):
     ) -> None:
         self._max_size = arguments.count("max_size", max_size, minimum=0)
         self._default_ttl = default_ttl
-        capacity = self._max_size or DefaultCount(_MAX_SIZE)  # an object that is off leaves the capacity as it is
+        capacity = self._max_size or DefaultCount(_MAX_SIZE)  # 0 only turns this object off; the cache keeps its size
         given = (
             policy,
             None,

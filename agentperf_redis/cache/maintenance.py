@@ -174,7 +174,7 @@ class Maintenance:
         unreported = set()
         for shard in reports:
             node = self._backend.node_of(shard.keys.meta)
-            if node in lost:  # the report would fail in the same way
+            if node in lost:  # the node did not answer before, so do not wait for it again
                 unreported.add(shard.cache)
                 continue
             try:

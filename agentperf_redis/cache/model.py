@@ -133,7 +133,7 @@ class Settings:
         if self.shards == 1:
             return
         for argument, limit in zip(ARGUMENTS[service][1:5], (*self.capacities, self.max_bytes), strict=True):
-            if 0 < limit < self.shards:  # a share of 0 would mean no limit, or an unused tier
+            if 0 < limit < self.shards:  # a shard's share of 0 would mean no limit, or an unused tier
                 raise InvalidArgument(argument, limit, f"at least {self.shards}, since the cache has as many shards")
         entries = self.shards * MIN_SHARD_ENTRIES
         if sum(self.capacities) < entries:

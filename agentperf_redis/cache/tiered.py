@@ -147,12 +147,12 @@ class TieredCache(DecoratingCache):
         shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # Here, None means no expiry. So None counts as a TTL that the user chose.
+        # A TTL of None means no expiry here. So it is replaced by infinity, which counts as the user's choice.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls, shards)
         sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}
         off = all(type(size) is int and size == 0 for size in sizes.values())
-        if off:  # an object that is off leaves the capacities as they are
+        if off:  # sizes of 0 only turn this object off; the capacities of the cache stay
             given = (policy, None, None, None, max_bytes, *ttls, shards)
             sizes = dict(zip(sizes, _SIZES, strict=True))
         hot, warm, cold = (arguments.count(argument, size) for argument, size in sizes.items())

@@ -151,7 +151,7 @@ def warming(
     try:
         work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
         yield from Together(work, "agentperf-warm")
-    except BaseException as error:  # also Ctrl-C: running functions finish in the background, and no others start
+    except BaseException as error:  # even Ctrl-C: start no more functions; the running functions end in the background
         count.stop(error)
         if not isinstance(error, Exception):
             raise

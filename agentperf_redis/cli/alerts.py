@@ -181,7 +181,7 @@ def run(
                 _print_events(events, as_json=False)
                 out.print(f"{counted(len(events), 'transition')}, {counted(sent, 'notification')} sent or tried.")
             return None
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # running deliveries are finished first
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # the `with` block lets running deliveries finish
         known = {event.id for event in perf.alerts.log(limit=1000)}
         with perf.alerts.run():
             err.print("Alerts are being evaluated. Ctrl-C ends this.")
@@ -377,7 +377,7 @@ def check(
     The figures of a cache are those of all time.
     """
     names = {"--agent": agent, "--cache": cache, "--pool": pool}
-    return Exit(_checked(target, names, when, warn, window, min_events))  # the shell sees the number, not its name
+    return Exit(_checked(target, names, when, warn, window, min_events))  # as in Nagios; the names of `Exit` do not fit
 
 
 def _checked(

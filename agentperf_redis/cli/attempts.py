@@ -136,7 +136,7 @@ def script_calls(key: str, channel: str) -> list[tuple[str, ...]]:
         ("LTRIM", key, "0", "-1"),
         ("MGET", key),
         ("PERSIST", key),
-        ("PEXPIRE", key, _SCRATCH_MS),  # after PERSIST: the scratch key always expires
+        ("PEXPIRE", key, _SCRATCH_MS),  # after PERSIST, so that the scratch key expires again
         ("PEXPIRETIME", key),
         ("PTTL", key),
         ("RENAME", key, key),

@@ -30,7 +30,7 @@ from agentperf_redis.transport.address import (
     resolve_url,
     url_in_environment,
 )
-from agentperf_redis.views.text import counted as counted  # noqa: PLC0414  others import these from here
+from agentperf_redis.views.text import counted as counted  # noqa: PLC0414  other modules import these names from here
 from agentperf_redis.views.text import duration as duration  # noqa: PLC0414
 from agentperf_redis.views.text import printable as printable  # noqa: PLC0414
 from agentperf_redis.views.text import seconds_cell as seconds_cell  # noqa: PLC0414
@@ -64,7 +64,7 @@ class _Console(Console):
     """A console that lets the commands handle a closed pipe. By default, rich ends the process with exit code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
-        self._buffer.clear()  # otherwise the next output would begin with this text
+        self._buffer.clear()  # otherwise the next output would begin with the unwritten text
         raise  # noqa: PLE0704  rich calls this method in its `except BrokenPipeError`
 
 
@@ -88,7 +88,7 @@ class Target:
             return self.url
         try:
             folder = data_folder(None)
-        except BackendUnavailable:  # the user has no home folder, so the user runs no embedded server
+        except BackendUnavailable:  # without a home folder, the user has no embedded server
             return None
         server = running(folder)
         return server.url if server is not None else None
@@ -128,7 +128,7 @@ class Target:
             with self.connect() as perf:
                 found = namespaces.others(perf.backend)
                 namespace = perf.backend.namespace
-        except AgentPerfError:  # for example, the user may not run SCAN; the result was already printed
+        except AgentPerfError:  # for example, no permission for SCAN; this is only a hint
             return
         if found is None or not found.names:
             return

@@ -152,7 +152,7 @@ def _remedy(refusal: Refusal, namespace: str) -> str:
 def _assess_round_trips(server: Executor) -> Diagnosis:
     try:
         return assess_latency(_round_trips_ms(server))
-    except AgentPerfError as error:  # the user may not run ECHO
+    except AgentPerfError as error:  # for example, the user lacks permission for ECHO
         return Diagnosis("latency", "note", str(error))
 
 

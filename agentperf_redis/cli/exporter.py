@@ -99,7 +99,7 @@ def _sending(perf: AgentPerf, otlp: str, every: str, faults: Faults) -> Iterator
     with needs_extra("otel"):
         from agentperf_redis.export.otlp import Pusher, endpoint, masked
     url = endpoint("--otlp", otlp)
-    # `Faults` reports a failure once. At its usual level, the SDK would log a line for each attempt.
+    # `Faults` already reports each failure once. Without this level, the SDK would also log every attempt.
     logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
     pusher = Pusher(perf, url, interval, faults.note, lambda error: faults.changed("metrics by OTLP", error))
     pusher.start()

@@ -123,7 +123,7 @@ def _read(perf: AgentPerf, key: str, limit: int) -> Content | None:
         text = _text(data)
         whole = isinstance(data, bytes) and len(data) <= _SHOWN_BYTES
         return Content(type_, ttl_s, None, [("", text if whole else text[:_SHOWN_BYTES])], whole)
-    if type_ not in _READERS:  # a type of a module, which this library never writes
+    if type_ not in _READERS:  # the type of a Redis module; this library never writes such types
         return Content(type_, ttl_s, None, [], complete=True)
     count, read = _READERS[type_]
     size = run(count)

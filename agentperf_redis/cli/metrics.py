@@ -113,7 +113,7 @@ def show(target: Target, agent: str, window: str | None, as_of: str | None, *, a
 def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> Exit:
     """Ask for confirmation, then delete the agents that have these names or match these globs."""
     with target.connect() as perf:
-        known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  names only, without counters
+        known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  reads only the names
         found, missing = [], []
         for pattern in patterns:
             matching = [pattern]

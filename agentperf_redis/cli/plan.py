@@ -116,7 +116,7 @@ def parsed_plan(text: str) -> Plan:
         raise InvalidArgument("rps", found["rps"], "only together with agents, of at least 1")
     if not any(found.get(key) for key in ("agents", "entries", "instances")):
         raise InvalidArgument("--plan", text, "a plan with agents, entries or instances, of at least 1")
-    return Plan(**{key: value if key in _FRACTIONS else int(value) for key, value in found.items()})  # type: ignore[arg-type]  # keys of `_LIMITS` are fields
+    return Plan(**{key: value if key in _FRACTIONS else int(value) for key, value in found.items()})  # type: ignore[arg-type]  # keys are fields of Plan
 
 
 def _number(key: str, text: str) -> float:
@@ -300,7 +300,7 @@ def _metrics(plan: Plan, costs: Costs, retention: Retention) -> tuple[float, Cos
     if not plan.agents or not plan.rps:
         return 0.0, Cost()
     memory = memory_forecast(retention, agents=plan.agents, per_second=max(1e-6, plan.rps / plan.agents)).total
-    # Each process flushes once a second. The executions are spread at random over processes and agents.
+    # Each process flushes once a second. Executions are assumed to spread at random over processes and agents.
     agents = _hit(plan.rps, plan.processes * plan.agents)
     flushes = _hit(plan.rps, plan.processes * min(METRICS_SHARDS, plan.agents))
     load = costs.flush * flushes + costs.agent * (agents - flushes) + costs.execution * (plan.rps - agents)

@@ -218,7 +218,7 @@ def _pool_costs(probe: _Probe, namespace: str) -> dict[str, Any]:
     if len(held) < len(granted):
         raise AgentPerfError(f"an acquire on a free pool was answered by {granted[-1]!r}")
     leases = (probe.memory(names) - empty) / len(held)
-    left = iter(held[:-1])  # `cost` makes at most as many calls as there were acquires
+    left = iter(held[:-1])  # `cost` may make more calls than there are leases; `last` is then released again
     last = held[-1]
 
     def released() -> Command[bool]:
@@ -280,7 +280,8 @@ def _cache_costs(probe: _Probe, namespace: str, value_bytes: int) -> dict[str, A
         reports, _ = probe.cost(lambda: reported(many))
         putting, _ = probe.cost(stored)
     finally:
-        probe.made.update(map(where.entry, kept))  # only now: `run` sets a TTL on `made`, but entries have their own
+        # `run` sets a TTL on all keys in `made`. The entries have their own TTL, so they are added only now.
+        probe.made.update(map(where.entry, kept))
     return {
         "read": reading,
         "report": report,

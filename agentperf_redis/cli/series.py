@@ -107,7 +107,7 @@ def _parsed(length: str) -> str | int:
 def _of_agent(perf: AgentPerf, name: str, window: str | int, step: str | int, as_of: datetime | float | None) -> _Rows:
     rows = perf.metrics.series(name, window=window, step=step, as_of=as_of)
     if not any(row.tasks or row.tokens for row in rows):
-        known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  names only, without counters
+        known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  reads only the names
         if name not in known:
             raise NotFound(f"agent {quoted(name)}: no records")
     return _Rows(

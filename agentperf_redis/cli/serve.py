@@ -14,7 +14,7 @@ from agentperf_redis.cli.options import on_server
 from agentperf_redis.errors import InvalidArgument
 
 DEFAULT_PORT = 8420
-_TOKEN_VARIABLE = "AGENTPERF_TOKEN"  # noqa: S105  the name of a variable
+_TOKEN_VARIABLE = "AGENTPERF_TOKEN"  # noqa: S105  the name of an environment variable
 
 
 @on_server
@@ -74,7 +74,7 @@ def serve(
     own = f"[{host}]" if ":" in host else host
     hosts = allow_host or None
     if is_loopback(host) and (hosts or token is None):
-        hosts = [*(hosts or ()), own]  # a browser names 127.0.0.2, for example, not localhost
+        hosts = [*(hosts or ()), own]  # a browser that opens 127.0.0.2 sends this address as the host
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise InvalidArgument("--root-path", root_path, "a path that begins with / and does not end with /")
     with contextlib.ExitStack() as stack:
@@ -101,7 +101,7 @@ def serve(
 
 def _read_token(token: str | None, file: Path | None) -> str | None:
     if file is None:
-        return token or None  # an empty variable is no token
+        return token or None  # an empty environment variable means no token
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from agentperf_redis.cli.console import WrongUsage
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.views.text import age_text as age_text  # noqa: PLC0414  others import it from here
+from agentperf_redis.views.text import age_text as age_text  # noqa: PLC0414  other modules import it from here
 from agentperf_redis.windows import window_seconds
 
 _AGO = re.compile(r"(\S+) +ago")

@@ -24,5 +24,5 @@ def version(*, as_json: bool) -> Exit:
 def _installed(package: str) -> str:
     try:
         return installed(package)
-    except PackageNotFoundError:  # run from a source tree
+    except PackageNotFoundError:  # not installed: run from a source tree
         return "not installed"

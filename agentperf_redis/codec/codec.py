@@ -339,7 +339,7 @@ class _Shaper:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             shaped = _shape_numpy(value, kind, self._max_bytes)
-            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the shape of the array is one more container
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the shape is stored as a container, too
                 raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
             return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -570,8 +570,8 @@ def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype) or dtype.itemsize > max_bytes:
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # Each length is checked before `math.prod` is called: if a length were a list, `math.prod` could create a very long
-    # list.
+    # Check that each length is an int before calling `math.prod`. With a list among the lengths, `math.prod` could
+    # create a very long list.
     if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= max_bytes for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -603,7 +603,7 @@ def _check_structure(packed: bytes) -> None:
             skimmer.skip()
         except msgpack.OutOfData:
             raise Undecodable("the data is cut off, or a length in it is wrong") from None
-    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # otherwise no nesting can be too deep
+    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # otherwise there are too few containers for this depth
         depth = sum(any(type(item) in _UNPACKED_CONTAINERS for item in level) for level in _levels(packed))
         if depth > MAX_DEPTH:
             raise Undecodable(f"more than {MAX_DEPTH} nested containers")

@@ -142,7 +142,7 @@ def _look(backend: Backend, private: Path | None) -> str:
 
 
 def _tidy(backend: Backend) -> None:
-    with contextlib.suppress(AgentPerfError):  # an error here must not hide one that ended the demo
+    with contextlib.suppress(AgentPerfError):  # an error here must not hide the error that ended the demo
         let_expire(backend)
 
 

@@ -99,7 +99,7 @@ def negotiated(accept: str) -> tuple[Form, str]:
     """
     try:
         encoder, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is no number
+    except (TypeError, ValueError):  # the client sent a version that is no number
         return Form.PLAIN, _PLAIN_TYPE
     if not content_type.startswith("application/openmetrics-text"):
         return Form.PLAIN, content_type

@@ -87,5 +87,5 @@ def _version() -> str:
 
     try:
         return version("agentperf-redis")
-    except PackageNotFoundError:  # run from a source tree
+    except PackageNotFoundError:  # not installed: run from a source tree
         return "unknown"

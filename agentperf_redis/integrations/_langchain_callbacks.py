@@ -203,7 +203,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         if parent is not None and not kind and _HIDDEN in (more.get("tags") or ()):
             self._open.add(run_id, _Run(parent.span, parent.context, parent, parent.agent, hidden=True), self._drop)
             return
-        around = parent or self._open.get(_calling_run())  # the runs of fallbacks have no parent
+        around = parent or self._open.get(_calling_run())  # LangChain gives the runs of fallbacks no parent
         metadata = more.get("metadata") or {}
         name, named = _name(serialized, more), _text_or_none(metadata.get(_AGENT))
         outer = current_span() if around is None else around.span
@@ -214,7 +214,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
             span = self._metrics.span(agent, label, parent=outer, not_failures=kept)
         else:
             span = self._metrics.track(agent, not_failures=kept)
-        context = Context()  # an empty one, which keeps nothing of the caller alive
+        context = Context()  # an empty context keeps nothing of the caller alive
         context.run(span.__enter__)
         model = _model(metadata, more) if kind == "model:" else None
         self._open.add(run_id, _Run(span, context, around, named, model=model), self._drop)
@@ -227,7 +227,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         chosen = self._agent or named or (name if outer is None else outer.agent_name)
         return arguments.nearest_name(chosen)
 
-    # -- what happens within a run
+    # -- events within a run
 
     def on_llm_new_token(
         self,

@@ -167,8 +167,8 @@ class _Tracking:
             (signals.task_retry, self._note_retry),
             (signals.task_revoked, self._note_revocation),
         ):
-            # Celery logs the exceptions of handlers. Without `dispatch_uid`, Celery before 5.7 does not connect a
-            # method if the same method of another object is already connected.
+            # Celery logs the exceptions of handlers. Celery before 5.7 needs `dispatch_uid`. Without it, Celery treats
+            # the same method of two objects as one handler, and connects only the first.
             signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:
@@ -192,7 +192,7 @@ class _Tracking:
         if state is None and not isinstance(error, Exception):
             if process_end.is_child() and not (self._is_receiver() or task.request.is_eager):
                 return  # this pool process ends, and the main process of the worker counts the execution
-            error = CancelledError()  # a killed greenlet, or the worker stops
+            error = CancelledError()  # the greenlet was killed, or the worker stops
         wrapped = getattr(error, "exc_cls_name", None)  # set by the wrapper of an exception that cannot be pickled
         if wrapped is not None:
             span.fail(arguments.nearest_name(wrapped))

@@ -75,7 +75,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
         super().__init__(params)
         if not isinstance(location, str):
             allowed = "the URL of one server, such as redis://host:6379/0"
-            raise InvalidArgument("LOCATION", type(location), allowed)  # not the value, which may contain passwords
+            raise InvalidArgument("LOCATION", type(location), allowed)  # not the value: it may contain passwords
         options = dict(params.get("OPTIONS", {}))
         for unknown in sorted(set(options).difference(_OPTIONS)):
             raise InvalidArgument("OPTIONS", unknown, "the names " + ", ".join(_OPTIONS))
@@ -301,7 +301,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
             return _loaded(stored, None)
         value = default() if callable(default) else default
         yield from self._add(key, value, timeout, version)
-        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)  # maybe another caller's value
+        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)  # another caller's value may be stored
 
     def _incr(self, key: Any, delta: int, version: int | None) -> Steps[int]:
         name = self._key(key, version)

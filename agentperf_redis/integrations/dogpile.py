@@ -74,7 +74,7 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # the
         name = given.get("name", "dogpile")
         self._shared = CacheOfAdapter(given.get("url"), given.get("namespace"), name, options)
         self._lenient = options.get("on_unavailable") == "miss"
-        self._mutex("")  # refuses an invalid lock_timeout now
+        self._mutex("")  # raises now if lock_timeout is invalid
 
     @property
     def _cache(self) -> LRUCache:
@@ -92,10 +92,10 @@ class AgentPerfBackend(BytesBackend):  # type: ignore[misc,unused-ignore]  # the
         name = f"{self._cache.name}:{key}"
         try:
             checks.name("key", name)
-        except InvalidArgument:  # it is too long, or has control characters
+        except InvalidArgument:  # the name is too long, or has control characters
             digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
             name = f"{checks.nearest_name(name)[:_SHOWN_OF_A_LONG_KEY]}#{digest}"
-        # With an `async_creation_runner`, another thread may create the value and release the mutex.
+        # `thread_local=False`: an `async_creation_runner` may release the mutex on another thread.
         lock = Lock(name, timeout=self._lock_timeout, thread_local=False, backend=self._shared.backend())
         return AgentPerfMutex(lock, lenient=self._lenient)
 
@@ -153,7 +153,7 @@ class AgentPerfMutex(CacheMutex):  # type: ignore[misc,unused-ignore]
 
     def release(self) -> None:
         """Release the mutex. If it was already lost, the log has reported this, and the value may be created twice."""
-        if self._lenient and self._lock.fence is None:  # `acquire` let its caller pass
+        if self._lenient and self._lock.fence is None:  # `acquire` returned without the lock
             return
         with contextlib.suppress(LockNotOwned, *self._lenient):
             self._lock.release()

@@ -166,4 +166,4 @@ def _path(namespace: Namespace) -> str:
 
 
 def _tag(namespace: Namespace) -> str:
-    return key_names.stored_name(_path(namespace))  # bounded, as tags must be
+    return key_names.stored_name(_path(namespace))  # limited in length, as tags must be

@@ -88,7 +88,7 @@ class AgentPerfSpanProcessor(SpanProcessor):
         self._is_over = False
         self._failures = Failures()
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  the span knows its parent
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  span.parent is used
         """Note the start of a span."""
         if self._is_over:
             return

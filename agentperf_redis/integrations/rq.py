@@ -171,7 +171,7 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
     @functools.wraps(handle_job_failure)
     def handling(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
         since = getattr(self, "_agentperf_since", None)
-        if since is not None:  # a worker that monitors the job's process handles a failure: it was killed
+        if since is not None:  # a failure during `monitor_work_horse`: the job's process was killed
             seconds = time.monotonic() - since
             if getattr(self, "_stopped_job_id", None) == job.id:
                 metrics.record_cancellation(_agent(job), seconds)
@@ -186,5 +186,5 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
 def _agent(job: Any) -> str:
     try:
         return arguments.nearest_name(job.func_name or _UNREADABLE)
-    except Exception:  # noqa: BLE001  the job's data cannot be read; RQ itself makes such a job fail
+    except Exception:  # noqa: BLE001  if a job's data cannot be read, RQ itself makes the job fail
         return _UNREADABLE

@@ -245,7 +245,7 @@ class Templates:
                 found = self._template(route, scope, child_scope)
                 if match is Match.FULL:
                     return found
-                partial = partial or found  # the path matches the route, the method does not
+                partial = partial or found  # the route has the path of the request, but not its method
         return partial
 
     def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
@@ -253,7 +253,7 @@ class Templates:
         inner = _routes_of(route)
         if not inner:
             return path
-        # The path of a Mount ends with /{path}. A Host has no path, and so gets /{path} above.
+        # The path of a Mount ends with /{path}. A Host has no path, so `path` is the default /{path}.
         rest = self.find(inner, {**scope, **child_scope}) or "/{path}"
         return path.removesuffix("/{path}") + rest
 
@@ -346,7 +346,7 @@ class _Exchange:
             self._complete = True  # from now on, a disconnect message does not cancel the request
         try:
             await self._send(message)
-        except OSError:  # ASGI specifies that a server raises this if the client has left
+        except OSError:  # ASGI specifies that a server raises OSError if the client has left
             self._client_left, self._complete = True, False
             raise
         if last:

@@ -73,7 +73,7 @@ def sparkline(values: Sequence[float | None], width: int = 15) -> str:
     The bar of the largest value is full. A missing value leaves a gap.
     """
     size = max(1, -(-len(values) // width))
-    first = len(values) % size  # the latest group is complete
+    first = len(values) % size  # the first group may be smaller, so that the latest group is complete
     groups = [values[max(0, at - size) : at] for at in range(first or size, len(values) + 1, size)]
     means = [_mean(group) for group in groups]
     top = max((mean for mean in means if mean is not None), default=0.0)

@@ -69,8 +69,8 @@ class AsyncExecutor:
         put: puts a job on the background thread that runs these steps; returns False if no thread can start.
     """
 
-    # The executor has no reference to its loop. With a reference, executor and loop would stay forever in the backend's
-    # map of loops, because its keys are weak references to the loops.
+    # The executor has no reference to its loop. The backend keeps its executors in a map whose keys are weak references
+    # to the loops. If an executor referred to its loop, both would stay in this map forever.
 
     def __init__(
         self,
@@ -225,13 +225,15 @@ class AsyncExecutor:
             callback = self._on_loop_end.pop(key, None)
             if callback is not None:
                 self._put(callback)
-        for task in list(self._tasks):  # close each task: its connections close now, and asyncio does not warn about it
+        # Close the coroutine of each task, so that its connections close now. The task stays pending, and asyncio must
+        # not warn about this.
+        for task in list(self._tasks):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
-            with contextlib.suppress(Exception):  # redis-py and asyncio fail, since the loop is closed
+            with contextlib.suppress(Exception):  # redis-py and asyncio may raise, since the loop is closed
                 task.get_coro().close()
 
     def _finish(self, flow: Flow[Any], step: Step, deadline_s: float, *, must_end: bool) -> None:
-        # The caller of the flow is gone, so its result is dropped. A ValueError means that the flow is being closed at
+        # The caller is gone, so the result of the flow is dropped. A ValueError means that the flow is being closed at
         # this moment.
         with contextlib.suppress(asyncio.CancelledError, AgentPerfError, StopIteration, ValueError):
             if not (must_end and isinstance(step, _RESUMABLE)):
@@ -255,7 +257,7 @@ class AsyncExecutor:
         if self._lifeline is not None:
             lifeline, self._lifeline = self._lifeline, None
             await lifeline.aclose()
-        await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick of the loop
 
     async def start(self) -> None:
         """Prepare for the end of the loop.
@@ -331,7 +333,7 @@ class AsyncExecutor:
         gathered, self._gathered = self._gathered, []
         groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
         for command, deadline_s, future in gathered:
-            if not future.cancelled():  # skips a command that was cancelled before it was sent
+            if not future.cancelled():  # a cancelled command is not sent
                 node = self._topology.node_for(command.keys[0] if command.keys else None)
                 groups.setdefault((node, deadline_s), []).append((command, future))
         for (_, deadline_s), group in groups.items():

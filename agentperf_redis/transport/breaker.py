@@ -102,7 +102,7 @@ class Breaker:
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Report a command that got no answer from this node within the command's deadline. Does not block."""
-        if deadline_s < self._attempt_timeout_s:  # a longer deadline might have sufficed
+        if deadline_s < self._attempt_timeout_s:  # with a longer deadline, the node might have answered in time
             return
         if self._needs_probe(node):
             watch = self._watches.get(node)

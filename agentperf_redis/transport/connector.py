@@ -73,8 +73,8 @@ class Connector:
         self.address = address
         self._defaulted = defaulted
         if defaulted or address.kind is ServerKind.EMBEDDED:
-            # Imported here, not at first use. The first use may be on the flushing thread. A fork during its import
-            # would leave the module's import lock held in the child.
+            # Imported here, not at first use. The first use may be on the flushing thread. If the process forked during
+            # that import, the module's import lock would stay held in the child.
             import agentperf_redis.embedded  # noqa: F401
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
@@ -267,7 +267,7 @@ async def aconnect(connection: AsyncConnection) -> None:
 
 async def asend(connection: AsyncConnection, payload: bytes) -> None:
     """Send bytes without redis-py: redis-py would use `writelines` (see `aconnect`) and reconnect silently."""
-    writer = connection._writer  # noqa: SLF001  as in `drop`
+    writer = connection._writer  # noqa: SLF001  no public API
     if writer is None or writer.transport.is_closing():
         raise ConnectionResetError("the connection was lost")
     writer.write(payload)

@@ -377,7 +377,7 @@ def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dic
 
 def _split_pipeline(group: list[_Item]) -> Iterator[tuple[int, int]]:
     """Split a long pipeline, so that client and server buffer a bounded number of bytes."""
-    if len(group) == 1:  # the common case: the size does not matter
+    if len(group) == 1:  # the common case: a single command cannot be split
         yield 0, 1
         return
     start = size = 0
@@ -488,7 +488,7 @@ def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Co
     script = item.command.script
     if not isinstance(script, Script):
         return
-    if script.sha in loaded:  # behind a proxy, each command may reach a different server
+    if script.sha in loaded:  # a proxy may send the commands of a pipeline to different servers
         item.by_source = True
     else:
         context.lacking.add((node, script.sha))
@@ -557,7 +557,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         return CorruptState(key, found or "something unexpected")
     refusal = refusal_reason(text)
     if refusal is not None:
-        # a script may already have written something when the server refuses it
+        # The server may refuse a command in the middle of a script, after the script has written something.
         return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)

@@ -252,7 +252,7 @@ class Executor:
                 try:
                     if sent is None:
                         replies = self._exchange(step)
-                    elif sent.connection is None:  # not sent yet, but its timeout began in `_begin`
+                    elif sent.connection is None:  # the request is not sent yet, but its timeout began in `_begin`
                         step.timeout_s = max(_LATE_READ_S, sent.end - time.monotonic())
                         replies = self._exchange(step)
                     else:
@@ -272,7 +272,7 @@ class Executor:
             if sent.error is not None:
                 raise sent.error
             for _ in range(request.count):
-                replies.append(read(connection, end))  # noqa: PERF401  after a failure, earlier replies are used
+                replies.append(read(connection, end))  # noqa: PERF401  if a read fails, earlier replies are used
         except BaseException as error:
             failure = self._connections.failure(error, request, connection, replies)
             if failure is None:
@@ -302,7 +302,7 @@ class Executor:
             try:
                 send(connection, request.payload, end)
                 for _ in range(request.count):
-                    replies.append(read(connection, end))  # noqa: PERF401  after a failure, earlier replies are used
+                    replies.append(read(connection, end))  # noqa: PERF401  if a read fails, earlier replies are used
             except BaseException as error:
                 failure = self._connections.failure(error, request, connection, replies)
                 if failure is None:

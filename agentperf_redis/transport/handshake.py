@@ -95,9 +95,9 @@ class Handshake:
             server = facts[b"server"].decode()
             version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
         except (AttributeError, KeyError, TypeError, ValueError):
-            return None  # perhaps a proxy; if it is unsuitable, the scripts will fail
+            return None  # perhaps a proxy answered; if its server is unsuitable, the scripts will fail
         if server not in OLDEST or version >= OLDEST[server]:
-            return None  # if a server of another name is unsuitable, the scripts will fail
+            return None  # servers of other names are not checked: on an unsuitable one, the scripts will fail
         needed = " or ".join(f"{name.capitalize()} {dotted(oldest)}" for name, oldest in OLDEST.items())
         return SchemaMismatch(f"{server} at {self._address}", dotted(version), f"{needed}, or newer")
 

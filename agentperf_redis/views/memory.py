@@ -121,7 +121,7 @@ def _server_memory(perf: AgentPerf, faults: list[Fault]) -> tuple[int | None, in
             facts = server.run(Command("INFO", (), ("memory",), _facts))
             used += facts.get("used_memory", 0)
             limit += facts.get("maxmemory", 0)
-    except AgentPerfError as error:  # the user may also lack the right; the other parts are still shown
+    except AgentPerfError as error:  # the Redis user may lack the right to run INFO; the other parts are still shown
         faults.append(Fault("memory of the server", str(error)))
         return None, None
     return used, limit or None

@@ -300,7 +300,7 @@ def _pool(perf: AgentPerf, name: str, window: str | float, as_of: Timestamp) -> 
     found = yield from operations.status((name,))
     if not found:
         return None
-    # If an instance takes no work, read more events, because the event that shows when this began may be old.
+    # If an instance takes no work, or only one lease at a time, read more events: the event with the reason may be old.
     limit = MAX_EVENTS if has_reasons(found[0]) else SHOWN_EVENTS
     parts = Parts(
         leases=operations.leases(name),

@@ -63,7 +63,8 @@ class Parts:
         except BackendUnavailable:
             raise
         except AgentPerfError as error:
-            # A part's name that is not an identifier ends with the name of a cache or pool, which must not be changed.
+            # A name that is no identifier contains the name of a cache or pool, such as "history of pool my_pool". The
+            # name of the pool must stay as it is.
             part = name.replace("_", " ") if name.isidentifier() else name
             self._faults.append(Fault(part, str(error)))
 

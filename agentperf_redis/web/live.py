@@ -154,7 +154,8 @@ async def live(request: Request) -> Response:
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many live pages are open.", headers)
     state, sessions, settings = request.state, app.state.sessions, app.state.settings
     session = state.session
-    # With forms, a page holds the CSRF token of its browser. Without forms, all browsers get the same page.
+    # A page with forms holds the CSRF token of one browser, so other browsers must not get this page. A page without
+    # forms is the same for all browsers.
     key = (wanted, root_path(request), request.url.scheme, session if state.actions else "")
 
     def ended() -> bool:

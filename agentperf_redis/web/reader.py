@@ -122,13 +122,14 @@ class Reader:
 
     def __init__(self, perf: AgentPerf, refresh_s: float) -> None:
         self.perf = perf
-        # Pages refresh together. With a maximum age just below the interval, each refresh reads new data.
+        # Pages refresh together. They share results for slightly less than the refresh interval, so that each refresh
+        # reads new data.
         self.shared = Shared(refresh_s * 0.9)
 
     async def overview(self, window: str | float = DEFAULT_WINDOW) -> Overview:
         """See `views.overview.read_overview`. The changes of the last hour are read less often."""
         changes: Changes | None = None
-        with suppress(CorruptState, ScriptFailed):  # then the overview names the fault
+        with suppress(CorruptState, ScriptFailed):  # `read_overview` then reads the changes too, and names the fault
             changes = await self._view(overview.read_changes, max_age_s=CHANGES_S)
         key = (overview.read_overview, window)
         return await self.shared.get(key, lambda: overview.read_overview(self.perf, window, known_changes=changes))
@@ -152,7 +153,7 @@ class Reader:
             task.add_done_callback(_seen)
             reads.update(dict.fromkeys(missing, task))
         tasks = dict.fromkeys(reads[name] for name in names)
-        await asyncio.wait(tasks)  # a page that is closed does not cancel what other pages wait for
+        await asyncio.wait(tasks)  # if this page is closed, the tasks go on, because other pages may wait for them
         found = [task.result() for task in tasks]
         lines = {name: line for each in found for name, line in each.lines.items()}
         return Sparklines(lines, tuple(dict.fromkeys(fault for each in found for fault in each.faults)))

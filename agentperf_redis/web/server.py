@@ -59,7 +59,7 @@ def run(
     """
     config = uvicorn.Config(
         under(root_path, app) if root_path else app,
-        http="h11",  # its limit covers all headers; httptools would collect headers of any size
+        http="h11",  # h11 limits the size of all headers together; httptools would collect headers of any size
         ws="none",
         lifespan="off",
         log_config=None,
@@ -79,7 +79,8 @@ def run(
         finally:
             await at_end()
 
-    # uvicorn installs its own handlers later. At its end, it restores these handlers, and raises the signal again.
+    # This handler ends the server until uvicorn installs handlers of its own. At its end, uvicorn restores this
+    # handler, and raises the signal again.
     former = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         at_start()

@@ -4,13 +4,15 @@
 --   schedule  HASH  agentperf:{alerts}:schedule
 -- ARGV
 --   now_ms    int   time of the evaluation, ms since 1970; -1: the server's time minus delay_ms
---   delay_ms  int   time that records take to arrive, ms
+--   delay_ms  int   time that records may take to arrive, ms
 --   count     int   max rules to claim
 --   token     text  identifies this claim in the report
 -- RETURNS
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
---     wait_ms: time until the next rule is due, ms; at_ms: end of the window to evaluate, a multiple of the interval
--- REPEAT  returns the rules that the first copy claimed, and claims other rules that have become due since
+--     wait_ms: time until the next rule is due, ms, at most 10000; 0: more than count rules are due now
+--     at_ms: end of the window to evaluate, ms since 1970, a multiple of the interval of the rule
+-- REPEAT  a second delivery returns the rules that the first one claimed, as long as they are not reported. It also
+--         claims other rules that have become due since, up to count rules in total
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(rules)
 --@include corrupt

@@ -1,4 +1,4 @@
--- claim_notices: claim the oldest due notification of each address, under a lease.
+-- claim_notices: claim one notification of each address under a lease: the one that has been due longest.
 -- KEYS
 --   notices       HASH  agentperf:{alerts}:notices
 --   receivers     HASH  agentperf:{alerts}:receivers
@@ -7,10 +7,12 @@
 --   lease_ms      int   time after which another process may claim the notification, ms
 --   addresses...  text  percent-encoded
 -- RETURNS
---   {1, address, id, attempts, payload, address, id, attempts, payload ...}
--- REPEAT  claims other notifications: if a reply is lost, its notifications wait until their leases end
+--   {1, address, id, attempts, payload, address, id, attempts, payload ...}   attempts: failed attempts so far
+--     payload: the text that report.lua stored
+-- REPEAT  a second delivery claims other notifications. If a reply is lost, the notifications in it wait until their
+--         leases end
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
--- COST    O(addresses log N), N notifications that wait
+-- COST    O(addresses log N) for N waiting notifications of an address
 --@include corrupt
 --@include whole_number
 --@include alerts

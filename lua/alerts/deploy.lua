@@ -1,4 +1,4 @@
--- deploy: replace all rules and receivers in one step. A new rule takes over the states of an old rule of that name.
+-- deploy: replace all rules and receivers in one step. A new rule keeps the states of an old rule of the same name.
 -- KEYS
 --   rules      HASH  agentperf:{alerts}:rules
 --   schedule   HASH  agentperf:{alerts}:schedule
@@ -7,13 +7,13 @@
 --   receivers  HASH  agentperf:{alerts}:receivers
 --   The keys state:<rule> and outbox:<address> are computed here, under the same hash tag.
 -- ARGV
---   fields     int   number of fields of the rules
+--   fields     int   number of fields to store in the hash rules
 --   scheduled  int   number of rules to schedule
 --   values...  text  name and text of each field; then name and interval in ms of each rule to schedule; then the
 --                    addresses. Names of rules and addresses are percent-encoded
 -- RETURNS
 --   {1, version, n}  deployed; version: number of this deployment; n: number of rules that were removed
--- REPEAT  deploys the same rules as a further version
+-- REPEAT  a second delivery deploys the same rules as a further version
 -- ERRORS  CORRUPT <key>: it holds another type, or a version that is no number; nothing was changed
 -- COST    O(rules + addresses + waiting notifications of removed addresses)
 --@include corrupt

@@ -1,4 +1,4 @@
--- finish_notice: remove a notification that was delivered, or schedule the next attempt.
+-- finish_notice: remove a notification that was delivered, or schedule its next attempt.
 -- KEYS
 --   notices    HASH  agentperf:{alerts}:notices
 --   outbox     ZSET  agentperf:{alerts}:outbox:<address>
@@ -7,14 +7,15 @@
 --   address    text  percent-encoded
 --   id         text  id of the notification
 --   retry_ms   int   time until the next attempt, ms; 0: it was delivered
---   keep_ms    int   max age of a notification, ms; an older one is dropped
+--   keep_ms    int   max age of a notification, ms; an older one is dropped after a failed attempt
 --   error      text  why the attempt failed, percent-encoded; empty if it did not fail
 -- RETURNS
 --   1   recorded
---   0   the notification is no longer there: another process delivered it, or its receiver was removed
--- REPEAT  returns 0 after a delivery; after a failure, counts one more attempt
+--   0   the notification is no longer there: it was delivered or dropped, or its address was removed
+-- REPEAT  if the first call removed the notification, a second call returns 0. Otherwise the second call counts one
+--         more failed attempt
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
--- COST    O(log N), N notifications that wait
+-- COST    O(log N) for N waiting notifications of the address
 --@include corrupt
 --@include whole_number
 --@include alerts

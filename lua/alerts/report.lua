@@ -1,4 +1,5 @@
--- report: store the result of judging a claimed rule: its states, and new events and notifications.
+-- report: store the result of an evaluation of a claimed rule: the states of its targets, new events and new
+-- notifications.
 -- KEYS
 --   rules      HASH    agentperf:{alerts}:rules
 --   schedule   HASH    agentperf:{alerts}:schedule
@@ -8,18 +9,20 @@
 --   receivers  HASH    agentperf:{alerts}:receivers
 --   The keys outbox:<address> are computed here, under the same hash tag.
 -- ARGV
---   version    int     number of the deployment by which the rule was judged
+--   version    int     number of the deployment whose rule was evaluated
 --   rule       text    percent-encoded
 --   token      text    the token of the claim
 --   targets    int     number of targets
 --   gone       int     number of targets whose state is deleted
 --   happened   int     number of events
---   values...  text    name and record of each target; names of targets to delete; 12 fields and values of each event;
---                      address, id and payload of each notification. Names are percent-encoded
+--   values...  text    first, name and state of each target; then the name of each target whose state is deleted; then
+--                      12 fields of each event, each with its value; then address, id and payload of each
+--                      notification. Names and addresses are percent-encoded
 -- RETURNS
 --   1   stored
 --   0   the rules were deployed again, or a later claim has the rule; nothing was stored
--- REPEAT  returns 1 and changes nothing; 0 if a later claim has the rule
+-- REPEAT  a second delivery changes nothing. It returns 1; or 0, if a later claim has the rule or the rules were
+--         deployed again
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(targets + events + notifications)
 --@include corrupt

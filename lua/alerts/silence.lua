@@ -1,16 +1,17 @@
--- silence: silence rules for a time, or end their silences.
+-- silence: silence rules for a time, or end their silences. Adds an event for each rule.
 -- KEYS
 --   schedule  HASH    agentperf:{alerts}:schedule
 --   silences  HASH    agentperf:{alerts}:silences
 --   events    STREAM  agentperf:{alerts}:events
 -- ARGV
---   for_ms    int     length of the silence, ms; 0 ends it
---   now_ms    int     start of the silence, ms since 1970; -1: the server's time
---   event     text    id of the event
+--   for_ms    int     length of the silences, ms; 0: end the present silences
+--   now_ms    int     start of the silences, ms since 1970; -1: the server's time
+--   event     text    id of the events
 --   rules...  text    percent-encoded
 -- RETURNS
---   {1, until_ms, rule ...}   the rules that exist, with the end of their silence
--- REPEAT  silences the rules again, from the time of the repeat on; adds a further event
+--   {1, until_ms, rule ...}   until_ms: end of the silences, ms since 1970; then the names of those rules that exist
+-- REPEAT  a second delivery silences the rules again, and adds further events. With now_ms -1, the silences then start
+--         at the time of the second delivery
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was changed
 -- COST    O(rules)
 --@include corrupt

@@ -1,39 +1,43 @@
 -- acquire: pick an instance and lease one unit of its capacity, at most once per token.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state   HASH  agentperf:{lb:<type>}:state
+--   ready   ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due     ZSET  agentperf:{lb:<type>}:due
+--   waitq   ZSET  agentperf:{lb:<type>}:waitq
+--   ids     ZSET  agentperf:{lb:<type>}:ids
+--   ring    ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   token       text  @ and the client's token
---   ttl_ms      int   TTL of the lease, ms
---   late        int   1 when another copy of this request may still arrive, else 0
---   wanted      text  strategy the pool must have, or - for any
---   labels      text  comma-separated labels; the instance must have all of them; - for none
---   point       int   position of the affinity on the ring, 0 to 2^48 - 1
---   random      int   random number, 0 to 2^52 - 1
---   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
+--   token   text  '@' followed by the client's token
+--   ttl_ms  int   TTL of the lease, ms
+--   late    int   1 when another copy of this request may still arrive, else 0
+--   wanted  text  strategy the pool must have, or '-' for any
+--   labels  text  comma-separated labels; the instance must have all of them; '-' for none
+--   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity, or random if it has none
+--   random  int   random number, 0 to 2^52 - 1
+--   tokens  int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token; load: sum of all
---     loads after the grant; cap: sum of the capacities of the instances that take work
+--   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token. id, record: the
+--     instance. load: sum of the loads of all instances after the grant. cap: sum of the capacities of the instances
+--     that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy,
---     resting or rate-limited, the time until the first one comes back, if known; registered: number of instances;
---     waiting: number of waiters; disabled: number of instances that drain, missed their heartbeat or are marked
---     unhealthy; unhealthy: number of instances that are ejected, half-open or failing checks; rate_limited: number of
---     other instances that rest or whose rate limits are used up
---   {-1, why}                            the token is spent; why: the reason in its tombstone, or the word
---     waiting or grant if the token was used in a call of wait
+--     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. If every instance that is not
+--     disabled is unhealthy, resting or rate-limited: the time until the first of them comes back, if known, at most a
+--     day. registered: number of instances. waiting: number of waiters. disabled: number of instances that are
+--     draining, have missed their heartbeat or are marked unhealthy. unhealthy: number of instances, not disabled, that
+--     are ejected, half-open or failing their checks. rate_limited: number of all other instances that are resting or
+--     have used up a rate limit
+--   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
+--     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
+-- REPEAT  returns the same lease. A copy is refused if the token was cancelled, if its lease expired, or if its release
+--         left a tombstone. The release leaves one if late was 1 or its bury_ms is not 0
 -- ERRORS  none
--- COST    O(log N + log L): 6 commands in the usual case under least_loaded, round_robin and random, 7 to 13 under the
---         others; 1 or 2 more if the pool has neither the wanted nor the default strategy. At most 64 expiries when
---         some are due; after the server's clock was set back, also some 250 corrected timers per round, until all are
---         corrected; N instances, L leases
+-- COST    O(log N + log L) for N instances and L leases. In the usual case, it calls 6 commands under least_loaded,
+--         round_robin and random, and 7 to 13 under the other strategies. It calls 1 or 2 more if wanted is '-' and the
+--         pool's strategy picks in another way than least_loaded. When timers are due, it processes at most 8 rounds of
+--         8 timers. After the server's clock was set back, each round also corrects some 250 timers, until all are
+--         correct
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -51,9 +55,9 @@ local expiry_ms = now_ms + TTL_MS
 local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
--- Pick before the facts are read, so that one HMGET reads the facts and the record of the picked instance. The strategy
--- is not known yet, but in most calls it is the wanted one or the default. Otherwise, the pick is repeated below. The
--- ring is not used here, because it needs the facts. If there is no record to read, the token is read twice.
+-- Pick an instance now, so that one HMGET can read its record together with the facts. The pool's strategy is not known
+-- yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated below. A pick from the
+-- ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the token twice.
 local _, expected = rules(WANTED == '-' and DEFAULT_STRATEGY or WANTED)
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
@@ -73,8 +77,8 @@ if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
 local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
--- If next_ms, picks, sum or cap is not a whole number, another program has changed this number, and `maintenance`
--- reports it. If one of the four is infinite or NaN, their total is not a whole number either.
+-- These four numbers are whole unless another program has changed one of them. `maintenance` reports such a change. If
+-- one of the four is infinite or NaN, the total is infinite or NaN too, so a check of the total is enough.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 
@@ -122,9 +126,9 @@ end
 --@include health
 --@include maintenance
 
--- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. A pool with expired
--- leases is not full, so repeat this while more leases may have expired, at most ROUNDS times. If the pool seems full
--- and the server's clock may have been set back, `maintain` corrects the timers.
+-- Each round processes at most EXPIRIES expiries, then grants to waiters, so that this caller does not overtake a
+-- waiter. While nothing is free and more leases may have expired, another round follows, at most ROUNDS in all. If the
+-- pool seems full and the server's clock may have been set back, `maintain` also corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back

@@ -1,35 +1,38 @@
 -- acquire_many: lease several units at once, at most one unit per token.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state      HASH  agentperf:{lb:<type>}:state
+--   ready      ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due        ZSET  agentperf:{lb:<type>}:due
+--   waitq      ZSET  agentperf:{lb:<type>}:waitq
+--   ids        ZSET  agentperf:{lb:<type>}:ids
+--   ring       ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   ttl_ms      int   TTL of each lease, ms
---   late        int   1 when another copy of this request may still arrive, else 0
---   wanted      text  strategy the pool must have, or - for any
---   labels      text  comma-separated labels; each instance must have all of them; - for none
---   point       text  position of the affinity on the ring, 0 to 2^48 - 1; - for a random position for each lease
---   randoms     text  random numbers, 0 to 2^52 - 1, separated by spaces: one for each lease
---   tokens      int   expected tokens of the work on one lease, counted against the instance's tokens per minute
---   whole       int   1 to lease all units or none, 0 to lease as many as are free
---   leases...   text  @ and the client's token, one for each lease, at most 500
+--   ttl_ms     int   TTL of each lease, ms
+--   late       int   1 when another copy of this request may still arrive, else 0
+--   wanted     text  strategy the pool must have, or '-' for any
+--   labels     text  comma-separated labels; each instance must have all of them; '-' for none
+--   point      text  position on the ring, 0 to 2^48 - 1: a hash of the affinity; '-': a random position for each lease
+--   randoms    text  random numbers, 0 to 2^52 - 1, one for each lease, separated by spaces
+--   tokens     int   number of tokens that the work on one lease is expected to use; counts against the instance's
+--                    tokens per minute
+--   whole      int   1 to lease all units or none, 0 to lease as many as are free
+--   leases...  text  '@' followed by the client's token; one for each lease, at most 500
 -- RETURNS
---   {1, load, cap, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before;
+--   {1, load, cap, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before.
 --     load, cap: as in acquire
---   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted; the rest as in acquire
---   {-1, why}   all tokens are spent, or whole is 1 and one token is spent; no lease is granted; why: as in acquire.
---     If an earlier copy of the request got leases, these stay until the caller releases them
+--   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted. Values: as in acquire
+--   {-1, why}   all tokens are spent, or one is spent and whole is 1. No lease is granted. why: as in acquire. If an
+--     earlier copy of the request got leases, they stay until they are released or expire
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1, each token that gets no
---         lease gets a tombstone, so that a late copy of the request gets no lease for this token
+-- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1 and the pool exists, a call
+--         that returns {1, ...} or {0, ...} leaves a tombstone for each token without a lease. A late copy of the
+--         request then gets no lease for this token
 -- ERRORS  none
--- COST    O(n log N + n log L): some 25 + 8 n commands. Further commands: 1 for each label of an instance, 1 for the
---         first lease of an instance with rate limits, at most n to find all units if whole is 1, and some 8 for each
---         of at most 512 expiries; n leases, N instances, L leases in the pool
+-- COST    O(n log N + n log L) for n leases to grant, N instances, and L leases in the pool. It calls some 25 + 8 n
+--         commands. Further commands are 1 for each label of an instance, 1 for the first lease of an instance with
+--         rate limits, and at most n to find all units if whole is 1. It processes at most 512 due timers, with some 8
+--         commands for each
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
@@ -98,7 +101,7 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
 local read = {}
--- Read each record once per round. Within a round, only a grant changes the record. It changes the copy here as well.
+-- Read each record only once per round. Within a round, only `pool.grant` changes a record. It also changes the copy.
 local function instance(id)
   read[id] = read[id] or pool.read(id)
   return read[id]
@@ -120,9 +123,10 @@ local function reserve(count)
 end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
--- Pick an instance with a free unit for lease number `number`. Return the record and the id of the instance. `spare`
--- lists the ids that `reserve` found. These instances are tried if no instance is picked, or if the picked one has no
--- free unit or a corrupt record. If they have no free unit either, return nil and the id of the picked instance.
+-- Pick an instance with a free unit for one lease. Return the record and the id of the instance. `number` is the
+-- position of the random number for this lease. If no instance is picked, or if the picked one is full or has a corrupt
+-- record, try the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of the
+-- picked instance.
 local function picked(number, spare)
   local random = randoms[number] or '0'
   local point = POINT == '-' and format('%.0f', random % 281474976710656) or POINT

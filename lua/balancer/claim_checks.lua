@@ -1,19 +1,20 @@
 -- claim_checks: claim active checks that are due. Each check goes to the first caller, so processes share the work.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   checks      ZSET  agentperf:{lb:<type>}:checks
+--   state        HASH  agentperf:{lb:<type>}:state
+--   ids          ZSET  agentperf:{lb:<type>}:ids
+--   checks       ZSET  agentperf:{lb:<type>}:checks
 -- ARGV
---   interval_ms int   time from one check of an instance to the next, ms
---   count       int   max checks to claim
+--   interval_ms  int   time from one check of an instance to the next, ms
+--   count        int   max checks to claim
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
---     interval_ms; id, record: the instances to check. A resting instance is not checked: the check would use up the
---     rate limit for which the instance rests, and its failure would count as a second fault
+--     interval_ms. id, record: the instances to check. A resting instance is not checked. A check would use up the rate
+--     limit because of which the instance rests, and a failed check would count as a second fault
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  claims other due checks: if a reply is lost, the instances in it miss one check
+-- REPEAT  claims other due checks. If a reply is lost, the instances in it miss one check
 -- ERRORS  none
--- COST    O(count log N); O(N log N) after instances were registered or removed, or the clock was set back; N instances
+-- COST    O(count log N) for N instances. The first call after instances were registered, or after the server's
+--         clock was set back, takes O(N log N)
 local STATE, IDS, CHECKS = KEYS[1], KEYS[2], KEYS[3]
 local INTERVAL_MS, COUNT = ARGV[1], ARGV[2]
 --@include strategies

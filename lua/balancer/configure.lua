@@ -1,23 +1,23 @@
 -- configure: replace the settings of a pool, and apply the new settings to one page of its instances.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   settings    text  new value of #settings, see pool.lua
---   first       int   rank of the first instance of the page
---   count       int   instances per page
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   settings  text  new value of the field #settings of state, see pool.lua
+--   first     int   rank of the first instance of the page
+--   count     int   instances per page
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, next_rank, before}   next_rank: rank of the next page, 0 after the last page; before: the replaced settings,
+--   {1, next_rank, before}   next_rank: rank of the next page, 0 after the last page. before: the replaced settings,
 --     empty if there were none
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}             the request came after until_ms; nothing was changed
--- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
+-- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(count log N), and grants to at most 16 waiters; N instances
+-- COST    O(count log N) for N instances. It also grants units to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies

@@ -1,22 +1,22 @@
--- cool_down: let an instance rest: it gets no work until the rest ends. A rest that already lasts longer is kept.
+-- cool_down: let an instance rest. It gets no work until the rest ends. A present rest that ends later is kept.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   id          text  the instance
---   rest_ms     int   length of the rest, ms
---   why         text  the reason, as in health.lua: rate_limited or cooled_down
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   id        text  the instance
+--   rest_ms   int   length of the rest, ms
+--   why       text  the reason, as in health.lua: 'rate_limited' or 'cooled_down'
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   1   the instance rests
 --   0   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  prolongs the rest by the time between the copies; a copy that arrives after until_ms is refused
+-- REPEAT  the rest lasts at least rest_ms from the last copy; a copy that arrives after until_ms is refused
 -- ERRORS  none
--- COST    O(log N)
+-- COST    O(log N) for N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ID, REST_MS, WHY, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies

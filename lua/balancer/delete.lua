@@ -1,23 +1,23 @@
 -- delete: delete a pool with its instances, leases, waiters, settings, events and history.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   1              deleted. The creation time of the pool is kept for a minute. From it, a process that registered an
---     instance sees that a caller deleted the pool, and that the server did not lose it. Waiters queue again with
---     their next poll, and wait for another instance
+--   1              deleted. The creation time of the pool is kept for a minute. With it, a process that registered an
+--     instance can tell this deletion from a loss of data on the server. Waiters queue again with their next poll, and
+--     then wait until an instance is registered
 --   0              no such pool
 --   {-3, fact}     as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  returns 0; a copy that arrives after until_ms is refused, since it could delete a later pool
+-- REPEAT  returns 0; a copy that arrives after until_ms is refused, since it could delete a newer pool
 -- ERRORS  none
--- COST    O(N): it reads the labels of N instances; the server frees the memory in the background
+-- COST    O(N): it reads the labels of N instances. The server frees the memory in the background
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local UNTIL_MS = ARGV[1]
 --@include strategies

@@ -1,17 +1,17 @@
--- extend: give a lease another TTL, which begins now. Later renewals keep this TTL.
+-- extend: give a lease a new TTL, counted from now. Later renewals by the client use the same TTL.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   due         ZSET  agentperf:{lb:<type>}:due
+--   state   HASH  agentperf:{lb:<type>}:state
+--   due     ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   token       text  @ and the lease's token
---   ttl_ms      int   TTL from now, ms; it may be shorter than the time that was left
+--   token   text  '@' followed by the lease's token
+--   ttl_ms  int   TTL from now, ms; it may be shorter than the time that is left
 -- RETURNS
 --   1   extended
 --   0   the lease is lost: expired, released or never granted
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  a repeated delivery counts the TTL from its own time, so the lease ends that much later
+-- REPEAT  the TTL counts from the last copy, so a copy makes the lease end later
 -- ERRORS  none
--- COST    O(log L); L leases
+-- COST    O(log L) for L leases
 local STATE, DUE = KEYS[1], KEYS[2]
 local TOKEN, TTL_MS = ARGV[1], ARGV[2]
 --@include strategies

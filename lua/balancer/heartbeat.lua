@@ -5,14 +5,14 @@
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   silence_ms  int   time until the next heartbeat is due, ms; 0: each instance's registered heartbeat TTL, or 30 s
+--   silence_ms  int   time until the next heartbeat is due, ms; 0: the time registered for each instance, or 30 s
 --   names...    text  ids of instances, at most 500
 -- RETURNS
---   {1, id...}   the instances that are not registered; the other heartbeats were recorded
+--   {1, id...}   the instances that are not registered. The heartbeats of all others were recorded
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless
 -- ERRORS  none
--- COST    O(k log L), and grants to at most 16 waiters; k instances, L timers
+-- COST    O(k log L) for k instances and L timers. It also grants units to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SILENCE_MS = ARGV[1]
 --@include strategies

@@ -1,33 +1,34 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
--- A pool with several shards keeps its number of shards, strategy and settings under the keys of a pool with one shard.
--- All other scripts recognize the value of #pool there, and refuse the request. Their callers then use the keys of the
--- shards.
+-- A divided pool still has the state key of an undivided pool. In this hash, #pool holds the number of shards and the
+-- strategy, and #settings holds the settings. Any other script that reads this #pool refuses the request. Its caller
+-- then uses the keys of the shards.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   action      text  set: divide the pool, or confirm its division; lapse: let the division expire in a day, unless
---                     set confirms it before; drop: end the division; only the creation time may be kept, for a minute
---   shards      int   the number of shards
---   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
---   settings    text  settings of the pool, see pool.lua
---   chosen      int   1 when the settings replace those of an existing pool, else 0
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day,
+--                   unless a 'set' confirms it before. 'drop': end the division. If #born exists, it is kept for a
+--                   minute
+--   shards    int   'set': the wanted number of shards, 1 for an undivided pool; else the present number
+--   wanted    text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
+--   settings  text  settings of the pool, see pool.lua
+--   chosen    int   1 when the settings replace those of an existing pool, else 0
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, shards, strategy, settings, before}   done; strategy: that of the pool; settings: those of the pool if the
---     action is set, else empty; before: the replaced settings, empty when none were replaced
---   {0, shards}       not done: the pool has one shard, or a number of shards that differs from the requested one. If
---     the pool has instances, nothing was changed
+--   {1, shards, strategy, settings, before}   done. strategy: the strategy of the pool. settings: the settings of the
+--     pool after a 'set', else empty. before: the settings that were replaced, empty if none were
+--   {0, shards}       not done. shards: the number of shards that the pool has now, 1 if it is not divided. Nothing
+--     was changed, with one exception: a 'set' to 1 shard ends a division that 'lapse' lets expire, and returns {0, 1}
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}      the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(1): at most 20 commands; the server frees the memory in the background
+-- COST    O(1): at most 20 commands. The server frees the memory in the background
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ACTION, SHARDS, WANTED, SETTINGS, CHOSEN, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 --@include strategies
@@ -60,7 +61,7 @@ elseif shards ~= SHARDS then
 end
 if ACTION == 'drop' then
   call('HDEL', STATE, '#pool', '#settings')
-  call('PEXPIRE', STATE, MARKED_MS)  -- if it still has #born
+  call('PEXPIRE', STATE, MARKED_MS)  -- the key still exists if it has #born
   return {DONE, tonumber(shards), strategy, '', ''}
 elseif ACTION == 'lapse' then
   call('PEXPIRE', STATE, LAPSE_MS)

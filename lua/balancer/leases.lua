@@ -1,19 +1,19 @@
 -- leases: return one page of a pool's leases and waiters, without changing anything.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   due         ZSET  agentperf:{lb:<type>}:due
+--   state  HASH  agentperf:{lb:<type>}:state
+--   due    ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   first       int   rank of the first entry of the page
---   count       int   entries per page, at most 1000
+--   first  int   rank in due of the first timer of the page
+--   count  int   timers per page, at most 1000; the reply omits timers of other kinds than leases, grants and waiters
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
---     next_rank: rank of the next page, 0 after the last page; due_ms: when the lease expires, or when the waiter loses
---     its position; entries are sorted by due_ms
+--     next_rank: rank of the next page, 0 after the last page. due_ms: when the lease or grant expires, or when the
+--     waiter loses its position. The tokens are sorted by due_ms
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it changes nothing
 -- ERRORS  none
--- COST    O(log L + count); L timers
+-- COST    O(log L + count) for L timers
 local STATE, DUE = KEYS[1], KEYS[2]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies

@@ -1,4 +1,5 @@
--- register: add an instance, or change a registered one. A change keeps the load, health and measurements.
+-- register: add an instance, or change a registered one. A change keeps the load, health and measurements, but
+-- clears a missed heartbeat.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -8,22 +9,22 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   id          text  the instance
---   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
+--   wanted      text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
 --   cap         int   max concurrent leases
 --   weight      text  weight, decimal, at least 0
---   labels      text  labels, comma-separated, or - for none
---   on          text  flags to set, comma-separated, or - for none; other flags stay
+--   labels      text  labels, comma-separated, or '-' for none
+--   on          text  flags to set, comma-separated, or '-' for none; other flags stay
 --   ewma_us     int   initial smoothed response time, us; 0 when not known
 --   silence_ms  int   time without a heartbeat after which the instance is disabled, ms; 0: no heartbeat is expected
---   points      text  positions of the instance on the ring: numbers of 48 bits
+--   points      text  positions of the instance on the ring, 0 to 2^48 - 1 each, separated by spaces
 --   rpm         text  max requests per minute, decimal; 0: no limit
 --   tpm         text  max tokens per minute, decimal; 0: no limit
---   settings    text  value of #settings for a new pool; for an existing pool only when chosen is 1
---   chosen      int   1 when settings replace those of an existing pool, else 0
+--   settings    text  value of #settings for a new pool; used for an existing pool only when chosen is 1
+--   chosen      int   1 when the settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before, first}   added; born: creation time of the pool, us; if an earlier reply had a
---     different time, the server has lost the pool since; before: the replaced settings, empty when none were replaced;
+--   {1, strategy, born, before, first}   added. born: creation time of the pool, us. If an earlier reply had a
+--     different time, the pool was lost or deleted since. before: the settings that were replaced, empty if none were.
 --     first: 1 if the pool had no instance before, else 0
 --   {0, strategy, born, before, 0}       changed
 --   {-2, strategy}                the pool has another strategy
@@ -31,8 +32,9 @@
 --   {-6, now_ms}    the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(log N + labels + points log ring), and grants to at most 16 waiters; with slow_start, also a search of up
---         to 1024 records for a healthy, warm instance, in the order of registration
+-- COST    O(log N + labels + points log R) for N instances and a ring of R points. It also processes at most 16 due
+--         timers, and grants units to at most 16 waiters. With slow_start, it also searches up to 1024 records for a
+--         healthy, warm instance, in the order of registration
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
@@ -48,8 +50,9 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Return whether a healthy, warm instance was registered at least one warm-up time ago. If there is none, the whole
--- fleet is just starting, and its instances do not warm up. Drained or dead instances of an earlier fleet do not count.
+-- Return whether a healthy, warm instance was registered at least one warm-up time ago. Drained or dead instances of an
+-- earlier fleet do not count. If there is no such instance, the whole fleet is just starting, and a new instance does
+-- not warm up.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings.slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do
@@ -79,7 +82,7 @@ local first = call('ZCARD', IDS) == 0 and 1 or 0
 if first == 0 and strategy then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered, or the server has evicted the records of the pool and nothing else. In both cases, the
+  -- No instance is registered, or the server has evicted the hash `state` and not the other keys. In both cases, the
   -- caller may choose the strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end

@@ -1,14 +1,14 @@
 -- remove: remove an instance. It gets no new leases, and its record is deleted when its last lease ends.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   id          text  the instance
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   id        text  the instance
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, empty}   removed; empty: 1 if the pool now has neither instances, leases nor waiters, else 0
 --   {0}   no such instance
@@ -17,7 +17,7 @@
 -- REPEAT  returns {0} and changes nothing; a copy that arrives after until_ms is refused, since it could undo a later
 --         change
 -- ERRORS  none
--- COST    O(log N + log ring); N instances
+-- COST    O(log N + log R) for N instances and a ring of R points
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
@@ -49,7 +49,7 @@ call('ZREM', CHECKS, ID)
 call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID, 'C:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
-  pool.rest(r, 0)  -- a lease may keep the record until the instance is registered again
+  pool.rest(r, 0)  -- ends the rest: a lease may keep the record until the instance is registered again
   r.flags = {removed = true}
   pool.store(r)
 end

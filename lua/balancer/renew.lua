@@ -1,15 +1,15 @@
--- renew: extend the expiry of many leases in one call. A lease is shortened only if more time is left than its TTL.
--- This happens only after the server's clock was set back.
+-- renew: give many leases the same TTL, counted from now. A lease that has more time left is shortened. This happens
+-- only after the server's clock was set back.
 -- KEYS
---   due         ZSET  agentperf:{lb:<type>}:due
+--   due        ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   ttl_ms      int   TTL from now, ms
---   tokens...   text  @ and the client's token, one for each lease, at most 500
+--   ttl_ms     int   TTL from now, ms
+--   tokens...  text  '@' followed by the client's token; one for each lease, at most 500
 -- RETURNS
 --   {1, token...}   the tokens that could not be renewed: expired, released or never granted
 -- REPEAT  harmless
 -- ERRORS  none
--- COST    O(k log L); k tokens, L leases
+-- COST    O(k log L) for k tokens and L leases
 local DUE = KEYS[1]
 local TTL_MS = ARGV[1]
 local call = redis.call

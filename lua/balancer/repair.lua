@@ -1,25 +1,26 @@
 -- repair: recompute the load of one page of instances from their leases, and rewrite their records, indexes and timers.
--- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. An instance is left unchanged if its
--- record was not written by the library.
+-- A lost heartbeat timer cannot be recomputed, but the next heartbeat sets it again. If the library did not write the
+-- record of an instance, the instance is left unchanged.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
+--   state  HASH  agentperf:{lb:<type>}:state
+--   ready  ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due    ZSET  agentperf:{lb:<type>}:due
+--   waitq  ZSET  agentperf:{lb:<type>}:waitq
+--   ids    ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   first       int   rank of the first instance of the page
---   count       int   instances per page
+--   first  int   rank of the first instance of the page
+--   count  int   instances per page
 -- RETURNS
---   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the next page, 0 after the last page; wrong:
---     number of instances whose load differed from the number of their leases; orphans: number of leases and waiters
---     deleted because they had no timer, on the first page only; registered: number of instances of the pool
+--   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the next page, 0 after the last page. wrong:
+--     number of instances whose load differed from the number of their leases. orphans: on the first page, number of
+--     leases and waiters that were deleted because they had no timer; else 0. registered: number of instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: the first run has made all corrections
 -- ERRORS  none
--- COST    O(L + count log N): every page counts all L leases again, which takes about 1 us for each lease. So the loads
---         of the page's instances are exact when they are written
+-- COST    O(L + count log N) for L leases and N instances. Every page counts all leases, because a count made for an
+--         earlier page could be outdated. This takes about 1 us for each lease. The last page also reads the records of
+--         all instances
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -46,7 +47,7 @@ end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
-local since_us, before = {}, {}  -- for half-open instances: probe_since_us, and the number of leases granted before
+local since_us, before = {}, {}  -- of half-open instances: probe_since_us, and the number of leases granted before it
 for _, id in ipairs(page) do
   local r = pool.read(id)
   if r and r.flags.half_open then since_us[id], before[id] = pool.extra(r).probe_since_us, 0 end

@@ -8,14 +8,15 @@
 -- ARGV
 --   claimed_ms  int   when the checks were claimed: now_ms in the reply of claim_checks
 --   until_ms    int   server time after which this request is refused, ms; 0: never
---   results...  text  + (passed) or - (failed), then the id of an instance; at most 500
+--   results...  text  '+' (passed) or '-' (failed), followed by the id of an instance; at most 500
 -- RETURNS
---   {1, id...}   the instances that are not registered; the other results were recorded
+--   {1, id...}   the instances that are not registered. The results of all others were recorded
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  harmless: a result counts once, and is ignored when a check claimed later has been recorded
+-- REPEAT  harmless. A result is ignored if it was recorded before. It is also ignored if the instance already has the
+--         result of a check that was claimed later
 -- ERRORS  none
--- COST    O(k log N), and grants to at most 16 waiters; k results, N instances
+-- COST    O(k log N) for k results and N instances. It also grants units to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
@@ -39,7 +40,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

@@ -1,5 +1,5 @@
--- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. It
--- processes due timers first, as `status` does, so the history and `status` show the same figures.
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. This
+-- call first processes due timers, as `status` does. So the history and `status` show the same figures.
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -10,15 +10,15 @@
 -- ARGV
 --   none
 -- RETURNS
---   {1, wait_ms}  sampled now; the next slice begins in wait_ms
---   {0, wait_ms}  already sampled in this slice; the next slice begins in wait_ms
+--   {1, wait_ms}  sampled now. The next slice begins in wait_ms
+--   {0, wait_ms}  already sampled in this slice. The next slice begins in wait_ms
 --   {0, 0}        there is no such pool, or it has no instance
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  finds that the slice was sampled before
+-- REPEAT  harmless: the slice is already sampled
 -- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
 --         written
--- COST    O(log N), at most 64 expiries, and a read of up to 5000 more due timers; O(N) while an instance takes no
---         work; N instances
+-- COST    O(log N) for N instances; O(N) while an instance takes no work. It processes at most 64 due timers, and reads
+--         up to 5000 more
 local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 --@include strategies
 --@include whole_number
@@ -32,22 +32,23 @@ local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 --@include history
 
 local AWAY = string.sub(READY, 1, -6) .. 'away'
--- The flags with which `status` reports an instance as not healthy; as in records.py.
+-- The flags with which `status` reports an instance as not healthy; as in balancer/commands/records.py.
 local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, down = true}
 
 -- Return the number of healthy instances, the sum of all capacities, and the first instance whose record the library
 -- did not write.
 local function read_instances()
   local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
-  -- #cap is the capacity of the instances that take work. If #cap was deleted and then counted again from 0, it may be
-  -- negative; a negative value counts as 0 here.
+  -- #cap is the sum of the capacities of the instances that take work. Scripts only add changes to this sum. So it may
+  -- be negative after another program has deleted it; a negative value counts as 0 here.
   local usable, capacity = whole_number(facts[1]), whole_number(facts[2]) or 0
   if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all of them take work
   local healthy, invalid = registered, nil
   for from = 0, registered - 1, 1000 do
     local ids = call('ZRANGE', IDS, from, from + 999)
     for i, record in ipairs(call('HMGET', STATE, unpack(ids))) do
-      -- Most instances have no flags. They are skipped without parsing their records, which would take much longer.
+      -- Most instances have no flags. Their records are not parsed, because parsing would take much longer than this
+      -- search.
       if not record or not string.find(record, ' flags=- ', 1, true) then
         local flags, limit, cap = nil, nil, nil
         if record then
@@ -84,7 +85,8 @@ if invalid then return corrupt(invalid) end
 pool.maintain(EXPIRIES)
 if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
--- Unlike in `status`, leases on a removed instance count until they end: no index leads to such an instance.
+-- Leases on removed instances are counted here until they end, but not in `status`. #load includes them, and no index
+-- leads to a removed instance, so they cannot be subtracted.
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {
   {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},

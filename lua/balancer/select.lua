@@ -1,24 +1,24 @@
 -- select: return the instance that acquire would pick now, without granting a lease.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
---   ring        ZSET  agentperf:{lb:<type>}:ring
+--   state   HASH  agentperf:{lb:<type>}:state
+--   ready   ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due     ZSET  agentperf:{lb:<type>}:due
+--   waitq   ZSET  agentperf:{lb:<type>}:waitq
+--   ids     ZSET  agentperf:{lb:<type>}:ids
+--   ring    ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   wanted      text  strategy the pool must have, or - for any
---   labels      text  comma-separated labels; the instance must have all of them; - for none
---   point       int   position of the affinity on the ring, 0 to 2^48 - 1
---   random      int   random number, 0 to 2^52 - 1
+--   wanted  text  strategy the pool must have, or '-' for any
+--   labels  text  comma-separated labels; the instance must have all of them; '-' for none
+--   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity, or random if it has none
+--   random  int   random number, 0 to 2^52 - 1
 -- RETURNS
 --   {1, id, record}   the instance that would be picked
---   {0}               no instance has free capacity
+--   {0}               no suitable instance has free capacity, or there is no such pool
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
--- COST    O(log N), and at most 64 expiries when some are due
+-- COST    O(log N) for N instances. It processes at most 64 due timers
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
@@ -43,7 +43,7 @@ if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)
@@ -56,4 +56,4 @@ if several and not id then id = pool.best(LABELS) end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
 if read_record(record or '') then return {DONE, id, record} end
-return pool.changed and {NOTHING} or corrupt(id)  -- if this call has written something, the next one reports the record
+return pool.changed and {NOTHING} or corrupt(id)  -- after a write, only the next call reports the corrupt record

@@ -1,25 +1,26 @@
 -- status: process due timers, then return one page of a pool's instances in the order of their registration. For a user
 -- without the right to write, the script only reads.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
---   ids         ZSET  agentperf:{lb:<type>}:ids
+--   state  HASH  agentperf:{lb:<type>}:state
+--   ready  ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due    ZSET  agentperf:{lb:<type>}:due
+--   waitq  ZSET  agentperf:{lb:<type>}:waitq
+--   ids    ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   first       int   rank of the first instance of the page
---   count       int   instances per page
+--   first  int   rank of the first instance of the page
+--   count  int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
---     registered: number of instances; waiting: number of waiters; late: number of leases whose expiry has passed but
---     was not processed yet, counted on the first page only; picks: leases granted so far; next_rank: rank of the next
---     page, 0 after the last page; panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
---     instances
+--     registered: number of instances. waiting: number of waiters. late: on the first page, number of leases and grants
+--     whose expiry has passed but was not processed yet; else 0. picks: number of leases granted so far. next_rank:
+--     rank of the next page, 0 after the last page. panic_ms: start of the panic, 0 for none. settings: value of
+--     #settings. id, record, extra: an instance, its record, and its extra record, which is empty for most instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
--- COST    O(log N + count), at most 64 expiries, and a read of up to 5000 more due timers; N instances
+-- COST    O(log N + count) for N instances. It processes at most 64 due timers. On the first page, it reads up to
+--         5000 more
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -56,9 +57,9 @@ for_each_part(function(ids, found, extras)
   end
 end)
 if invalid_id then return corrupt(invalid_id) end
--- The simulated server of the unit tests lacks this function.
+-- The simulated server of the unit tests has no redis.acl_check_cmd.
 if not redis.acl_check_cmd or redis.acl_check_cmd('ZREM', DUE, '') then
-  call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
   pool.maintain(EXPIRIES)
 end
 local late = first == 0 and count_overdue(pool.now_ms) or 0

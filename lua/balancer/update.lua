@@ -1,27 +1,27 @@
 -- update: change the registered fields of an instance, and its flags.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   id          text  the instance
---   cap         text  max concurrent leases, or - to keep the value
---   weight      text  weight, decimal, or - to keep the value
---   labels      text  labels, comma-separated; empty for no labels; - to keep them
---   on          text  flags to set, comma-separated, or - for none
---   off         text  flags to clear, comma-separated, or - for none
---   rpm         text  max requests per minute, decimal; 0: no limit; - to keep the value
---   tpm         text  max tokens per minute, decimal; 0: no limit; - to keep the value
---   until_ms    int   server time after which this request is refused, ms; 0: never
+--   id        text  the instance
+--   cap       text  max concurrent leases, or '-' to keep the value
+--   weight    text  weight, decimal, or '-' to keep the value
+--   labels    text  labels, comma-separated; empty for no labels; '-' to keep them
+--   on        text  flags to set, comma-separated, or '-' for none
+--   off       text  flags to clear, comma-separated, or '-' for none
+--   rpm       text  max requests per minute, decimal; 0: no limit; '-' to keep the value
+--   tpm       text  max tokens per minute, decimal; 0: no limit; '-' to keep the value
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, load}   changed; load: current number of leases
+--   {1, load}   changed. load: current number of leases
 --   {0}         no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(log N), and grants to at most 16 waiters
+-- COST    O(log N) for N instances. It also processes at most 16 due timers, and grants units to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
@@ -46,7 +46,7 @@ local pool = maintenance(now_us)
 if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then
@@ -64,8 +64,8 @@ if r.extra then
   pool.limit_rate(r)
 end
 local on, off = pool.flags_of(ON), pool.flags_of(OFF)
--- To mark an instance healthy, the caller passes `unhealthy` in `off`, and also the flags that outcomes, checks and
--- heartbeats set. The event `healthy` is added only if one of these flags was set.
+-- A caller that marks an instance healthy passes the flag `unhealthy` in `off`, and also the flags that outcomes,
+-- checks and heartbeats set. The event `healthy` is added only if the instance had one of these flags.
 local is_cleared = false
 for flag in pairs(off) do
   is_cleared = is_cleared or (flag ~= 'draining' and flag ~= 'warming' and r.flags[flag])

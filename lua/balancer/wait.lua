@@ -1,30 +1,31 @@
 -- wait: join the queue for a lease, stay in the queue, or fetch the grant. A waiter repeats the call until it has a
 -- lease.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   token       text  @ and the client's token
---   ttl_ms      int   TTL of the lease once fetched, ms
---   live_ms     int   time without a call after which the waiter loses its position, ms
---   boost_ms    int   the waiter's priority: it is queued as if it had arrived this much earlier, ms
---   labels      text  comma-separated labels; the instance must have all of them; - for none
---   ticket      text  the waiter's ticket from an earlier reply, or - for a new ticket
---   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
+--   token     text  '@' followed by the client's token
+--   ttl_ms    int   TTL of the lease from the time when the grant is fetched, ms
+--   live_ms   int   time without a call after which the waiter loses its position, ms
+--   boost_ms  int   the waiter's priority: it is queued as if it had arrived this much earlier, ms
+--   labels    text  comma-separated labels; the instance must have all of them; '-' for none
+--   ticket    text  the waiter's ticket from an earlier reply, or '-' for a new ticket
+--   tokens    int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before by the same token; load,
---     cap: as in acquire
---   {0, ahead, poll_ms, ticket, back_ms}   queued; ahead: number of waiters before this one; poll_ms: time until a
---     timer may free capacity, at most 1000; back_ms: if all instances are unhealthy, resting or rate-limited, the time
---     until the first of them comes back, if known, else 0
---   {-1, why}                           the token is spent; why: the tombstone's reason
+--   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before by the same token. The
+--     values are as in acquire
+--   {0, ahead, poll_ms, ticket, back_ms}   queued. ahead: number of waiters before this one. poll_ms: time until a
+--     timer may free capacity, at most 1000. back_ms: if every instance that is not disabled is unhealthy, resting or
+--     rate-limited: the time until the first of them comes back, if known, at most a day; else 0
+--   {-1, why}                           the token is spent. why: the reason in its tombstone, or 'expired'
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
 -- ERRORS  none
--- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters; after the server's clock was set
---         back, each call also corrects some 250 timers until all are correct; W waiters, N instances
+-- COST    O(log W + log N) for W waiters and N instances. It processes at most 16 due timers, and grants units to at
+--         most 16 waiters. After the server's clock was set back, each call also corrects some 250 timers, until all
+--         are correct
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
@@ -63,8 +64,8 @@ pool.expire(EXPIRIES)
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
   -- The waiter is new, or did not fetch its grant in time. In the second case, it queues again with its old ticket.
-  -- While the queue is not empty, each new waiter gets a later time of arrival than the previous one, even if the
-  -- server's clock was set back.
+  -- While the queue is not empty, each new waiter gets a later arrival time than the one before it. This holds even if
+  -- the server's clock was set back.
   local ticket = TICKET
   if ticket == '-' then
     if arrived_us < pool.now_us or call('ZCARD', WAITQ) == 0 then arrived_us = pool.now_us - 1 end
@@ -75,15 +76,15 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
 else
-  -- This command removes nothing, but it counts as a write. At maxmemory, the server never refuses a ZREM, and after
-  -- a script's first write it refuses no other command. So the poll of a waiter that is already queued succeeds at
-  -- maxmemory, and the waiter keeps its ticket.
+  -- This ZREM removes nothing, but it counts as a write. At maxmemory, the server never refuses a ZREM. After the first
+  -- write of a script, the server refuses none of its commands. So even at maxmemory, the poll of a queued waiter
+  -- succeeds, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
 local ticket = match(known, WAITING)
 if ticket then
   call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN)
-  call('ZADD', WAITQ, 'NX', ticket, TOKEN)  -- only if the queue has lost the waiter
+  call('ZADD', WAITQ, 'NX', ticket, TOKEN)  -- adds the waiter only if the queue has lost it
 end
 pool.dispatch()
 
@@ -91,8 +92,8 @@ known = call('HGET', STATE, TOKEN)
 local expiry_ms
 local id, fence = match(known, GRANTED)
 if id then
-  -- The grant is fetched. Other copies of this request may still arrive. So write late=1, which makes the release of
-  -- this lease leave a tombstone.
+  -- The waiter fetches its grant now. Other copies of this request may still arrive. With late=1 in the record, the
+  -- release of this lease leaves a tombstone, which refuses such a copy.
   expiry_ms = pool.now_ms + TTL_MS
   call('HSET', STATE, TOKEN, write_lease(id, fence, '1', TTL_MS))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)

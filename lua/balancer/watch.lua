@@ -1,20 +1,20 @@
 -- watch: return whether a shard has a free instance. If not, the next script that frees one publishes a wake-up.
 -- Waiters of other shards call this, so that free capacity of one shard does not stay idle while they wait.
 -- KEYS
---   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
---   due         ZSET  agentperf:{lb:<type>}:due
---   waitq       ZSET  agentperf:{lb:<type>}:waitq; the message "free" is published on its channel
+--   state    HASH  agentperf:{lb:<type>}:state
+--   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
+--   due      ZSET  agentperf:{lb:<type>}:due
+--   waitq    ZSET  agentperf:{lb:<type>}:waitq; the message 'free' is published on the channel with its name
 -- ARGV
---   labels      text  comma-separated labels; the instance must have all of them; - for none
---   live_ms     int   time for which the shard is watched, ms; 0: it is not watched
+--   labels   text  comma-separated labels; the instance must have all of them; '-' for none
+--   live_ms  int   time for which the shard is watched, ms; 0: it is not watched
 -- RETURNS
 --   1   an instance with these labels is free now
---   0   no such instance is free; from now on, the shard is watched if the pool exists and live_ms is not 0
+--   0   no such instance is free. From now on, the shard is watched if the pool exists and live_ms is not 0
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  watches again
+-- REPEAT  the watch lasts live_ms from the last copy
 -- ERRORS  none
--- COST    O(log N): some 20 commands, and at most 64 expiries; N instances
+-- COST    O(log N) for N instances. It calls some 20 commands, and processes at most 64 due timers
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local LABELS, LIVE_MS = ARGV[1], ARGV[2]
 --@include strategies
@@ -34,7 +34,7 @@ if refused then return refused end
 if LABELS ~= '-' then check_types(LABELS) end
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 local _, dispatched = pool.maintain(EXPIRIES)
 if dispatched and pool.best(LABELS) then return DONE end
 if LIVE_MS ~= '0' then

@@ -1,5 +1,5 @@
--- adopt: store entries of the old layout in a shard of the new one. An entry is not stored if its key was written,
--- removed or invalidated in the new layout meanwhile.
+-- adopt: store entries of the old layout in a shard of the new layout; relayout.lua explains layouts. An entry is not
+-- stored if its key has been written, removed or invalidated in the new layout since expect.lua marked the key.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
@@ -18,12 +18,13 @@
 --   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,
 --                       tier, score, expiry in ms
 -- RETURNS
---   {1, done, ...}  for each entry: 1 if it may be removed from the old layout, since it is stored here or must not be
---                   stored; 0 if its mark is gone: the caller marks the key and reads the entry again
---   {0}             the shard has no settings, or was not prepared; nothing done
+--   {1, done, ...}  done is 1 or 0 for each entry. 1: the entry is stored in this shard, or must not be stored here, so
+--                   the caller may remove it from the old layout. 0: the mark of the key is gone, and nothing is
+--                   stored; the caller marks the key and reads the entry again
+--   {0}             the shard has no settings, was not prepared, or is closed; nothing done
 -- REPEAT  a second or late delivery finds the marks gone, and stores nothing
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O((entries + evictions) log N); evictions <= 512
+-- COST    O((entries + evictions) log N) for N entries of the shard; a call evicts at most 512
 --@include corrupt
 --@include whole_number
 --@include index

@@ -1,4 +1,5 @@
--- cancel_puts: cancel put and pop requests that their caller has given up. Copies that arrive later do nothing.
+-- cancel_puts: cancel requests of put.lua and pop.lua that their caller has given up. Copies of such a request that
+-- arrive later do nothing.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   resent    ZSET  <tag>:resent
@@ -10,7 +11,7 @@
 --   {1}                 cancelled; a request that was executed before keeps its effect
 -- REPEAT  a second delivery cancels the same requests again
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(ids log N)
+-- COST    O(ids log N) for N requests in resent
 --@include corrupt
 --@include whole_number
 local META, RESENT = KEYS[1], KEYS[2]

@@ -8,22 +8,23 @@
 -- ARGV
 --   token     text    random; becomes the token of the lease if it is granted
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
---   ignore    text    version, 8 digits, of an entry that the caller found invalid: this entry counts as missing; empty
---                     for none
+--   ignore    text    version of an entry that the caller found invalid, as the first 8 characters of the entry. This
+--                     entry counts as missing. Empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a reader. For a background refresh of a stale value: time after a failed computation
---                     before the value is computed again, ms
+--   retry_ms  text    empty for a reader. For a background refresh of a stale value: min time from a failed computation
+--                     to the next one, ms
 -- RETURNS
---   {1, entry, epochs}  there is a value
---   {2, version, wrong_type}  the lease is granted, and the caller computes; put.lua refuses the computed value if it
---                       was invalidated after that version; wrong_type is 1 if the key of the entry or of the lease
---                       had a wrong type; such a key is replaced
+--   {1, entry, epochs}  there is an entry that was not cleared. The caller checks whether one of its tags was
+--                       invalidated
+--   {2, version, wrong_type}  the lease is granted, and the caller computes the value. If the key is invalidated after
+--                       this version, put.lua refuses the value. wrong_type: 1 if the key of the entry or of the lease
+--                       had a wrong type, else 0. Such a key is replaced
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
---   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
---                       for a background refresh: the last computation failed less than retry_ms ago
+--   {4, error}          the awaited computation failed. For a background refresh, also: the last computation failed
+--                       less than retry_ms ago. error: "<type> <message>", or a blank if the value cannot be stored
 --   {0}                 the entries are being moved to another layout; nothing done
--- REPEAT  a second delivery returns the same reply. A late delivery may take a lease that no caller uses; this lease
---         expires
+-- REPEAT  a second delivery grants the same lease again while it is held. A late delivery may take a lease that no
+--         caller uses; this lease expires
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(1)
 --@include corrupt
@@ -51,17 +52,17 @@ if version and string.sub(found[1], 1, 8) ~= IGNORE then
   if cleared and version > tonumber(cleared) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
-if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end  -- with version 0, put may refuse
+if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end  -- 0 if unreadable: put may refuse
 if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   local failed_ms = whole_number(lease[5]) or 0
-  -- If the time of the failure is in the future, the server's clock was set back since. This failure no longer counts.
+  -- A failure in the future was recorded before the server's clock was set back, so it no longer counts.
   if failed_ms <= now_ms and now_ms < failed_ms + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
-  -- If more time is left than the lease's TTL, the lease was granted before the server's clock was set back.
+  -- A lease with more time left than its TTL was granted before the server's clock was set back.
   local left_ms, max_ms = call('PTTL', LEASE), whole_number(lease[6])
   if max_ms and left_ms > max_ms then
     call('PEXPIRE', LEASE, string.format('%d', max_ms))
@@ -69,8 +70,8 @@ if lease[1] then
   end
   return {3, math.max(1, left_ms), lease[1]}
 end
--- The lease records the last version and not the time. So a later invalidation has a higher version, even if the
--- server's clock jumps back.
+-- The lease stores `clock`, the version of the last change, and not the server's time. So a later invalidation has a
+-- higher version than the stored one, even if the server's clock was set back in between.
 call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)
 return {2, clock, wrong_type}

@@ -1,28 +1,30 @@
 -- configure: write the settings of a cache. All scripts of the cache read them, so the settings written last apply to
--- every process. A setting that the caller did not choose keeps its stored value.
+-- every process. If the caller did not choose a setting, the stored value stays.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   new       ZSET  <tag>:new
 --   cold      ZSET  <tag>:cold
 --   ghost     ZSET  <tag>:ghost
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, these keys belong
---   either to the cache, whose meta has only the settings, or to one of its shards, which has its share of the limits.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, the keys of a call
+--   are those of the cache or those of one of its shards. The meta of the cache then has only the settings. The
+--   settings of a shard have its share of the limits.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
 --                   TTLs are in ms; 0 is no limit. Without "shards", there is one shard. relayout.lua appends
 --                   more words to the stored text, and this script keeps them
---   given     text  one digit for each of the 9 values: 1 if the caller chose it, 0 if it applies only to a new cache
+--   given     text  one digit for each of the 9 values in settings, in the same order: 1 if the caller chose the value,
+--                   0 if the value applies only to a new cache
 --   share     int   minimum number of entries for each shard, if there are several
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
---   {-3, before}        the layout of the cache is being changed, or the shard was closed because its entries are being
---                       moved to another layout; nothing done
+--   {-3, before}        a change of the layout has begun and waits for its step 'switch' (see relayout.lua), or the
+--                       shard was closed because its entries move to another layout; nothing done
 --   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; nothing done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
--- COST    O(1); O(N log N) when the policy changes from tinylfu
+-- COST    O(1); O(N log N) for N entries when the policy changes from tinylfu to lru
 --@include corrupt
 --@include whole_number
 local META, NEW, COLD, GHOST = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -39,7 +41,8 @@ if not schema then return corrupt(META, 'a schema that is no number') end
 if schema ~= tonumber(SCHEMA) then return {-1, schema} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
--- Return the values of a settings text, at most 15 or 16 digits each. Another program may have changed a stored text.
+-- Decode a settings text. Returns nil if the text has another form or a number has too many digits: another program may
+-- have changed the stored text.
 local function values(text)
   local limits, shards, rest = string.match(text, '^(.-) shards (%d+)(.*)$')
   if not limits then limits, rest = string.match(text, '^(.-)( layout %d+.*)$') end

@@ -17,10 +17,10 @@
 --   names...    text    the stored names
 -- RETURNS
 --   {1, removed, version}  removed is the number of entries that existed
---   {0}                    the cache has no settings; nothing done
+--   {0}                    the cache has no settings, or its entries are being moved to another layout; nothing done
 -- REPEAT  a second or late delivery removes the entries again, which only causes misses; a miss is never wrong
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(keys log N)
+-- COST    O(names log N) for N entries
 --@include corrupt
 --@include whole_number
 --@include index

@@ -1,4 +1,4 @@
--- drop: delete what is left of a cache that was cleared and swept: settings, counters, indexes and history.
+-- drop: delete the settings, counters, indexes and history of a cache that was cleared and swept.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -15,11 +15,11 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   keep_ms   int     TTL of epochs, ms. During this time, a value whose computation began before the clear is not
---                     stored
+--                     stored. If the cache had a layout with a number, meta keeps this number for the same time
 -- RETURNS
 --   {1}     dropped
---   {0, n}  the cache is in use; nothing was deleted. n is a sum: the entries, the clears whose values are not freed
---           yet, and the puts of which copies may still arrive
+--   {0, n}  the cache is in use; nothing was deleted. n is the sum of three numbers: entries, clears whose values are
+--           not freed yet, and repeated or cancelled requests of which copies may still arrive
 -- REPEAT  if the cache has no entry, a second delivery also deletes settings that were written after the first
 --         delivery. The next call of a program that uses the cache writes these settings again
 -- ERRORS  a key of the wrong type is refused; nothing was deleted

@@ -1,12 +1,13 @@
 -- expect: mark keys before their entries are read from the old layout. Every write and every removal of a key in
--- the new layout deletes its mark, and adopt.lua stores an entry only if its mark is still there.
+-- the new layout deletes the mark of the key. adopt.lua stores an entry only if its key still has the mark.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   marks     HASH  <tag>:marks  key -> the clock when it was marked
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   max       int   max marks; if there are more, all of them are deleted, and the moves of their entries begin again
---   keep_ms   int   TTL of the marks, ms
+--   max       int   max marks of the shard. If there would be more, all earlier marks are deleted, and the entries of
+--                   these keys must be marked and read again
+--   keep_ms   int   TTL of all marks, ms; each call renews it
 --   names...  text  the stored names, at most 256
 -- RETURNS
 --   {1, mark, ...}  one mark for each name. A key that is already marked keeps its mark

@@ -1,4 +1,4 @@
--- export: read entries of a closed shard with all that another shard needs to adopt them. Writes nothing.
+-- export: read entries of a closed shard, with all facts that another shard needs to adopt them. Writes nothing.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
@@ -14,13 +14,14 @@
 -- ARGV
 --   names...    text    the stored names, at most 256
 -- RETURNS
---   {1, {entry, hits, tier, score, expiry_ms}, ...}  one for each name: the stored entry, its reads, its tier (1 hot, 2
---                       warm, 3 cold, 4 new), its score in that tier, and when it expires, ms (-1 for never)
+--   {1, {entry, hits, tier, score, expiry_ms}, ...}  one for each name. hits: number of reads; tier: 1 hot, 2 warm,
+--                       3 cold, 4 new; score: its score in this tier; expiry_ms: when it expires, ms since 1970, or -1
+--                       for never
 --   {1, 0, ...}         0 in place of an entry that is absent, expired or invalidated
---   {0}                 the shard has no entries
+--   {0}                 the shard has no settings, and so no entries
 -- REPEAT  a second delivery reads again
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(names log N)
+-- COST    O(names + tags of the entries)
 --@include corrupt
 --@include whole_number
 --@include index

@@ -1,5 +1,6 @@
--- fence: close a shard of the old layout. From now on, every script that would read or write its entries refuses to do
--- so. Plain reads find epochs by which every entry is invalid. The earlier epochs are kept in meta, for export.lua.
+-- fence: close a shard of the old layout. From now on, only the scripts that empty the shard use its entries: thin.lua,
+-- export.lua and forget.lua. Other scripts refuse to use them, or find them invalid. The plain commands that read an
+-- entry also read epochs, whose new values make every entry invalid. meta keeps the earlier epochs, for export.lua.
 -- KEYS
 --   meta    HASH    <tag>:meta
 --   size    HASH    <tag>:size
@@ -9,7 +10,8 @@
 --   bus     text    channel of invalidations
 --   origin  text    the closing process
 -- RETURNS
---   {1, clock, entries, bytes, evicted, expired, hot, warm, cold, misses, saved_ms, corrupt}  closed, now or before
+--   {1, clock, entries, bytes, evicted, expired, hot, warm, cold, misses, saved_ms, corrupt}
+--           the shard is closed, by this call or an earlier one; the reply has its clock, its size and its counters
 -- REPEAT  a second or late delivery finds the shard closed
 -- ERRORS  CORRUPT if meta or epochs was not written by this library; nothing was written
 -- COST    O(1)
@@ -33,7 +35,8 @@ if not m[2] then
   end
   local time, text = call('TIME'), m[1] or 'none'
   clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
-  -- If meta is also that of the whole cache, its settings already show the change of layout.
+  -- This meta may also be the meta of the whole cache. Its settings then show the change of layout already, and
+  -- "closed" is not appended.
   if not string.match(text, '%d to %d+$') and not string.match(text, '%d layout %d+') then text = text .. ' closed' end
   call('HSET', META, 'settings', text, 'frozen', epochs, 'clock', string.format('%d', clock))
   call('SET', EPOCHS, CLOSED .. ' ' .. CLOSED .. ' ' .. CLOSED)

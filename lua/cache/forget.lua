@@ -14,10 +14,10 @@
 --   names...    text    the stored names, at most 256
 -- RETURNS
 --   {1, entries, bytes, cleared}  what is left: entries, their bytes, and clears whose values are not freed yet
---   {0}                 the shard never had an entry
+--   {0}                 the shard has no settings, or is not closed; nothing done
 -- REPEAT  a second or late delivery finds the entries gone: a closed shard gets no new ones
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(names log N); frees up to 256 cleared values
+-- COST    O(names log N) for N entries; also frees at most 256 cleared values
 --@include corrupt
 --@include whole_number
 --@include index

@@ -21,10 +21,11 @@
 --   {3, entry, epochs}  the entry or the epochs cannot be decoded: a miss, counted as corrupt; the caller reports
 --                       what is wrong
 --   {4}                 the key of the entry has a wrong type: a miss, counted as corrupt
---   {0}                 the cache has no settings; nothing done
--- REPEAT  a second delivery counts the read twice
+--   {0}                 the cache has no settings, or its entries are being moved to another layout; nothing done
+-- REPEAT  a second delivery counts the read or the miss a second time
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(log N)
+-- COST    O(log N) for N entries; after the limits were lowered, O((moves + evictions) log N). A call evicts at most
+--         512 entries, and moves at most 512 out of each tier
 --@include corrupt
 --@include whole_number
 --@include index

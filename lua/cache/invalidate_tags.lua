@@ -1,22 +1,23 @@
 -- invalidate_tags: invalidate every entry that has one of the tags and was written before this call.
 -- KEYS
 --   meta       HASH    <tag>:meta
---   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions: an entry up to version <cleared> is
---                      invalid; an entry that has a tag is invalid up to version <merged>; no tag invalidates an entry
---                      above version <tagged>
+--   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions. An entry is invalid if its version
+--                      is at most <cleared>. An entry that has a tag is also invalid if its version is at most
+--                      <merged>. An entry whose version is above <tagged> is not invalid because of a tag
 --   tags       ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus        text    channel of invalidations
 --   origin     text    the invalidating process, which ignores its own messages
---   max_marks  int     number of tags whose last invalidation is kept; older invalidations are merged into <merged>
+--   max_marks  int     max tags whose last invalidation is kept. Beyond this limit, the oldest invalidations are
+--                      deleted, and <merged> is raised to their newest version
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation
 --   {0}                 the entries are being moved to another layout; nothing done
 -- REPEAT  a second or late delivery invalidates again, which only causes misses; a miss is never wrong
 -- ERRORS  CORRUPT if meta or epochs was not written by this library
--- COST    O(tags log T)
+-- COST    O(tags log T) for T tags whose last invalidation is kept
 --@include corrupt
 --@include whole_number
 local META, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
@@ -43,7 +44,7 @@ local over = call('ZCARD', TAGS) - MAX_MARKS
 if over > 0 then
   local gone = call('ZPOPMIN', TAGS, over)
   local popped = tonumber(gone[#gone])
-  if popped < 0 or popped > clock then popped = clock end                  -- another program has changed it
+  if popped < 0 or popped > clock then popped = clock end                  -- another program has changed this score
   merged = string.format('%d', math.max(popped, tonumber(merged)))
 end
 call('SET', EPOCHS, cleared .. ' ' .. version .. ' ' .. merged)

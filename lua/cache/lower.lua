@@ -1,14 +1,15 @@
--- lower: let a shard of a new layout use more of its limits, because entries have left the old layout.
+-- lower: reduce the part of a new shard's limits that is reserved for the old layout, because entries have left it.
 -- KEYS
 --   meta     HASH  <tag>:meta
 --   marks    HASH  <tag>:marks
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   entries  int   the part of this shard's limit of entries that the old layout still uses; -1 if that is empty
+--   entries  int   number of entries, out of this shard's limit, that stay reserved for the old layout; -1 if the old
+--                  layout has no entries left
 --   bytes    int   the same for the limit of bytes
 -- RETURNS
---   {1}      done, or entries are no longer being moved to this shard
--- REPEAT  a late delivery never gives limits back to the old layout
+--   {1}      done; or nothing done, because no entries are being moved to this shard
+-- REPEAT  a second or late delivery never enlarges the reserved part
 -- ERRORS  none
 -- COST    O(1)
 --@include whole_number

@@ -19,20 +19,21 @@
 --   key       text    stored name of the key
 --   until_ms  int     server time after which this request is refused, ms
 --   id        text    the request id, random
---   seen      text    empty on the first delivery
+--   seen      text    empty on the first delivery, any other text on a repeated one
 --   bus       text    channel of invalidations
 --   origin    text    the writing process, which ignores its own messages
 -- RETURNS
 --   {1, entry, version}  the entry was removed, now or by an earlier copy of the request; version is the cache's clock
 --   {2}                  no value, or one that was invalidated; nothing done
---   {0}                  the cache has no settings; nothing done
---   {-5, clock}          the request was cancelled, or until_ms has passed and an earlier copy may have been executed
---   {-6, now_ms}         until_ms has passed; nothing done
+--   {0}                  the cache has no settings, or its entries are being moved to another layout; nothing done
+--   {-5, clock}          the request was cancelled; or this is a repeated delivery after until_ms, and an earlier copy
+--                        may have been executed; nothing done
+--   {-6, now_ms}         the first delivery arrived after until_ms; nothing done
 -- REPEAT  the first executed copy leaves the entry in <tag>:r:<id>, and all other copies return it. A repeated delivery
 --         that finds no value leaves a blank there, so that no late copy removes a newer value. If the shard was closed
---         since the first delivery, a copy still returns the entry; its version is then 0.
+--         since the first delivery, a copy still returns the entry, with version 0.
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(log N): the value is renamed, not copied; its memory is held until until_ms
+-- COST    O(log N) for N entries. The value is renamed, not copied; its memory is held until until_ms
 --@include corrupt
 --@include whole_number
 --@include index

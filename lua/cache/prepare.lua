@@ -3,13 +3,13 @@
 --   meta         HASH  <tag>:meta
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   clock        int   the latest clock of the shards of the old layout. Later versions of this shard are higher
---   entries      int   the part of this shard's limit of entries that the old layout still uses
+--   clock        int   the highest clock of the old layout's shards; new versions in this shard are higher
+--   entries      int   number of entries, out of this shard's limit, that are reserved for the old layout
 --   bytes        int   the same for the limit of bytes
 --   counters...  int   counters of the old layout that continue here: evicted, expired, hot, warm, cold, misses,
 --                      saved_ms and corrupt
 -- RETURNS
---   {1}          ready, now or before
+--   {1}          ready, by this call or an earlier one
 -- REPEAT  a second or late delivery finds the shard ready
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(1)

@@ -1,5 +1,5 @@
--- put: store one value, record the reads that the process reports, and evict what no longer fits. With a mode, store it
--- only on a condition, write a new TTL, or add to a stored number.
+-- put: store one value, record the reads that the process reports, and evict entries beyond the limits. With a mode,
+-- store the value only on a condition, give the stored value a new TTL, or add to a stored number.
 -- KEYS
 --   meta       HASH    <tag>:meta
 --   size       HASH    <tag>:size
@@ -14,26 +14,30 @@
 --   epochs     STRING  <tag>:epochs
 --   tags       ZSET    <tag>:tags
 --   resent     ZSET    <tag>:resent
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}; with a mode, <tag>:r:<id> is read and written too:
---   the reply of the request, a STRING "<status> <version> <number>"; it expires after until_ms.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. With a mode, <tag>:r:<id> is read and written too.
+--   This STRING "<status> <version> <number>" is the reply of the request. It expires after until_ms.
 -- ARGV
 --   key        text    stored name of the key
 --   payload    bytes   the entry without version and expiry; see entry_format.payload
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; else the newest version known before the first delivery
---   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
---   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
+--   seen       text    empty on the first delivery; else the newest version that the caller knew before it first sent
+--                      the request
+--   ttl_ms     text    TTL, ms; 0: the value never expires; -1: the default of its tier. Or three such numbers,
+--                      "<hot>/<warm>/<cold>", of which the one of the entry's tier applies
+--   tier       int     1 hot, 2 warm, 3 cold; 0: an existing entry keeps its tier, and the policy chooses the tier of a
+--                      new entry
 --   token      text    token of the compute lease under which the value was computed; empty for a plain put
---   mode       text    empty stores in any case; add: only if there is no value; replace: only if there is one;
---                      if:<version>: only if the value has this version, 0 is no value; touch: store the old value
---                      again with the TTL, and keep its version; incr:<by>: add to the stored number and keep its TTL
---                      and tags, or store the payload if there is no value; incrxx:<by>: the same, only if there is a
---                      value. There is no token in these modes.
+--   mode       text    empty: store the payload in any case; 'add': only if there is no value; 'replace': only if there
+--                      is one; 'if:<version>': only if the value has this version, or if version is 0 and there is no
+--                      value; 'touch': store the old value again with the TTL, and keep its version; 'incr:<by>': add
+--                      to the stored number and keep its TTL and tags, or store the payload if there is no value;
+--                      'incrxx:<by>': the same, but only if there is a value. With a mode, token is empty
 --   bus        text    channel of invalidations
 --   origin     text    the writing process, which ignores its own messages
 --   writer     text    the reporting process
---   seq        int     idempotency key of the report; rises with each report of the writer; 0 if there is no report
+--   seq        int     idempotency key of the report, a number that rises with each report of the writer; 0 if there is
+--                      no report
 --   misses     int     misses since the last report
 --   saved_ms   int     computing time that hits have saved since the last report, ms
 --   corrupt    int     undecodable entries found since the last report
@@ -42,32 +46,39 @@
 --   reads...   text    key and number of reads, for distinct keys, oldest first
 -- RETURNS
 --   {1, version, evicted}  stored; evicted is 0 if an earlier copy was executed
---   {2, version, number}   incr: stored; number is the new value
---   {0}                    the cache has no settings; nothing done
+--   {2, version, number}   'incr' or 'incrxx': stored; number is the new value
+--   {0}                    the cache has no settings, or its entries are being moved to another layout; nothing done
 --   {0, 1}                 the same, but this is a repeated delivery: an earlier copy may have been executed
 --   {-1}                   the lease was lost; nothing done
---   {-2, version}          the value is larger than the whole cache; the old value is removed
---   {-2, 0, 0}             incr: the same; nothing stored, the old number stays
---   {-3}                   cleared or invalidated since the claim; the lease is released, nothing else done
---   {-4, version}          no capacity after 512 evictions; the old value is removed, but a number of incr stays
---   {-5, version}          the request was cancelled, or an earlier repetition was executed: nothing done. Or an
---                          earlier copy may have stored a value that was replaced since: the key is made a miss
---   {-6, now_ms}           until_ms has passed; nothing done
+--   {-2, version}          the value alone exceeds the cache's limit of bytes; the old value is removed
+--   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
+--   {-3}                   since the claim, the cache was cleared, or a tag of the value was or may have been
+--                          invalidated; the lease is released, and nothing else is done
+--   {-4, version}          the value does not fit after 512 evictions. The old value is removed, but in the modes
+--                          'incr' and 'incrxx', an old number stays
+--   {-5, version}          the request was cancelled, or an earlier repetition was executed; nothing done
+--   {-5, version}          with a mode: a repeated delivery arrived after until_ms, and an earlier copy may have been
+--                          executed; nothing done
+--   {-5, version}          without a mode: an earlier copy may have stored a value that was replaced since; the key is
+--                          made a miss
+--   {-6, now_ms}           this delivery arrived after until_ms and did nothing
 --   {-7, 0, 0}             the condition of the mode does not hold; nothing stored
---   {-8, 0, 0}             incr: the stored value is no whole number between -2^53 and 2^53; nothing stored
---   {-9, 0, 0}             incr: the sum would not be such a number; nothing stored
--- REPEAT  a copy that finds its id in the entry reports success again. Any other repeated delivery writes only if the
---         key cannot have changed since the first delivery was sent: the entry is no newer than `seen`, or the entry is
---         absent and no entry was removed since. In doubt, it makes the key a miss, which is never wrong. A repeated
---         delivery leaves its id in resent, so that later copies do nothing; cancel_puts does the same for a caller
---         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
---         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
---         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return it. Only
---         a repeated delivery leaves a refusal there: before a repetition, no other copy is under way. A full server
---         with a policy volatile-* may evict the reply. A copy that finds its id in the entry still reports success.
---         If the shard was closed since the first delivery, a copy still returns the reply that is left there.
+--   {-8, 0, 0}             'incr': the stored value is no whole number between -2^53 and 2^53; nothing stored
+--   {-9, 0, 0}             'incr': the sum would not be such a number; nothing stored
+-- REPEAT  a copy that finds its id in the entry reports success again. With a lease, a second copy finds that the lease
+--         is gone. A repeated report finds its seq recorded. After until_ms, every copy is refused.
+--         Without a mode and a lease, a repeated delivery writes only if the key cannot have changed since the first
+--         delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`. In the
+--         second case, the key has neither an entry nor a field in size, and no entry of the cache was removed after
+--         `seen`. In doubt, the delivery makes the key a miss, which is never wrong. It leaves its id in resent, so
+--         that later copies do nothing. For a caller that gives up, cancel_puts.lua writes the id to resent. Therefore
+--         no late or repeated copy overwrites a newer value.
+--         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
+--         reply. If the first delivery is refused, it leaves no reply, because no other copy exists yet. A full server
+--         with a policy volatile-* may evict the reply; even then, a copy that finds its id in the entry reports
+--         success. If the shard was closed since the first delivery, a copy still returns the reply that was left.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
--- COST    O((reads + evictions) log N); evictions <= 512
+-- COST    O((reads + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
 --@include whole_number
 --@include index
@@ -97,7 +108,7 @@ end
 -- These reads decide whether the put is refused.
 local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
 if MODE ~= '' then
--- These functions are built only where they are used: each costs about 0.2 us.
+-- Only a put with a mode includes these functions: creating each function takes about 0.2 us.
 --@include header
 --@include live
 --@include integer
@@ -129,10 +140,10 @@ if MODE ~= '' then
   if failed == 0 and verb == 'touch' then
     old = {version = present}
     payload = string.sub(found[2], 9)
-    if string.byte(payload) == 43 then   -- without the expiry
+    if string.byte(payload) == 43 then   -- a payload does not contain the expiry
       payload = string.sub(payload, 1, 6) .. string.sub(payload, string.find(payload, ' ', 7, true) + 1)
     end
-  elseif failed == 0 and verb == 'incr' and present then  -- keep the tags, the held key and the end of the freshness
+  elseif failed == 0 and verb == 'incr' and present then  -- keep the tags, the key, and when the value gets stale
     local left_ms = expiry ~= '0' and math.max(0, tonumber(expiry) - I.now_ms) or call('PTTL', ENTRY)
     old = {version = present, left_ms = left_ms}
     local fresh_ms = whole_number(fresh)
@@ -167,7 +178,7 @@ if TOKEN ~= '' then
   local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
   if epochs then
-    local claimed = whole_number(lease[2]) or -1  -- if another program has changed it, every epoch is newer
+    local claimed = whole_number(lease[2]) or -1  -- -1 if another program has changed it: all epochs are newer
     local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
     if not cleared then return corrupt(EPOCHS, 'no three versions') end
     local stale = tonumber(cleared) > claimed or (TAG_COUNT > 0 and tonumber(merged) > claimed)
@@ -242,8 +253,8 @@ else
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
         if remembered >= 8 then
-          -- The key was evicted from the window. Widen the window if a window that is wider by 10 % of the cache would
-          -- still hold the key.
+          -- The key was evicted from the window. A window wider by 10 % of the cache might still hold the key. In that
+          -- case, widen the window.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.adapt(1) end

@@ -1,16 +1,17 @@
--- relayout: take the next step from one layout of a cache to another. A layout is a number of shards, and a number that
--- rises with each change, so that no two layouts of a cache ever share keys.
+-- relayout: take the next step from one layout of a cache to another. A layout divides the cache into a number of
+-- shards. Layouts are numbered, and each change of layout raises the number. So no two layouts of a cache share keys.
 -- KEYS
 --   meta    HASH  <tag>:meta of the cache
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   step    text  begin: programs wait until the layouts are exchanged; switch: the new layout applies, and the old one
---                 still holds entries; settle: the old layout is empty
+--   step    text  'begin': from now on, programs wait for 'switch'; 'switch': the new layout applies, while the old one
+--                 still holds entries; 'settle': the old layout is empty
 --   shards  int   number of shards of the new layout
 --   layout  int   number of the old layout
 -- RETURNS
---   {1, settings}  the settings: "<limits>[ shards <number>][ layout <number>][ to <shards>| from <shards>]". A step
---                  that does not follow from the present settings changes nothing
+--   {1, settings}  the settings after this call: "<limits>[ shards <number>][ layout <number>]". Between 'begin' and
+--                  'switch', " to <shards>" follows; between 'switch' and 'settle', " from <shards>" follows. A step
+--                  that is not the next one changes nothing
 --   {0}            the cache has no settings; nothing done
 -- REPEAT  a second or late delivery finds that the step was taken
 -- ERRORS  CORRUPT if the settings were not written by this library; nothing was written

@@ -1,6 +1,6 @@
--- release_claim: release a compute lease without a value. An error is kept for error_ms, for the callers that waited
--- for this lease; a later caller computes again. If there is a stale value, the error is kept as long as that value.
--- The error shows readers that computing fails, and it shows background refreshes when computing last failed.
+-- release_claim: release a compute lease without storing a value. If the computation failed, its error is kept for the
+-- callers that waited for this lease; a later caller computes again. If there is a stale value, the error is kept until
+-- that value expires. Readers then see that computing fails, and background refreshes see when it last failed.
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>
@@ -8,18 +8,19 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   token     text    token of the lease
---   outcome   text    failed or given_up
---   error     text    "<type> <message>" if failed; a blank if the value cannot be stored
---   error_ms  int     how long the error is kept, ms
+--   outcome   text    'failed' or 'given_up'
+--   error     text    for 'failed': "<type> <message>", or a blank if the value cannot be stored
+--   error_ms  int     min time for which the error is kept, ms. If there is a stale value that never expires, the error
+--                     is kept for at least a day
 --   bus       text    channel of invalidations
 --   origin    text    the releasing process, which ignores its own messages
 --   key       text    stored name of the key
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released; since the claim, the cache was cleared, or the value has tags and a tag was
---                     invalidated
---   {-1}                the lease was no longer held
+--   {2}                 released. Since the claim, the cache was cleared; or the value has tags, and some tag was
+--                       invalidated
+--   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none
 -- COST    O(1)

@@ -11,17 +11,17 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   writer    text  the reporting process
---   seq       int   idempotency key of the report; rises with each report of the writer
+--   seq       int   idempotency key of the report, a number that rises with each report of the writer
 --   misses    int   misses since the last report
 --   saved_ms  int   computing time that hits have saved since the last report, ms
 --   corrupt   int   undecodable entries found since the last report
 --   reads...  text  key and number of reads, for distinct keys, oldest first; the caller sends at most 256 keys
 -- RETURNS
 --   {1, now_ms}  recorded, now or by an earlier delivery
---   {0}          the cache has no settings; nothing done
+--   {0}          the cache has no settings, or its entries are being moved to another layout; nothing done
 -- REPEAT  a second delivery finds its seq recorded and changes nothing
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(reads log N), about ten commands per call
+-- COST    O(reads log N) for N entries; about ten commands record the reads
 --@include corrupt
 --@include whole_number
 --@include index

@@ -1,4 +1,4 @@
--- retire: delete the remaining keys of an empty shard of the old layout. For a while, meta and epochs still show that
+-- retire: delete the remaining keys of an empty shard of the old layout. For keep_ms, meta and epochs still show that
 -- the shard is closed, so that late requests and reads find the new layout.
 -- KEYS
 --   meta      HASH    <tag>:meta
@@ -14,12 +14,12 @@
 --   history   HASH    <tag>:history
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   keep_ms   int     TTL of the keys that are kept, ms
+--   keep_ms   int     TTL of meta, epochs and tags, ms. If meta is also that of the whole cache, it does not expire
 -- RETURNS
---   {1}         done, now or before
---   {0, n}      nothing done; n: number of entries, and of clears whose values are not freed yet
+--   {1}         done, by this call or an earlier one
+--   {0, n}      nothing done; n: number of entries that are left, plus number of clears whose values are not freed yet
 -- REPEAT  a second delivery does the same
--- ERRORS  a key of the wrong type is refused; nothing was written
+-- ERRORS  a wrong type of meta, size or deferred is refused; nothing was written
 -- COST    O(1); the server frees the memory of the unlinked keys in the background
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]

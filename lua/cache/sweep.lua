@@ -1,6 +1,6 @@
--- sweep: bounded maintenance. Removes expired entries, entries whose value the server dropped, entries whose tag was
--- invalidated, entries beyond a lowered capacity, cleared values, and the idempotency keys of processes that ended long
--- ago.
+-- sweep: take one bounded step of maintenance. Removes expired entries, entries whose value the server dropped, entries
+-- of which a tag was invalidated, and entries beyond a lowered capacity. Also removes cleared values, and the
+-- idempotency keys of processes that have sent no report for an hour.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -14,16 +14,18 @@
 --   tags      ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   n         int     limit for the removals of each kind, 1 to 256
---   cursor    text    HSCAN cursor in size, to continue the search for missing and invalidated values; 0 to start
+--   n         int     max cleared values to free, and about the number of entries to search for missing and invalidated
+--                     values; 1 to 256
+--   cursor    text    HSCAN cursor in size, at which this search continues; 0 to start
 -- RETURNS
---   {1, expired, freed, orphans, evicted, more, cursor}  freed counts cleared and invalidated values, orphans counts
---                       entries whose value the server dropped: the value is missing, and no entry can have expired
---                       yet; more is 1 if cleared values are left; cursor is text
---   {0}                 the cache has no settings; nothing done
--- REPEAT  a second delivery continues with what is left
+--   {1, expired, freed, orphans, evicted, more, cursor}  expired: number of expired entries; freed: number of cleared
+--                       and invalidated values; orphans: number of entries whose value the server dropped. Such a value
+--                       is missing although no entry of the cache can have expired yet. evicted: number of evicted
+--                       entries; more: 1 if cleared values are left, else 0; cursor: text, for the next call
+--   {0}                 the cache has no settings, or its entries are being moved to another layout; nothing done
+-- REPEAT  a second delivery removes what is left
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(n log N)
+-- COST    O((n + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
 --@include whole_number
 --@include index
@@ -31,7 +33,7 @@
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- index of the last byte read to find tags; readers check longer tags
+local HEAD = 511                         -- tags are looked for in bytes 0 to HEAD; readers check longer tags
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)

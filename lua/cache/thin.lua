@@ -10,14 +10,14 @@
 --   deferred  LIST  <tag>:deferred
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   entries   int   maximum number of entries
---   bytes     int   maximum bytes of all entries; 0 is no limit
+--   entries   int   max entries. If the shard's own limit is lower, it applies
+--   bytes     int   max bytes of all entries; 0: the shard's own limit applies
 -- RETURNS
---   {1, evicted}        evicted is the number of evictions of this call, at most 512; call again until it is 0
+--   {1, evicted}        number of entries that this call evicted, at most 512. Repeat the call until it is 0
 --   {0}                 the shard has no settings; nothing done
--- REPEAT  a second or late delivery continues
+-- REPEAT  a second or late delivery evicts further entries, until the shard is within the limits
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(evictions log N)
+-- COST    O(evictions log N) for N entries
 --@include corrupt
 --@include whole_number
 --@include index

@@ -1,16 +1,17 @@
--- ttl: return how long a value has to live. Writes nothing.
+-- ttl: return the remaining TTL of a value. Writes nothing.
 -- KEYS
 --   entry   STRING  <tag>:e:<key>
 --   epochs  STRING  <tag>:epochs
 --   tags    ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
+--   none
 -- RETURNS
 --   {1, left_ms}  milliseconds until the value expires; -1 for never
 --   {0}           no value
 -- REPEAT  a second delivery reads again
 -- ERRORS  tags of a wrong type are refused; an entry of a wrong type is no value
--- COST    O(1), and O(log T) for each tag of an entry that is older than the last invalidation of a tag
+-- COST    O(1); O(tags of the entry) if the entry is older than the last invalidation of any tag
 --@include whole_number
 --@include header
 --@include live

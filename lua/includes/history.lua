@@ -1,9 +1,9 @@
 -- The history of a cache or a pool. Any process may add samples to the history. Needs whole_number.lua.
 --
--- The history is one hash. It holds slices of three widths. The slices of each width form a ring with a fixed number of
--- slots. A new slice overwrites the old slice in its slot, so the history needs no cleaning up.
---   claimed           start of the last sampled slice of 10 s, ms. If it is the current slice, no sample is needed
---   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its own
+-- The history is one hash. It holds time slices of three widths. The slices of each width form a ring with a fixed
+-- number of slots. A new slice overwrites the old slice in its slot, so no script has to delete old slices.
+--   claimed           start of the last sampled slice of 10 s, ms; no further sample is needed in this slice
+--   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its totals
 --   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then each figure as name=value. The slot
 --                     is the number of the slice since 1970, modulo the number of slots of the ring
 -- Each figure has a kind:
@@ -12,9 +12,9 @@
 --   max    the slice gets the largest value of its samples
 --   last   the slice gets the value of its last sample
 -- A figure that is 0 is left out of the slice.
-local HISTORY_KEPT_MS = 691200000  -- 8 days: a ring of hours
+local HISTORY_KEPT_MS = 691200000  -- 8 days, the time that the ring of hours covers
 local HISTORY_RINGS = {{'10s', 10000, 90}, {'1m', 60000, 180}, {'1h', 3600000, 192}}
-local MAX_FIGURE = 8e15            -- sums stay exact
+local MAX_FIGURE = 8e15            -- up to this number, sums are exact
 
 -- Read name=value words; nil if a value is no whole number.
 local function history_words(text)
@@ -26,8 +26,9 @@ local function history_words(text)
   return words
 end
 
--- Read what a sample needs, and write nothing. Returns nil and the time until the next slice begins, ms, if the slice
--- is sampled already; nil, 0 and an error if the history holds unexpected data; else a table for `save_history`.
+-- Read what a sample needs, and write nothing. Returns a table for `save_history`. If the current slice is sampled
+-- already, returns nil and the time until the next slice begins, ms. If the history holds unexpected data, returns nil,
+-- 0 and an error reply.
 local function open_history(HISTORY, now_ms)
   local slots, fields = {}, {'claimed', 'totals'}
   for r, ring in ipairs(HISTORY_RINGS) do

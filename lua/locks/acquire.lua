@@ -1,25 +1,28 @@
--- acquire: hold one unit of a lock or semaphore, at most once per token; or queue, stay in the queue, or fetch a grant.
+-- acquire: take one unit of a lock or semaphore, at most once per token. A waiter repeats the call to join the queue,
+-- to stay in it, and to fetch its grant.
 -- KEYS
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
 --   queue    ZSET  <tag>:queue
 --   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
 -- ARGV
---   token    text  @ and the client's token
+--   token    text  '@' followed by the client's token
 --   ttl_ms   int   TTL of the lease, ms
 --   limit    int   the request is granted while fewer units than this are held; 1 for a lock
 --   late     int   1 when another copy of this request may still arrive, else 0
 --   live_ms  int   0: do not queue; else the time without a call after which the waiter loses its position, ms
---   ticket   text  the waiter's ticket from an earlier reply, or - for a new ticket
+--   ticket   text  the waiter's ticket from an earlier reply, or '-' for a new ticket
 -- RETURNS
---   {1, fence, left_ms}             held now, or held before by the same token; left_ms: time until the lease expires
---   {0, ahead, retry_ms, ticket}    not free; ahead: number of waiters before this one; retry_ms: time until a lease
---                                   may expire, at most 1000; ticket: - without a position in the queue
---   {-1, why}                       the token is spent: expired, released, cancelled or refused
--- REPEAT  returns the same lease or the same ticket. A copy is refused if the token was cancelled, its lease expired,
---         its release left a tombstone, or an earlier copy with late = 1 did not queue and found no free unit
--- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
--- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
+--   {1, fence, left_ms}             the token holds a unit, taken now or before; left_ms: time until the lease expires
+--   {0, ahead, retry_ms, ticket}    not granted; ahead: number of waiters before this one; retry_ms: time until a lease
+--                                   may expire, at most 1000; ticket: that of the waiter, '-' if it did not queue
+--   {-1, why}                       the token is spent; why: 'expired', 'released', 'cancelled' or 'refused'
+-- REPEAT  returns the same lease or the same ticket. A copy is refused if the token was cancelled, if its lease
+--         expired, or if its release left a tombstone. A copy is also refused if an earlier copy with late = 1 found no
+--         free unit and did not queue
+-- ERRORS  CORRUPT <key>: the state or the queue holds a value that this library did not write; nothing was written
+-- COST    O(log L + log W) for L leases and W waiters. It ends at most 16 expired leases or grants. It then handles at
+--         most 64 waiters: it grants a unit to each, or removes it from the queue if it has stopped polling
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
@@ -56,8 +59,8 @@ if (queued and not whole_number(queued)) or not whole_number(last, 0) then
   return corrupt(QUEUE, 'a ticket that is no number')
 end
 
-call('ZREM', HELD, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
-if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- not fetched in time: it queues again
+call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and after a first write it allows all writes
+if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- the grant was not fetched in time
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end
 if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then

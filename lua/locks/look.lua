@@ -5,13 +5,13 @@
 --   queue  ZSET  <tag>:queue
 --   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}.
 -- ARGV
---   token  text  @ and a client's token, or - for none
+--   token  text  '@' followed by a client's token, or '-' for none
 -- RETURNS
---   {held, waiting, left_ms}   number of units held and of waiters; left_ms: time until the lease of the token expires,
---                              0 if it holds none
+--   {held, waiting, left_ms}   held: number of units held; waiting: number of waiters; left_ms: time until the lease of
+--                              the token expires, 0 if the token has no lease
 -- REPEAT  harmless
--- ERRORS  CORRUPT <key>: a record of the token that this library did not write
--- COST    O(log L); L leases
+-- ERRORS  CORRUPT <key>: the field #fence of the state holds a value that this library did not write
+-- COST    O(log L) for L leases
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]

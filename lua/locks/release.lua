@@ -5,15 +5,16 @@
 --   queue    ZSET  <tag>:queue
 --   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
 -- ARGV
---   token    text  @ and the client's token
---   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire, ms; 0 when no copy can arrive
+--   token    text  '@' followed by the client's token
+--   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if none can arrive
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
 --   1   this call, or an earlier copy of it, ended the lease
 --   0   the token held no unit: its lease expired, it was waiting, or it is unknown
--- REPEAT  frees no unit twice
+-- REPEAT  harmless: no unit is freed twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
--- COST    O(log L + log W), at most 16 expiries and 64 grants or dead waiters; L leases, W waiters
+-- COST    O(log L + log W) for L leases and W waiters. It ends at most 16 expired leases or grants. It then handles at
+--         most 64 waiters: it grants a unit to each, or removes it from the queue if it has stopped polling
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]

@@ -6,21 +6,21 @@
 --   worker         text  name of the worker
 --   age_ms         int   time since the worker began, ms
 --   keep_ms        int   max age of the last heartbeat, ms; after that, the worker is forgotten
---   max_workers    int   max workers of the namespace; further ones are not recorded
---   host           text  where its process runs
---   pid            int   its process
+--   max_workers    int   max workers of the namespace; further workers are not recorded
+--   host           text  host of the worker's process
+--   pid            int   id of this process
 --   python         text  version of Python
 --   version        text  version of this library
---   leases         int   number of leases that it holds
---   pending        int   executions that wait to be counted, because the last flush of the worker failed
---   dropped        int   executions that were dropped and never counted
---   error          text  error of the last flush, empty if it succeeded
---   more           int   executions that run and are not in the following list
---   executions...  any   executions that run, the oldest first: agent, percent-encoded, and age, ms
+--   leases         int   number of leases that the worker holds
+--   pending        int   number of executions that wait to be counted, because the last flush of the worker failed
+--   dropped        int   number of executions that were dropped and never counted
+--   error          text  error of the last flush; empty if the flush succeeded
+--   more           int   number of running executions that executions... does not contain
+--   executions...  any   agent, percent-encoded, and age, ms, of each running execution, the oldest first
 -- RETURNS
 --   {1, now_ms}  recorded
---   {0, now_ms}  not recorded, since there are max_workers others
--- REPEAT  records the same state at a later time
+--   {0, now_ms}  not recorded, because max_workers other workers are recorded
+-- REPEAT  a second delivery records the same state, with the time of the second delivery
 -- ERRORS  CORRUPT <key>: it holds another type, or a time that is no number; nothing was written
 -- COST    O(log N + executions) for N workers, and O(log N) for each worker that is forgotten
 --@include corrupt
@@ -44,7 +44,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 -- Keep the start that the first heartbeat stored. A start computed from each heartbeat would vary with its latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
-local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)  -- later ones are from before the clock was set back
+local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)  -- later times were stored before the clock was set back
 if not call('ZSCORE', SEEN, WORKER) and call('ZCOUNT', SEEN, first, last) >= MAX_WORKERS then return {0, now} end
 
 local executions = {}

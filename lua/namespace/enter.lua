@@ -7,7 +7,7 @@
 --   1         recorded
 -- REPEAT  a second delivery updates the time of use
 -- ERRORS  none
--- COST    O(log N); N resources
+-- COST    O(log N) for N resources
 local RESOURCES = KEYS[1]
 local RESOURCE = ARGV[1]
 

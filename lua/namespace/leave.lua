@@ -6,7 +6,7 @@
 --   worker  text  name of the worker
 -- RETURNS
 --   1  the worker is not recorded any longer
--- REPEAT  finds no such worker
+-- REPEAT  a second delivery finds no such worker
 -- ERRORS  CORRUPT <key>: seen holds another type; nothing was removed
 -- COST    O(log N + executions) for N workers
 --@include corrupt

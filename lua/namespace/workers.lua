@@ -1,10 +1,11 @@
--- workers: list the workers that sent a heartbeat lately.
+-- workers: list the workers whose last heartbeat is at most keep_ms old.
 -- KEYS
 --   seen     ZSET  agentperf:{workers}:seen
 -- ARGV
---   keep_ms  int   max age of the last heartbeat, ms; after that, the worker is forgotten
+--   keep_ms  int   max age of the last heartbeat, ms
 -- RETURNS
---   {1, now_ms, worker, seen_ms, worker, seen_ms ...}  sorted by the time of the last heartbeat
+--   {1, now_ms, worker, seen_ms, worker, seen_ms ...}  seen_ms: time of the worker's last heartbeat, ms since 1970; the
+--           oldest heartbeat comes first
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type
 -- COST    O(log N + workers)

@@ -106,7 +106,7 @@ def times(bench: Bench, client: Any, url: str, server: str, other: Path, put_goa
                         (ours, theirs)[at].run(kind, work)
                         stats = client.info("commandstats")[f"cmdstat_{command}"]
                         found[at] = stats["usec"] / stats["calls"]
-                    if number:  # the first round sends the scripts
+                    if number:  # round 0 is not counted, because it loads the scripts
                         figures[work].append((found[0], found[1]))
             for work, pairs in figures.items():
                 first, second = (first_decile([pair[at] for pair in pairs]) for at in (0, 1))

@@ -154,7 +154,8 @@ def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
         one, many = (percents(scene, hits(bench.url, scene, 1, shards=each)) for each in (1, shards))
         name = f"hit ratio, {scene.name} {scene.size:,}, {shards} shards"
         goal, met = "", None
-        if shards == MOST_SHARDS:  # in smaller caches, hit ratios of one trace vary more than the goal allows
+        # Smaller caches have no goal: there, the hit ratio of one trace varies more than the goal allows.
+        if shards == MOST_SHARDS:
             least = one - BELOW_ONE_SHARD
             if scene.drifts:  # the window adapts in steps, which are coarse in a small shard
                 least = percents(scene, lru_hits(scene.trace, scene.size)) - BELOW_LRU

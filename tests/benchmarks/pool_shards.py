@@ -53,7 +53,7 @@ def against_one_shard(bench: Bench, server: Server, backend: Backend) -> Iterato
         busiest = []
         for number in range(3 * bench.rounds + 1):
             figures = [server_time(server, partial(work, backend, layout)) for layout in layouts]
-            if number:  # the first round loads the scripts
+            if number:  # round 0 is not counted, because it loads the scripts
                 busiest.append([max(times) / CALLS for times in figures])
         # Other load on the machine can only lengthen the times. So the lower quartiles are compared.
         reference_us, ours_us = (statistics.quantiles(each, n=4)[0] for each in zip(*busiest, strict=True))

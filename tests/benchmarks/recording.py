@@ -46,7 +46,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
                 found[f"flush of {SAMPLES} samples, server"][at] = (
                     client.info("commandstats")["cmdstat_evalsha"]["usec"] / 1e6
                 )
-            if number:  # the first round sends the scripts
+            if number:  # round 0 is not counted, because it loads the scripts
                 for work, times in found.items():
                     figures[work].append((times[0], times[1]))
     for work, pairs in figures.items():

@@ -30,7 +30,8 @@ def main(url: str, namespace: str, agents: int, calls: int) -> None:
             took = recorded / calls
         else:
             metrics.flush()
-            took = time.process_time() - begun - recorded  # the background thread may have flushed a part before
+            # This includes the processor time of the background thread, which may have flushed some records before.
+            took = time.process_time() - begun - recorded
         print("done", took, flush=True)
 
 

@@ -30,7 +30,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     with _site(bench) as (program, port), bench.client() as client:
         times, busy = [], []
         for _ in range(bench.rounds):
-            time.sleep(2 * REFRESH_S)  # the shared results get old
+            time.sleep(2 * REFRESH_S)  # older results are not reused, so the next view reads the server
             before = _processor_s(client) + _own_s(program)
             took, size = _first_view(port)
             times.append(took)
@@ -87,7 +87,9 @@ def _first_view(port: int) -> tuple[float, int]:
 
         load("/", "gzip")
         took = time.perf_counter() - began
-        page = load("/", "identity").decode()  # only to find its files; answered from the same read
+        # This second load is not measured. It only shows the names of the page's files. The program answers it from the
+        # result of the first load.
+        page = load("/", "identity").decode()
         size -= len(page)
         began = time.perf_counter()
         for path in re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^"]+)"', page):

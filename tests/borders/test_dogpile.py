@@ -63,7 +63,7 @@ def region(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[A
 @pytest.mark.waits
 def test_dogpiles_tests_of_backends_serializers_and_mutexes_pass(server: Server, namespace: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, "--rootdir", str(ROOT)]
-    options += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]  # dogpile marks its slow tests
+    options += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]  # dogpile's slow tests have a mark of their own
     environment = {
         **os.environ,
         "DOGPILE_SUITE_URL": server.url,

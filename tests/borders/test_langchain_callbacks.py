@@ -135,7 +135,8 @@ class Runs:
                     break
             await stream.aclose()
             del stream
-            deadline = time.monotonic() + 30  # Python closes the inner generators in later steps of the event loop
+            # Wait, because Python closes the inner generators in later steps of the event loop.
+            deadline = time.monotonic() + 30
             while open_runs(self.perf) and time.monotonic() < deadline:
                 await asyncio.sleep(0.005)
             return found

@@ -276,7 +276,7 @@ def test_errors_of_spans_are_failures(
     try:
         raise KeyError("x")
     except KeyError:
-        with trace("flow"), custom_span("retry"):  # the exception was raised before the span
+        with trace("flow"), custom_span("retry"):  # the span begins after the exception was raised, so it has no error
             pass
     assert snapshots()["flow"].error_types == {"too long": 1}
 

@@ -260,7 +260,7 @@ def langchain_model(details: dict[str, Any], responses: list[Any]) -> Any:
                 "output_token_details": {"reasoning": 12},
             },
         ),
-        # It reports no reasoning tokens.
+        # This instrumentation reports no reasoning tokens.
         (
             "opentelemetry.instrumentation.langchain",
             "LangchainInstrumentor",

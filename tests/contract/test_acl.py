@@ -188,8 +188,8 @@ def test_worker_may_run_the_demo_in_its_namespaces(user: User, tmp_path: Path) -
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
     assert (done.exit_code, user.refused()) == (0, [])
     assert json.loads(done.stdout)["ok"] is True
-    # The message shows a command that lists the keys. redis-cli and redis-py accept each URL in this command, and
-    # together the URLs lead to all keys.
+    # The message shows how redis-cli lists the keys of the demo. Each URL in it also works in redis-py. Together, the
+    # nodes at these URLs hold all keys.
     (look,) = re.findall("show the keys while it runs: (.*)", done.stderr)
     (pattern,) = re.findall("--pattern '(agentperf-demo-[0-9a-f]+:[*])'", look)
     shown: set[str] = set()
@@ -220,7 +220,7 @@ def test_rights_match_the_commands_in_use() -> None:
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
             sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # by the bus
     granted = {right.upper().partition("|")[0] for right in acl.rights()}
-    handshake = {"SELECT"}  # AUTH and HELLO need no right
+    handshake = {"SELECT"}  # a handshake also sends AUTH and HELLO, which need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}
     assert {words[0] for words in attempts.script_calls("k", "c")} == called
     clients = [*attempts.client_calls("k", 0, clustered=True), *attempts.bus_calls("c")]

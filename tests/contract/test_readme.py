@@ -172,7 +172,8 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
     tiered.put("draft", {"title": "Caches"})  # no tier is named, so the entry is a newcomer
-    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")  # the README lists one entry; the indexes keep "draft"
+    # The README lists only one entry key of this cache, so this key is deleted. The indexes still contain "draft".
+    raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)
     perf.metrics.record_execution("planner", 0.0214, success=False, error_type="TimeoutError")

@@ -99,11 +99,11 @@ def fill_pool(run: Callable[[Any], Any], pool: lb.Pool, strategy: LoadBalancingS
     run(lb.release(pool, "@ended", outcome=Outcome.TIMEOUT, response_time=1.0, tombstone_ms=HELD_MS))
     claimed = run(lb.claim_checks(pool, HELD_MS, 100))
     run(lb.report_checks(pool, claimed.at_ms, [("p0", True), ("p1", False)]))
-    for name in ("p0", "p1", "p2"):  # waiters stay in the queue while all instances are drained
+    for name in ("p0", "p1", "p2"):  # all instances are drained, so that the waiters below stay in the queue
         run(lb.update(pool, name, on="draining"))
     for number in range(3):
         run(wait(pool, f"@wait:{number}"))
-    # One waiter gets a grant.
+    # One more waiter has a grant that it has not fetched.
     stored.raw.hset(pool.keys.state, "@granted", f"grant instance=p0 fence={claimed.at_ms * 1000} ticket=5")
     now_ms = claimed.at_ms
     state = pool.keys.state
@@ -147,7 +147,7 @@ def wait(pool: lb.Pool, token: str) -> Command[Any]:
 def many(pool: lb.Pool, tokens: list[str], choice: lb.Choice, whole: bool = False) -> Command[Any]:
     command = lb.acquire_many(pool, tokens, 30_000, choice, 5, whole=whole)
     assert isinstance(command.args, Mapping)
-    return replace(command, args={**command.args, "late": 1})  # so that the script also writes tombstones
+    return replace(command, args={**command.args, "late": 1})  # with `late`, the script also writes tombstones
 
 
 def pool_operations(pool: lb.Pool, layouts: Layouts) -> Operations:
@@ -345,7 +345,7 @@ def put(
 ) -> Any:
     now_ms = int(time.time() * 1000)
     request = request.ljust(5, "_")
-    # Most entries have a header with facts; two entries have the short header.
+    # Two entries get the short header. All others get the long header, with cost, fresh time and tags.
     plain = name in ("k3", "k7")
     payload = entry_format.payload(
         request, 0 if plain else 5, 0 if plain else 60_000, () if plain else (tag,), b"m\x01"

@@ -133,7 +133,7 @@ def test_failing_refresh_of_single_requests_serves_the_old_value(
     wait_until(failed_often, "a refresh in the foreground that fails")
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object")  # Stubborn awaits although it is closed
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object")  # Stubborn awaits while it is closed
 @pytest.mark.parametrize("function", [Endless, Stubborn])
 def test_computation_of_a_closed_loop_is_given_up_at_once(
     backend: Backend, connect: Callable[..., Backend], server: Server, function: type[Endless]

@@ -138,7 +138,7 @@ class Process:
         granted = time.monotonic()
         if instance is None:
             return
-        self._stop.wait(self._chance.choice([0.01] * 15 + [3.0]))  # a few outlast the failover
+        self._stop.wait(self._chance.choice([0.01] * 15 + [3.0]))  # a few leases outlast the failover
         self.done.leases.append((asked, granted, time.monotonic()))
         self._balancer.release(instance)
 
@@ -200,7 +200,8 @@ def test_failover_loses_only_what_was_not_replicated(
             time.sleep(lag)
         moments = fail_over(group, safe)
 
-        # The leases that the replica did not know of are granted a second time. The others keep their places.
+        # The replica did not know the leases in `unknown`, so their capacity is leased a second time. The leases in
+        # `known` stay valid.
         again = [balancer.acquire("fixed", ttl=60.0) for _ in range(3)]
         assert [each is not None for each in again] == [True, True, False]
         assert [balancer.release(each) for each in known] == [True, True]

@@ -89,7 +89,7 @@ class CacheMachine(RuleBasedStateMachine):
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
-        self.cache.flush()  # reads that are reported after the expiry would not move the entry
+        self.cache.flush()  # report now: reads reported after the expiry would not move the entry
         self.reported()
         if key not in self.model:
             return

@@ -196,7 +196,7 @@ _held: list[AgentInstance] = []
 
 
 def _because() -> str:
-    time.sleep(0.003)  # costs are stored in ms
+    time.sleep(0.003)  # longer than 1 ms, since costs are stored in whole ms
     return "because"
 
 

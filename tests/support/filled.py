@@ -49,7 +49,7 @@ class Past:
         self._clock = -age
         return self.buffer
 
-    def count(self, retention: Retention = Retention()) -> None:  # noqa: B008  it is immutable
+    def count(self, retention: Retention = Retention()) -> None:  # noqa: B008  a Retention is immutable
         """Send all recorded executions to the slices that the retention still keeps."""
         self._clock = 0.0
         self.buffer.aggregate()

@@ -41,7 +41,7 @@ def left_over(folder: Path) -> dict[int, str]:
         folder: parent folder of every `tmp_path` of the session.
     """
     mark = f"{_MARK}={os.environ[_MARK]}".encode()
-    # Python ends the forkserver and the resource tracker when this process ends.
+    # The forkserver and the resource tracker do not count: Python ends them when this process ends.
     known = (os.getpid(), server_pid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
     found = {}
     for process in Path("/proc").glob("[0-9]*"):

@@ -132,7 +132,7 @@ def _is_chosen_version(item: pytest.Item, *, other: bool = False) -> bool:
         other: whether to choose the other version.
     """
     version: object = _parameters(item).get("call")
-    if version not in VERSIONS:  # some tests have a parameter of this name
+    if version not in VERSIONS:  # some tests use the name `call` for another parameter
         return True
     return version == VERSIONS[(zlib.crc32(_name(item, *VERSIONS).encode()) + other) % 2]
 

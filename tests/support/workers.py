@@ -187,7 +187,7 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 def _end_with_parent() -> None:
     """Make this worker end when the forkserver ends. The forkserver ends when the test process ends or is killed."""
     # The forkserver reads a pipe, and ends when no process has the write end of this pipe open. Every worker inherits
-    # the write end. The worker closes the write end here. Otherwise it would keep the forkserver, and so itself, alive.
+    # the write end, and closes it here. A write end left open would keep the forkserver alive, and so the worker.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

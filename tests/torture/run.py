@@ -106,8 +106,8 @@ class Torture:
             report = Report(folder=Path(tempfile.mkdtemp(prefix="agentperf-torture-")))
             stack.callback(report.remove_folder)
             assert report.folder is not None
-            # With the default `appendfsync everysec`, a server that is killed may lose what it has replied to: it delays
-            # writes while a previous sync lasts.
+            # With the default `appendfsync everysec`, the server delays writes to its file while a previous sync lasts.
+            # If the server is killed then, it loses writes to which it has already replied.
             server = Server(self._kind, "--appendfsync", "no", aof=True)
             stack.callback(server.stop)
             proxy = None if server.clustered else Proxy(server.port)

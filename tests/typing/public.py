@@ -76,8 +76,8 @@ def blocking() -> None:
     kept = Retention(slices_10s=60.0)
     MetricsCollector(backend=perf.backend, retention=kept)
     assert_type(memory_forecast(kept, agents=5, per_second=0.5).total, int)
-    plan(5)  # type: ignore[arg-type]  # the decorated function keeps its parameters
-    ask()  # type: ignore[call-arg]  # as above
+    plan(5)  # type: ignore[arg-type]  # an error: the decorated function keeps its parameters
+    ask()  # type: ignore[call-arg]  # an error, for the same reason
 
 
 async def asynchronous() -> None:
@@ -88,4 +88,4 @@ async def asynchronous() -> None:
         assert_type(lease, Lease)
     assert_type(await perf.balancer().aio.acquire("planner"), AgentInstance | None)
     assert_type(await perf.metrics.aio.get_all_metrics(), dict[str, dict[str, Any]])
-    await fetch(5)  # type: ignore[arg-type]  # the decorated function keeps its parameters
+    await fetch(5)  # type: ignore[arg-type]  # an error: the decorated function keeps its parameters

@@ -135,7 +135,7 @@ def test_negative_zero_becomes_positive_zero() -> None:
         assert math.copysign(1.0, value) == 1.0
 
 
-class Agent(str, Enum):  # noqa: UP042  its `format()` does not return its value, unlike a StrEnum
+class Agent(str, Enum):  # noqa: UP042  unlike with a StrEnum, `format()` does not return the value
     CODER = "coder"
 
 

@@ -170,7 +170,7 @@ def test_other_ways_to_make_a_cache_have_places() -> None:
     scope = here("test_other_ways_to_make_a_cache_have_places")
     partial = functools.partial(LRUCache, 8)
     users = partial()
-    lazily = defaultdict[str, LRUCache](lambda: LRUCache())  # noqa: PLW0108  the lambda is the place
+    lazily = defaultdict[str, LRUCache](lambda: LRUCache())  # noqa: PLW0108  the lambda is the place of the cache
 
     async def task() -> LRUCache:
         tasks = LRUCache()

@@ -46,7 +46,7 @@ def checked_rules(path: str | os.PathLike[str] | None, text: str | None) -> Rule
         return read_rules(text)
     try:
         text = Path("" if path is None else path).read_text(encoding="utf-8")
-    except (OSError, ValueError, TypeError) as error:  # a ValueError for a NUL, and for bytes that are not UTF-8
+    except (OSError, ValueError, TypeError) as error:  # ValueError: a NUL in the path, or a file that is not UTF-8
         raise InvalidArgument("path", path, f"a file of UTF-8 text that can be read ({shown(str(error))})") from None
     return read_rules(text, str(path))
 

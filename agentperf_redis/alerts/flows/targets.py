@@ -54,7 +54,7 @@ def judged_targets(
     pools = [(rule, at_ms) for rule, at_ms in due if rule.scope is Scope.POOL]
     if pools:
         try:
-            all_pools = yield from service.balancer._operations.status(())  # noqa: SLF001  the flow that `status` runs
+            all_pools = yield from service.balancer._operations.status(())  # noqa: SLF001  `status` runs this flow
         except AgentPerfError as error:
             _collect(errors, error)
         else:

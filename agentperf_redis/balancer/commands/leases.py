@@ -328,7 +328,7 @@ def release(
         Whether this call freed the unit. If the pool was deleted and then divided, the lease was lost with the deleted
         pool. The result is then False; with `by_hand`, the command raises PoolIsDivided instead.
     """
-    # A refusal is fast, but says nothing about the response time of the instance.
+    # A rate-limited call ends fast. Its duration says nothing about the response time of the instance.
     if outcome is Outcome.RATE_LIMITED:
         response_time = None
     response_us = -1 if response_time is None else round(response_time * 1e6)

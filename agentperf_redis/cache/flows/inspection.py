@@ -90,7 +90,7 @@ def page(shared: SharedState, cursor: Cursor, count: int) -> Flow[tuple[Cursor |
     where = yield from _keys_to_read(shared)
     layout, shard, position = cursor
     old = shared.shards[0].old
-    if layout != shared.layout or shard < -len(old):  # begin again: the layout changed, or the old one is empty
+    if layout != shared.layout or shard < -len(old):  # begin again: the layout changed, or the old shards are gone
         layout, shard, position = shared.layout, -len(old), "0"
     its = old[shard] if shard < 0 else where[shard]
     position, found = yield from inspection.sizes_page(its, position, count)
@@ -117,7 +117,7 @@ def read_keys(shards: Sequence[CacheKeys], limit: int | None = None) -> Flow[lis
     scored: list[tuple[float, str]] = []
     for where in shards:
         scored += yield from _oldest(where, limit)
-    names = list(dict.fromkeys(name for _, name in sorted(scored)))  # an entry that is just moved is found twice
+    names = list(dict.fromkeys(name for _, name in sorted(scored)))  # an entry that moves meanwhile may be found twice
     return names if limit is None else names[:limit]
 
 
@@ -158,7 +158,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     lookups = sum(hits) + misses
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # a read counts as a lookup in hot, and then in each further tier up to the tier that holds the entry
+        # A read searches hot, then warm, then cold, up to the tier of the entry. It is a lookup in each of these tiers.
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

@@ -169,7 +169,7 @@ class Eraser:
             match reply.outcome:
                 case PutResult.NO_SETTINGS:
                     shard.lose_settings()
-                    again = True  # an earlier copy may be under way
+                    again = True  # an earlier copy of the request may still arrive
                 case PutResult.LATE:
                     shard.set_clock(reply.version, sent_at)
                     again = True
@@ -208,7 +208,7 @@ class Eraser:
                 divide = partial(self._tag_invalidations, tuple(chunk), pending)
                 invalidated = yield from self._invalidate_everywhere(divide)
             finally:
-                shared.flights.detach_all()  # the tags of the values being computed are not known yet
+                shared.flights.detach_all()  # all flights: the tags of their values are not known yet
                 for tag in chunk:
                     if shared.local is not None:
                         shared.local.drop_tag(tag)

@@ -104,7 +104,8 @@ def exchange(backend: Backend, service: str, name: str, stored: Settings) -> Flo
     yield from Batch(tuple(commands.prepare(where, clock, kept[at], totals[at]) for at, where in enumerate(new)))
     after = yield from commands.relayout(own, "switch", count, layout)
     if isinstance(after, Settings) and (after.layout, after.shards) == (layout + 1, count) and after.own != settings:
-        # Another process made the switch and then changed the limits. This process may have overwritten them.
+        # Another process has already switched the layout, and then the limits were changed. The `deploy` above may have
+        # overwritten the new limits, so deploy them again.
         yield from Batch(tuple(commands.deploy(where, after.own.of_shard(at)) for at, where in enumerate(new)))
 
 

@@ -211,7 +211,7 @@ class Reader:
                 expiry = _local_expiry(sent_at, left_ms)
             if gen != entry_format.CLOSED or not (yield from follow(shard)):
                 break
-        # the code of `value`, inlined to save one generator, since every hit takes this path
+        # The code of `value` is inlined here: this saves one generator for every hit.
         stored, doubtful = self._opened(shard, name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(shard, stored)
@@ -355,8 +355,8 @@ class Reader:
 
     def _not_invalidated_by_tags(self, shard: Shard, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
         """Return an entry, or None if one of its tags was invalidated since it was written."""
-        # The epochs are read again, after the marks of the tags: a mark may just have been merged into
-        # tagged_cleared_until, and such a mark is no longer in the index.
+        # Read the marks of the tags first, and then the epochs again. Between the first read of the epochs and now, a
+        # mark may have been merged into `tagged_cleared_until` and removed from the index of marks.
         where = shard.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both

@@ -92,8 +92,8 @@ class Resharding:
             coming = key_names.cache_shards(
                 *(self._backend.namespace, self._service, self._name, self.target, stored.layout + 1)
             )
-            # This raises if a node does not answer. After the old shards are closed, such a failure would stop the
-            # cache.
+            # This changes nothing, but raises if a node does not answer. Later, after the old shards are closed, such a
+            # failure would stop the cache.
             yield from Batch(tuple(commands.forget(each, ()) for each in coming))
             yield from make_room(where, stored, self.target)
             begun = yield from commands.relayout(self._own, "begin", self.target, stored.layout)
@@ -121,7 +121,7 @@ class Resharding:
 
     def step(self) -> Flow[Progress]:
         """Move about a hundred entries, or end the change."""
-        assert self._settings is not None  # noqa: S101  `begin` comes first
+        assert self._settings is not None  # noqa: S101  `begin` has set it
         if self._at == len(self._old):
             return (yield from self._end())
         where = self._old[self._at]

@@ -124,7 +124,7 @@ def prepare(shard: Shard) -> Flow[None]:
         try:
             yield from ready(shard)
         except (BackendFull, CorruptState, ScriptFailed) as error:
-            if shard.pending_invalidations:  # a read could return a value that was invalidated
+            if shard.pending_invalidations:  # without these invalidations, a read could return an invalidated value
                 raise
             shared.warn("cache %s: the settings could not be stored: %s", shared.name, error)
     if not shared.laid_out:
@@ -302,7 +302,7 @@ def _flush_pending(shard: Shard) -> Flow[None]:
         refused = refused or isinstance(reply, NoSettings)
     for chunk in chunks(names[InvalidationScope.KEY]):
         refused = isinstance((yield from commands.delete(shard.keys, chunk, shared.origin)), NoSettings) or refused
-    if refused:  # there are no settings, or the layout has changed: `ready` deploys, and sends again
+    if refused:  # no settings, or another layout: the next `ready` deploys the settings and retries
         shard.lose_settings()
     if refused or shard.retired:
         return
@@ -322,7 +322,7 @@ def _release_pending(shard: Shard) -> Flow[None]:
         for result in (yield from Batch(releases).settled()):
             if isinstance(result, BackendUnavailable):
                 raise result
-    shard.remove_released(leases)  # a lease with any other error, such as a key of the wrong type, ends by its TTL
+    shard.remove_released(leases)  # after another error, such as a wrong type, a lease ends by its TTL
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:

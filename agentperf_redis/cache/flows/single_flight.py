@@ -334,10 +334,10 @@ class SingleFlight:
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
-    # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server; the
-    # caller runs the flow if the lease has a token. Waiters of this process get an error at once. They get a value only
-    # after the server has accepted the value, since the key may have been invalidated during the computation. If the
-    # value cannot be stored, they get it after the server has confirmed that the key was not invalidated.
+    # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. The
+    # caller runs this flow if the lease has a token. Waiters of this process get an error at once, but a value only
+    # later, since the key may have been invalidated during the computation. They get a value after the server has
+    # stored it. If the value cannot be stored, the server must first confirm that the key was not invalidated.
 
     def finish(
         self,
@@ -415,7 +415,7 @@ class SingleFlight:
             )
         except (BackendUnavailable, GeneratorExit):
             raise
-        except BaseException:  # such as a full server or corrupt state: no caller should wait until the lease expires
+        except BaseException:  # for example, a full server. End the lease, so that no caller waits for its TTL
             yield from self._release(compute_lease, None)
             raise
         outcome = reply.outcome
@@ -461,6 +461,6 @@ def _outcome_of(error: BaseException) -> FlightOutcome:
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # If the cache itself fails, each waiter computes its own value. If the waiters claimed the lease one after the
-    # other, all claims would fail.
+    # If the cache itself fails, each waiter computes its own value. Otherwise, the waiters would claim the lease one
+    # after the other, and all claims would fail.
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

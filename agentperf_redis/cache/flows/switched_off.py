@@ -58,7 +58,7 @@ class IdleWriter(Writer):
 
     def put_in_mode(
         self,
-        mode: str,  # noqa: ARG002  as in Writer
+        mode: str,  # noqa: ARG002  the signature in Writer
         key: str,
         value: Any,
         ttl: float | None,
@@ -121,7 +121,7 @@ class NoFlight(SingleFlight):
     def value_or_lease(
         self,
         key: str,
-        freshness: Freshness = UNTIL_EXPIRY,  # noqa: ARG002  as in SingleFlight
+        freshness: Freshness = UNTIL_EXPIRY,  # noqa: ARG002  the signature in SingleFlight
         *,
         look: bool = True,  # noqa: ARG002
         blocking: bool = False,  # noqa: ARG002
@@ -133,7 +133,7 @@ class NoFlight(SingleFlight):
     def finish(
         self,
         compute_lease: ComputeLease,
-        value: Any,  # noqa: ARG002  as in SingleFlight
+        value: Any,  # noqa: ARG002  the signature in SingleFlight
         cost_s: float,  # noqa: ARG002
         ttl: float | None,  # noqa: ARG002
         tags: Iterable[str],  # noqa: ARG002

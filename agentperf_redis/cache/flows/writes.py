@@ -233,7 +233,7 @@ class Writer:
                     tags=tags,
                     mode=mode,
                 )
-                # A report whose result is unknown is sent again. Its sequence number makes that idempotent.
+                # If the put fails, its report is sent again later. The report's sequence number makes this idempotent.
                 confirmed, unused = reply.outcome is PutResult.STORED, reply.outcome in _NOTHING_DONE
             except BaseException as error:
                 # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
@@ -246,8 +246,8 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                # An earlier copy may still arrive, so a refusal must also stop that copy. Or it may have been executed
-                # before the entries moved.
+                # Mark the next request as a repetition if an earlier copy may have been executed before the entries
+                # moved. With a mode, always mark it: if it is refused, the server then also refuses late copies.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

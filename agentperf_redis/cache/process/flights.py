@@ -136,7 +136,7 @@ class Flights:
         """Start without flights. Also called in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
-        self._owner = object()  # a child that a computing function forks is not part of the computation
+        self._owner = object()  # a forked child gets a new owner: it is not part of the computations of its parent
 
     def join(self, name: str) -> tuple[Flight, int | None]:
         """Return the flight of a key, and the number of its confirming requests so far.

@@ -167,8 +167,8 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""
-        # `_trusted_until` never decreases: a bus that was just lost gives no new proof, but its last proof stays valid;
-        # see `serve_stale`.
+        # `_trusted_until` never decreases. `_proven_at` returns 0 after the bus was lost, but the last proof before the
+        # loss stays valid.
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -243,11 +243,11 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # a bus that was just lost gives no new proof, but its last proof stays valid
+            if copy is not None:  # after a loss of the bus, `_proven_at` is 0, but the last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. If it had, it could have
-                # delivered changes that these copies did not get.
+                # The bus has not worked since the copies were set aside. Otherwise, it could have
+                # delivered changes that were not applied to these copies.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

@@ -79,7 +79,7 @@ class Refresher:
                 try:
                     self._threads += 1  # no signal handler runs between this line and the next call
                     start_new_thread(start, ())
-                except RuntimeError:  # no thread can start: a running one takes the job, or a later read retries
+                except RuntimeError:  # no thread can start: a running thread takes the job, or a later read retries
                     self._threads -= 1
                     if not self._threads:
                         self._jobs.clear()
@@ -142,7 +142,7 @@ class Refresher:
                 self._note_cut_off(subject)
         for task in dropped:
             if task.get_loop().is_closed():
-                with suppress(RuntimeError):  # raised if the coroutine ignores the close; nothing resumes it
+                with suppress(RuntimeError):  # the coroutine ignores GeneratorExit; nothing can resume it
                     task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
@@ -175,7 +175,7 @@ class Refresher:
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked now
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # the loop `here` is blocked
             for task in self._tasks:
                 if not task.get_loop().is_closed():
                     task.get_loop().call_soon_threadsafe(task.cancel)

@@ -90,7 +90,7 @@ class SharedState:
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
         self._waiting: dict[str, list[WakeUp]] = {}
-        # the bus of a forked child has no subscriptions yet
+        # A forked child has its own bus, without subscriptions.
         self._subscriptions: dict[Shard, Subscription] = {}
         self._listens_to_all = False
         self._undelivered: dict[Shard, list[tuple[str, int, int]]] = {}
@@ -152,8 +152,7 @@ class SharedState:
         shards = self._new_shards(count)
         for shard in shards:
             shard.old = previous
-        # One assignment, after `old` is set: another thread must not use a new shard without knowing the previous
-        # layout.
+        # Assign only after `old` is set: another thread must not use a new shard without knowing the previous layout.
         self.shards = shards
         self._subscriptions, self._listens_to_all = {}, False
         for subscription in subscriptions.values():
@@ -167,7 +166,7 @@ class SharedState:
         for shard in old:
             self.add_pending(shard.retire())
         for wake_up in [wake_up for waiting in self._waiting.values() for wake_up in waiting]:
-            wake_up.send()  # the waiters then query their new shards
+            wake_up.send()  # the waiters wake up and query their new shards
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Record failed invalidations for the shards that they concern."""
@@ -252,7 +251,7 @@ class SharedState:
             changed = Settings.of(fields)
             changed.check_shards(self.service)
             self._set(changed, "".join(marks))
-        if self.local is not None:  # a read that a local copy answers sends nothing, so it would not deploy the setting
+        if self.local is not None:  # the next read must reach the server, because only then is the setting deployed
             self.local.flush()
 
     def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:

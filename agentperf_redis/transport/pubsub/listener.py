@@ -121,7 +121,8 @@ class Listener:
         now = time.monotonic()
         idle, self._queried_at = now - self._queried_at > _QUERIED_RECENTLY_S, now
         if idle:
-            self._wake()  # otherwise the thread may sleep until the next idle ping, which is too late
+            # From now on, the thread must ping more often. Without a wake-up, it might sleep until the next idle ping.
+            self._wake()
         channel = self._channels.get(name)
         connection = None if channel is None or channel.state is not _State.LIVE else channel.connection
         return 0.0 if connection is None else connection.confirmed
@@ -153,7 +154,7 @@ class Listener:
             connection.dial(self._connector)
         except ExchangeFailed as error:
             failed = error
-        except Exception as error:  # noqa: BLE001  `dialling` must not stay set
+        except Exception as error:  # noqa: BLE001  `_dialled` must run in any case, to reset `dialling`
             failed = ExchangeFailed(repr(error), sent=False)
         if not self._post(partial(self._dialled, connection, failed)):
             connection.close()
@@ -161,7 +162,7 @@ class Listener:
     def _request_layout(self, learn: Callable[[], str]) -> None:
         try:
             fault = learn()
-        except Exception as error:  # noqa: BLE001  as above
+        except Exception as error:  # noqa: BLE001  `_learned` must run in any case, to reset `_layout_requested`
             fault = repr(error)
         self._post(partial(self._learned, fault))
 
@@ -230,7 +231,7 @@ class Listener:
                     work(connection)
                 except ExchangeFailed as failed:
                     self._fail(connection, failed.reason, final=failed.final)
-                except Exception as error:  # noqa: BLE001  the other connections continue
+                except Exception as error:  # noqa: BLE001  the other connections must continue
                     _log.exception("bus: a fault on the connection to %s", connection)
                     self._fail(connection, repr(error))
 
@@ -287,7 +288,7 @@ class Listener:
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
         connection = channel.connection
         if connection is None or not connection.has_capacity:
-            return  # the next reply makes room for a request and wakes the thread
+            return  # the next reply wakes the thread and makes room for this request
         try:
             connection.request(kind, channel.name)
             channel.state = then
@@ -368,7 +369,7 @@ class Listener:
                 self._log_recovery(f"the connection to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
             self._log_recovery(_REFUSED, channel.name, "are subscribed now")
-            self._unsettled.add(channel.name)  # `_settle` unsubscribes it if its subscribers have left meanwhile
+            self._unsettled.add(channel.name)  # if all subscribers have left meanwhile, `_settle` unsubscribes
             self._subscribers.notify_gap(channel.name)
             channel.state = _State.LIVE
             return

@@ -58,6 +58,6 @@ def measured(value: float | None, when: str, scope: str) -> str:
         return NONE
     try:
         condition = parsed("when", when, Scope(scope))
-    except (InvalidArgument, ValueError):  # a burn rate, or a rule that is no longer deployed
+    except (InvalidArgument, ValueError):  # `when` is a burn rate, or empty because the rule is no longer deployed
         return f"{value:.3g}"
     return value_text(condition.measure, value, is_relative=condition.is_relative)

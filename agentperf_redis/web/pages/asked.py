@@ -68,7 +68,7 @@ def asked(query: Mapping[str, str]) -> Asked:
     window = query.get("window", DEFAULT_WINDOW)
     try:
         window_seconds(window)
-    except InvalidArgument:  # its text is for programs
+    except InvalidArgument:  # the text of this error is for programmers
         raise InvalidArgument("window", window, "30s, 5m, 1h, 3d and so on, up to ten years") from None
     order = query.get("order")
     if order not in (None, "asc", "desc"):

@@ -23,7 +23,7 @@ def duration(seconds: float | None) -> str:
         return NONE
     if seconds < 0:
         return f"-{duration(-seconds)}"
-    if seconds < 59.95:  # noqa: PLR2004  the largest number that is not rounded to 60.0
+    if seconds < 59.95:  # noqa: PLR2004  59.95 s and more would be shown as 60.0 s
         if seconds == 0:
             return "0 s"
         if seconds < 0.9995e-3:  # noqa: PLR2004

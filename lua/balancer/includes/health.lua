@@ -12,9 +12,10 @@
 --   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.
 --   A resting instance gets no lease, even in panic. A rest is never shortened, except by `mark_healthy`.
 
--- Decode the text of #settings. Returns the pool's settings, and whether the library wrote the text. In a pool without
--- settings, no instance is ejected or limited. Every number has at most 12 digits. A single match checks and splits the
--- usual text. The lengths of the numbers are checked afterwards, because bounds in the pattern would be slower.
+-- Decode the text of #settings. Returns the settings, and whether the library wrote the text. Without a text, every
+-- setting is 0, so no instance is ejected or limited. A single pattern checks and splits the usual text. The pattern
+-- does not limit the lengths of the numbers, because that would be slower. The lengths are checked afterwards: a number
+-- has at most 12 characters.
 local function read_settings(text)
   local USUAL = '^eject_after=(%d+) base_ejection_ms=(%d+) max_ejection_ms=(%d+) max_ejection_share=(%d%.?%d*) '
     .. 'panic_threshold=(%d%.?%d*) slow_after_us=(%d+) adaptive=(%d) slow_start_ms=(%d+) rate_burst_ms=(%d+) '
@@ -44,7 +45,7 @@ local function read_settings(text)
   return settings, is_valid
 end
 
--- Add the functions of health to the object `self`, and the pool's settings as `self.settings`.
+-- Add the functions below to the object `self`, and the pool's settings as `self.settings`.
 local function health(self, facts)
   local EVENTS_KEPT, BATCH, TENTHS, CUT, DAY_MS = 1000, 64, 10, 0.8, 86400000
   local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
@@ -123,8 +124,9 @@ local function health(self, facts)
   -- whichever is higher. After the server's clock was set back, the last token may be higher than the present time.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
-  -- If the server's clock was set back after the last change of the arrival times, shift these times back by the same
-  -- amount. Returns whether they were shifted.
+  -- Shift the two arrival times back if the server's clock was set back. An arrival time is the state of a rate limit
+  -- (rpm_arrival_us and tpm_arrival_us in pool.lua). If their last change, metered_us, is in the future, they are
+  -- shifted by that difference. Returns whether they were shifted.
   local function correct_arrivals(extra)
     local ahead_us = extra.metered_us - now_us
     if ahead_us <= 0 then return false end
@@ -134,7 +136,8 @@ local function health(self, facts)
     return true
   end
 
-  -- Advance an arrival time by tokens / rate minutes. The result is at most three years after now (MAX_US).
+  -- Return the arrival time of a rate limit after `tokens` more were used. It moves on by tokens / rate minutes, from
+  -- now at the earliest. The result is at most MAX_US (about three years) after now.
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
     return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
@@ -147,10 +150,10 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- When panic begins or ends, the limits of unhealthy instances change. So this function stores again the
-  -- record of every instance in `away`. A call stores one batch; a timer in `due` continues with the next batch. ZSCAN
-  -- returns every instance that is in `away` during the whole scan. A script that adds or removes an instance during
-  -- the scan stores this instance itself.
+  -- When panic begins or ends, the limits of unhealthy instances change. This function computes them again: it stores
+  -- the record of every instance in `away` once more. A call stores one batch; a timer in `due` starts the next batch.
+  -- ZSCAN returns every instance that stays in `away` during the whole scan. If a script adds or removes an instance
+  -- during the scan, the script stores the record of this instance.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -184,8 +187,8 @@ local function health(self, facts)
       '#warming', format('%d', warming))
   end
 
-  -- Return whether an instance with these flags counts as usable, as unhealthy, and as healthy but warming. The three
-  -- results are 1 for yes, 0 for no.
+  -- Return three numbers, each 1 for yes or 0 for no: whether an instance with these flags counts as usable, as
+  -- unhealthy, and as healthy but warming up.
   function self.counts(flags)
     if any(flags, DISABLED) then return 0, 0, 0 end
     if any(flags, UNHEALTHY) then return 1, 1, 0 end
@@ -289,11 +292,12 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the outcome of a lease.
-  --   kind   o: ok, s: ok but slow; e, t, j, l as in release.lua
+  --   kind   o: ok; s: ok but slow; e, t, j, l: the outcomes of these letters in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
-    -- An instance that refuses work because of its rate limit is alive. So this outcome neither begins nor ends a
-    -- series of bad outcomes. It ejects no instance and lowers no adaptive limit. release.lua lets the instance rest.
+    -- Outcome l: the instance refused the work because of its rate limit, so it is alive. This outcome neither begins
+    -- nor ends a series of bad outcomes. It ejects no instance and lowers no adaptive limit. release.lua lets the
+    -- instance rest.
     if kind == 'l' then
       r.failed = r.failed + 1
       return
@@ -334,9 +338,9 @@ local function health(self, facts)
     end
   end
 
-  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed. If a
-  -- check that was claimed at the same time or later has been recorded, the result is ignored, unless the server's
-  -- clock was set back since then.
+  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed, by the
+  -- server's clock. The result is ignored if the last recorded check was claimed at the same time or later. But if that
+  -- last check was claimed in the future, the server's clock was set back, and the new result counts.
   function self.record_check(r, good, claimed_ms)
     local of, extra = settings, self.extra(r)
     if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
@@ -366,12 +370,12 @@ local function health(self, facts)
     end
   end
 
-  -- Begin, prolong or end the rest of an instance. If the server's clock was set back since the end of the rest was
-  -- set, first correct that end.
-  --   for_ms  length of the rest from now; a rest that ends later keeps its end. 0: end the rest. nil: only correct the
-  --           end
-  --   why     rate_limited, an outcome; or cooled_down, by a call of cool_down
-  -- Returns whether the end has changed.
+  -- Begin, prolong or end the rest of an instance. The end of a rest is a stored time. If the server's clock was set
+  -- back after this time was stored, the time is corrected first.
+  --   for_ms  length of the rest from now; a rest that already lasts longer is not shortened. 0: end the rest now. nil:
+  --           only correct the stored time
+  --   why     the reason in the event: rate_limited (by an outcome) or cooled_down (by a call of cool_down)
+  -- Returns whether the stored time has changed.
   function self.rest(r, for_ms, why)
     if not r.flags.resting and (r.flags.removed or not for_ms or for_ms <= 0) then return false end
     local extra = self.extra(r)
@@ -407,7 +411,8 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Return how many units of an instance can be granted now, at most `most`, if each request uses these tokens.
+  -- Return how many leases on an instance can be granted now, at most `most`. tokens: the expected tokens of each
+  -- lease.
   function self.units(r, most, tokens)
     local free = math.max(0, math.min(r.limit - r.load, most))
     local extra = r.extra
@@ -425,8 +430,8 @@ local function health(self, facts)
     return units
   end
 
-  -- Settle the tokens of a request. tokens: tokens used minus tokens counted at the grant; negative if the request used
-  -- fewer.
+  -- Correct the token limit of an instance by the tokens that a request really used. tokens: tokens used minus tokens
+  -- counted at the grant; negative if the request used fewer.
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end
@@ -436,18 +441,18 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- If all usable instances are unhealthy, resting or rate-limited, return the milliseconds until the first of them
-  -- comes back. Return nil in all other cases, or if that time is not known. In panic, an unhealthy instance
-  -- that neither rests nor is rate-limited takes work, and the end of any lease may free capacity. So the time is not
-  -- known if there is such an instance; `count` gives it the score 0.
+  -- Return the milliseconds until the first instance comes back, at most one day. Returns nil unless all usable
+  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if an instance in `away` may
+  -- come back at an unknown time; `count` gives this instance the score 0. In panic, these are the unhealthy instances
+  -- that take work: the end of any of their leases may free capacity.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
 
-  -- After the server's clock was set back, times of an instance may be too far in the future. Correct these times.
-  -- Returns whether the record has changed.
+  -- Correct times of an instance that are too far in the future, because the server's clock was set back. Returns
+  -- whether the record has changed.
   function self.correct_times(r)
     local is_changed = r.extra and correct_arrivals(r.extra) or false
     if is_changed then self.limit_rate(r) end
@@ -488,7 +493,7 @@ local function health(self, facts)
     end
   end
 
-  -- Process a due timer of an instance. kind: the letter in pool.lua.
+  -- Process a due timer of an instance. kind: the letter in front of the instance's id in `due`; see pool.lua.
   function self.timer(kind, id)
     local r = self.read(id)
     if not r then return end

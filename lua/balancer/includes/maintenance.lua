@@ -1,15 +1,16 @@
 -- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
 -- whole_records.lua, pool.lua, labels.lua and health.lua.
 
--- Read #load or #cap. These are sums of changes, so a sum may be below 0 after one of the fields was deleted.
+-- Decode the text of #load or #cap. Scripts only add changes to these sums. So a sum may be negative after another
+-- program has deleted its field.
 local function whole_sum(text)
   return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
 end
 
--- Return the time until the first timer in `due` that may free capacity, such as the expiry of a lease or grant. The
--- result is at most 1000 ms. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy
--- queue leaves many tombstones, so only the first AHEAD timers are read. If all of these are skipped, return the time
--- until the last one.
+-- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
+-- grant. The result is at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped.
+-- A busy queue leaves many tombstones, so only the first AHEAD timers are read. If all AHEAD timers are skipped, the
+-- result is the time until the last of them. If there are fewer timers and all are skipped, the result is 1000.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -21,9 +22,9 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return how far in the future a timer in `due` can be, ms; nil if the timer has no bound. Tombstones and heartbeats
--- have no bound, since callers choose their times. Timers of rate limits, rests and warm-ups are corrected with their
--- instances.
+-- Return how far in the future a timer in `due` can be, ms. Returns nil if this function knows no bound. Tombstones and
+-- heartbeats have none, since callers choose their times. Timers of rate limits, rests and warm-ups are corrected by
+-- `correct_times` in health.lua.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
   local EJECTION_MS = 300000                                  -- as in settings.py
@@ -42,8 +43,8 @@ end
 
 -- Decode the text of #clock. Returns three values, or nil if the library did not write the text:
 --   is_set_back  whether timers must be corrected, because the server's clock was set back after the text was written
---   is_old       whether the text is old and must be written again
---   cursor       the cursor at which the correction of `due` continues, '0' at the start
+--   is_old       whether the time in the text is so old that it must be replaced
+--   cursor       the ZSCAN cursor at which the correction of `due` continues; '0': at the start
 local function read_clock(text, now_ms)
   local STEP_MS, OLD_MS = 1000, 30000
   local clock_ms, cursor = match(text or '0', '^(%d+) ?(%d*)$')
@@ -53,9 +54,9 @@ local function read_clock(text, now_ms)
   return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
 end
 
--- Whether the end of `due` shows that the server's clock was set back, even if #clock is too old to show that. That is
--- the case if the last timer that has a bound (see `longest_ms`) is beyond its bound. Most timers are due within two
--- minutes, so usually no record is read. At most one record is read.
+-- Whether a timer at the end of `due` is later than it can be (see `longest_ms`). Such a timer shows that the server's
+-- clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest one that has a
+-- bound is checked. Most timers are due within two minutes, so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
   local last = call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES')
@@ -128,8 +129,7 @@ local function maintenance(now_us)
         if before == '0' and number == 0 and value ~= '0' then return nil end
         extra[name] = before == '0' and value or number
       else
-        -- This is either a field of a later version, which may have any value, or a word that the library did not
-        -- write.
+        -- The word is a field of a later version, which may have any value, or the library did not write the word.
         name = match(word, '^([%a_]+)=%S+$')
         if name and name ~= 'later' and extra[name] == nil then
           extra.later = extra.later .. ' ' .. word
@@ -154,8 +154,8 @@ local function maintenance(now_us)
     return text == '' and '-' or match(text, '^ ?(.*)$')
   end
 
-  -- Return the size of a sorted set, nil for a key of another type. This must not raise an error, because it may run
-  -- after the first write.
+  -- Return the size of a sorted set, nil for a key of another type. An error is caught, because a script must not fail
+  -- after its first write.
   local function size_of(key)
     local size = redis.pcall('ZCARD', key)
     return type(size) == 'number' and size or nil
@@ -255,7 +255,7 @@ local function maintenance(now_us)
   -- earlier tokens of the instance, even if the server restarts without its data.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
-  -- Grant one unit of an instance to the request with this token. write: write_lease or write_granted; last: the last
+  -- Grant a lease on an instance to the request with this token. write: write_lease or write_granted; last: the third
   -- argument of that function. Returns the fencing token and the text of the instance's record.
   function self.grant(r, token, due_ms, write, last, tokens)
     r.load, r.fence = r.load + 1, self.next_fence(r.fence)
@@ -281,12 +281,12 @@ local function maintenance(now_us)
     end
   end
 
-  -- If the server's clock was set back, correct about TIMERS timers, so that a few calls correct all timers. While
-  -- uncorrected timers are left, #clock has a cursor after the time.
+  -- If the server's clock was set back, correct about TIMERS timers. Further calls correct the others: until all are
+  -- correct, #clock holds the time and a ZSCAN cursor of `due`.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
-    call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+    call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
     local scan = call('ZSCAN', DUE, cursor, 'COUNT', TIMERS)
     for i = 1, #scan[2], 2 do self.correct_timer(scan[2][i], tonumber(scan[2][i + 1])) end
     self.changed = true
@@ -327,9 +327,9 @@ local function maintenance(now_us)
     return #names
   end
 
-  -- Choose a ready instance for a waiter that requires these labels ('-' for none). Returns the first or the last
-  -- instance of the index, as the strategy requires. If the strategy gives the index no order, returns any instance.
-  -- Returns nil if there is none. With several labels, this searches the smallest of their indexes.
+  -- Return the id of a ready instance for a waiter that requires these labels ('-': no labels). Returns nil if no ready
+  -- instance has them. The strategy decides which instance it is: the first or the last of the index, or any if the
+  -- strategy gives the index no order. With several labels, only the smallest of their indexes is searched.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -357,17 +357,18 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Watch this shard until `until_ms`: the next script that finds a free instance wakes the waiters of other shards.
+  -- Note that waiters of other shards watch this shard until `until_ms`. The next script that finds a free instance
+  -- wakes them.
   function self.watch(until_ms)
     self.changed, known[13] = true, format('%.0f', math.max(until_ms, tonumber(known[13] or 0)))
     call('HSET', STATE, '#watched', known[13])
   end
 
-  -- Grant free units to waiters in queue order, and skip waiters that have stopped polling. If no ready instance has
-  -- the labels that a waiter requires, the waiter is skipped too and does not block the waiters behind it. The search
-  -- ends after some 130 skipped waiters (FEW + 4 * MANY). Labels without a suitable instance are searched only once,
-  -- since no unit becomes free during the search. A waiter has CLAIM_MS to fetch its grant; the published message is
-  -- only a wake-up. Returns false if the search stopped after GRANTS grants. In this case, more grants may be possible.
+  -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
+  -- if no ready instance has its labels, so it does not block the waiters behind it. These labels are not searched
+  -- again, since no unit becomes free during the call. The search ends after some 130 skipped waiters (FEW + 4 * MANY).
+  -- A waiter has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false if the search
+  -- stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -402,8 +403,8 @@ local function maintenance(now_us)
   end
 
   -- Grant free units to waiters. If an instance is still free after that, wake the waiters of other shards that watch
-  -- this shard (see #watched in pool.lua). This ends their watch: those that get no lease watch again. Returns whether
-  -- all possible grants were made.
+  -- this shard (see #watched in pool.lua). The wake-up ends their watch. A waiter that still gets no lease watches the
+  -- shard again. Returns false if more grants may be possible.
   function self.dispatch()
     if not grant_to_waiters() then return false end
     if known[13] and call('ZCARD', READY) > 0 then
@@ -415,11 +416,11 @@ local function maintenance(now_us)
   end
 
   -- If the pool has no instance, give its keys a TTL; if it has an instance, remove the TTL. The TTL is:
-  -- - a minute in the usual case. During this time, other processes find the pool's creation time. It shows them that
-  --   the instances were removed, and that the server did not lose them.
+  -- - a minute in the usual case. Until then, other processes still find the pool's creation time. So they see that the
+  --   instances were removed, and that the server did not lose them.
   -- - a day if the settings were configured, since the instances may come later.
-  -- - a week if there is a lease on a removed instance, since a renewal does not call this function.
-  -- Each poll of a waiter calls this function.
+  -- - a week while a removed instance still has a lease, since a renewal of the lease does not call this function.
+  -- While the queue has waiters, each of their polls starts the TTL again.
   function self.update_expiry()
     local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, '691200000'
     local TAG = string.sub(READY, 1, -6)
@@ -429,13 +430,14 @@ local function maintenance(now_us)
       keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
     end
     local text = keep_ms and format('%d', keep_ms) or false
-    -- `due` may have no expiry: the key is deleted with its last timer, and a later tombstone creates it again.
+    -- `due` may have lost its TTL: the key is deleted with its last timer, and a later tombstone creates it without a
+    -- TTL.
     if text == facts[1] and (not text or (call('ZCARD', WAITQ) == 0 and call('PTTL', DUE) ~= -1)) then return end
     self.changed = true
     local keys = {STATE, DUE, WAITQ, TAG .. 'events'}
     if text then
       call('HSET', STATE, '#expires', text)
-      local last_ms = tonumber(call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2] or 0)  -- tombstones may be kept longer
+      local last_ms = tonumber(call('ZRANGE', DUE, -1, -1, 'WITHSCORES')[2] or 0)  -- a tombstone may need a longer TTL
       keep_ms = format('%d', math.max(keep_ms, math.min(last_ms - now_ms, LEASED_MS)))
       for _, key in ipairs(keys) do call('PEXPIRE', key, keep_ms) end
       call('PEXPIRE', TAG .. 'history', keep_ms)
@@ -446,8 +448,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Store in #next the time of the next maintenance. If the time in #clock is old, replace it with the present time.
-  -- But if the old time shows that the clock was set back, keep it, since only `expire` corrects the timers.
+  -- Store the time of the next maintenance in #next. If the time in #clock is old, replace it with the present time.
+  -- But if #clock shows that the server's clock was set back, keep it: `expire` needs it to correct the timers.
   function self.reschedule()
     local next_ms = '0'
     if known[13] and tonumber(known[13]) <= now_ms then
@@ -468,8 +470,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Process due timers, then grant free units to waiters. Returns the number of timers processed, and whether all
-  -- possible grants were made.
+  -- Process due timers, then grant free units to waiters. Returns the number of timers processed, and false as the
+  -- second result if more grants may be possible.
   function self.maintain(limit)
     local expired = self.expire(limit)
     local dispatched = self.dispatch()

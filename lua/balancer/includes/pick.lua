@@ -6,7 +6,7 @@
 --   how     the strategy's pick, as in strategies.lua
 --   from    the index to pick from: ready, or ready@<label>
 --   random  a random integer below 2^52 from the caller, used as two numbers of 26 bits
---   point   the hash of the affinity: its position on the ring, 0 to 2^48 - 1
+--   point   the position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave
 --   load    sum of the loads in the pool; `ring` uses it to bound the load of the picked instance
 --   cap     sum of the capacities in the pool; `ring` uses it for the same bound
 --   suits   for `ring` only: a function that returns whether an instance with this record is suitable; nil or false
@@ -17,7 +17,7 @@
 
 local function pick(how, from, random, point, now_ms, load, cap, suits)
   if how == 'first' then return call('ZRANGE', from, '0', '0')[1] end
-  local n = how == 'ring' and 1 or call('ZCARD', from)  -- the ring usually needs no number of ready instances
+  local n = how == 'ring' and 1 or call('ZCARD', from)  -- `ring` rarely needs the number of ready instances
   if n == 0 then return nil end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   -- Under lower_of_two, `from` is sorted by load. So the lower of two random ranks belongs to the less loaded of two
@@ -25,11 +25,12 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   if how == 'any' or how == 'lower_of_two' then return call('ZRANGE', from, rank, rank)[1] end
 
-  -- Draw an instance with a probability proportional to its score. Rejection sampling does this exactly with any upper
-  -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, draw from
-  -- classes of instances whose scores differ by at most a factor of 4; a class is a range of ranks. The rank and the
-  -- acceptance of a draw use two separate random generators (Park and Miller). With a single generator, a pool of several
-  -- thousand instances would show a bias. When all scores are 0, all instances are equally likely.
+  -- Draw an instance with a probability proportional to its score, by rejection sampling. This is exact with any upper
+  -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, the
+  -- instances are divided into at most 16 classes by their scores. A class is a range of ranks in `from`. Its scores
+  -- differ by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a draw
+  -- use two separate random generators (Park and Miller). With a single generator, a pool of several thousand instances
+  -- would show a bias. When all scores are 0, all instances are equally likely.
   local function draw()
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -96,7 +97,7 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
     for round = 1, 2 do
       local first, count = '0', FEW
       if round == 2 then
-        if call('ZCARD', from) == 0 then return nil end  -- the pool is full
+        if call('ZCARD', from) == 0 then return nil end  -- no instance has free capacity
         first, count = FEW, POINTS
       end
       local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)

@@ -3,7 +3,7 @@
 -- scripts write to due or waitq directly. A script that includes one of these files must name its keys STATE, READY,
 -- DUE and WAITQ. The functions use these names: parameters for the keys would cost time on every acquire and release.
 --
--- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot. A pool may be
+-- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A pool may be
 -- divided into shards. Each shard has all of these keys under its own <tag>, such as agentperf:{lb:<type>#3/8.30}. Each
 -- script sees one shard. Only layout.lua divides a pool; #pool then has another form. Once a pool has no instances, no
 -- leases and no waiters, its keys expire after a minute, or after a day if its settings were configured.
@@ -31,10 +31,10 @@
 --                fields is "-".
 --       ejections            number of ejections in a row
 --       ejected_until_ms     end of the last ejection
---       probe_since_us       start of the last ejection; once this ejection is over, its end. Leases granted after
---                            this time are probes
+--       probe_since_us       while the instance is ejected: start of the ejection; after that: end of the ejection.
+--                            Leases granted after this time are probes
 --       leases_before        while the instance is half-open: number of its leases granted before probe_since_us
---       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
+--       adaptive_limit_milli adaptive concurrency limit times 1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered
 --       warm_tenths          during a warm-up: the usable tenths of the capacity
 --       checks               number of active checks passed in a row; negative: failed in a row
@@ -48,10 +48,10 @@
 --       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: the score of the waiter in waitq
---       tombstone why=                            the request has ended: released, expired, unfetched, cancelled
+--       tombstone why=                            why: released, expired, unfetched, cancelled or refused
 --     #pool      schema= strategy=, and slow_after_us= if slow outcomes count as bad; see layout.lua for a divided pool
 --     #settings  eject_after base_ejection_ms max_ejection_ms max_ejection_share panic_threshold slow_after_us adaptive
---                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, name=value each; the PoolSettings
+--                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, as name=value; see PoolSettings
 --     #born      when the pool was created, us        #picks      leases granted so far
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
@@ -63,10 +63,10 @@
 --     #watched   time, ms, until which waiters of other shards watch this shard; see watch.lua
 --     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
---     #clock     the server's time, ms; it was at most 30 s old when the pool was last maintained. While timers are
---                corrected because the clock was set back, a cursor of due follows
+--     #clock     a recent time of the server, ms: at most 30 s before the last maintenance of the pool. While timers
+--                are corrected because the server's clock was set back, a ZSCAN cursor of due follows the time
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
---   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key
+--   <tag>:ready@<label>  ZSET    the members of ready that have this label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
@@ -74,9 +74,14 @@
 --                                P:<cursor>: store the next batch of away after panic began or ended
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
---   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
---                                that are unhealthy, resting or rate-limited
+--   <tag>:away           ZSET    <id> -> when the instance comes back, ms; 0 if that is not known. The members are the
+--                                usable instances that are unhealthy, resting or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
+--   <tag>:ids            ZSET    <id> -> when the instance was registered, us
+--   <tag>:ring           ZSET    <id>#<n> -> position of a point of the instance on the ring; only under
+--                                CONSISTENT_HASH
+--   <tag>:checks         ZSET    <id> -> when the next active check of the instance is due, ms; see claim_checks.lua
+--   <tag>:history        HASH    see history.lua
 --
 -- If a later minor version has added fields to the record of an instance, these scripts keep the fields. records.lua,
 -- whole_records.lua and grants.lua read and write all records.
@@ -90,15 +95,16 @@ local function check_types(labels)
   end
 end
 
--- Pack the relative load, in 1/8192, and the number of the last pick into one score. The score orders by load first.
--- The order is exact for capacities up to 90 and for 2^40 picks, and the score stays below 2^53. No script unpacks the
--- score, but tests do; see tests/support/records.py.
+-- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. Scores order
+-- instances by load, and at equal load by the last pick. The order is exact for limits up to 90 and for 2^40 picks, and
+-- the score stays below 2^53. No script unpacks the score, but tests do; see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq
 end
 
--- Add an instance to ready and ready@<label> when its load is below its limit; otherwise remove it.
+-- Add an instance to ready and to ready@<label> of each of its labels if its load is below its limit; otherwise remove
+-- it from them.
 --   score  the kind of score of the pool's strategy, see strategies.lua
 --   was    whether the instance was ready before, nil when unknown
 local function index(score, id, load, limit, seq, weight, labels, was)

@@ -1,9 +1,9 @@
 -- Read and write whole records of instances. In the usual case, acquire and release return before these functions are
 -- created. Needs records.lua; pool.lua describes all fields.
 
--- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
--- for a record that the library did not write, such as one in which a number is too large. Fields in another order are
--- sorted first.
+-- Return the values of all fields of an instance's record, in the order of NAMES, and then the fields of a later
+-- version as one text. The fields of the record may be in any order. Returns nil for a record that the library did not
+-- write, such as one in which a number is too large.
 local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
   local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
@@ -36,8 +36,8 @@ local function read_record(text)
   return load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap, later
 end
 
--- These functions return the text of #pool, and of the records of tokens that are not leases: grants not fetched yet,
--- waiters and tombstones.
+-- The next four functions return texts for `state`: the value of #pool, and the record of a token that is not a lease.
+-- Such a token is a grant not fetched yet, a waiter or a tombstone.
 local function write_granted(id, fence, ticket)
   return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
 end

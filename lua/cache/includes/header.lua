@@ -1,11 +1,12 @@
--- The only reader of the header of an entry in Lua; header_writer.lua writes it, and cache/entry_format.py does both.
--- Needs whole_number.lua. A header is
+-- The only reader of the header of an entry in Lua; header_writer.lua writes headers. In Python, cache/entry_format.py
+-- reads and writes them. Needs whole_number.lua. A header is
 --   <version>.<request>                                               without further facts: the usual case
 --   <version>+<request><expiry> <cost> <fresh> <tags> <size> <key>    otherwise
 -- followed by the value. Version has 8 digits to the base of 90; the digit for 0 is "%". Request is the beginning of
--- the request id, 5 characters. Expiry is in ms, 0 for never; cost and fresh are in ms; size is that of the key, bytes.
--- The usual header has 14 bytes. With it, a value of 1,000 bytes still fits into the 1,024 bytes that the allocator
--- would reserve for the value alone.
+-- the request id, 5 characters. Expiry is in ms, 0 for never. Cost is the computing time, ms. Fresh is the time after
+-- the write for which the value is fresh, ms. Size is the size of the key, bytes.
+-- The usual header has 14 bytes. Even without a header, the allocator would reserve 1,024 bytes for a value of 1,000
+-- bytes. So the header takes no extra memory there.
 
 -- Return the version at the beginning of an entry; nil if there is none.
 local function entry_version(entry)
@@ -15,8 +16,8 @@ local function entry_version(entry)
     + h - 37)
 end
 
--- Return version, request, expiry, cost, fresh, tags, and the positions of the key and of the value; nil if the header
--- cannot be read. The version and the positions are numbers, the other results are texts.
+-- Return version, request, expiry, cost, fresh and tags, then the positions of the key and of the value. Returns nil if
+-- the header cannot be read. The version and the positions are numbers, the other results are texts.
 local function read_header(entry)
   local version = entry_version(entry)
   local form, request = string.match(entry or '', '^([.+])([%w_-][%w_-][%w_-][%w_-][%w_-])', 9)

@@ -1,6 +1,6 @@
 -- Decode a whole number as the codec stores it: the letter m, then the number in the shortest form of msgpack. Returns
 -- nil for any other value, and for a number that a double cannot hold exactly (2^53 and more, -2^53 and less). The
--- functions are written here because cmsgpack accepts other types, and not every server has it.
+-- library cmsgpack is not used: it accepts other types, and not every server has it.
 local function decode_integer(value)
   local first = string.byte(value, 2)
   if string.byte(value, 1) ~= 109 or not first then return nil end
@@ -20,7 +20,7 @@ local function decode_integer(value)
   return number > -2^53 and number or nil
 end
 
--- Encode a whole number between -2^53 and 2^53 in the same form.
+-- Encode a whole number between -2^53 and 2^53 in the form that `decode_integer` reads.
 local function encode_integer(number)
   if number >= 0 and number < 128 then return 'm' .. string.char(number) end
   if number < 0 and number >= -32 then return 'm' .. string.char(256 + number) end

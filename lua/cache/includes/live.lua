@@ -2,7 +2,7 @@
 
 -- Return the version of a stored entry, and its computing time as text. Returns nil if a read of the entry is a miss:
 -- there is no entry, it cannot be read, it was cleared, or one of its tags was invalidated. The third result is true if
--- there is an entry that cannot be read.
+-- there is an entry but its header or the epochs cannot be read.
 local function live(call, entry, epochs, TAGS)
   local written, _, _, cost_ms, _, tags = read_header(entry)
   local cleared, tagged, merged = string.match(epochs or '0 0 0', '^(%d+) (%d+) (%d+)$')

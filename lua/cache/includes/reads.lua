@@ -1,8 +1,8 @@
 -- Adds the functions that record reads to the state I of the indexes; see index.lua. They are not in index.lua, because
 -- most puts do not need them, and each function that a call creates costs about 0.2 us.
 
--- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores. A
--- plain LRU needs no such command, because all its entries are in cold.
+-- Return three tables: the sizes, tiers and scores of the keys, by the position of the key in `keys`. Sends one command
+-- per tier to find the scores. In a plain LRU, all entries are in cold and no scores are needed, so it sends none.
 function I.locate(keys)
   local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
   for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end
@@ -23,8 +23,8 @@ function I.locate(keys)
   return sizes, tiers, scores
 end
 
--- Record reads of distinct keys, oldest first: update their recency and frequency, and promote them by one tier per
--- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
+-- Record reads of distinct keys, oldest read first. Updates their recency and frequency, and promotes them by one tier
+-- per read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
 function I.record_reads(keys, counts)
   local sizes, tiers, scores = I.locate(keys)
   if I.lfu and I.grow >= 1 then        -- I.tail is the highest score of the old end of cold, a tenth of the cache
@@ -41,7 +41,7 @@ function I.record_reads(keys, counts)
       while to < 3 and I.capacity[to] == 0 do to = to - 1 end        -- warm may have no capacity
       if I.lfu then
         f = math.min(15, I.frequency(scores[p]) + n)
-        -- a read of an entry at the old end of cold shows that the window is too wide
+        -- A read of an entry at the old end of cold is a signal that the window is too wide.
         if from == 3 and I.grow >= 1 and scores[p] <= (I.tail or 0) then I.adapt(-1) end
       end
       if to ~= from then

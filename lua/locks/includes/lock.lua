@@ -1,21 +1,21 @@
--- A lock, or a semaphore: at most a number of units held at once. The contents of its keys, and the functions that the
--- scripts share. Needs corrupt.lua and whole_number.lua. A script that includes this file must name its keys STATE,
--- HELD and QUEUE.
+-- The contents of the keys of a lock or semaphore, and the functions that the scripts share. A lock has one unit, a
+-- semaphore may have several. Needs corrupt.lua and whole_number.lua. A script that includes this file must name its
+-- keys STATE, HELD and QUEUE.
 --
--- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. All of them
--- expire with the last lease, grant or waiter, and are deleted when there is none.
+-- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The keys
+-- state, held and queue expire with the last lease, grant or waiter. When there is none, they are deleted.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
 --       held fence= ttl_ms= [late=1] [added=]     late: another copy of a request for the token may still arrive;
---                                                 added: the number of the last addition of time, see extend.lua
+--                                                 added: identifies the last addition of time, see extend.lua
 --       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
---       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter counts as gone, unless it polls again
+--       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter loses its position, unless it polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us. Grants are published on a channel of this name
 --   <tag>:spent:@<token>  STRING  why a late copy of the request is refused; expires
--- A request is granted while fewer units are held than its own limit, so nothing depends on a stored limit. The queue
--- is first in, first out: a waiter with a low limit does not let later waiters pass.
+-- A request is granted if fewer units are held than the limit in the request, so the lock itself stores no limit. The
+-- queue is first in, first out. A waiter with a low limit does not let later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local LATE_MS = 55000  -- how long a token is refused while another copy of its request may still arrive
@@ -72,8 +72,8 @@ local function open_lock(last_fence)
     call('HDEL', STATE, token)
   end
 
-  -- If the server's clock was set back, leases may expire later than their TTL allows. Correct the leases that expire
-  -- first. Otherwise the lease of a dead process would outlive its TTL by the time by which the clock was set back.
+  -- If the server's clock was set back by an hour, leases would last an hour longer than their TTL allows, even leases
+  -- of dead processes. Therefore correct the leases with the earliest expiries.
   function self.correct()
     local STEP_MS = 1000
     local first = call('ZRANGE', HELD, 0, EXPIRIES - 1, 'WITHSCORES')

@@ -260,7 +260,8 @@ class PoolWorld:
             self._backend.run(pool_history.sample(shard))
             slices = self._backend.run(read_history(shard.keys.history)).slices
             found.append(dict(next(iter(slices.values()), {})))
-            for name, dump in dumped.items():  # if a key were absent for a moment, this process would restore its pool
+            # Replace each key in one step. If a key were absent for a moment, this process would restore its instances.
+            for name, dump in dumped.items():
                 if dump is None:
                     self._raw.delete(name)
                 else:

@@ -429,7 +429,7 @@ def test_killed_process_frees_its_capacity_within_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process has renewed its lease
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # meanwhile, the process renews the lease
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:

@@ -328,7 +328,7 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # a plain GCRA, with the server's times of the grants
+    for at in grants:  # replay the grants with GCRA, the algorithm of the rate limit, at the server's times
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1

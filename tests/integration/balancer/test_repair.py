@@ -51,7 +51,7 @@ def test_repair_rearms_lost_timers(
     again: dict[str, float] = dict(raw.zrange(pool.due, 0, -1, withscores=True))
     assert set(again) == set(due)
     assert (again["E:ill"], again["R:metered"]) == (due["E:ill"], due["R:metered"])
-    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # the step whose timer was lost begins again
+    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # repair starts the slow-start step again
     assert raw.zrange(pool.tag + ":away", 0, -1, withscores=True) == away
     assert int(raw.hget(pool.state, "#next")) == min(again.values())
     assert [status_of(balancer, name).state for name in ("ill", "metered", "well", "new")] == states
@@ -68,7 +68,7 @@ def test_repair_recounts_leases_of_half_open_instance(
     assert balancer.release(old.pop(), outcome="error")
     wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     probe = next(each for each in (balancer.acquire("planner") for _ in range(3)) if each and each.id == "p0")
-    assert status_of(balancer, "p0").limit == 5  # four leases from before the ejection, plus one probe
+    assert status_of(balancer, "p0").limit == 5  # four leases older than the ejection, plus one probe
 
     for each in old[:2]:  # delete two leases by hand
         assert each.lease is not None

@@ -200,7 +200,7 @@ def test_mark_healthy_ends_a_rest(lb: LoadBalancer, call: Call, raw: Raw, namesp
     assert call(lb, "mark_healthy", "planner", "a")
     assert state_of(lb, "a") is InstanceState.UP
     assert raw.zscore(keys.pool(namespace, "planner").due, "C:a") is None
-    call(lb, "cool_down", "planner", "a", 1)  # the old rest is forgotten, so it cannot prolong this one
+    call(lb, "cool_down", "planner", "a", 1)  # the old rest has been removed, so it cannot prolong the new rest
     ((status,),) = (pool.instances for pool in lb.status("planner"))
     assert status.resting_for <= 1
 
@@ -252,7 +252,7 @@ def test_invalid_rest_is_refused(
     assert lb.release(held)
 
 
-# The whole promise, under load
+# Under load, no process leases a rate-limited instance before its rest ends.
 
 PROCESSES, REST_S, RUN_S = 4, 2.0, 8.0
 LIMITED = "limited"

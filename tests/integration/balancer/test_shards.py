@@ -209,7 +209,7 @@ def test_reads_show_all_shards_as_one_pool(
     assert [each.at for each in events] == sorted(each.at for each in events)
     paged: list[Any] = []
     while page := call(newcomer, "events", "planner", after=paged[-1].cursor if paged else "0-0", limit=3):
-        paged += page  # fewer than the limit if two shards have events with the same cursor
+        paged += page  # events of two shards with the same cursor stay on one page
     assert paged == events
     pool = shards(namespace)[0]
     name = raw.zrange(pool.ids, 0, 0)[0]
@@ -447,7 +447,7 @@ def test_lease_that_expires_in_another_shard_is_noticed(
         if raw.zcard(pool.keys.waitq)
     ]
     ended, lease = next(unit for unit in units(found) if unit[1].pool is not waiter)
-    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # the lease is due, but no process uses that shard
+    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # the lease has expired, but no process uses its shard
     thread.join(TIMEOUT)
     assert results[0].id == ended.id
 

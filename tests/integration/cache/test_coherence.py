@@ -155,7 +155,8 @@ def test_fill_without_tickets_fails_the_check(
 ) -> None:
     without_tickets(monkeypatch)
     backend, other = connect(proxy.url), connect(server.url)
-    # On a stalled machine, a read may ignore the copy and return the new value from the server.
+    # On a stalled machine, a read may ignore the copy and return the new value from the server. So the test tries
+    # five times.
     assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
 
 

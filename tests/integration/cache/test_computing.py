@@ -661,7 +661,7 @@ def test_methods_define_whether_self_is_in_key(backend: Backend) -> None:
         def of_class(cls, x: int) -> str:
             return f"{cls.__name__}{x}"
 
-        of_class_too: Any = cached(cache)(  # type: ignore[call-overload]  # this works, but has no overload
+        of_class_too: Any = cached(cache)(  # type: ignore[call-overload]  # works, but no overload declares it
             classmethod(lambda cls, x: f"{cls.__name__}{x}")
         )
 

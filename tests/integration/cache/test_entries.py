@@ -259,7 +259,7 @@ def test_long_key_is_the_same_key_everywhere(
         key,
         shown,
     )
-    for _ in range(2):  # the second time perhaps from a local copy
+    for _ in range(2):  # the second round may read local copies
         assert [call(cache, "get", each) for each in (key, name)] == [[1], [1]]
         assert call(cache, "get_many", [name, key]) == {name: [1], key: [1]}
     assert faults(raw, namespace, "cache", "default") == []
@@ -533,7 +533,7 @@ def test_policy_change_keeps_the_entries(
     cache = TieredCache(5, 5, 30, policy="tinylfu", name="default", backend=backend)
     cache.put_many({f"k{number}": number for number in range(60)})
     held = cache.get_many([f"k{number}" for number in range(60)])
-    cache.flush()  # a report in the background would move entries while `faults` reads several keys
+    cache.flush()  # otherwise, a later report of reads could move entries while `faults` looks
     for policy in ("lru", "tinylfu"):
         other = TieredCache(5, 5, 30, policy=policy, name="default", backend=connect(server.url))
         other.put("one", 1, ttl=0.001)

@@ -218,8 +218,8 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # No computation starts during a stall of the computing process or of all readers, so the lower bound subtracts the
-    # stalls. The check with `fresh_s` is the upper bound.
+    # Here is only the lower bound; the check with `fresh_s` is the upper bound. No computation starts while the
+    # computing process or all readers stall, so the time of the stalls is subtracted.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
     assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)
@@ -228,7 +228,7 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
 def test_failing_function_raises_after_the_stale_limit(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would correct the estimated server time
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # no reports: they would correct the estimated server time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(

@@ -212,7 +212,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 
         cache.clear()
         cache.sweep()
-        for shard in cache._shared_state.shards:  # on a busy machine, puts may be sent again
+        for shard in cache._shared_state.shards:  # on a busy machine, some puts may have been resent
             resent = shard.keys.resent
             wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
         keys_left = list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}*}}:*"))

@@ -415,14 +415,14 @@ def test_killed_server_costs_no_results_or_coherence(
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
-                # In a call that began before the kill, the put of a computed value may wait for a report in flight.
+                # In a call that began before the kill, the put of a computed value may wait for a report of reads.
                 waited_s = access_reports._WAIT_SHARE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call exceeds its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "there are results during the outage, too"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
-        # A stale copy may be returned until this process has detected that the server is back.
+        # A reader may return a stale copy until it has detected that the server is back.
         for call in after if function is use_with_stale_copies else seen:
             over = call.begun - STALE_S
             newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)

@@ -398,7 +398,7 @@ def test_freeing_commands_work_on_a_full_server(
         assert call(cache, "delete", "k1") is True
         call(cache, "invalidate_tags", "t")
         call(cache, "clear")
-        assert 0 < call(cache, "sweep") <= 49  # a report of reads may have deleted some first
+        assert 0 < call(cache, "sweep") <= 49  # a report of reads may already have deleted some entries
         assert client.keys("*:e:*") == []
         client.config_set("maxmemory", "0")
     assert call(cache, "size") == 0
@@ -494,7 +494,7 @@ def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
         cache._shared_state.shards[0].access_buffer.missed()
         report = cache._shared_state.shards[0].access_buffer.take(
             flush=True
-        )  # as if a task of this loop were sending it
+        )  # as if a task of this loop were sending the report
         begin = time.monotonic()
         assert cache.put("b", 2)
         took = time.monotonic() - begin
@@ -547,7 +547,7 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
     lost = proxy.reset_before_request(only=PUT, times=math.inf)
 
     def compute_elsewhere() -> str:
-        lost.wait()  # the task has the lease before its first attempt to put
+        lost.wait()  # a put was lost; before its first put, the task has acquired the lease
         return remote.get_or_compute("k", lambda: "other")
 
     def wait_for_other_or_renewals() -> None:

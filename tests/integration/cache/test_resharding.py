@@ -73,7 +73,7 @@ def test_entries_survive_changes_of_the_number(
     assert cache.get_many(NAMES) == {}
 
 
-# Every interleaving of a move with one operation of a program
+# The tests below interleave one operation of a program with the move of a key, in every possible way.
 
 
 def _one(step: Any) -> Flow[Any]:

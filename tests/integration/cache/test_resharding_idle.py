@@ -70,7 +70,7 @@ def test_scan_during_a_change_finds_all_keys(server: Server, connect: Callable[.
     cache = LRUCache(4000, name="answers", backend=operator, shards=4)
     cache.put_many(dict.fromkeys(names, 1))
     scan = cache.scan(batch=10)
-    found = {next(scan) for _ in range(400)}  # the keys of the first two shards, and more
+    found = {next(scan) for _ in range(400)}  # all keys of the first two shards, and some of the third
     reshard(operator, "answers", 2)
     assert found | set(scan) == set(names)
 

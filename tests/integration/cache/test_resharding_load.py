@@ -209,7 +209,8 @@ def entries(raw: Raw, namespace: str, name: str) -> int | None:
     settings = Settings.parse(text)
     assert settings is not None
     where = keys.cache_shards(namespace, "cache", name, settings.shards, settings.layout)
-    # Entries move from the previous layout to this one, so this one is read first.
+    # Entries move from the previous layout to the current layout. The current layout is read first, so that no entry
+    # is counted twice.
     found = sum(raw.hlen(each.size) for each in where)
     if settings.source:
         old = keys.cache_shards(namespace, "cache", name, settings.source, settings.layout - 1)

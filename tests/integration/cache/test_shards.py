@@ -240,7 +240,7 @@ def test_dropped_cache_can_get_another_number(
     cache = lru(connect(server.url))
     cache.put_many(dict.fromkeys(NAMES, 1))
     assert adopting.get(NAMES[0]) == 1
-    adopting.flush()  # a report of reads would create the cache again
+    adopting.flush()  # a report after the drop would create the cache again
     assert document(agentperf("cache", "drop", "answers", "--yes", "--json"), "cache drop")["entries"] == len(NAMES)
     assert {name.rsplit(":", 1)[1] for name in raw.scan_iter(match=f"{namespace}:{{cache:*")} == {"epochs"}
     fewer = lru(connect(server.url), 2)

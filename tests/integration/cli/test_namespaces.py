@@ -13,7 +13,7 @@ from agentperf_redis.views import scanning
 from tests.support.commandline import NOT_FOUND, OK, Run
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.privileged  # only operators search the whole server
+pytestmark = pytest.mark.privileged  # a search of the whole server needs the rights of an operator
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def test_namespaces_of_a_cluster_are_found(agentperf: Run, perf: AgentPerf) -> N
     perf.metrics.record_execution("planner", 0.1, True)
     perf.metrics.flush()
     done = agentperf("agents", "--namespace", "prd")
-    assert "In use on this server" in done.stderr  # other tests of the session use the server too
+    assert "In use on this server" in done.stderr  # the server also has namespaces of other tests

@@ -238,7 +238,8 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
-        # The import sets this attribute. If the test did not restore it, later tests would patch unused modules.
+        # The import sets this attribute. The test restores it. Otherwise later tests would patch a module that no code
+        # uses any more.
         patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)

@@ -49,7 +49,7 @@ def fill(perf: AgentPerf) -> AgentInstance:
         cache.put(key, key)
     cache.get("c")
     cache.get("gone")
-    assert cache.stats().misses == 1  # this reports the reads of this process to the server
+    assert cache.stats().misses == 1  # `stats` reports the reads of this process to the server
     perf.tiered_cache("docs").put("a", 1)
     balancer = perf.balancer()
     for name in ("i1", "i2"):
@@ -105,7 +105,7 @@ def test_classic_histograms_equal_the_api(perf: AgentPerf, accept: str) -> None:
         assert_counts_equal(found, agent)
         assert found.value(f"{name}_count", agent=agent.agent_name) == agent.task_count == len(DURATIONS_S) + 1
         assert found.value(f"{name}_sum", agent=agent.agent_name) == agent.total_execution_time
-        assert agent.execution_times  # the server still holds all of them, so the test can count the buckets itself
+        assert agent.execution_times  # the server still has all durations, so the test can count them itself
         for bound in BOUNDS:
             expected = sum(each <= bound for each in agent.execution_times)
             assert found.value(f"{name}_bucket", agent=agent.agent_name, le=str(bound)) == expected

@@ -161,8 +161,8 @@ def test_threads_release_their_own_units(perf: AgentPerf, raw: Raw, namespace: s
 
     def hold() -> None:
         with semaphore:
-            ready.wait()  # this unit is older
-            ready.wait()  # this unit and that of the other thread are held
+            ready.wait()  # the main thread acquires its unit after this unit
+            ready.wait()  # both threads now hold a unit
             other.append(semaphore.fence)
 
     thread = threading.Thread(target=hold)
@@ -447,7 +447,7 @@ def test_dropped_unit_with_a_timeout_is_held_until_then(perf: AgentPerf) -> None
     thread.join(60)
     gc.collect()
     dropped = threading.Event()
-    lock_keeper_of(perf.backend).leases.jobs.put(dropped.set)  # the background thread releases units in order
+    lock_keeper_of(perf.backend).leases.jobs.put(dropped.set)  # runs after all earlier releases
     assert dropped.wait(60)
     assert not perf.lock("x", timeout=60).acquire(blocking=False)
     assert not perf.semaphore("x", 1, timeout=60).acquire(blocking=False)

@@ -61,7 +61,7 @@ def test_missing_network_skips_the_suite(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # it does not listen, so connections are refused
+        unused.bind(("127.0.0.1", 0))  # the socket does not listen, so connections are refused
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/simple")
         with pytest.raises(pytest.skip.Exception, match="no network: pip cannot reach its package index for pytest-a"):
             downloads.pip("download", "--no-deps", "--dest", str(tmp_path), PYTEST_ASYNCIO)

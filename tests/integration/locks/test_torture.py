@@ -30,8 +30,8 @@ def use(url: str, namespace: str, seed: int) -> list[tuple[int, float, float]]:
             begin, fence = time.monotonic(), semaphore.fence
             time.sleep(chance.choice((0.0, 0.001, 0.01)))
             end = time.monotonic()
-            # After a stall longer than the TTL, another process may hold the unit. So this turn must not be counted
-            # beyond a time at which the lease was certainly held.
+            # After a stall longer than the TTL, another process may hold the unit. So the recorded turn ends at a time
+            # at which this process certainly still held the unit.
             end = min(end, begin + semaphore.remaining) if semaphore.remaining else begin
             try:
                 semaphore.release()

@@ -165,7 +165,7 @@ def test_second_click_on_a_row_opens_it(view: Callable[..., None]) -> None:
     async def scenario(shown: Screen) -> None:
         await shown.shows("critic")
         table = shown.app.screen.query_one("#agents-table", DataTable)
-        await shown.shows("cost 0.25")  # then the line above the table is complete, so the table stays in its place
+        await shown.shows("cost 0.25")  # the line above the table is now complete, so the table no longer moves
         await shown.pilot.pause()
         await shown.pilot.click(table, offset=(3, 2))
         await shown.pilot.click(table, offset=(3, 2))
@@ -184,7 +184,7 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
         await perf.metrics.aio.flush()
         await asyncio.sleep(0.6)  # without the pause, the view would read three times meanwhile
         assert shown.has("planner", "41")
-        await shown.press("w")  # causes one more reading, up to the end of the slice in which the pause began
+        await shown.press("w")  # causes one more read, up to the end of the slice in which the pause began
         await shown.shows("last 1h")
         await shown.press("p")
         await shown.shows("planner", "42")

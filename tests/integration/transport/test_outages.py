@@ -205,7 +205,7 @@ def test_cluster_works_after_its_seed_died(
 
 
 def _has(node: object, key: str) -> bool:
-    with node.client() as client:  # type: ignore[attr-defined]  # a Node
+    with node.client() as client:  # type: ignore[attr-defined]  # `node` is a Node
         try:
             return bool(client.exists(key))
         except Exception:  # noqa: BLE001  MOVED: the key is on another node
@@ -322,7 +322,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
 
     def interrupt(*_: object) -> None:
         if armed[0]:
-            armed[0] = False  # raises no second exception while the test handles this one
+            armed[0] = False  # no second exception while the test handles the first
             raise Interrupted
 
     other = [0]
@@ -343,7 +343,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # each round sets this, because an exception in a destructor is lost
+                    armed[0] = True  # set in each round: an exception raised in a destructor is lost
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

@@ -96,7 +96,7 @@ def refusal(raw: Raw) -> str:
 
 def snapshot(raw: Raw) -> str:
     """Start a snapshot, and return the result of the last snapshot that ended."""
-    with contextlib.suppress(redis.ResponseError):  # a snapshot is already running
+    with contextlib.suppress(redis.ResponseError):  # raised if a snapshot is already running
         raw.bgsave()
     return str(raw.info("persistence")["rdb_last_bgsave_status"])
 

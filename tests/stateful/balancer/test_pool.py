@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            self.queued_before.update(granted)  # their release leaves a tombstone
+            self.queued_before.update(granted)  # as after a wait in the queue, a release leaves a tombstone
         if granted:
             again = self.fake.run(command)
             assert {token: each.facts[0] for token, each in again.items()} == {t: self.leases[t] for t in granted}
@@ -479,7 +479,7 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # No earlier waiter that requires the same or fewer labels may still be waiting.
+            # No earlier waiter may still be waiting if this token has all the labels that the earlier waiter requires.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"

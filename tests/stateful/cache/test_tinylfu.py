@@ -72,7 +72,7 @@ def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:
     keys = 3 * both.model.total
     drifted = 0
     for step in range(operations):
-        drifted += step % 7 == 0 and step % 600 > 300  # popularity alternates between stable and drifting
+        drifted += step % 7 == 0 and step % 600 > 300  # the popular keys drift in the second half of every 600 steps
         key = f"k{(drifted + int(keys * chance.random() ** 3)) % (8 * keys)}"
         match chance.randrange(24):
             case 0:

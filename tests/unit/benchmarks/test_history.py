@@ -31,7 +31,7 @@ def test_first_run_reports_no_regression(tmp_path: Path) -> None:
 
 def test_ratio_much_worse_than_the_median_is_reported(tmp_path: Path) -> None:
     place = tmp_path / "kept" / "history.jsonl"
-    kept(place, 9.0, 1.0, 1.0, 1.1, 0.9, 5.0)  # the first ratio is too old, the last one is an outlier
+    kept(place, 9.0, 1.0, 1.0, 1.1, 0.9, 5.0)  # the first ratio is too old to count; the last ratio is an outlier
     assert found(place, replace(GET, ratio=1.2, reference="raw GET 91 us")) == []
     assert found(place, replace(GET, ratio=1.5)) == ["get: 1.50, was 1.00 (median of 5)"]
     (first, *_) = place.read_text().splitlines()

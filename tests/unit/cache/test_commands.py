@@ -98,7 +98,7 @@ def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
         try:
             command.decode(reply)
         except CorruptState as corrupt:
-            assert corrupt.key  # noqa: PT017  a reply need not raise
+            assert corrupt.key  # noqa: PT017  not every reply raises an error
 
     decode()
 
@@ -122,7 +122,7 @@ def test_all_keys_of_a_command_share_a_slot() -> None:
         assert all(key.startswith("ns:{cache:c}:") for key in command.keys)
 
 
-# The scripts on a fake server
+# The tests below run the scripts on a fake server.
 
 FAR = 10**14
 

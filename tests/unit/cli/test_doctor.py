@@ -57,7 +57,7 @@ def test_server_without_a_version_gets_a_note() -> None:
     assert (finding.level, finding.found) == ("note", "not reported")
 
 
-# error replies of Redis 7.0, Redis 8.2 and Valkey 9.1
+# The texts are error replies of Redis 7.0, Redis 8.2 and Valkey 9.1.
 @pytest.mark.parametrize(
     ("text", "advice"),
     [

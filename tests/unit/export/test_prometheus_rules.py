@@ -56,7 +56,7 @@ def selectors(promql: Any, query: str) -> Iterator[Any]:
     yield from found
 
 
-@pytest.mark.thorough  # the parser is in the extra `borders`
+@pytest.mark.thorough  # needs promql_parser, which is in the extra `borders`
 def test_every_expression_is_promql_over_exported_metrics() -> None:
     promql = pytest.importorskip("promql_parser")
     page = exposition.plain(text(values(reading("a")), Form.PLAIN))
@@ -64,7 +64,8 @@ def test_every_expression_is_promql_over_exported_metrics() -> None:
     for name, own in page.values:
         labels.setdefault(name, set()).update(label for label, _ in own)
     found = written(every_rule())
-    assert len(found) == len(MEASURES) - 1 + 5 + 4  # there is no rule for `max`; each of the two SLOs has two rules
+    # There is no rule for `max`. `every_rule` adds 5 more alerts, and 2 SLOs with 2 rules each.
+    assert len(found) == len(MEASURES) - 1 + 5 + 4
     for name, each in found.items():
         used = list(selectors(promql, each["expr"]))
         assert used, name

@@ -120,7 +120,7 @@ def test_many_new_agents_replace_many_idle_ones(world: World, monkeypatch: pytes
     monkeypatch.setattr(commands, "MAX_AGENTS", 40)
     world.use(*(f"old-{number}" for number in range(40)))
     new = [f"new-{number}" for number in range(40)]
-    for _ in range(3):  # a flush removes 16 names
+    for _ in range(3):  # one flush removes at most 16 names
         world.now += DAY_S + 1
         world.use(*new)
     assert set(world.agents()) == {OTHER, *new}
@@ -217,7 +217,8 @@ def test_idle_span_gives_way_to_a_new_one(world: World) -> None:
 def test_idle_error_or_model_gives_way_to_a_new_one(world: World, kind: str, durations: int) -> None:
     def use(*names: str) -> None:
         def record(buffer: Buffer) -> None:
-            for number in range(1, durations):  # the slice of a day with many fields is closed on the next day
+            # With 30 durations, the slice of a day has many fields. So it is closed on the next day; see `closed.lua`.
+            for number in range(1, durations):
                 buffer.record(stored_name("a"), 1.3**number, OK)
             for name in names:
                 if kind == "err:":

@@ -146,7 +146,7 @@ def test_task_outliving_its_span_counts_for_itself(clock: Clock, book: Book) -> 
         outer = book.span("a", "outer", root).__enter__()
         late = book.span("a", "late", outer)
         outer.__exit__(None, None, None)
-        late.__enter__()  # its parent has ended, so it nests in the nearest open span around that parent
+        late.__enter__()  # `outer` has ended, so `late` nests in the nearest open span around `outer`
         clock.now += 2
     assert root.self_seconds == 1
     clock.now += 4

@@ -175,7 +175,7 @@ def test_nested_agent_has_an_execution_of_its_own(book: Book, tracer: Tracer) ->
         ("inner", 2, 1, "ok"),
         ("inner/chat", 1, 1, "ok"),
         ("outer", 4, 1, "ok"),
-        ("outer/ask", 3, 3, "ok"),  # it waited for the other agent
+        ("outer/ask", 3, 3, "ok"),  # `ask` waited for the agent `inner`
     ]
     assert book.calls == [("inner/chat", 100)]
 
@@ -402,7 +402,7 @@ def test_cancelled_span_is_a_cancellation(book: Book, tracer: Tracer) -> None:
         raise asyncio.CancelledError
     except asyncio.CancelledError:
         tracer.end(span)
-        within = tracer.begin(Kind.AGENT, "cleanup")  # the cancellation does not end this one
+        within = tracer.begin(Kind.AGENT, "cleanup")  # the cancellation does not end this second span
         tracer.end(within)
     assert [(place, outcome) for place, *_, outcome in book.ended] == [("a", "cancelled"), ("cleanup", "ok")]
 

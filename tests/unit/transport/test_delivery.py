@@ -447,7 +447,7 @@ def test_failed_primary_is_looked_up_again() -> None:
 
 
 def test_slots_follow_the_cluster_specification() -> None:
-    # the check value for CRC16/XMODEM and the examples of hash tags, both from the Redis Cluster specification
+    # The check value for CRC16/XMODEM and the examples of hash tags are from the Redis Cluster specification.
     assert key_slot("123456789") == 0x31C3
     assert key_slot("{user1000}.following") == key_slot("{user1000}.followers") == key_slot("user1000")
     assert key_slot("foo{}{bar}") != key_slot("bar")

@@ -19,7 +19,7 @@ def learned(*primaries: list[Any]) -> Topology:
     return topology
 
 
-# replies of Valkey 9.1 and Redis 8.2 under each cluster-preferred-endpoint-type
+# The replies are from Valkey 9.1 and Redis 8.2, with each value of cluster-preferred-endpoint-type.
 @pytest.mark.parametrize(
     ("primary", "node"),
     [
