@@ -126,11 +126,16 @@ def test_refused_write_is_not_applied_and_succeeds_after_the_refusal(
 ) -> None:
     server = start_server(server_kind, "--enable-protected-configs", "yes")
     patient = connect(server.url, deadline=LONG_S)
+
+    def outcome() -> str:
+        with pytest.raises(BackendUnavailable, match=REFUSALS[refuse]) as refused:
+            run(connect(server.url, deadline=0.5), add(namespace))
+        return refused.value.outcome
+
     with server.client() as raw, ThreadPoolExecutor(1) as pool:
         with refuse(server, raw):
-            with pytest.raises(BackendUnavailable, match=REFUSALS[refuse]) as refused:
-                run(connect(server.url, deadline=0.5), add(namespace))
-            assert refused.value.outcome == "not_applied"
+            # If the reply to the last attempt comes after the deadline, as on a busy machine, the outcome is unknown.
+            wait_until(lambda: outcome() == "not_applied", "a refusal of each attempt within the deadline")
             waiting = pool.submit(patient.run, add(namespace))
         assert waiting.result(LONG_S) == 1, "executed once"
         assert raw.get(f"{namespace}:counter") == "1"
