@@ -143,7 +143,7 @@ class _Finder:
 
     def _name(self, scope: _Scope, callee: str) -> str:
         target, path = scope.target, scope.path
-        if target.startswith("."):  # an attribute of `self`: the name has the class, but not the method
+        if target.startswith("."):  # an attribute of `self`: the resulting name includes the class, but not the method
             target, path = target[1:], path[:-1]
         in_function = bool(path) and scope.self_name != _CLASS_BODY
         if not target and not in_function:

@@ -129,7 +129,7 @@ class Reader:
     async def overview(self, window: str | float = DEFAULT_WINDOW) -> Overview:
         """See `views.overview.read_overview`. The changes of the last hour are read less often."""
         changes: Changes | None = None
-        with suppress(CorruptState, ScriptFailed):  # `read_overview` then reads the changes too, and names the fault
+        with suppress(CorruptState, ScriptFailed):  # on failure, `read_overview` reads the changes and names the fault
             changes = await self._view(overview.read_changes, max_age_s=CHANGES_S)
         key = (overview.read_overview, window)
         return await self.shared.get(key, lambda: overview.read_overview(self.perf, window, known_changes=changes))

@@ -5,8 +5,8 @@
 --   marks     HASH  <tag>:marks  key -> the clock when it was marked
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   max       int   max marks of the shard. If there would be more, all earlier marks are deleted, and the entries of
---                   these keys must be marked and read again
+--   max       int   max marks of the shard. If this call would exceed it, all earlier marks are deleted first. The
+--                   caller must mark the keys that lost their marks, and read their entries, again
 --   keep_ms   int   TTL of all marks, ms; each call renews it
 --   names...  text  the stored names, at most 256
 -- RETURNS

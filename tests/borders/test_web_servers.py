@@ -19,7 +19,7 @@ from tests.support.servers import free_port, wait_until
 
 pytestmark = [
     pytest.mark.thorough,  # each server takes seconds to start and to stop
-    pytest.mark.servers("valkey"),  # the kind of server does not affect these tests
+    pytest.mark.servers("valkey"),  # one kind of data server is enough for these tests of web servers
 ]
 
 STARLETTE_APP = """

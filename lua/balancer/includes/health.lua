@@ -163,7 +163,7 @@ local function health(self, facts)
     if scan[1] ~= '0' then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. scan[1]) end
   end
 
-  -- Begin or end panic, depending on the share of unhealthy instances. Returns whether panic began or ended.
+  -- Begin or end panic, depending on the share of unhealthy instances. Returns true if this changed anything.
   function self.update_panic()
     local threshold = settings.panic_threshold
     local panic = usable > 0 and unhealthy * 1000 > usable * threshold and threshold > 0

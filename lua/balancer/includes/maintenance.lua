@@ -268,7 +268,8 @@ local function maintenance(now_us)
   end
 
   -- Correct a timer that is too far in the future because the server's clock was set back after the timer was set. The
-  -- timer gets the latest time that it can have now. The timers of tombstones and heartbeats are not changed.
+  -- timer gets the latest time that it could have if it were set now. Timers of tombstones and heartbeats stay as they
+  -- are.
   function self.correct_timer(name, at_ms)
     local kind, max_ms = string.sub(name, 1, 1), longest_ms(name)
     if kind == 'E' or kind == 'R' or kind == 'V' or kind == 'C' then

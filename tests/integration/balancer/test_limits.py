@@ -257,8 +257,8 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # A threshold of 1.0 means no panic. Without panic, p0 to p4 skip the warm-up. Then half of the pool is warm, so p5
-    # to p9 start a warm-up.
+    # At a threshold of 1.0, there is no panic: p0 to p4 skip the warm-up because less than half of the pool is warm, and
+    # p5 to p9 warm up. In a panic, all ten skip it.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
