@@ -49,7 +49,7 @@ local sizes, first_ms = {}, tonumber(found[3] or nil) or math.huge
 local fields, early = redis.call('HGETALL', tag .. 'size'), false
 for i = 1, #fields, 2 do
   sizes[#sizes + 1] = fields[i + 1]
-  sum = sum + string.match(fields[i + 1], '^%%d+')
+  sum = sum + string.sub(fields[i + 1], -10)  -- see pack_size in index.lua
   local expiry_ms = redis.call('PEXPIRETIME', tag .. 'e:' .. fields[i])
   early = early or (expiry_ms >= 0 and expiry_ms < first_ms)
 end
