@@ -63,7 +63,7 @@ PX means that the key has a TTL::
     agentperf:{metrics:03}:slices:1h:research   LIST  "<UTC> n=60 ... | <bucket>:<counts>": closed slices; expires
     agentperf:{metrics:03}:latest:research    LIST  <end ms>|734210us|err:TimeoutError: latest samples; bounded
     agentperf:{metrics:03}:slow:research      ZSET  <end ms>|734210us|ok|<id> -> duration, us; the slowest samples
-    agentperf:{metrics:03}:settings           HASH  schema, 10s 1m 1h 1d: TTL of slices after their end, ms
+    agentperf:{metrics:03}:settings           HASH  schema, 10s 1m 1h 1d: TTL of slices after their end, <n>ms
     agentperf:{metrics:03}:w:<writer>         STRING  number of the last flush of that process; expires
 
     agentperf:{alerts}:rules                  HASH  version, deployed_ms, alert:<name>, slo:<name>, notify:<name>: JSON

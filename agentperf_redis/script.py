@@ -6,7 +6,7 @@ A script is one file under ``lua/`` and runs as one atomic operation. The header
     -- KEYS
     --   state HASH  agentperf:{lb:<type>}:state
     -- ARGV
-    --   token       text  @ and the client's request id
+    --   token       text  '@' followed by the client's request id
     --   ttl_ms      int   TTL of the lease, ms
     -- RETURNS
     --   {1, id}     granted

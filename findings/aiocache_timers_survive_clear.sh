@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # aiocache 0.12.3, in-memory cache: clear() forgets the expiry timers instead of cancelling them. A timer of a cleared
-# entry then deletes the value that was set for the same key afterwards, though that value has no TTL or a longer one.
+# entry then deletes the value that was set for the same key afterwards, though that value has a longer TTL.
 # After delete() instead of clear(), the new value stays.
 # Seen: "after delete: new; after clear: None".
 set -euo pipefail

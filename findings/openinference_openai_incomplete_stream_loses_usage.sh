@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # openinference-instrumentation-openai 0.1.66: a streamed call of the Responses API that stops at max_output_tokens ends
 # with the event response.incomplete, which carries the output and the usage, as response.completed does. The span takes
-# both only from response.completed, so it has neither output nor token counts, and its status is OK. The same call
+# them only from response.completed, so it has no token counts, and its status is OK. The same call
 # without streaming has them.
 # Seen: "completed: 26, streamed 26; incomplete: 26, streamed None".
 set -euo pipefail

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # opentelemetry-instrumentation-anthropic 0.62.4: the usage in the event message_delta is cumulative, as the type in the
 # client says. The instrumentation adds it to the usage of message_start, so a streamed answer has too many output
-# tokens in its span and metrics: those of message_start are counted twice.
+# tokens in its span: those of message_start are counted twice.
 # Seen: "client: 20; span: 28", for 8 output tokens in message_start and 20 in message_delta.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

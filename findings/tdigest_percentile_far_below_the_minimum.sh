@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tdigest 0.5.2.2: TDigest.percentile() extrapolates to the left of the first centroid. If the smallest value is also a
 # frequent one, as with latencies rounded to milliseconds, low and middle percentiles come out far below all samples,
-# even negative. 100 samples of 10 and one of 1000 have percentiles of 10 from 0 to 99, and numpy says so, too.
+# even negative. 100 samples of 10 and one of 1000 have percentiles of 10 from 0 to 99.
 # Seen: "p0 10, p1 -950, p10 -772, p25 -475, p50 20, p100 1000".
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

@@ -17,7 +17,7 @@ for _ in range(5):
     assert cache.get("missing") == (None, False)
 first, second = cache.stats(), cache.stats()
 print(f"first: {first.request_count} requests, {first.hit_count} hits; second:", end=" ")
-print("the same" if (second.request_count, second.hit_count) == (5, 0) else "more requests, with hits")
+print("more requests, with hits" if second.request_count > 5 and second.hit_count > 0 else "the same")
 print(second.request_count, "requests,", second.hit_count, "hits the second time", file=sys.stderr)
 PY
 )

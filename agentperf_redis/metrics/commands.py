@@ -167,9 +167,9 @@ def stored_retention(namespace: str, shard: int) -> Command[Retention | None]:
                 return None
             if schema != _SETTINGS_SCHEMA:
                 raise ValueError(schema)
-            of_10s, of_1m, of_1h, of_1d = (whole_number(ms) / 1000 for ms in ttls)
+            of_10s, of_1m, of_1h, of_1d = (whole_number(text and text.removesuffix(b"ms")) / 1000 for text in ttls)
             return Retention(of_10s, of_1m, of_1h, of_1d)
-        except (TypeError, ValueError):  # Retention raises InvalidArgument, which is a ValueError
+        except (AttributeError, TypeError, ValueError):  # Retention raises InvalidArgument, which is a ValueError
             raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
     return Command("HMGET", (key,), ("schema", "10s", "1m", "1h", "1d"), decode)

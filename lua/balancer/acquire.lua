@@ -169,7 +169,7 @@ end
 --@include refusals
 local refusal = refusal_reply(pool, IDS, now_us)
 if is_old and not look then
-  call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
   call('HSET', STATE, '#clock', format('%d', now_ms))
 end
 return refusal

@@ -38,7 +38,7 @@ for i = 1, math.min(#newcomers, tonumber(COUNT)) do claimable[#claimable + 1] = 
 for i, record in ipairs(#claimable > 0 and call('HMGET', STATE, unpack(claimable)) or {}) do
   if record and not read_record(record) then return corrupt(claimable[i]) end
 end
-call('ZREM', CHECKS, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', CHECKS, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 if claimed_ms > now_ms then  -- the clock was set back since then: make all checks due earlier by this time
   local all = call('ZRANGE', CHECKS, 0, -1, 'WITHSCORES')
   for i = 1, #all, 2 do call('ZADD', CHECKS, format('%.0f', all[i + 1] - (claimed_ms - now_ms)), all[i]) end

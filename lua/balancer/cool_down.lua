@@ -40,7 +40,7 @@ if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 local r = pool.read(ID)
 if not r or r.flags.removed then return NOTHING end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 pool.rest(r, tonumber(REST_MS), WHY)
 pool.store(r)
 pool.reschedule()

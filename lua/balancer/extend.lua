@@ -30,7 +30,7 @@ if not instance or expiry_ms <= now_ms then return NOTHING end
 if not whole_number(fence) then return corrupt(TOKEN) end
 local next_ms = whole_number(facts[2], 0)
 if not next_ms then return corrupt('#next') end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 call('HSET', STATE, TOKEN, write_lease(instance, fence, late ~= '' and '1' or '0', TTL_MS))
 call('ZADD', DUE, format('%d', now_ms + TTL_MS), TOKEN)
 if now_ms + TTL_MS < next_ms then call('HSET', STATE, '#next', format('%d', now_ms + TTL_MS)) end

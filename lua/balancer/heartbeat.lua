@@ -48,7 +48,7 @@ for i in ipairs(names) do
 end
 local corrupt_id = pool.first_corrupt(late)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: ZREM is allowed at maxmemory, which is not checked after a first write
+call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
 for i, name in ipairs(names) do
   if ends[i] and tonumber(ends[i]) > pool.now_ms then
     call('ZADD', DUE, due_ms(i), name)

@@ -659,11 +659,11 @@ for _, one in ipairs(closing or {}) do
   call('PEXPIREAT', one.list, whole(one.expires))
   if #one.delete > 0 then call('UNLINK', unpack(one.delete)) end
 end
-local is_kept = stored_keep and is_current
+local is_kept = stored_keep and is_current and is_complete
 for t = 1, 4 do is_kept = is_kept and stored_keep[t] == KEEP[t] end
 if not is_kept then
   call('HSET', SETTINGS, 'schema', SCHEMA)
-  for t = 1, 4 do call('HSET', SETTINGS, TIERS[t][NAME], whole(KEEP[t])) end
+  for t = 1, 4 do call('HSET', SETTINGS, TIERS[t][NAME], whole(KEEP[t]) .. 'ms') end
 end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end

@@ -81,7 +81,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield from memory(bench, backend, "Valkey")
     yield from hand_off(bench)
     yield saturated(bench)
-    yield from health.rows(bench, backend)
+    yield from health.on_health(bench, backend)
     backend.close()
 
 

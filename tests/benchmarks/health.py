@@ -20,7 +20,7 @@ SLOW_CALLS = range(100, 600)
 PIPELINED = 500
 
 
-def rows(bench: Bench, backend: Backend) -> Iterator[Row]:
+def on_health(bench: Bench, backend: Backend) -> Iterator[Row]:
     """Yield the rows about labels, rate limits and a slow instance."""
     yield from labels(bench, backend)
     yield rated(bench, backend)

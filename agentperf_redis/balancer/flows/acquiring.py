@@ -137,7 +137,7 @@ def _acquire_over(
     take = partial(_take, keeper, queues, layout, without_wait)
     while True:
         if not refused:
-            assert away is not None  # noqa: S101  no shard refused, so none could be reached
+            assert away is not None  # noqa: S101  no shard that refused is left: the last one was lost
             raise away
         whole = Refused.of_all(refused.values())
         left = until - time.monotonic()

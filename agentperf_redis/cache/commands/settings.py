@@ -10,11 +10,12 @@ from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
-SCHEMA = 3
+SCHEMA = 4
 """Major version of a cache's data model. Each cache stores it, since the scripts cannot read the namespace's version.
 
 Version 2 renamed the keys gen and trash to `epochs` and `deferred`, and the word room in the settings to capacity.
-Version 3 shortened the header of entries, wrote hits after the bytes in `size`, and dropped the index `exp`.
+Version 3 shortened the header of entries and dropped the index `exp`. Version 4 packs hits and bytes in `size` into one
+number, as version 2 did.
 """
 _MAX_DIGITS = 9
 

@@ -6,7 +6,7 @@
 --   how     the strategy's pick, as in strategies.lua
 --   from    the index to pick from: ready, or ready@<label>
 --   random  a random integer below 2^52 from the caller, used as two numbers of 26 bits
---   point   the position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave
+--   point   the position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave, or random
 --   load    sum of the loads in the pool; `ring` uses it to bound the load of the picked instance
 --   cap     sum of the capacities in the pool; `ring` uses it for the same bound
 --   suits   for `ring` only: a function that returns whether an instance with this record is suitable; nil or false

@@ -22,21 +22,28 @@ end
 
 -- Return three values: the TTLs of the slices of each width, in ms, with 0 for a TTL that is not stored; whether they
 -- were stored with the schema of this version, since older versions stored no schema; and whether all four are stored.
--- If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
+-- If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width. Older
+-- versions stored TTLs without a unit, and refuse texts like 900000ms. So they do not read windows without the closed
+-- slices, which they do not know.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)
   local stored = redis.pcall('HMGET', key, 'schema', '10s', '1m', '1h', '1d')
-  if stored.err then return nil, 'a ' .. redis.call('TYPE', key).ok end
+  if stored.err then
+    if string.find(stored.err, 'WRONGTYPE', 1, true) then return nil, 'a ' .. redis.call('TYPE', key).ok end
+    return nil, 'something else (' .. stored.err .. ')'
+  end
   local schema, ttls, is_complete = stored[1], {}, true
   if schema and schema ~= SCHEMA then
-    return nil, 'the schema ' .. string.sub(schema, 1, 20) .. ', which another version has written'
+    if not whole_number(schema) then return nil, 'a schema that is no number' end
+    return nil, 'the schema ' .. schema .. ', which another version has written'
   end
   for t = 1, 4 do
-    local ttl = whole_number(stored[t + 1], 0)
+    local text = stored[t + 1]
+    local ttl = whole_number(text and string.gsub(text, 'ms$', ''), 0)
     if not (ttl and ttl <= 10080 * TIERS[t][WIDTH]) then return nil, WRONG_TTLS end
     ttls[t] = ttl
-    is_complete = is_complete and stored[t + 1]
+    is_complete = is_complete and text
   end
   return ttls, schema == SCHEMA, is_complete
 end

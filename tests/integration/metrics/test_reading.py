@@ -603,6 +603,9 @@ def test_fork_inside_a_span_leaves_the_parent_intact(collector: MetricsCollector
 FRUGAL = Retention(slices_10s=300.0, slices_1m=900.0, slices_1h=0.0, slices_1d=0.0, recent_count=100)
 
 
+SHORT_TTLS = {"schema": "2", "10s": "0ms", "1m": "1800000ms", "1h": "7200000ms", "1d": "0ms"}
+
+
 def test_namespace_stores_its_retention(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
@@ -617,7 +620,7 @@ def test_namespace_stores_its_retention(
 
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     assert {key.split(":")[3] for key in raw.keys(f"{tag}:*:research")} == {"total", "1m", "1h", "latest", "slow"}
-    assert raw.hgetall(f"{tag}:settings") == {"schema": "2", "10s": "0", "1m": "1800000", "1h": "7200000", "1d": "0"}
+    assert raw.hgetall(f"{tag}:settings") == SHORT_TTLS
     assert other.get_or_create_metrics("research", window="5m").task_count == 11, "reads use the stored retention"
     assert keeper.get_or_create_metrics("research", window="3d").task_count == 11
     assert not keeper.get_or_create_metrics("research").exact, "five samples are not all eleven"
@@ -625,7 +628,7 @@ def test_namespace_stores_its_retention(
     firm = MetricsCollector(backend=connect(server.url), retention=Retention())
     firm.record_execution("research", 0.5, True)
     firm.flush()
-    assert raw.hget(f"{tag}:settings", "10s") == "900000", "the last writer's retention applies"
+    assert raw.hget(f"{tag}:settings", "10s") == "900000ms", "the last writer's retention applies"
 
 
 def test_window_beyond_the_retention_begins_with_the_oldest_slice(
@@ -651,8 +654,33 @@ def test_settings_of_an_older_version_are_replaced(collector: MetricsCollector, 
     assert collector.get_or_create_metrics("research", window="5m").task_count == 1
     collector.record_execution("research", 0.5, True)
     collector.flush()
-    assert raw.hgetall(key) == {"schema": "2", "10s": "0", "1m": "1800000", "1h": "7200000", "1d": "0"}
+    assert raw.hgetall(key) == SHORT_TTLS
     assert collector.get_or_create_metrics("research", window="5m").task_count == 2
+
+
+def test_missing_ttl_is_stored_again(server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str) -> None:
+    key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
+    retention = Retention(slices_10s=0.0, slices_1m=1800.0, slices_1h=7200.0, slices_1d=0.0)
+    firm, other = (MetricsCollector(backend=connect(server.url), retention=each) for each in (retention, None))
+    for removed in ((), ("10s",), ("1d", "schema")):
+        if removed:
+            raw.hdel(key, *removed)
+        for collector in (firm, other):
+            collector.record_execution("research", 0.5, True)
+            collector.flush()
+        assert raw.hgetall(key) == SHORT_TTLS
+
+
+@pytest.mark.parametrize("schema", ["", "x", "2.0", "a\r\nb"])
+def test_damaged_schema_of_settings_is_named(
+    collector: MetricsCollector, raw: Raw, namespace: str, schema: str
+) -> None:
+    key = f"{keys.metrics_tag(namespace, keys.metrics_shard('research'))}:settings"
+    raw.hset(key, "schema", schema)
+    collector.record_execution("research", 0.5, True)
+    with pytest.raises(CorruptState, match="a schema that is no number"):
+        collector.flush()
+    raw.delete(key)
 
 
 def test_settings_of_a_newer_version_are_refused(collector: MetricsCollector, raw: Raw, namespace: str) -> None:

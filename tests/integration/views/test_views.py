@@ -125,7 +125,7 @@ def test_narrow_slices_that_are_not_kept_make_wider_steps(
     perf.metrics.record_execution("planner", 0.25, True)
     perf.metrics.flush()
     for shard in range(16):
-        settings = {"schema": 2, "10s": 0, "1m": 10_800_000, "1h": 691_200_000, "1d": 7_776_000_000}
+        settings = {"schema": 2, "10s": "0ms", "1m": "10800000ms", "1h": "691200000ms", "1d": "7776000000ms"}
         raw.hset(f"{namespace}:{{metrics:{shard:02d}}}:settings", mapping=settings)
     view = runner.run(read_agent(perf, "planner", "10m"))
     assert [round(step.interval.seconds) for step in view.steps[:2]] == [60, 60]

@@ -73,7 +73,7 @@ def test_other_keys_are_unknown(key: str) -> None:
         ("n:{lb:p}:due", "E:i1", "x", "the ejection of the instance i1 ends", ""),
         ("n:{cache:c}:size", "k", "30000000022", "hits * 10^10 + bytes of this entry", "22 bytes, 3 hits"),
         ("n:{cache:c}:size", "k", "x", "hits * 10^10 + bytes of this entry", ""),
-        ("n:{metrics:03}:settings", "10s", "900000", "TTL of such a slice after its end", "900 s"),
+        ("n:{metrics:03}:settings", "10s", "900000ms", "TTL of such a slice after its end", ""),
         ("n:{cache:c}:hot", "k", "2873550192470000", "last access to this entry", ", frequency"),
         ("n:{cache:c}:meta", "removed", "0", "the cache's clock at the last removal", "never"),
         ("n:{metrics:03}:total:a", "h:16", "5", "executions that took more than 2 s and at most 2.08855 s", ""),
