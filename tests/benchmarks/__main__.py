@@ -43,6 +43,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--save", action="store_true", help=f"save the run in {history.PLACE.parent.name}/")
     options, rest = parser.parse_known_args()
+    if rest and not options.only:
+        parser.error(f"{rest[0]}: an option of some benchmarks only; choose these benchmarks with --only")
     rows: list[Row] = []
     print(f"{'work':<58} {'ours':>12} {'reference':<34} {'ratio':>7}  {'goal':<10} met")
     for name, module in modules.items():
