@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.place import place_of
 
 if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.alerts.client import Alerts
@@ -242,6 +241,8 @@ class AgentPerf:
         return self.backend.share(key, lambda: TieredCache(name=name, backend=self.backend))
 
     def _name_of_place(self, method: str) -> str:
+        from agentperf_redis.place import place_of
+
         place = place_of(self, self.backend.process, method)
         place.warn(f"{method}()", 1)
         return place.name
