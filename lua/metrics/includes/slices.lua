@@ -23,8 +23,8 @@ end
 -- Return three values: the TTLs of the slices of each width, in ms, with 0 for a TTL that is not stored; whether they
 -- were stored with the schema of this version, since older versions stored no schema; and whether all four are stored.
 -- If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width. The
--- unit in texts like 900000ms makes older versions refuse them. Otherwise, these versions would read windows without the
--- closed slices.
+-- unit in texts like 900000ms makes older versions refuse them. Otherwise, these versions would read windows without
+-- the closed slices.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)
