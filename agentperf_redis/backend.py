@@ -179,7 +179,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # after `close`, a flow still runs, but its commands fail, as in `run`
+        if self.closed:  # a flow may run after `close`, but its commands fail, as in `run`
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -365,7 +365,7 @@ class Backend:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server cannot start: its commands fail at once anyway
+        except BackendUnavailable:  # the embedded server cannot start: commands fail at once, even without the breaker
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 

@@ -237,7 +237,7 @@ class Background:
             jobs = [*self._due_jobs(math.inf), *self._ready]
             self._ready.clear()
             remaining = self._run(jobs, until)
-            if remaining:  # the time is over
+            if remaining:  # `until` has passed
                 self._ready.extend(remaining)
                 break
         self._draining = False

@@ -214,7 +214,7 @@ class _Finder:
         first, *others = node.generators
         self.visit(first.iter, scope)
         inner = scope._replace(repeats=True)
-        if isinstance(node, ast.GeneratorExp):  # since Python 3.12, other comprehensions have no own code object
+        if isinstance(node, ast.GeneratorExp):  # since Python 3.12, no other comprehension has its own code object
             inner = inner._replace(code="<genexpr>", line=node.lineno)
         results = (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)
         self._visit_all((*results, *first.ifs, *others), inner)

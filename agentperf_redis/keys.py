@@ -243,8 +243,8 @@ def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     if shards == 1 and not layout:
         return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
-    # Few slots lie in the middle quarter of a narrow range. There, up to 128 slots on each side of the middle are
-    # allowed, because it would take many attempts to find a tag in the quarter.
+    # The middle quarter of a narrow range has few slots, so it would take many attempts to find a tag there. In such a
+    # range, up to 128 slots on each side of the middle are allowed.
     off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))
     attempt, change = 0, f"~{layout}" if layout else ""
     while True:

@@ -94,7 +94,8 @@ async def aflush_all() -> None:
         import asyncio
         from concurrent.futures import ThreadPoolExecutor
 
-        # The event loop's default executor may be full of requests that did not end in time.
+        # The default executor of the event loop is not used: it may be full of requests that did not end before the
+        # shutdown.
         with ThreadPoolExecutor(1, "agentperf-end") as executor:
             await asyncio.get_running_loop().run_in_executor(executor, flush_all)
 
@@ -131,7 +132,7 @@ def watch() -> None:
     for name in tuple(_hooks):
         module = sys.modules.get(name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):
-            hook = _hooks.pop(name, None)  # one thread gets it
+            hook = _hooks.pop(name, None)  # only one of several threads gets the hook
             if hook is not None:
                 _attach(name, hook, module)
     # multiprocessing drops all finalizers when it starts the work of a child. A child of a forkserver with preloaded

@@ -54,7 +54,7 @@ def read_fragment(directory: Traversable, name: str) -> str:
 
 def lua_folder() -> Traversable:
     """Return the folder of the scripts: inside the installed package, or beside the package in the repository."""
-    from importlib import resources  # imported here, because it takes 7 ms and is needed only with the first script
+    from importlib import resources  # imported only when a script is read, because the import takes 7 ms
 
     inside = resources.files("agentperf_redis") / "lua"
     return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"

@@ -232,8 +232,8 @@ def renew() -> None:
 
 def _install() -> None:
     former = signal.getsignal(_SIGTERM)
-    # An ignored signal does not end the process. None stands for a handler that was not installed from Python;
-    # Python cannot call it.
+    # An ignored signal does not end the process, so no flush is needed. None stands for a handler that was not
+    # installed from Python. Python cannot call such a handler.
     if former is not None and former is not signal.SIG_IGN and not isinstance(former, Handler):
         signal.signal(_SIGTERM, Handler(former))
         _watch.start()

@@ -123,7 +123,7 @@ def _rows(
 ) -> Flow[dict[str, list[SeriesRow]]]:
     """Read the narrowest rows of a time range that the server keeps, but none narrower than `step_ms`."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
-    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the earliest last, since `pop` takes the last
+    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the latest first, since `pop` takes the last
     while waiting:
         begin, end, step = waiting.pop()
         if end - begin > _STEPS_AT_ONCE * step:
@@ -231,7 +231,7 @@ def _slid(
     """Yield the totals of the rows in the window that ends at each time."""
     tasks = errors = cancelled = sum_us = tokens = cost_nano = zeros = 0
     buckets: dict[int, int] = {}
-    longest: deque[tuple[int, float]] = deque()  # (index of a row, longest duration in the row); the durations fall
+    longest: deque[tuple[int, float]] = deque()  # (index of a row, its longest duration), the longest first
     first = after = 0
     changed = True
     last: Totals | None = None
@@ -354,8 +354,8 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         before = replace(state, seen_ms=before_ms) if state is not None and before_ms else state
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
-        # A replay misses no evaluation. So `interval_ms` is the time since the previous evaluation. This time exceeds
-        # the rule's interval where the server keeps only wide slices.
+        # A replay misses no evaluation, but where the server keeps only wide slices, the evaluations are further apart
+        # than the rule's interval. So `interval_ms` is the time since the previous evaluation.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:

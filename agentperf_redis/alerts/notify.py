@@ -184,7 +184,7 @@ class Deliveries:
         try:
             error = send(address, notice.payload)
             sending = self._sending.get(notice.address)
-            if error and sending is not None and sending.is_late:  # it has been recorded
+            if error and sending is not None and sending.is_late:  # `_fail_late_ones` has recorded a failure
                 return
             if error:
                 _log.warning("notification %s was not delivered: %s", notice.id, error)

@@ -84,8 +84,8 @@ class LeaseKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # The dict needs no lock, since each access is one atomic operation. A signal handler or `__del__` may run
-        # between two operations.
+        # Each access to the dict is one atomic operation. So no lock is needed, even if a signal handler or `__del__`
+        # runs between two accesses.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
         self._numbers = itertools.count(1)
@@ -120,8 +120,8 @@ class LeaseKeeper:
     def hold(self, lease: Lease) -> bool:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        # Check only after the assignment: a `close` that ran before the assignment missed the lease, but set `_closed`
-        # first.
+        # `close` sets `_closed` before it lists the leases. So if `close` has missed this lease, the check below finds
+        # `_closed` set. The check must therefore follow the assignment.
         if self._closed:
             self._held.pop(lease.token, None)
             return False

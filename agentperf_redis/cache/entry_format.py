@@ -49,7 +49,7 @@ _MAX_DIGITS = 16
 """Maximum digits of a number. A double is exact up to 2^53, which has 16 digits."""
 MAX_VERSION = 90**8 - 1
 """Maximum version of an entry. Versions are times in ticks of the cache's clock; this one is in the year 3334."""
-_SIZE_DIGITS = 10  # by default, a server stores at most 512 MB in a value
+_SIZE_DIGITS = 10  # enough: by default, a server stores at most 512 MB in a value
 _SIZE = re.compile(r"(?:([0-9]{1,16})(?=[0-9]{10}$))?([0-9]{1,10})")
 
 

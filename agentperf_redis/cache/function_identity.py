@@ -90,7 +90,7 @@ class _Namer:
         """Ids of the functions that are being named. So the recursion ends if a function refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # a bound method: its name includes its object, which is no argument
+        if isinstance(function, MethodType):  # a bound method: its object is no argument, so the name includes it
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"

@@ -400,7 +400,7 @@ def checked_shards(shards: object) -> int:
 
 def chosen_tier(priority: Tier | str | None) -> Tier | None:
     """Check the tier of a put; None lets the policy place the entry."""
-    if isinstance(priority, numbers.Real) and not isinstance(priority, bool):  # probably a TTL, as `LRUCache.put` takes
+    if isinstance(priority, numbers.Real) and not isinstance(priority, bool):  # probably a TTL, as for `LRUCache.put`
         tiers = ", ".join(repr(tier.value) for tier in Tier)
         raise InvalidArgument("priority", priority, f"one of {tiers}; for a TTL, write ttl={shown(priority)}")
     return None if priority is None else arguments.choice("priority", priority, Tier)

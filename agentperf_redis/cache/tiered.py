@@ -147,7 +147,7 @@ class TieredCache(DecoratingCache):
         shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # A TTL of None means no expiry here. So it is replaced by infinity, which counts as the user's choice.
+        # A TTL of None is the user's choice of no expiry. Infinity replaces it, since None in `given` means no choice.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls, shards)
         sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}

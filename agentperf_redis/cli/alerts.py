@@ -248,7 +248,7 @@ def _value(value: float | None, when: str, scope: str) -> str:
         return "–"
     try:
         condition = parsed("when", when, Scope(scope))
-    except InvalidArgument:  # a burn rate
+    except InvalidArgument:  # `when` is the burn rate of an objective, not a condition
         return f"{value:.3g}"
     return value_text(condition.measure, value, is_relative=condition.is_relative)
 
@@ -377,7 +377,8 @@ def check(
     The figures of a cache are those of all time.
     """
     names = {"--agent": agent, "--cache": cache, "--pool": pool}
-    return Exit(_checked(target, names, when, warn, window, min_events))  # as in Nagios; the names of `Exit` do not fit
+    # The number is an exit code of Nagios, so its name in `Exit` does not fit: here, 2 means critical, not USAGE.
+    return Exit(_checked(target, names, when, warn, window, min_events))
 
 
 def _checked(

@@ -58,8 +58,6 @@ _ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U001
 """An escape that `printable` makes."""
 
 
-# Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
-# terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
 class _Console(Console):
     """A console that lets the commands handle a closed pipe. By default, rich ends the process with exit code 1."""
 
@@ -68,6 +66,8 @@ class _Console(Console):
         raise  # noqa: PLE0704  rich calls this method in its `except BrokenPipeError`
 
 
+# Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
+# terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
 out = _Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)

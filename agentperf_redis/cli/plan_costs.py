@@ -158,7 +158,7 @@ class _Probe:
             begun, before = time.perf_counter(), self._cpu()
             time.sleep(IDLE_S)
             self._idle = (self._cpu() - before) / (time.perf_counter() - begun)
-        (first,) = self.run([make()])  # sends the script, too
+        (first,) = self.run([make()])  # not measured: the first call also sends the script
         results, received, sent = [first], 0, 0
         before, begun = self._cpu(), time.perf_counter()
         while len(results) <= CALLS and (time.perf_counter() < begun + MAX_S or len(results) <= LEAST_CALLS):

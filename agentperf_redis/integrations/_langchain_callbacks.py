@@ -203,7 +203,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         if parent is not None and not kind and _HIDDEN in (more.get("tags") or ()):
             self._open.add(run_id, _Run(parent.span, parent.context, parent, parent.agent, hidden=True), self._drop)
             return
-        around = parent or self._open.get(_calling_run())  # LangChain gives the runs of fallbacks no parent
+        around = parent or self._open.get(_calling_run())  # LangChain gives no parent to the runs of fallbacks
         metadata = more.get("metadata") or {}
         name, named = _name(serialized, more), _text_or_none(metadata.get(_AGENT))
         outer = current_span() if around is None else around.span

@@ -173,7 +173,7 @@ class AgentPerfTracingProcessor(TracingProcessor):
             if traced.error is not None:
                 span.fail(nearest_name(str(traced.error.get("message"))))
             self._count(traced.span_data, span)
-        finally:  # end the span even after an error: usage that is recorded later must not count for it
+        finally:  # end the span even after an error, so that usage recorded later does not count for this span
             span.__exit__(None if error is None else type(error), error, None)
 
     def _count(self, data: Any, span: Span) -> None:

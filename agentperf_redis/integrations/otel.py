@@ -215,7 +215,7 @@ def _call(attributes: Mapping[str, Any]) -> ModelCall:
         if found is not None:
             usage[name] = attributes[found]
     if usage:
-        usage.setdefault("cache_read_tokens", 0)  # marks the format
+        usage.setdefault("cache_read_tokens", 0)  # `llm_shapes` recognises the format by this name
     cost = next((attributes[each] for each in otel_names.SPAN_COST if each in attributes), 0.0)
     return ModelCall(usage, _first(attributes, otel_names.SPAN_MODEL), cost)
 

@@ -125,7 +125,8 @@ def leased(
                 lease = await stack.enter_async_context(held(balancer, agent_type, options))
                 request.state.lease = lease
                 response = await (endpoint(*args) if asynchronous else run_in_threadpool(endpoint, *args))
-                return None if response is None else _until_sent(response, stack.pop_all())  # None: of a WebSocket
+                # The endpoint of a WebSocket returns None.
+                return None if response is None else _until_sent(response, stack.pop_all())
 
         return with_lease
 

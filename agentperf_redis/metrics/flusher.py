@@ -180,7 +180,7 @@ class Flusher:
         )
 
     def _flush_due(self) -> None:
-        if self._closed:  # the last flush follows
+        if self._closed:  # `close` makes the last flush
             return
         self._flush(self._take_requests())
         self._early = min(2 * self._early, MAX_FLUSH_EVERY_S)
@@ -193,7 +193,7 @@ class Flusher:
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # without a reply, a second try would only wait until the deadline again
+        if not self._tried_last:  # if the first try got no reply, a second would only wait until the deadline again
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:

@@ -110,7 +110,7 @@ SHAPES: tuple[Shape, ...] = (
         cached_in=("prompt_tokens_cached",), reasoning=("reasoning_tokens",),
     ),
     Shape(
-        # Also the format of Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks,
+        # This is also the format of Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks,
         # OpenRouter, vLLM, SGLang and most gateways. xAI does not include reasoning tokens in completion_tokens.
         # Gemini's OpenAI endpoint includes them in total_tokens only.
         "OpenAI chat completions", "openai 3.57.0, types/completion_usage.py; groq 1.7.0; mistralai 3.7.0",
@@ -199,8 +199,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     # -- Amazon
     Shape(
-        # Under these names, Strands counts OpenAI's cached tokens within the input, and Anthropic's separately. The
-        # total decides which of the two applies.
+        # Strands uses these names for all vendors. The input count includes the cached tokens of OpenAI, but not those
+        # of Anthropic. The total shows which of the two applies.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),

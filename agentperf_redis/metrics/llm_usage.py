@@ -116,7 +116,7 @@ _HOLDERS: dict[str, bool] = {
     "accumulated_usage": _ALL,  # Strands' EventLoopMetrics
     "context_wrapper": _ALL,  # openai-agents' RunResult
     "llm_output": _ALL,  # LangChain's LLMResult
-    "generations": _ONE,  # each of several generations of a prompt repeats the prompt's usage
+    "generations": _ONE,  # all generations of a prompt repeat the usage of the prompt
     "replies": _ONE,  # Haystack: each reply repeats the usage
     "meta": _ONE,  # Cohere; Haystack's generators have one `meta` for each reply
     "_meta": _ALL,  # Haystack's ChatMessage
@@ -325,7 +325,7 @@ class _Search:
         self._seen[id(source)] = source
         found = self._searched(source, depth)
         if found:
-            del self._seen[id(source)]  # a list may contain the same response twice, and both count
+            del self._seen[id(source)]  # a list may contain a response twice, and then it counts twice
         return found
 
     def _searched(self, source: object, depth: int) -> list[Found]:
@@ -373,7 +373,7 @@ class _Search:
     def _held(self, held: object, depth: int, every: bool) -> list[Found]:
         if every or not _is_list(held):
             return self._within(held, depth - 1)
-        prompts = held if all(map(_is_list, held)) else [held]  # LangChain has a list of generations per prompt
+        prompts = held if all(map(_is_list, held)) else [held]  # LangChain has one list of generations for each prompt
         return [each for prompt in prompts for each in self._first(prompt, depth - 2)]
 
     def _first(self, items: Sequence[object], depth: int) -> list[Found]:
@@ -514,8 +514,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. It ends the response, since a later response may have the same
-            # id: Ollama uses only 999 ids.
+            # The last chunk has counts and no choices. The response must end with it, because a later response may have
+            # the same id: Ollama uses only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))

@@ -340,7 +340,7 @@ def _rows(text: bytes, empty: Rows) -> Rows:
             at = int(words[0])
             if not 0 <= at < len(rows):
                 raise ValueError(text)
-            # This loop must be fast: an hour of a thousand agents has 60,000 steps.
+            # This loop must be fast: an hour of a thousand agents has 60,000 steps of one minute.
             first = 1
             while words[first : first + 1] == [b"|"]:
                 first += 2

@@ -337,7 +337,7 @@ class Span:
             self._process = _process
             self.suspend()
             return
-        # This process was forked within the block. The parent records the span.
+        # This process was forked within the block. The parent process records the span.
         self.is_open = False
         if _current.get() is self:
             _current.set(self._outer)

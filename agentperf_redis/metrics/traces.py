@@ -513,7 +513,7 @@ def self_times(spans: list[tuple[int, int, int]]) -> list[float]:
         start, end = max(start, first), min(end, last)  # noqa: PLW2901  only time within the execution counts
         if start < end:
             events += [(start, 1, index), (end, 0, -index)]
-    events.sort()  # at the same time, ends precede starts; the execution (index 0) starts first and ends last
+    events.sort()  # at equal times, ends come before starts; the execution (index 0) starts first and ends last
     return _swept(spans, events, owns)
 
 

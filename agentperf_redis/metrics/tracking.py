@@ -180,7 +180,7 @@ class _TrackedAwaitable:
     async def __aexit__(self, *error: object) -> Any:
         return await self._awaitable.__aexit__(*error)
 
-    # Some wrapped objects are also Coroutines, such as the requests of HTTP clients. A task runs a Coroutine with
+    # Some wrapped objects, such as the requests of HTTP clients, are also Coroutines. A task runs a Coroutine with
     # `send`, `throw` and `close`.
 
     def _coroutine(self) -> Coroutine[Any, Any, Any]:
@@ -266,7 +266,7 @@ def _stream(
         stream = _Stream(begin, note)
         try:
             inner = func(*args, **kwargs)
-            # `yield from inner`, written out (PEP 380) to act at each item.
+            # This is `yield from inner`, written out as in PEP 380, because `stream` must act at each item.
             item = next(inner)
             while True:
                 stream.yields()

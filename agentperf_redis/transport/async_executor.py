@@ -142,7 +142,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # in a forked child, the copy of the flow must stay open
+            if self._pid == os.getpid():  # a forked child keeps its copy of the flow, so that the copy is not closed
                 self._running.pop(flow, None)
 
     async def _shielded(

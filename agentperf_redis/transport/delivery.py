@@ -125,7 +125,7 @@ class ExchangeFailed(Exception):
         self.error = error
 
 
-@dataclass(slots=True)  # not frozen: creation would take twice as long, and each command creates an object
+@dataclass(slots=True)  # not frozen: a frozen object takes twice as long to create, and each command creates one
 class Exchange:
     """Send `payload` to `node` and return its `count` replies, all within `timeout_s` seconds."""
 
@@ -415,7 +415,7 @@ def _send(
 def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
     """Add the source to the first command of each script, if the node lacks the script.
 
-    The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long. A
+    The later commands find the script loaded. If every command carried the source, 500 puts would be 28 MB long. A
     command that was refused before may be refused again, because its slot is being moved, and then loads no script. So
     a refused command carries the source only if the script has no other command in this pipeline.
     """

@@ -44,7 +44,7 @@ class Connect(Generic[C]):
     connection: C
 
 
-@dataclass(slots=True)  # not frozen: creation would take twice as long, and each exchange creates an object
+@dataclass(slots=True)  # not frozen: a frozen object takes twice as long to create, and each exchange creates one
 class Talk(Generic[C]):
     """Send `payload`, and append `count` replies to `replies` one by one.
 

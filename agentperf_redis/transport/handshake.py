@@ -97,7 +97,7 @@ class Handshake:
         except (AttributeError, KeyError, TypeError, ValueError):
             return None  # perhaps a proxy answered; if its server is unsuitable, the scripts will fail
         if server not in OLDEST or version >= OLDEST[server]:
-            return None  # servers of other names are not checked: on an unsuitable one, the scripts will fail
+            return None  # a server not in OLDEST is not checked: if it is unsuitable, the scripts will fail
         needed = " or ".join(f"{name.capitalize()} {dotted(oldest)}" for name, oldest in OLDEST.items())
         return SchemaMismatch(f"{server} at {self._address}", dotted(version), f"{needed}, or newer")
 

@@ -36,8 +36,9 @@ class Permits:
     def __init__(self, count: int) -> None:
         self._count = count
         self._in_use: set[weakref.ref[Permit]] = set()
-        # This lock represents a wake-up of one waiter. The lock is free while a wake-up is pending. A `SimpleQueue` is
-        # unsuitable: with several waiters, `get` may ignore its timeout and block forever (seen on CPython 3.11.7).
+        # A release of this lock wakes one waiter, which acquires the lock again. So the lock is held unless a wake-up
+        # is pending. A `SimpleQueue` is unsuitable: with several waiters, `get` may ignore its timeout and block
+        # forever (seen on CPython 3.11.7).
         self._freed = allocate_lock()
         self._freed.acquire()
 

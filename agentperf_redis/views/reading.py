@@ -63,8 +63,8 @@ class Parts:
         except BackendUnavailable:
             raise
         except AgentPerfError as error:
-            # A name that is no identifier contains the name of a cache or pool, such as "history of pool my_pool". The
-            # name of the pool must stay as it is.
+            # A name that is no identifier, such as "history of pool my_pool", contains the name of a cache or pool,
+            # which must keep its underscores.
             part = name.replace("_", " ") if name.isidentifier() else name
             self._faults.append(Fault(part, str(error)))
 

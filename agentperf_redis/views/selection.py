@@ -105,6 +105,6 @@ def selected(
     found.sort(key=name)
     value = values[order.column]
     known = [row for row in found if value(row) is not None]
-    known.sort(key=value, reverse=order.descending)  # equal rows stay in the order of their names
+    known.sort(key=value, reverse=order.descending)  # rows with equal values stay in the order of their names
     ordered = [*known, *(row for row in found if value(row) is None)]
     return Selection(tuple(ordered[offset : offset + limit]), len(found), len(everything))

@@ -107,7 +107,7 @@ class Guard:
             request.state.form = form = await _form(request)
         except ValueError:
             return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
-        except ClientDisconnect:  # the answer reaches no client, and an error would fill the log
+        except ClientDisconnect:  # the client is gone and gets no answer; an error would only fill the log
             return refusal(HTTPStatus.BAD_REQUEST, "This form is incomplete.")
         if route_path(request) in FORMS_OF_LOGIN:
             return None

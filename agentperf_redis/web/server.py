@@ -79,8 +79,8 @@ def run(
         finally:
             await at_end()
 
-    # This handler ends the server until uvicorn installs handlers of its own. At its end, uvicorn restores this
-    # handler, and raises the signal again.
+    # Until uvicorn installs its own handlers, a SIGTERM reaches this handler, which ends the server. When uvicorn ends,
+    # it restores this handler and raises the signal again.
     former = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         at_start()

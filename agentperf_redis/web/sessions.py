@@ -36,8 +36,8 @@ class Sessions:
         purpose = "agentperf seed" if token is None else "agentperf session"
         self._key = hashlib.sha256(f"{purpose}\0{seed if token is None else token}".encode()).digest()
         self._clock = clock
-        # A browser sends the cookies of a host to all its ports. With the same name, the pages of two namespaces on one
-        # machine would replace each other's cookie.
+        # A browser sends the cookies of a host to all ports of the host. If the cookies of two namespaces on one
+        # machine had the same name, their pages would replace each other's cookie.
         self.cookie_name = f"agentperf_session_{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
 
     def is_token(self, given: str) -> bool:

@@ -37,7 +37,7 @@ for i = 1, #stored, 2 do
   local at = floor(now / rule.every) * rule.every
   if rule.token == TOKEN then  -- claimed by an earlier copy of this request, whose reply was lost
     due[#due + 1] = {stored[i], rule, rule.due - rule.every}
-  elseif rule.due <= at or rule.due > at + rule.every then  -- later than one interval: the clock was set back
+  elseif rule.due <= at or rule.due > at + rule.every then  -- due more than one interval ahead: the clock was set back
     due[#due + 1] = {stored[i], rule, at}
   else
     wait_ms = math.min(wait_ms, rule.due - now)

@@ -19,7 +19,7 @@
 local NOTICES, RECEIVERS = KEYS[1], KEYS[2]
 local LEASE_MS, ADDRESSES = tonumber(ARGV[1]), 2
 
-local MAX_BACKOFF_MS = 3600000  -- if a notification is due later than this, the server's clock was set back
+local MAX_BACKOFF_MS = 3600000  -- if a notification is due further ahead than this, the server's clock was set back
 local TAG = string.sub(NOTICES, 1, -8)
 for _, key in ipairs({NOTICES, RECEIVERS}) do
   local wrong = of_other_type(key, 'hash')

@@ -72,7 +72,7 @@ for i = first_notice, #ARGV, 3 do
     local outbox = TAG .. 'outbox:' .. address
     call('ZADD', outbox, 0, id)
     call('HSET', NOTICES, address .. '|' .. id, 'attempts=0 made=' .. format('%.0f', now) .. ' ' .. payload)
-    if call('ZCARD', outbox) > WAITING_KEPT then  -- ids begin with their time, so the least one is the oldest
+    if call('ZCARD', outbox) > WAITING_KEPT then  -- ids begin with the time, so the smallest id is the oldest
       local waiting = call('ZRANGE', outbox, 0, -1)
       table.sort(waiting)
       call('ZREM', outbox, waiting[1])

@@ -20,12 +20,12 @@
 --     instance. load: sum of the loads of all instances after the grant. cap: sum of the capacities of the instances
 --     that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. If every instance that is not
---     disabled is unhealthy, resting or rate-limited: the time until the first of them comes back, if known, at most a
---     day. registered: number of instances. waiting: number of waiters. disabled: number of instances that are
---     draining, have missed their heartbeat or are marked unhealthy. unhealthy: number of instances, not disabled, that
---     are ejected, half-open or failing their checks. rate_limited: number of all other instances that are resting or
---     have used up a rate limit
+--     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. If some instances are not
+--     disabled, and all of these are unhealthy, resting or rate-limited: time until the first of these comes back, if
+--     known, at most a day. registered: number of instances. waiting: number of waiters. disabled: number of instances
+--     that are draining, have missed their heartbeat or are marked unhealthy. unhealthy: number of instances that are
+--     not disabled, but ejected, half-open or failing their checks. rate_limited: number of all other instances that
+--     are resting or have used up a rate limit
 --   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
 --     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
@@ -83,7 +83,7 @@ local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + pic
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 
 -- The usual case: nothing is due, the queue is empty, and the instance has no rate limits. The other cases need the
--- files included below. They are not included above, because this saves 1.3 us per call in the usual case.
+-- files included below. Including them there, and not above, saves 1.3 us per call in the usual case.
 if look or several then
   id = nil
 else
@@ -126,9 +126,9 @@ end
 --@include health
 --@include maintenance
 
--- Each round processes at most EXPIRIES expiries, then grants to waiters, so that this caller does not overtake a
--- waiter. While nothing is free and more leases may have expired, another round follows, at most ROUNDS in all. If the
--- pool seems full and the server's clock may have been set back, `maintain` also corrects the timers.
+-- Each round processes at most EXPIRIES due timers. Then it grants free units to waiters, so that this caller does not
+-- overtake a waiter. While nothing is free and more timers may be due, another round follows, at most ROUNDS in all. If
+-- the pool seems full and the server's clock may have been set back, `maintain` also corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back
@@ -169,7 +169,7 @@ end
 --@include refusals
 local refusal = refusal_reply(pool, IDS, now_us)
 if is_old and not look then
-  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+  call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
   call('HSET', STATE, '#clock', format('%d', now_ms))
 end
 return refusal

@@ -30,9 +30,8 @@
 --         request then gets no lease for this token
 -- ERRORS  none
 -- COST    O(n log N + n log L) for n leases to grant, N instances, and L leases in the pool. It calls some 25 + 8 n
---         commands. Further commands are 1 for each label of an instance, 1 for the first lease of an instance with
---         rate limits, and at most n to find all units if whole is 1. It processes at most 512 due timers, with some 8
---         commands for each
+--         commands, plus 1 for each label of an instance, 1 for the first lease of an instance with rate limits, and at
+--         most n to find all units if whole is 1. It processes at most 512 due timers, with some 8 commands for each
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
@@ -59,7 +58,7 @@ for number in string.gmatch(RANDOMS, '%d+') do randoms[#randoms + 1] = number en
 
 local fact, known = call('HGET', STATE, '#pool'), call('HMGET', STATE, unpack(names))
 local fresh, reply, spent = {}, {DONE}, nil
-for _, late in ipairs({'0', LATE}) do  -- the first round writes nothing: it only looks for records that are not ours
+for _, late in ipairs({'0', LATE}) do  -- the first round writes nothing; it only looks for corrupt records
   fresh, reply = {}, {DONE}
   for i, name in ipairs(names) do
     local one = known[i] and repeated(name, known[i], late, TTL_MS, now_ms)
@@ -101,7 +100,7 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
 local read = {}
--- Read each record only once per round. Within a round, only `pool.grant` changes a record. It also changes the copy.
+-- Read each record only once per round. Within a round, only `pool.grant` changes a record, and its copy in `read` too.
 local function instance(id)
   read[id] = read[id] or pool.read(id)
   return read[id]

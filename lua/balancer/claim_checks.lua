@@ -1,4 +1,4 @@
--- claim_checks: claim active checks that are due. Each check goes to the first caller, so processes share the work.
+-- claim_checks: claim active checks that are due. Each check is given to only one caller, so processes share the work.
 -- KEYS
 --   state        HASH  agentperf:{lb:<type>}:state
 --   ids          ZSET  agentperf:{lb:<type>}:ids
@@ -8,8 +8,9 @@
 --   count        int   max checks to claim
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
---     interval_ms. id, record: the instances to check. A resting instance is not checked. A check would use up the rate
---     limit because of which the instance rests, and a failed check would count as a second fault
+--     interval_ms. id, record: the instances to check. A resting instance is not checked. Usually it rests because of
+--     its own rate limit. A check would use up more of this limit, and if it failed, it would also count against the
+--     health of the instance
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  claims other due checks. If a reply is lost, the instances in it miss one check
 -- ERRORS  none
@@ -38,8 +39,8 @@ for i = 1, math.min(#newcomers, tonumber(COUNT)) do claimable[#claimable + 1] = 
 for i, record in ipairs(#claimable > 0 and call('HMGET', STATE, unpack(claimable)) or {}) do
   if record and not read_record(record) then return corrupt(claimable[i]) end
 end
-call('ZREM', CHECKS, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
-if claimed_ms > now_ms then  -- the clock was set back since then: make all checks due earlier by this time
+call('ZREM', CHECKS, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
+if claimed_ms > now_ms then  -- the clock was set back after the last claim: move all checks back by the difference
   local all = call('ZRANGE', CHECKS, 0, -1, 'WITHSCORES')
   for i = 1, #all, 2 do call('ZADD', CHECKS, format('%.0f', all[i + 1] - (claimed_ms - now_ms)), all[i]) end
 end

@@ -11,8 +11,8 @@
 --   count     int   instances per page
 --   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, next_rank, before}   next_rank: rank of the next page, 0 after the last page. before: the replaced settings,
---     empty if there were none
+--   {1, next_rank, before}   next_rank: value of `first` for the next page, 0 after the last page. before: the
+--     replaced settings, empty if there were none
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}             the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change

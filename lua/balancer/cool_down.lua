@@ -1,4 +1,4 @@
--- cool_down: let an instance rest. It gets no work until the rest ends. A present rest that ends later is kept.
+-- cool_down: let an instance rest. It gets no work until the rest ends. The call never shortens a present rest.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -40,7 +40,7 @@ if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 local r = pool.read(ID)
 if not r or r.flags.removed then return NOTHING end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 pool.rest(r, tonumber(REST_MS), WHY)
 pool.store(r)
 pool.reschedule()

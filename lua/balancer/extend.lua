@@ -7,7 +7,7 @@
 --   ttl_ms  int   TTL from now, ms; it may be shorter than the time that is left
 -- RETURNS
 --   1   extended
---   0   the lease is lost: expired, released or never granted
+--   0   there is no such lease: it has expired, was released, or was never granted
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  the TTL counts from the last copy, so a copy makes the lease end later
 -- ERRORS  none
@@ -30,7 +30,7 @@ if not instance or expiry_ms <= now_ms then return NOTHING end
 if not whole_number(fence) then return corrupt(TOKEN) end
 local next_ms = whole_number(facts[2], 0)
 if not next_ms then return corrupt('#next') end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 call('HSET', STATE, TOKEN, write_lease(instance, fence, late ~= '' and '1' or '0', TTL_MS))
 call('ZADD', DUE, format('%d', now_ms + TTL_MS), TOKEN)
 if now_ms + TTL_MS < next_ms then call('HSET', STATE, '#next', format('%d', now_ms + TTL_MS)) end

@@ -5,7 +5,7 @@
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   silence_ms  int   time until the next heartbeat is due, ms; 0: the time registered for each instance, or 30 s
+--   silence_ms  int   time until the next heartbeat is due, ms; 0: the instance's registered time, 30 s if it has none
 --   names...    text  ids of instances, at most 500
 -- RETURNS
 --   {1, id...}   the instances that are not registered. The heartbeats of all others were recorded
@@ -48,7 +48,7 @@ for i in ipairs(names) do
 end
 local corrupt_id = pool.first_corrupt(late)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 for i, name in ipairs(names) do
   if ends[i] and tonumber(ends[i]) > pool.now_ms then
     call('ZADD', DUE, due_ms(i), name)

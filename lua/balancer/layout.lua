@@ -1,7 +1,7 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
 -- A divided pool still has the state key of an undivided pool. In this hash, #pool holds the number of shards and the
--- strategy, and #settings holds the settings. Any other script that reads this #pool refuses the request. Its caller
--- then uses the keys of the shards.
+-- strategy, and #settings holds the settings. Any other script that reads this #pool refuses the request. The caller
+-- of that script then uses the keys of the shards.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -11,9 +11,10 @@
 --   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day,
---                   unless a 'set' confirms it before. 'drop': end the division. If #born exists, it is kept for a
---                   minute
---   shards    int   'set': the wanted number of shards, 1 for an undivided pool; else the present number
+--                   unless a 'set' confirms it before. 'drop': end the division. #born, the creation time of the
+--                   pool, is kept for a minute if it exists
+--   shards    int   for 'set': the wanted number of shards, 1 for an undivided pool. For 'lapse' and 'drop': the
+--                   present number
 --   wanted    text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
 --   settings  text  settings of the pool, see pool.lua
 --   chosen    int   1 when the settings replace those of an existing pool, else 0
@@ -28,7 +29,7 @@
 --   {-6, now_ms}      the request came after until_ms; nothing was changed
 -- REPEAT  results in the same state; a copy that arrives after until_ms is refused, since it could undo a later change
 -- ERRORS  none
--- COST    O(1): at most 20 commands. The server frees the memory in the background
+-- COST    O(1): at most 20 commands. The server frees the memory of deleted keys in the background
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ACTION, SHARDS, WANTED, SETTINGS, CHOSEN, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 --@include strategies
@@ -50,18 +51,18 @@ if not shards then
   if refused then return refused end
   local load = whole_number(known[3], 0)
   if not load then return corrupt('#load') end
-  -- The pool has one shard. While it has instances or leases, it is not divided.
+  -- The pool is not divided yet. It can be divided only while it has no instances and no leases.
   if ACTION ~= 'set' or SHARDS == '1' or registered > 0 or load > 0 then return {NOTHING, 1} end
 elseif shards ~= SHARDS then
   if ACTION ~= 'set' or call('PTTL', STATE) == -1 then return {NOTHING, tonumber(shards)} end
-  if SHARDS == '1' then  -- no shard has an instance
+  if SHARDS == '1' then  -- a caller let the division expire, since it found no instance in any shard
     call('HDEL', STATE, '#pool', '#settings')
     return {NOTHING, 1}
   end
 end
 if ACTION == 'drop' then
   call('HDEL', STATE, '#pool', '#settings')
-  call('PEXPIRE', STATE, MARKED_MS)  -- the key still exists if it has #born
+  call('PEXPIRE', STATE, MARKED_MS)  -- has an effect only if #born is left in the hash
   return {DONE, tonumber(shards), strategy, '', ''}
 elseif ACTION == 'lapse' then
   call('PEXPIRE', STATE, LAPSE_MS)
@@ -71,7 +72,7 @@ local before, settings = '', known[2]
 local is_kept = shards and call('PTTL', STATE) == -1
 if is_kept then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
-elseif WANTED ~= '-' or not strategy then  -- no shard has an instance
+elseif WANTED ~= '-' or not strategy then  -- the pool has no instance (see above), so its strategy may change
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end

@@ -3,7 +3,7 @@
 --   state  HASH  agentperf:{lb:<type>}:state
 --   due    ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   first  int   rank in due of the first timer of the page
+--   first  int   rank of the first timer of the page in the sorted set due
 --   count  int   timers per page, at most 1000; the reply omits timers of other kinds than leases, grants and waiters
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}

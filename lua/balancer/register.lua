@@ -24,8 +24,8 @@
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, strategy, born, before, first}   added. born: creation time of the pool, us. If an earlier reply had a
---     different time, the pool was lost or deleted since. before: the settings that were replaced, empty if none were.
---     first: 1 if the pool had no instance before, else 0
+--     different time, the pool has been lost or deleted since then. before: the settings that were replaced, empty if
+--     none were. first: 1 if the pool had no instance before, else 0
 --   {0, strategy, born, before, 0}       changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
@@ -50,9 +50,9 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Return whether a healthy, warm instance was registered at least one warm-up time ago. Drained or dead instances of an
--- earlier fleet do not count. If there is no such instance, the whole fleet is just starting, and a new instance does
--- not warm up.
+-- Return whether the pool has a healthy, warm instance that was registered at least slow_start_ms ago. Without such an
+-- instance, the whole fleet is just starting, and a new instance does not warm up. Drained or dead instances of an
+-- earlier fleet do not count as healthy.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings.slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do

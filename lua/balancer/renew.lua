@@ -27,7 +27,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+  call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
   call('ZADD', DUE, 'XX', unpack(prolong))
 end
 return reply

@@ -47,7 +47,9 @@ end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
-local since_us, before = {}, {}  -- of half-open instances: probe_since_us, and the number of leases granted before it
+-- For each half-open instance: its probe_since_us (a time, see pool.lua), and the number of its leases granted before
+-- that time.
+local since_us, before = {}, {}
 for _, id in ipairs(page) do
   local r = pool.read(id)
   if r and r.flags.half_open then since_us[id], before[id] = pool.extra(r).probe_since_us, 0 end

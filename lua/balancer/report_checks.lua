@@ -40,7 +40,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

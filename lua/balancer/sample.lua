@@ -1,5 +1,6 @@
--- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. This
--- call first processes due timers, as `status` does. So the history and `status` show the same figures.
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. Before
+-- it adds them, it processes due timers, as `status` does. So the history and `status` show the same figures, except
+-- for leases on removed instances (see below).
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -15,10 +16,10 @@
 --   {0, 0}        there is no such pool, or it has no instance
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: the slice is already sampled
--- ERRORS  CORRUPT <key>: the history holds another type, or a value that this library did not write; nothing was
---         written
--- COST    O(log N) for N instances; O(N) while an instance takes no work. It processes at most 64 due timers, and reads
---         up to 5000 more
+-- ERRORS  CORRUPT <key>: the key of the history has another type, or holds a value that this library did not write;
+--         nothing was written
+-- COST    O(log N) for N instances; O(N) while at least one of them is disabled, unhealthy, resting or rate-limited. It
+--         processes at most 64 due timers, grants units to at most 16 waiters, and then reads up to 5000 due timers
 local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 --@include strategies
 --@include whole_number
@@ -39,10 +40,10 @@ local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, 
 -- did not write.
 local function read_instances()
   local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
-  -- #cap is the sum of the capacities of the instances that take work. Scripts only add changes to this sum. So it may
-  -- be negative after another program has deleted it; a negative value counts as 0 here.
+  -- #cap is the sum of the capacities of the instances that take work. All scripts except `repair` change this sum with
+  -- HINCRBY. So it may be negative after another program has deleted it. Here, a negative value counts as 0.
   local usable, capacity = whole_number(facts[1]), whole_number(facts[2]) or 0
-  if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all of them take work
+  if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all instances take work
   local healthy, invalid = registered, nil
   for from = 0, registered - 1, 1000 do
     local ids = call('ZRANGE', IDS, from, from + 999)
@@ -85,8 +86,8 @@ if invalid then return corrupt(invalid) end
 pool.maintain(EXPIRIES)
 if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
--- Leases on removed instances are counted here until they end, but not in `status`. #load includes them, and no index
--- leads to a removed instance, so they cannot be subtracted.
+-- Leases on removed instances are counted here until they end, but not in `status`. #load includes these leases. They
+-- cannot be subtracted, because no index contains a removed instance.
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {
   {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},

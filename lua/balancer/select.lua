@@ -16,9 +16,10 @@
 --   {0}               no suitable instance has free capacity, or there is no such pool
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  harmless: it only processes due timers
+-- REPEAT  harmless: it only processes due timers and grants units to waiters
 -- ERRORS  none
--- COST    O(log N) for N instances. It processes at most 64 due timers
+-- COST    O(log N) for N instances; with several labels, O(N) at worst. It processes at most 64 due timers, and grants
+--         units to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
@@ -43,7 +44,7 @@ if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

@@ -17,10 +17,10 @@
 --     #settings. id, record, extra: an instance, its record, and its extra record, which is empty for most instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  harmless: it only processes due timers
+-- REPEAT  harmless: it only processes due timers and grants units to waiters
 -- ERRORS  none
--- COST    O(log N + count) for N instances. It processes at most 64 due timers. On the first page, it reads up to
---         5000 more
+-- COST    O(log N + count) for N instances. It processes at most 64 due timers, and grants units to at most 16 waiters.
+--         On the first page, it then reads up to 5000 due timers
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -59,7 +59,7 @@ end)
 if invalid_id then return corrupt(invalid_id) end
 -- The simulated server of the unit tests has no redis.acl_check_cmd.
 if not redis.acl_check_cmd or redis.acl_check_cmd('ZREM', DUE, '') then
-  call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+  call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
   pool.maintain(EXPIRIES)
 end
 local late = first == 0 and count_overdue(pool.now_ms) or 0

@@ -46,7 +46,7 @@ local pool = maintenance(now_us)
 if pool.invalid then return corrupt(pool.invalid) end
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+call('ZREM', DUE, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then

@@ -14,11 +14,12 @@
 --   ticket    text  the waiter's ticket from an earlier reply, or '-' for a new ticket
 --   tokens    int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before by the same token. The
+--   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before with the same token. The
 --     values are as in acquire
 --   {0, ahead, poll_ms, ticket, back_ms}   queued. ahead: number of waiters before this one. poll_ms: time until a
---     timer may free capacity, at most 1000. back_ms: if every instance that is not disabled is unhealthy, resting or
---     rate-limited: the time until the first of them comes back, if known, at most a day; else 0
+--     timer may free capacity, at most 1000. back_ms: time until the first unhealthy, resting or rate-limited instance
+--     comes back, at most a day. It is 0 if this time is unknown, or if an enabled instance is in none of these
+--     states
 --   {-1, why}                           the token is spent. why: the reason in its tombstone, or 'expired'
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
@@ -63,9 +64,9 @@ pool.expire(EXPIRIES)
 
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
-  -- The waiter is new, or did not fetch its grant in time. In the second case, it queues again with its old ticket.
-  -- While the queue is not empty, each new waiter gets a later arrival time than the one before it. This holds even if
-  -- the server's clock was set back.
+  -- The waiter is new, has lost its position, or did not fetch its grant in time. In the last two cases, it queues
+  -- again with its old ticket. While the queue is not empty, each new waiter gets a later arrival time than the new
+  -- waiter before it. This holds even if the server's clock was set back.
   local ticket = TICKET
   if ticket == '-' then
     if arrived_us < pool.now_us or call('ZCARD', WAITQ) == 0 then arrived_us = pool.now_us - 1 end
@@ -84,7 +85,7 @@ end
 local ticket = match(known, WAITING)
 if ticket then
   call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN)
-  call('ZADD', WAITQ, 'NX', ticket, TOKEN)  -- adds the waiter only if the queue has lost it
+  call('ZADD', WAITQ, 'NX', ticket, TOKEN)  -- NX: a waiter in the queue keeps its ticket
 end
 pool.dispatch()
 

@@ -51,7 +51,7 @@ for i = 1, #ARGV / PARTS do
   elseif I.marks and call('HGET', MARKS, name) == mark then
     done = 1
     call('HDEL', MARKS, name)
-    local weight = #name + #value - 8    -- without version and expiry, as put.lua counts
+    local weight = #name + #value - 8    -- bytes without version and expiry; put.lua counts the same
     if string.sub(value, 9, 9) == '+' then weight = weight - #string.match(value, '^%d* ?', 15) end
     local expired = expiry_ms >= 0 and expiry_ms <= I.now_ms
     if live(call, value, epochs, TAGS) and not expired and not (I.max_bytes > 0 and weight > I.max_bytes) then

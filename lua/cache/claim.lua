@@ -6,16 +6,16 @@
 --   epochs    STRING  <tag>:epochs
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token     text    random; becomes the token of the lease if it is granted
+--   token     text    random; the token of the lease if the lease is granted
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
---   ignore    text    version of an entry that the caller found invalid, as the first 8 characters of the entry. This
---                     entry counts as missing. Empty for none
+--   ignore    text    the first 8 characters (the version) of an entry that the caller found invalid; this entry counts
+--                     as missing. Empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
 --   retry_ms  text    empty for a reader. For a background refresh of a stale value: min time from a failed computation
 --                     to the next one, ms
 -- RETURNS
---   {1, entry, epochs}  there is an entry that was not cleared. The caller checks whether one of its tags was
---                       invalidated
+--   {1, entry, epochs}  there is an entry that was not cleared. The caller checks whether one of the entry's tags
+--                       was invalidated
 --   {2, version, wrong_type}  the lease is granted, and the caller computes the value. If the key is invalidated after
 --                       this version, put.lua refuses the value. wrong_type: 1 if the key of the entry or of the lease
 --                       had a wrong type, else 0. Such a key is replaced
@@ -52,7 +52,9 @@ if version and string.sub(found[1], 1, 8) ~= IGNORE then
   if cleared and version > tonumber(cleared) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
-if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end  -- 0 if unreadable: put may refuse
+-- A repeated delivery: the lease was granted before. If its stored version is unreadable, the reply has version 0, and
+-- put.lua may refuse the value.
+if lease[1] == TOKEN then return {2, whole_number(lease[2]) or 0, wrong_type} end
 if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -70,7 +72,7 @@ if lease[1] then
   end
   return {3, math.max(1, left_ms), lease[1]}
 end
--- The lease stores `clock`, the version of the last change, and not the server's time. So a later invalidation has a
+-- The lease does not store the server's time but `clock`, the version of the last change. So a later invalidation has a
 -- higher version than the stored one, even if the server's clock was set back in between.
 call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)

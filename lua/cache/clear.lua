@@ -13,7 +13,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}; <tag>:deferred:<version> is written too.
 -- ARGV
 --   bus       text    channel of invalidations
---   origin    text    the clearing process, which ignores its own messages
+--   origin    text    id of the clearing process; messages on the bus contain it
 -- RETURNS
 --   {1, cleared, version}  cleared is the number of entries before the call
 --   {0}                    the entries are being moved to another layout; nothing done

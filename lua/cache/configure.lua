@@ -5,14 +5,14 @@
 --   new       ZSET  <tag>:new
 --   cold      ZSET  <tag>:cold
 --   ghost     ZSET  <tag>:ghost
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, the keys of a call
---   are those of the cache or those of one of its shards. The meta of the cache then has only the settings. The
---   settings of a shard have its share of the limits.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, a call gets the
+--   keys of the whole cache or the keys of one shard. With several shards, the meta of the whole cache has only the
+--   settings, and the settings of a shard have the shard's share of the limits.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
---                   TTLs are in ms; 0 is no limit. Without "shards", there is one shard. relayout.lua appends
---                   more words to the stored text, and this script keeps them
+--                   TTLs are in ms. A TTL of 0 or a <max> of 0 means no limit. Without "shards", there is one shard.
+--                   relayout.lua appends more words to the stored text, and this script keeps them
 --   given     text  one digit for each of the 9 values in settings, in the same order: 1 if the caller chose the value,
 --                   0 if the value applies only to a new cache
 --   share     int   minimum number of entries for each shard, if there are several

@@ -13,7 +13,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus         text    channel of invalidations
---   origin      text    the deleting process, which ignores its own messages
+--   origin      text    id of the deleting process; messages on the bus contain it
 --   names...    text    the stored names
 -- RETURNS
 --   {1, removed, version}  removed is the number of entries that existed

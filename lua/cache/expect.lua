@@ -1,18 +1,20 @@
--- expect: mark keys before their entries are read from the old layout. Every write and every removal of a key in
--- the new layout deletes the mark of the key. adopt.lua stores an entry only if its key still has the mark.
+-- expect: mark keys before their entries are read from the old layout; relayout.lua explains layouts. Every write and
+-- every removal of a key in the new layout deletes the mark of the key. adopt.lua stores an entry only if its key still
+-- has the mark.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   marks     HASH  <tag>:marks  key -> the clock when it was marked
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   max       int   max marks of the shard. If this call would exceed it, all earlier marks are deleted first. The
---                   caller must mark the keys that lost their marks, and read their entries, again
+--   max       int   max marks of the shard. If the present marks and the names of this call are more in total, all
+--                   earlier marks are deleted first. The caller must mark the keys of the deleted marks again,
+--                   and then read the entries of these keys again
 --   keep_ms   int   TTL of all marks, ms; each call renews it
 --   names...  text  the stored names, at most 256
 -- RETURNS
 --   {1, mark, ...}  one mark for each name. A key that is already marked keeps its mark
 --   {0}             no entries are being moved to this shard; nothing done
--- REPEAT  a second or late delivery marks keys for which no entry comes; these marks expire
+-- REPEAT  a second or late delivery may leave marks that adopt.lua never uses; these marks expire
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(names)
 --@include corrupt

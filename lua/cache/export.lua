@@ -14,9 +14,9 @@
 -- ARGV
 --   names...    text    the stored names, at most 256
 -- RETURNS
---   {1, {entry, hits, tier, score, expiry_ms}, ...}  one for each name. hits: number of reads; tier: 1 hot, 2 warm,
---                       3 cold, 4 new; score: its score in this tier; expiry_ms: when it expires, ms since 1970, or -1
---                       for never
+--   {1, {entry, hits, tier, score, expiry_ms}, ...}  one list for each name. hits: number of reads; tier: 1 hot,
+--                       2 warm, 3 cold, 4 new; score: the entry's score in this tier; expiry_ms: when the entry
+--                       expires, ms since 1970, or -1 for never
 --   {1, 0, ...}         0 in place of an entry that is absent, expired or invalidated
 --   {0}                 the shard has no settings, and so no entries
 -- REPEAT  a second delivery reads again

@@ -1,6 +1,7 @@
--- fence: close a shard of the old layout. From now on, only the scripts that empty the shard use its entries: thin.lua,
--- export.lua and forget.lua. Other scripts refuse to use them, or find them invalid. The plain commands that read an
--- entry also read epochs, whose new values make every entry invalid. meta keeps the earlier epochs, for export.lua.
+-- fence: close a shard of the old layout; relayout.lua explains layouts. From now on, only the scripts that empty the
+-- shard use its entries: thin.lua, export.lua and forget.lua. Other scripts refuse to use them, or find them invalid. A
+-- process that reads an entry without a script also reads epochs, whose new values make every entry invalid. meta keeps
+-- the earlier epochs, for export.lua.
 -- KEYS
 --   meta    HASH    <tag>:meta
 --   size    HASH    <tag>:size
@@ -8,7 +9,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
 --   bus     text    channel of invalidations
---   origin  text    the closing process
+--   origin  text    id of the process that closes the shard; the message on the bus contains it
 -- RETURNS
 --   {1, clock, entries, bytes, evicted, expired, hot, warm, cold, misses, saved_ms, corrupt}
 --           the shard is closed, by this call or an earlier one; the reply has its clock, its size and its counters
@@ -19,7 +20,7 @@
 --@include whole_number
 local META, SIZE, EPOCHS = KEYS[1], KEYS[2], KEYS[3]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
-local CLOSED = '8999999999999999'        -- as a version: everything was invalidated; see entry_format.py
+local CLOSED = '8999999999999999'        -- above every version: no entry is valid; see entry_format.py
 
 local call = redis.call
 local m = call('HMGET', META, 'settings', 'frozen', 'clock', 'bytes', 'evicted', 'expired', 'hot', 'warm', 'cold',
@@ -35,8 +36,8 @@ if not m[2] then
   end
   local time, text = call('TIME'), m[1] or 'none'
   clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
-  -- This meta may also be the meta of the whole cache. Its settings then show the change of layout already, and
-  -- "closed" is not appended.
+  -- If this meta is also the meta of the whole cache, its settings already show the change of layout. In this case,
+  -- "closed" is not appended to the settings.
   if not string.match(text, '%d to %d+$') and not string.match(text, '%d layout %d+') then text = text .. ' closed' end
   call('HSET', META, 'settings', text, 'frozen', epochs, 'clock', string.format('%d', clock))
   call('SET', EPOCHS, CLOSED .. ' ' .. CLOSED .. ' ' .. CLOSED)

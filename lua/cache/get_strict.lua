@@ -19,7 +19,7 @@
 --   {1, entry}          a value that was not invalidated
 --   {2}                 no value
 --   {3, entry, epochs}  the entry or the epochs cannot be decoded: a miss, counted as corrupt; the caller reports
---                       what is wrong
+--                       the fault
 --   {4}                 the key of the entry has a wrong type: a miss, counted as corrupt
 --   {0}                 the cache has no settings, or its entries are being moved to another layout; nothing done
 -- REPEAT  a second delivery counts the read or the miss a second time

@@ -1,4 +1,5 @@
--- lower: reduce the part of a new shard's limits that is reserved for the old layout, because entries have left it.
+-- lower: reduce the part of a new shard's limits that is reserved for the old layout. This is done after entries have
+-- left the old layout; relayout.lua explains layouts.
 -- KEYS
 --   meta     HASH  <tag>:meta
 --   marks    HASH  <tag>:marks

@@ -1,4 +1,4 @@
--- pop: return one value and remove it, with its compute lease. Of several callers, only one gets the value.
+-- pop: return one value, and remove it and its compute lease. Of several callers, only one gets the value.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -21,7 +21,7 @@
 --   id        text    the request id, random
 --   seen      text    empty on the first delivery, any other text on a repeated one
 --   bus       text    channel of invalidations
---   origin    text    the writing process, which ignores its own messages
+--   origin    text    id of the calling process; messages on the bus contain it
 -- RETURNS
 --   {1, entry, version}  the entry was removed, now or by an earlier copy of the request; version is the cache's clock
 --   {2}                  no value, or one that was invalidated; nothing done

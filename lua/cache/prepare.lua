@@ -1,10 +1,10 @@
--- prepare: make a shard of a new layout ready for the entries of the old one.
+-- prepare: make a shard of a new layout ready for the entries of the old layout; relayout.lua explains layouts.
 -- KEYS
 --   meta         HASH  <tag>:meta
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
 --   clock        int   the highest clock of the old layout's shards; new versions in this shard are higher
---   entries      int   number of entries, out of this shard's limit, that are reserved for the old layout
+--   entries      int   part of this shard's limit of entries that is reserved for the old layout
 --   bytes        int   the same for the limit of bytes
 --   counters...  int   counters of the old layout that continue here: evicted, expired, hot, warm, cold, misses,
 --                      saved_ms and corrupt

@@ -24,7 +24,7 @@
 --   seen       text    empty on the first delivery; else the newest version that the caller knew before it first sent
 --                      the request
 --   ttl_ms     text    TTL, ms; 0: the value never expires; -1: the default of its tier. Or three such numbers,
---                      "<hot>/<warm>/<cold>", of which the one of the entry's tier applies
+--                      "<hot>/<warm>/<cold>"; the number of the entry's tier applies
 --   tier       int     1 hot, 2 warm, 3 cold; 0: an existing entry keeps its tier, and the policy chooses the tier of a
 --                      new entry
 --   token      text    token of the compute lease under which the value was computed; empty for a plain put
@@ -34,7 +34,7 @@
 --                      to the stored number and keep its TTL and tags, or store the payload if there is no value;
 --                      'incrxx:<by>': the same, but only if there is a value. With a mode, token is empty
 --   bus        text    channel of invalidations
---   origin     text    the writing process, which ignores its own messages
+--   origin     text    id of the writing process; messages on the bus contain it
 --   writer     text    the reporting process
 --   seq        int     idempotency key of the report, a number that rises with each report of the writer; 0 if there is
 --                      no report
@@ -43,9 +43,9 @@
 --   corrupt    int     undecodable entries found since the last report
 --   tag_count  int     number of tags
 --   tags...    text    percent-encoded
---   reads...   text    key and number of reads, for distinct keys, oldest first
+--   reads...   text    key and number of reads, for distinct keys, oldest read first
 -- RETURNS
---   {1, version, evicted}  stored; evicted is 0 if an earlier copy was executed
+--   {1, version, evicted}  stored; evicted: number of evicted entries, 0 if an earlier copy was executed
 --   {2, version, number}   'incr' or 'incrxx': stored; number is the new value
 --   {0}                    the cache has no settings, or its entries are being moved to another layout; nothing done
 --   {0, 1}                 the same, but this is a repeated delivery: an earlier copy may have been executed
@@ -54,9 +54,9 @@
 --   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
 --   {-3}                   since the claim, the cache was cleared, or a tag of the value was or may have been
 --                          invalidated; the lease is released, and nothing else is done
---   {-4, version}          the value does not fit after 512 evictions. The old value is removed, but in the modes
+--   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes
 --                          'incr' and 'incrxx', an old number stays
---   {-5, version}          the request was cancelled, or an earlier repetition was executed; nothing done
+--   {-5, version}          the request was cancelled, or an earlier repeated delivery was executed; nothing done
 --   {-5, version}          with a mode: a repeated delivery arrived after until_ms, and an earlier copy may have been
 --                          executed; nothing done
 --   {-5, version}          without a mode: an earlier copy may have stored a value that was replaced since; the key is
@@ -67,16 +67,18 @@
 --   {-9, 0, 0}             'incr': the sum would not be such a number; nothing stored
 -- REPEAT  a copy that finds its id in the entry reports success again. With a lease, a second copy finds that the lease
 --         is gone. A repeated report finds its seq recorded. After until_ms, every copy is refused.
---         Without a mode and a lease, a repeated delivery writes only if the key cannot have changed since the first
---         delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`. In the
---         second case, the key has neither an entry nor a field in size, and no entry of the cache was removed after
---         `seen`. In doubt, the delivery makes the key a miss, which is never wrong. It leaves its id in resent, so
---         that later copies do nothing. For a caller that gives up, cancel_puts.lua writes the id to resent. Therefore
---         no late or repeated copy overwrites a newer value.
+--         Without a mode and without a lease, a repeated delivery writes only if the key cannot have changed since the
+--         first delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`.
+--         In the second case, the key has neither an entry nor a field in size, and no entry of the cache was removed
+--         after `seen`. In doubt, the delivery makes the key a miss, which is never wrong. Either way, it leaves its id
+--         in resent, so that later copies do nothing. For a caller that gives up, cancel_puts.lua writes the id to
+--         resent. Therefore no late or repeated copy overwrites a newer value.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
---         reply. If the first delivery is refused, it leaves no reply, because no other copy exists yet. A full server
---         with a policy volatile-* may evict the reply; even then, a copy that finds its id in the entry reports
---         success. If the shard was closed since the first delivery, a copy still returns the reply that was left.
+--         reply. If the first delivery is refused, it leaves no reply, because no other copy exists yet. A repeated
+--         delivery that returns {-2, version} or {-4, version} leaves its id in resent instead of a reply. A full
+--         server whose maxmemory-policy is volatile-* may evict the reply; even then, a copy that finds its id in the
+--         entry reports success. If the entries began to move to another layout after the first delivery, a copy still
+--         returns the reply that was left.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
@@ -105,10 +107,10 @@ if I.now_ms > UNTIL_MS then
   return {-6, I.now_ms}
 end
 
--- These reads decide whether the put is refused.
+-- From here to the report of reads, the script decides whether an earlier copy, the mode or the lease forbids the put.
 local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
 if MODE ~= '' then
--- Only a put with a mode includes these functions: creating each function takes about 0.2 us.
+-- Included here and not at the top: most puts do not need these functions, and creating each takes about 0.2 us.
 --@include header
 --@include live
 --@include integer
@@ -140,10 +142,10 @@ if MODE ~= '' then
   if failed == 0 and verb == 'touch' then
     old = {version = present}
     payload = string.sub(found[2], 9)
-    if string.byte(payload) == 43 then   -- a payload does not contain the expiry
+    if string.byte(payload) == 43 then   -- "+": remove the expiry, which a payload does not contain
       payload = string.sub(payload, 1, 6) .. string.sub(payload, string.find(payload, ' ', 7, true) + 1)
     end
-  elseif failed == 0 and verb == 'incr' and present then  -- keep the tags, the key, and when the value gets stale
+  elseif failed == 0 and verb == 'incr' and present then  -- keep tags, key, and the time when the value gets stale
     local left_ms = expiry ~= '0' and math.max(0, tonumber(expiry) - I.now_ms) or call('PTTL', ENTRY)
     old = {version = present, left_ms = left_ms}
     local fresh_ms = whole_number(fresh)
@@ -178,7 +180,7 @@ if TOKEN ~= '' then
   local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
   if epochs then
-    local claimed = whole_number(lease[2]) or -1  -- -1 if another program has changed it: all epochs are newer
+    local claimed = whole_number(lease[2]) or -1  -- -1 if another program has changed it: every epoch is newer than -1
     local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
     if not cleared then return corrupt(EPOCHS, 'no three versions') end
     local stale = tonumber(cleared) > claimed or (TAG_COUNT > 0 and tonumber(merged) > claimed)
@@ -253,8 +255,8 @@ else
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
         if remembered >= 8 then
-          -- The key was evicted from the window. A window wider by 10 % of the cache might still hold the key. In that
-          -- case, widen the window.
+          -- The key was evicted from the window. Widen the window if a window that is wider by 10 % of the cache might
+          -- still hold the key.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.adapt(1) end
@@ -286,7 +288,7 @@ else
     end
     refused = -4
   end
-  local touched = verb == 'touch'        -- the value stays, so a computation of its successor may go on
+  local touched = verb == 'touch'        -- the value stays, and so does the lease of a running computation
   I.delete_dropped(not touched and LEASE or nil)
   if refused == 0 then
     local expiry = I.text(expiry_ms)

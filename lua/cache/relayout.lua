@@ -1,5 +1,6 @@
 -- relayout: take the next step from one layout of a cache to another. A layout divides the cache into a number of
--- shards. Layouts are numbered, and each change of layout raises the number. So no two layouts of a cache share keys.
+-- shards. Layouts are numbered, and each change of layout raises the number. The names of keys contain this number, so
+-- no two layouts of a cache share keys.
 -- KEYS
 --   meta    HASH  <tag>:meta of the cache
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.

@@ -1,6 +1,6 @@
 -- release_claim: release a compute lease without storing a value. If the computation failed, its error is kept for the
 -- callers that waited for this lease; a later caller computes again. If there is a stale value, the error is kept until
--- that value expires. Readers then see that computing fails, and background refreshes see when it last failed.
+-- that value expires. Until then, readers see that computing fails, and background refreshes see when it last failed.
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>
@@ -13,13 +13,13 @@
 --   error_ms  int     min time for which the error is kept, ms. If there is a stale value that never expires, the error
 --                     is kept for at least a day
 --   bus       text    channel of invalidations
---   origin    text    the releasing process, which ignores its own messages
+--   origin    text    id of the releasing process; messages on the bus contain it
 --   key       text    stored name of the key
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released. Since the claim, the cache was cleared; or the value has tags, and some tag was
---                       invalidated
+--   {2}                 released. Since the claim, the cache was cleared, or the value has tags and any tag of the
+--                       cache was invalidated
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none
@@ -28,7 +28,7 @@
 local LEASE, ENTRY, EPOCHS = KEYS[1], KEYS[2], KEYS[3]
 local TOKEN, OUTCOME, ERROR, ERROR_MS, BUS, ORIGIN, KEY = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local TAGGED = ARGV[8]
-local DAY_MS = 86400000                  -- how long the error is kept if the stale value never expires
+local DAY_MS = 86400000                  -- min time for which the error is kept if the stale value never expires
 
 local held = redis.call('HMGET', LEASE, 'token', 'waited', 'version')
 if held[1] ~= TOKEN then return {-1} end

@@ -1,5 +1,6 @@
--- retire: delete the remaining keys of an empty shard of the old layout. For keep_ms, meta and epochs still show that
--- the shard is closed, so that late requests and reads find the new layout.
+-- retire: delete the keys of an empty shard of the old layout, except meta, epochs and tags; relayout.lua explains
+-- layouts. For keep_ms, meta and epochs still show that the shard is closed, so that late requests and reads find the
+-- new layout.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size

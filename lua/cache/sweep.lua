@@ -1,6 +1,6 @@
 -- sweep: take one bounded step of maintenance. Removes expired entries, entries whose value the server dropped, entries
--- of which a tag was invalidated, and entries beyond a lowered capacity. Also removes cleared values, and the
--- idempotency keys of processes that have sent no report for an hour.
+-- with an invalidated tag, and entries beyond a lowered capacity. Also removes cleared values, and the idempotency keys
+-- of processes that have sent no report for an hour.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -14,14 +14,15 @@
 --   tags      ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   n         int     max cleared values to free, and about the number of entries to search for missing and invalidated
---                     values; 1 to 256
+--   n         int     max cleared values to free, and approximate number of entries to check for missing and
+--                     invalidated values; 1 to 256
 --   cursor    text    HSCAN cursor in size, at which this search continues; 0 to start
 -- RETURNS
 --   {1, expired, freed, orphans, evicted, more, cursor}  expired: number of expired entries; freed: number of cleared
---                       and invalidated values; orphans: number of entries whose value the server dropped. Such a value
---                       is missing although no entry of the cache can have expired yet. evicted: number of evicted
---                       entries; more: 1 if cleared values are left, else 0; cursor: text, for the next call
+--                       and invalidated values; orphans: number of entries whose value the server dropped. An entry is
+--                       an orphan if its value is missing before any entry of the cache can have expired. evicted:
+--                       number of evicted entries; more: 1 if cleared values are left, else 0; cursor: text, for the
+--                       next call
 --   {0}                 the cache has no settings, or its entries are being moved to another layout; nothing done
 -- REPEAT  a second delivery removes what is left
 -- ERRORS  CORRUPT if meta was not written by this library
@@ -33,12 +34,12 @@
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- tags are looked for in bytes 0 to HEAD; readers check longer tags
+local HEAD = 511                         -- tags are read in bytes 0 to HEAD of entries; only readers check longer tags
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
 if not I then return refusal end
-I.call('LLEN', DEFERRED)                 -- fails for another type, before the first write
+I.call('LLEN', DEFERRED)                 -- if the type is wrong, this fails before the first write
 local page = I.call('HSCAN', SIZE, CURSOR, 'COUNT', N)
 local fields, idle = I.call('HSCAN', META, 0, 'MATCH', 'w:*', 'COUNT', 256)[2], {}
 for i = 1, #fields, 2 do

@@ -10,10 +10,10 @@
 --   deferred  LIST  <tag>:deferred
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   entries   int   max entries. If the shard's own limit is lower, it applies
+--   entries   int   max entries. If the shard's own limit is lower, that limit applies
 --   bytes     int   max bytes of all entries; 0: the shard's own limit applies
 -- RETURNS
---   {1, evicted}        number of entries that this call evicted, at most 512. Repeat the call until it is 0
+--   {1, evicted}        number of entries that this call evicted, at most 512. Repeat the call until this number is 0
 --   {0}                 the shard has no settings; nothing done
 -- REPEAT  a second or late delivery evicts further entries, until the shard is within the limits
 -- ERRORS  CORRUPT if meta was not written by this library

@@ -10,7 +10,7 @@
 --   {1, left_ms}  milliseconds until the value expires; -1 for never
 --   {0}           no value
 -- REPEAT  a second delivery reads again
--- ERRORS  tags of a wrong type are refused; an entry of a wrong type is no value
+-- ERRORS  tags of a wrong type are refused; an entry of a wrong type counts as no value
 -- COST    O(1); O(tags of the entry) if the entry is older than the last invalidation of any tag
 --@include whole_number
 --@include header

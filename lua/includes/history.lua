@@ -7,7 +7,7 @@
 --   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then each figure as name=value. The slot
 --                     is the number of the slice since 1970, modulo the number of slots of the ring
 -- Each figure has a kind:
---   count  a total that only rises. The slice gets what was added since the previous sample
+--   count  a running total. Each sample adds the increase since the previous sample to the slice
 --   sum    the slice gets the sum over its samples
 --   max    the slice gets the largest value of its samples
 --   last   the slice gets the value of its last sample
@@ -58,8 +58,8 @@ local function save_history(history, figures)
     if figure[2] == 'count' then
       local before = history.totals and history.totals[figure[1]]
       totals[#totals + 1] = figure[1] .. '=' .. string.format('%.0f', figure[3])
-      -- Without an earlier sample, the increase is unknown and counts as 0. A total that is lower than before has
-      -- begun again at 0.
+      -- Without an earlier sample, the increase is unknown and counts as 0. A total that is lower than before was reset
+      -- to 0, so all of it is the increase.
       figure[3] = not before and 0 or figure[3] < before and figure[3] or figure[3] - before
     end
   end

@@ -4,7 +4,8 @@
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
 --   queue    ZSET  <tag>:queue
---   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. <tag>:spent:<token> is read and written too. This
+--   STRING is a tombstone: the reason why the token is refused.
 -- ARGV
 --   token    text  '@' followed by the client's token
 --   ttl_ms   int   TTL of the lease, ms
@@ -59,7 +60,7 @@ if (queued and not whole_number(queued)) or not whole_number(last, 0) then
   return corrupt(QUEUE, 'a ticket that is no number')
 end
 
-call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and after a first write it allows all writes
+call('ZREM', HELD, '')  -- removes nothing: a full server allows ZREM, and after it also the other writes of the script
 if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- the grant was not fetched in time
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end
@@ -67,7 +68,7 @@ if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
   if queued then
     ticket = queued
   elseif ticket == '-' then
-    -- Each waiter gets a later ticket than the one before it, even if the server's clock was set back.
+    -- Each waiter gets a later ticket than the waiter before it, even if the server's clock was set back.
     ticket = format('%d', math.max(lock.now_us, (last or 0) + 1))
   end
   call('ZADD', QUEUE, 'NX', ticket, TOKEN)
@@ -85,7 +86,7 @@ elseif LIVE_MS == 0 and call('ZCARD', QUEUE) == 0 and call('ZCARD', HELD) < LIMI
 end
 lock.keep()
 if granted then return {1, tonumber(granted), tonumber(TTL_MS)} end
-if LATE and LIVE_MS == 0 then  -- the caller goes on, so a late first copy must not take a unit
+if LATE and LIVE_MS == 0 then  -- the caller goes on without a unit, so a copy that arrives later must not take one
   call('SET', spent_key(TOKEN), 'refused', 'PX', format('%d', LATE_MS))
 end
 local ahead = LIVE_MS > 0 and call('ZRANK', QUEUE, TOKEN) or call('ZCARD', QUEUE)

@@ -3,14 +3,15 @@
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
 --   queue    ZSET  <tag>:queue
---   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The names of tombstones are derived from it.
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. <tag>:spent:<token> is written too. This STRING
+--   is a tombstone: the reason why the token is refused.
 -- ARGV
 --   token    text  '@' followed by the client's token
---   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if none can arrive
+--   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if no such copy can arrive
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
---   1   this call, or an earlier copy of it, ended the lease
---   0   the token held no unit: its lease expired, it was waiting, or it is unknown
+--   1   this call ended the lease, or an earlier copy did: this is assumed if again is 1 and the token is unknown
+--   0   the token held no unit: its lease expired, it was waiting, or it is unknown and again is 0
 -- REPEAT  harmless: no unit is freed twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L + log W) for L leases and W waiters. It ends at most 16 expired leases or grants. It then handles at

@@ -24,7 +24,7 @@
 --   max_slow        int     max slowest samples of a series
 --   slow_keep_ms    int     TTL of slowest samples, ms
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
---   max_parts       int     max spans of an agent; further spans are counted under __other__
+--   max_parts       int     if an agent has this many parts, further spans are counted under __other__
 --   max_errors      int     max error types of a series, and also max models of a series; further ones are counted
 --                           under __other__
 --   idle_ms         int     time without use after which a name may give way, ms. When a new name would exceed a limit,
@@ -34,10 +34,11 @@
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
---   cells...        any     for each accumulator: number of its series in names (the first is 1), age of its oldest and
---                           of its newest sample, width of its slice, number of fields, name and value of each field,
---                           its slowest raw samples, its other raw samples. Raw samples are separated by spaces; each
---                           is "<age> <us>us|<outcome>". Ages and the width are in ms; ages count back from sent_ms
+--   cells...        any     for each accumulator, which has the sums and raw samples of one series in one slice:
+--                           position of its series in names (the first is 1), age of its oldest and of its newest
+--                           sample, width of its slice, number of fields, name and value of each field, its slowest raw
+--                           samples, its other raw samples. Raw samples are separated by spaces; each is
+--                           "<age> <us>us|<outcome>". Ages and the width are in ms; ages count back from sent_ms
 -- RETURNS
 --   {1, now_ms, n, r}  counted. n: number of executions that were counted under __other__; r: number of raw samples
 --                      that were too old to keep
@@ -45,9 +46,9 @@
 -- REPEAT  a second delivery finds seq known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
---         O(fields). A list that gets late samples adds O(256 lines). At a limit, each name that gives way adds
---         O(fields). One flush removes at most 16 agents with max_parts + 3 parts in total, 16 spans of an agent that
---         stays, and max_errors error types and as many models of a series
+--         O(fields). A list of closed slices that gets late samples adds O(256 lines). At a limit, each name that gives
+--         way adds O(fields). One flush removes at most 16 agents with max_parts + 3 parts in total, 16 spans of each
+--         agent that stays, and for each series max_errors error types and max_errors models
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -65,7 +66,7 @@ local call = redis.call
 local now = clock_ms()
 -- Ages are relative to the time when the request was sent, since a request may wait, for example while the server is
 -- stopped. No request waits longer than WRITER_KEEP_MS. If a request seems to have waited longer, the server's clock
--- was set forward.
+-- was set forward, and ages count back from now.
 local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
@@ -80,7 +81,7 @@ local function holds(key, type)
   return false
 end
 
--- In the usual case, each key is read with one call. The type of a key is read only after an error.
+-- A wrong type makes this read fail. Only then is the type read, so the usual case needs only one call.
 local known_seq = redis.pcall('GET', WRITER)
 if type(known_seq) == 'string' then
   known_seq = whole_number(known_seq)
@@ -141,7 +142,7 @@ local function make_room(index, known)  -- take an idle member out of a full ind
   end
   return false
 end
-local function admit(index, member, limit)  -- returns whether the member is known or within the limit
+local function admit(index, member, limit)  -- returns whether the index has the member or room for it
   local known = indexes[index]
   if not known then
     local size = redis.pcall('ZCARD', index)
@@ -155,7 +156,7 @@ local function admit(index, member, limit)  -- returns whether the member is kno
   if wrong_key then return false end
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
-    local measure = string.sub(member, 1, 1) == '#'  -- the two measures of an agent do not count as spans
+    local measure = string.sub(member, 1, 1) == '#'  -- an agent's two measures are admitted even at the limit
     if known.size >= limit and member ~= OTHER and member ~= '/' .. OTHER and not measure
       and not make_room(index, known) then return false end
     known.size = known.size + 1
@@ -258,7 +259,7 @@ local function take_out_idle(total, guard, prefix)
     end
     local key = closed_key(tag, day, name)
     if #fields > 0 and call('TYPE', key).ok == 'list' then
-      pcall(function()  -- an error means a line that another program has written: skip the other lines
+      pcall(function()  -- an error means that another program has written a line: the lines after it are skipped
         for _, line in ipairs(closed_lines(key, range, now)) do add_head(line, closed) end
       end)
       for i, field in ipairs(fields) do used[i] = used[i] or closed[field] end
@@ -269,7 +270,7 @@ local function take_out_idle(total, guard, prefix)
   end
   while #idle > 0 do
     local base = table.remove(idle)
-    if guard.kinds[base] == nil then  -- else this flush adds to it, from an agent that gives way
+    if guard.kinds[base] == nil then  -- otherwise, a name that gives way has added counts to this field
       guard.kinds[base] = false
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
@@ -318,8 +319,9 @@ local function limited(total, field)
   return known and field or prefix .. OTHER .. rest
 end
 
--- The counts of a name that gives way are added to __other__, so the sum over all names stays the same. A value that
--- another program has written is dropped, since it would damage __other__ too. Slices keep the name until they expire.
+-- The counts of a name that gives way are added to __other__, so the sum over all names stays the same. If another
+-- program has written a value that is no number, the value is dropped, since it would damage __other__ too. Slices keep
+-- the name until they expire.
 local gone = {}
 local function give_way(name, other)  -- both are names of series
   for _, kind in ipairs({'total:', 'latest:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
@@ -432,7 +434,7 @@ for _, key in ipairs(order) do
     local field = names[i]
     local value, text = values[field], stored[i]
     if text then
-      local old = tonumber(text)  -- as `counter`, but this is the innermost loop
+      local old = tonumber(text)  -- this checks as `counter` does, but without a call in the innermost loop
       if not (old and old >= 0 and old < 1e24) then wrong_key, wrong_type = key, 'a field that is no number'
       else
         local extreme = EXTREME[field]
@@ -450,7 +452,7 @@ for _, key in ipairs(order) do
     if value >= 1e8 and value % 1e8 == 0 then value = whole(value) end
     write[2 * i - 1], write[2 * i] = field, value
   end
-  if is_stored then expiries[key] = nil end  -- the call that created the slice has set its expiry
+  if is_stored then expiries[key] = nil end  -- the flush that created the slice has set its expiry
   writes[key] = write
 end
 for i = 1, series_count do
@@ -463,11 +465,12 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- Close slices; see includes/closed.lua. A flush closes two kinds of slices. First, slices that its samples make old
--- enough to close: of each width, only the slice of the last sample before this flush and the slice before it can be
--- among them. So the script needs no search for them. Second, old slices to which the flush adds late samples.
+-- Close slices; see includes/closed.lua. A flush closes two kinds of slices. Slices of the first kind become old enough
+-- to close through the samples of this flush. Of each width, only two slices can be of this kind: the slice that has
+-- the last sample before this flush, and the slice before that one. So the script needs no search for them. Slices of
+-- the second kind are old already, and this flush adds late samples to them.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
-local MAX_TAIL = 256  -- a slice with this many closed slices after it stays a hash
+local MAX_TAIL = 256  -- a slice stays a hash if more slices than this follow it
 local to_close, closing  -- `to_close`: the slices to close, by list; `closing`: the writes that close them
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
@@ -567,7 +570,9 @@ local function close_slices()
   end
 
   closing = {}
-  local function counters_of(key, line)  -- returns the counters after this flush, flat; nil if the slice has no hash
+  -- Return two flat lists: the counters of the slice after this flush, and the counters in its hash. Without a hash,
+  -- the second list is false. If this flush does not write the slice either, both are false or nil.
+  local function counters_of(key, line)
     local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
     if not (write or line) then return stored, stored end
     if not (write or stored) then return nil end
@@ -636,7 +641,7 @@ local function close_slices()
       list = list, removed = #lines - kept, push = push, delete = delete, outdated = outdated_lines,
       expires = (kept == #lines and starts[#starts] + tier[WIDTH] or now) + one.keep,
     }
-    for _, key in ipairs(moved) do writes[key] = nil end  -- nothing can fail any more
+    for _, key in ipairs(moved) do writes[key] = nil end  -- the lines have these counts, and no error can follow
   end
   for _, one in pairs(to_close) do
     pcall(close, one)  -- an error means that another program has written a field or a line: the slices remain hashes

@@ -1,12 +1,12 @@
--- forget: remove an agent and its spans from the index and from the counts of all time.
+-- forget: remove an agent with its spans and measures: their names, counts of all time and raw samples.
 -- KEYS
 --   agents  ZSET  agentperf:{metrics:<shard>}:agents
 --   parts   ZSET  agentperf:{metrics:<shard>}:parts:<agent>
 --   total   HASH  agentperf:{metrics:<shard>}:total:<agent>
 --   latest  LIST  agentperf:{metrics:<shard>}:latest:<agent>
 --   slow    ZSET  agentperf:{metrics:<shard>}:slow:<agent>
---   total, latest and slow of each span and measure are computed here, under the same hash tag. Slices remain until
---   they expire.
+--   The keys total, latest and slow of each span and measure are computed here, under the same hash tag. Slices remain
+--   until they expire.
 -- ARGV
 --   agent   text  percent-encoded
 -- RETURNS
@@ -28,6 +28,6 @@ local names = call('ZRANGE', PARTS, 0, -1)
 if not call('ZSCORE', AGENTS, AGENT) then return {0, 0} end
 for _, name in ipairs(names) do call('UNLINK', TOTAL .. name, LATEST .. name, SLOW .. name) end
 call('UNLINK', TOTAL, LATEST, SLOW)
-call('UNLINK', PARTS)  -- the indexes come last: if the server breaks the script off, a repeat finds what is left
+call('UNLINK', PARTS)  -- the indexes come last: if the server aborts the script, a repeat finds the rest by them
 call('ZREM', AGENTS, AGENT)
 return {1, #names}

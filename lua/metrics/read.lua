@@ -2,20 +2,21 @@
 -- KEYS
 --   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
 --   settings   HASH  agentperf:{metrics:<shard>}:settings
---   The names of the totals, slices and latest samples of the series are computed here, under the same hash tag.
+--   The keys of the totals, slices, lists of closed slices and latest samples of the series are computed here, under
+--   the same hash tag.
 -- ARGV
 --   window_ms  int   length of the window, ms; 0 for all time
 --   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
---   max_exact  int   max raw durations to return for a series. They are returned only if all of them are stored and
---                    there are no more than this. -1: return only the plain counters, without buckets, error types and
---                    models; this is the second form below
+--   max_exact  int   max number of raw durations to return for a series. If the window has more samples, or not all of
+--                    them are stored, no durations are returned. -1: the reply has the second form below, with only the
+--                    plain counters: without buckets, error types and models
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...}  then for each series: name, number of its fields, name and value of each field,
---                   raw durations, lines of the closed slices. The durations are in us, separated by spaces; empty if
---                   they are not returned (see max_exact). The fields do not contain the counts of the lines. The
---                   client adds them, because it parses the lines faster than the script. The window is
---                   [from_ms, to_ms)
+--                   raw durations, lines of the closed slices. The raw durations are one text of numbers in us,
+--                   separated by spaces; it is empty if they are not returned (see max_exact). The fields do not
+--                   contain the counts of the lines. The client adds these counts, because it parses the lines faster
+--                   than the script. The window is [from_ms, to_ms)
 --   {1, now_ms, from_ms, to_ms, ...}  with max_exact -1, then for each series: name, n, ok, err, sum_us, llm_calls,
 --                   tool_calls, tok_in, tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in,
 --                   tok_cache_write, tok_reasoning. min_us, max_us, last_ms and first_ms are -1 if unknown. For a
@@ -39,7 +40,7 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- Round the start of the window down to the width of the narrowest slices that are still kept for that time.
+-- Round the start of the window down to the start of the narrowest slice that is still kept for that time.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -62,7 +63,7 @@ end
 -- these keys. The name of the series follows each prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
-local ranges, outside = {}, {}  -- slices that may be closed; the prefixes of all others
+local ranges, outside = {}, {}  -- `ranges`: the slices that may be closed; `outside`: the prefixes of all others
 for s = 1, #slices do
   local tier, start = slices[s][1], slices[s][2]
   starts[s] = slice_key(tag, tier, start, '')
@@ -83,13 +84,10 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- The loop in `plain` is written out for speed, because an overview of all agents waits for it. Reading a field takes
--- 0.25 us per slice. Therefore some fields are not always read. Failures are read only if not all executions succeeded.
--- The counters of models and tools are all written together, so they are read only if llm_calls exists. The last
--- timestamp is read only from the newest slice that has one.
--- A closed slice rarely has a hash as well. So one call checks whether any of the closed slices has one.
 local call = redis.call
 local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
+-- Set `lines` and `hashes` for a series. A slice with a line rarely has a hash as well. So one call checks whether any
+-- slice with a line has a hash.
 local function find_slices(name)
   local all, keys, closed = true, {}, {}
   hashes = starts
@@ -112,13 +110,17 @@ local function find_slices(name)
   if #keys == 0 or call('EXISTS', unpack(keys)) > 0 then return end
   hashes = outside
   if not all then
-    hashes = {}                          -- if another range is complete, its missing hashes are read in vain
+    hashes = {}  -- this keeps the prefixes of complete ranges, although their hashes do not exist
     for s = 1, #starts do
       if not closed[starts[s]] then hashes[#hashes + 1] = starts[s] end
     end
   end
 end
 
+-- The loop in `plain` is written out for speed, because an overview of all agents waits for it. Reading a field takes
+-- 0.25 us per slice. Therefore some fields are not always read. The field err is read only if not all executions
+-- succeeded. The counters of models and tools are all written together, so they are read only if llm_calls exists. The
+-- last timestamp is read only from the newest hash that has one.
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
   local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
@@ -177,7 +179,7 @@ local function plain(name)
     + tok_cached_in + tok_cache_write + tok_reasoning
   if not (all < 9e15 and n >= 0 and ok >= 0 and err >= 0 and sum_us >= 0 and llm_calls >= 0 and tool_calls >= 0
     and tok_in >= 0 and tok_out >= 0 and cost_nano >= 0 and tok_cached_in >= 0 and tok_cache_write >= 0
-    and tok_reasoning >= 0) then  -- the usual case needs no calls
+    and tok_reasoning >= 0) then  -- usually, all sums are in range and need no calls
     n, ok, err, sum_us = clamped(n), clamped(ok), clamped(err), clamped(sum_us)
     llm_calls, tool_calls, tok_in, tok_out = clamped(llm_calls), clamped(tool_calls), clamped(tok_in), clamped(tok_out)
     cost_nano, tok_cached_in = clamped(cost_nano), clamped(tok_cached_in)

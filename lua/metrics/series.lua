@@ -2,22 +2,22 @@
 -- KEYS
 --   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
 --   settings   HASH  agentperf:{metrics:<shard>}:settings
---   The names of the slices of the series are computed here, under the same hash tag.
+--   The keys of the slices and of the lists of closed slices of the series are computed here, under the same hash tag.
 -- ARGV
 --   window_ms  int   length of the window, ms
 --   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
---   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of this since 1970
+--   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of step_ms since 1970
 --   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A line has
---                   these parts, separated by the character 31: the number of the step, counted from 0; for each
---                   closed slice, a bar and the slice's line; field and value of each counter of the open slices.
---                   A step without data has no line. The steps cover [from_ms, to_ms). This range contains the window
---                   up to now; no step begins after now
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. The parts of
+--                   a step are separated by the character 31: the number of the step, counted from 0; for each closed
+--                   slice, a bar and the line that stores it (see includes/closed.lua); field and value of each counter
+--                   in the hashes of the slices. A step without data is left out. The steps cover [from_ms, to_ms).
+--                   This range contains the window up to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
--- COST    O(series x slices x fields); one slice per step if the step is as long as a slice of some width
+-- COST    O(series x slices x fields); one slice per step if a step is as long as a slice
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -95,8 +95,8 @@ end
 
 -- With steps of a minute, an hour of a thousand agents has 60,000 steps. To save time, the fields of a step with only
 -- one slice, the usual case, are returned as they are stored. There are two exceptions, which `append_sums` handles: a
--- number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields, most of which count models. The
--- reply omits these counts.
+-- number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields. Most fields of such a slice
+-- count models, and the reply omits the counts of models.
 local MAX_PLAIN = 128
 local NO_LINES, NO_FIELDS = {}, {}
 local function append_step(number, prefixes, name, lines, without_hashes)
@@ -126,9 +126,9 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   size = size + 1
 end
 
--- Return the lines of the closed slices of a series, by the number of their step. The second value is
--- usually true: no step with only one slice has both a line and a hash. Such a step needs no read of its hash if it has
--- a line.
+-- Return two values. The first is the lines of the closed slices of a series, as one list for each step number. The
+-- second is whether the lines suffice for all steps that have only one slice and a line: usually, the hashes of these
+-- slices do not exist and need not be read.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   for _, range in ipairs(ranges) do

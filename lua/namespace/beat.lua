@@ -15,7 +15,7 @@
 --   pending        int   number of executions that wait to be counted, because the last flush of the worker failed
 --   dropped        int   number of executions that were dropped and never counted
 --   error          text  error of the last flush; empty if the flush succeeded
---   more           int   number of running executions that executions... does not contain
+--   more           int   number of running executions that are not in the argument executions...
 --   executions...  any   agent, percent-encoded, and age, ms, of each running execution, the oldest first
 -- RETURNS
 --   {1, now_ms}  recorded
@@ -32,7 +32,7 @@ local PYTHON, VERSION, LEASES, PENDING = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local DROPPED, ERROR, MORE, EXECUTIONS = ARGV[11], ARGV[12], ARGV[13], 14
 
 local call = redis.call
-local function whole(number)  -- tostring would lose digits from 2^47 up
+local function whole(number)  -- tostring would lose digits from 10^14 up
   return string.format('%.0f', number)
 end
 for key, wanted in pairs({[SEEN] = 'zset', [RECORD] = 'hash'}) do
@@ -44,7 +44,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 -- Keep the start that the first heartbeat stored. A start computed from each heartbeat would vary with its latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
-local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)  -- later times were stored before the clock was set back
+-- A time after `last` was stored before the server's clock was set back.
+local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)
 if not call('ZSCORE', SEEN, WORKER) and call('ZCOUNT', SEEN, first, last) >= MAX_WORKERS then return {0, now} end
 
 local executions = {}

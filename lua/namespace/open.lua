@@ -24,7 +24,7 @@ if schema > tonumber(SCHEMA) then
   return {-1, schema, found[2] or ''}
 end
 if not found[1] or not found[2] then
-  -- The simulated server of the unit tests lacks this function.
+  -- The simulated server of the unit tests lacks acl_check_cmd.
   if redis.acl_check_cmd and not redis.acl_check_cmd('HSET', META, 'schema', SCHEMA) then return {1, schema, ''} end
   local clock = redis.call('TIME')
   local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)

@@ -154,10 +154,11 @@ def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
         one, many = (percents(scene, hits(bench.url, scene, 1, shards=each)) for each in (1, shards))
         name = f"hit ratio, {scene.name} {scene.size:,}, {shards} shards"
         goal, met = "", None
-        # Smaller caches have no goal: there, the hit ratio of one trace varies more than the goal allows.
+        # Only caches that are large enough for MOST_SHARDS have a goal. In smaller caches, the hit ratio of one trace
+        # varies more than the goal allows.
         if shards == MOST_SHARDS:
             least = one - BELOW_ONE_SHARD
-            if scene.drifts:  # the window adapts in steps, which are coarse in a small shard
+            if scene.drifts:  # in small shards, the window adapts in coarse steps, so the reference is an LRU
                 least = percents(scene, lru_hits(scene.trace, scene.size)) - BELOW_LRU
             goal, met = f">= {least:.1f} %", many >= least
         yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, met)
@@ -355,7 +356,8 @@ def stored_again(_: int) -> list[int | None]:
 
 
 if __name__ == "__main__":
-    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:  # each process has its own hash seed
+    # Each run gets a new process, and so another hash seed.
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         found = pool.map(stored_again, range(51), chunksize=1)
     for scene, figures_of in zip(TINYLFU_HITS, zip(*found, strict=True), strict=True):
         print(f"{scene}: {statistics.median(figures_of)}, from {min(figures_of)} to {max(figures_of)}")

@@ -30,7 +30,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     with _site(bench) as (program, port), bench.client() as client:
         times, busy = [], []
         for _ in range(bench.rounds):
-            time.sleep(2 * REFRESH_S)  # older results are not reused, so the next view reads the server
+            time.sleep(2 * REFRESH_S)  # the last result becomes too old for reuse, so the next view reads the server
             before = _processor_s(client) + _own_s(program)
             took, size = _first_view(port)
             times.append(took)

@@ -371,7 +371,7 @@ def test_proxy_of_an_app_is_instrumented_as_the_app(app: Any, perf: AgentPerf) -
     from agentperf_redis.integrations.celery import instrument
 
     fresh = type(app)("behind a proxy", set_as_current=False)
-    instrument(Proxy(lambda: fresh), perf)  # such as celery.current_app
+    instrument(Proxy(lambda: fresh), perf)  # celery.current_app is such a proxy
     with pytest.raises(InvalidArgument, match="not instrumented yet"):
         instrument(fresh, perf)
 

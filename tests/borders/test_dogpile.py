@@ -139,7 +139,7 @@ def test_runner_on_another_thread_releases_the_mutex(region: Any) -> None:
 
 
 def test_backend_drops_values_after_its_expiration_time(server: Server, namespace: str, region: Any) -> None:
-    kept = region(name="limited")  # the fixture closes its connection after the test
+    kept = region(name="limited")  # `backend` uses the same connection, which the fixture closes
     backend = type(kept.backend)({"url": server.url, "namespace": namespace, "name": "limited", "expiration_time": 50})
     backend.set_serialized("k", b"1")
     backend.set_serialized_multi({"a": b"1", "b": b"2"})
@@ -249,7 +249,7 @@ def test_configuration_file_sets_the_arguments(server: Server, namespace: str) -
 
     settings = {"backend": "agentperf.tested", "arguments.url": server.url, "arguments.namespace": namespace}
     settings |= {"arguments.max_size": "5", "expiration_time": "60"}
-    made_region(server.url, namespace).backend._shared.backend().close()  # registers the backend
+    made_region(server.url, namespace).backend._shared.backend().close()  # called only to register agentperf.tested
     made = make_region().configure_from_config({f"cache.{key}": value for key, value in settings.items()}, "cache.")
     made.set("k", 1)
     assert (made.get("k"), made.backend._cache.max_size) == (1, 5)

@@ -26,7 +26,7 @@ from langchain_tests.integration_tests.cache import AsyncCacheTestSuite, SyncCac
 
 from agentperf_redis.integrations.langchain import AgentPerfCache
 
-pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey", "cluster")]  # the packages are large
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey", "cluster")]  # the packages take long to import
 
 UNCHECKED: Any = AgentPerfCache
 NOWHERE = "redis://127.0.0.1:1/0"

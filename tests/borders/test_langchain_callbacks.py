@@ -34,7 +34,7 @@ from langchain_core.tools import ToolException, tool
 from agentperf_redis.integrations import _langchain_callbacks as callbacks
 from agentperf_redis.integrations.langchain import AgentPerfCache, AgentPerfCallbackHandler
 
-pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # the packages are large
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # the packages take long to import
 
 UNCHECKED: Any = AgentPerfCallbackHandler
 PROMPT = ChatPromptTemplate.from_template("say {x}")

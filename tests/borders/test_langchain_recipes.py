@@ -17,7 +17,7 @@ from tests.support.servers import Server
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 pytest.importorskip("langgraph", reason="needs the extra langgraph")
 
-pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # the packages are large
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # the packages take long to import
 
 LANGCHAIN_CALL = """
 from langchain_core.language_models import FakeListChatModel

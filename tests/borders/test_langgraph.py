@@ -33,7 +33,7 @@ from langgraph.types import CachePolicy, Command, Overwrite, Send, interrupt
 from agentperf_redis.integrations.langchain import AgentPerfCallbackHandler
 from agentperf_redis.integrations.langgraph import AgentPerfCache
 
-pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey", "cluster")]  # the packages are large
+pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey", "cluster")]  # the packages take long to import
 
 UNCHECKED: Any = AgentPerfCache
 NOWHERE = "redis://127.0.0.1:1/0"

@@ -33,7 +33,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall, ResponseO
 from agentperf_redis.integrations.openai_agents import AgentPerfTracingProcessor
 
 pytestmark = [
-    pytest.mark.thorough,  # the package is large
+    pytest.mark.thorough,  # the package takes long to import
     pytest.mark.servers("valkey"),  # the kind of server does not affect these tests
     pytest.mark.filterwarnings("default"),  # a warning raised by the package must not make a test fail
 ]
@@ -225,7 +225,7 @@ def test_own_model_of_the_sdk_counts_with_and_without_its_texts(
 
     async def run() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(served)) as http:
-            options: dict[str, Any] = {"http_client": http}  # the type of this argument depends on the version
+            options: dict[str, Any] = {"http_client": http}  # Any: the type of http_client depends on the version
             client = AsyncOpenAI(api_key="none", **options)
             agent = Agent(name="a", model=agents.OpenAIResponsesModel("gpt-x", client))
             config = agents.RunConfig(trace_include_sensitive_data=sensitive)
@@ -462,7 +462,7 @@ def test_shutdown_flushes_and_ignores_later_spans(
         late.start()
 
         async def shut_down() -> None:
-            processor.shutdown()  # within an event loop
+            processor.shutdown()  # must also flush when called in an event loop
 
         asyncio.run(shut_down())
         assert perf.metrics.delivery().counted == 1

@@ -34,7 +34,7 @@ from opentelemetry.trace import Status, StatusCode, Tracer
 from agentperf_redis.integrations.otel import AgentPerfSpanProcessor, RecordingSampler
 
 pytestmark = [
-    pytest.mark.thorough,  # the packages are large
+    pytest.mark.thorough,  # the packages take long to import
     pytest.mark.servers("valkey"),  # the kind of server does not affect these tests
     pytest.mark.filterwarnings("default"),  # a warning raised by one of the packages must not make a test fail
 ]
@@ -455,7 +455,7 @@ def test_shutdown_flushes_and_ignores_later_spans(
     late = tracer.start_span("invoke_agent", attributes=attributes)
 
     async def shut_down() -> None:
-        provider.shutdown()  # within an event loop
+        provider.shutdown()  # must also flush when called in an event loop
 
     asyncio.run(shut_down())
     assert perf.metrics.delivery().counted == 1

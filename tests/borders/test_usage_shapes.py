@@ -20,7 +20,7 @@ from agentperf_redis.metrics.llm_usage import Usage, merged, read, read_usage
 from tests.support.servers import wait_until
 
 pytestmark = [
-    pytest.mark.thorough,  # the packages are large
+    pytest.mark.thorough,  # the packages take long to import
     pytest.mark.filterwarnings("default"),  # a warning raised by one of the packages must not make a test fail
 ]
 

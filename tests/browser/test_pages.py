@@ -125,7 +125,7 @@ def test_pages_of_nothing(origin: str, folder: Path) -> None:
         ("invalid", "/agents?window=yesterday"),
     ]
     wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing"))
-    reported = ("400 (Bad Request)", "404 (Not Found)")  # of the addresses themselves
+    reported = ("400 (Bad Request)", "404 (Not Found)")  # the browser reports the status of such pages as an error
     assert [each for each in wrong if not any(status in each for status in reported)] == []
 
 
@@ -280,7 +280,7 @@ def test_page_is_live_until_it_is_paused(perf: AgentPerf, server: Server, namesp
             assert await visit.page.evaluate("document.activeElement.textContent") == "the last 1h"
             await visit.page.get_by_role("button", name="Pause").click()
             await record(5)
-            await asyncio.sleep(1.5)  # three intervals
+            await asyncio.sleep(1.5)  # three intervals of live updates
             assert await executions.inner_text() == "5"
             assert "paused" in await visit.page.locator("#live-state").inner_text()
             await visit.page.get_by_role("button", name="Resume").click()
@@ -344,7 +344,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 "JSHeapUsedSize": before["JSHeapUsedSize"] * 1.2 + 500_000,
             }
             deadline = time.monotonic() + 60
-            while True:  # wait until the last contents are freed; if 300 updates leaked, memory would stay too large
+            while True:  # wait until the browser has freed old contents; a leak in 300 updates would exceed a limit
                 after = await visit.kept()
                 if all(after[name] <= limit for name, limit in limits.items()):
                     break

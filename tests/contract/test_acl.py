@@ -213,7 +213,7 @@ def test_rights_match_the_commands_in_use() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "lua").rglob("*.lua"))
     called = set(re.findall(r"\bp?call\('([A-Z]+)'", scripts))
     sent = set()
-    for_operators = {"embedded.py", "memory.py", "scanning.py"}  # views of the memory need rights that no worker needs
+    for_operators = {"embedded.py", "memory.py", "scanning.py"}  # these modules need rights that no worker needs
     for path in (ROOT / "agentperf_redis").rglob("*.py"):
         if not {"cli", "demo"} & set(path.relative_to(ROOT).parts) and path.name not in for_operators:
             text = path.read_text()

@@ -172,7 +172,8 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
     tiered.put("draft", {"title": "Caches"})  # no tier is named, so the entry is a newcomer
-    # The README lists only one entry key of this cache, so this key is deleted. The indexes still contain "draft".
+    # The README lists only one entry key of this cache, that of "page". So the key of "draft" is deleted, but the
+    # indexes still contain "draft".
     raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)
@@ -205,7 +206,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     assert {stamp.sub("*", value) for name, value in shown if name[0] == "@"} <= leases
     for name, value in shown:
         if name[0] != "@":
-            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # ... is any text
+            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # "..." stands for any text
             assert re.fullmatch(pattern, by_name[name]), name
     assert lb.release(held)
 

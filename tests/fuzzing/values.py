@@ -369,7 +369,7 @@ def of(parameter: Parameter, own: Mapping[str, Values]) -> Values:
     )
     if valid is None:
         raise LookupError(f"no valid value is known for {parameter}")
-    if name == "backend":  # None is valid, and would create the default backend
+    if name == "backend":  # None is left out, because it is valid and creates the default backend
         return st.one_of(valid, valid, HOSTILE.filter(lambda value: value is not None))
     found = st.sampled_from([valid] * 5 + [HOSTILE]).flatmap(lambda strategy: strategy)
     return found.filter(ends_soon) if name in BOUNDED_WAITS else found

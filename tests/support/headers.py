@@ -26,7 +26,7 @@ _CONSTANT_INDEX = re.compile(r"\b(KEYS|ARGV)\[\s*(\d+)\s*\]")
 _BINDING = re.compile(r"local\s+([\w\s,]+?)\s*=\s*(.+)", re.DOTALL)
 
 _BANNED_NAMES = {
-    r"\btostring\b": "tostring loses digits from 2^47 on; use string.format('%.0f', n)",
+    r"\btostring\b": "tostring loses digits from 10^14 up; use string.format('%.0f', n)",
     r"\bmath\.random": "pass randomness in ARGV",
     r"\bos\.": "use the server's time: redis.call('TIME')",
     r"\b(?:loadstring|dofile|require|io|print|setmetatable|getfenv|setfenv)\b": "not allowed in a script",
@@ -251,7 +251,7 @@ def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
     for name, first in re.findall(r"""\bp?call\(\s*['"](\w+)['"]\s*(?:,\s*([^,)]+))?""", _without(whole, "comment")):
         if first and first.strip() != slot.name.upper():
             yield f"{name} uses {first.strip()}, but the header has only {slot.name}"
-    removing = re.sub(r"""['"]ZREM['"],\s*\w+,\s*''""", "", _without(whole, "comment"))  # removes no member
+    removing = re.sub(r"""['"]ZREM['"],\s*\w+,\s*''""", "", _without(whole, "comment"))  # this ZREM removes no member
     for name in re.findall(r"""\bp?call\(\s*['"](\w+)['"]""", removing):
         if re.fullmatch(r"DEL|UNLINK|RENAME|MOVE|GETDEL|HDEL|[LRSZ]POP\w*|LTRIM|LREM|[SZ]REM\w*", name):
             yield f"{name} may delete the only key"

@@ -211,7 +211,7 @@ class Torture:
         wait_until(over, "the end of all leases and waits")
         balancer = perf.balancer()
         first = balancer.acquire(POOL, ttl=LEASE_TTL_S * 20)
-        for number in range(INSTANCES):  # remove all limits
+        for number in range(INSTANCES):  # remove all limits below the capacity
             balancer.mark_healthy(POOL, f"i{number}")
             balancer.update_instance(POOL, f"i{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
         acquire = partial(balancer.acquire, POOL, ttl=LEASE_TTL_S * 20)

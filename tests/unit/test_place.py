@@ -299,7 +299,7 @@ def names():
 def test_calls_of_a_factory_rename_no_cache(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "factories.py").write_text(f"{FACTORY}\n{line}\n")
-    monkeypatch.delitem(sys.modules, "factories", raising=False)  # of another line
+    monkeypatch.delitem(sys.modules, "factories", raising=False)  # the module of an earlier test
     module = __import__("factories")
     expected = ("get_cache", "owned-perf.cache", "users_of.users", "cache", "Owner.users", "Owner.found")
     assert module.names() == [f"factories.{name}" for name in expected]

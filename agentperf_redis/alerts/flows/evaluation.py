@@ -35,7 +35,7 @@ def _evaluate(service: AlertService, as_of_ms: int) -> Flow[Evaluated]:
     deployed = yield from service.deployed(claimed.version)
     by_name = {rule.name: rule for rule in deployed.rules.rules}
     due = [(by_name[name], at_ms) for name, at_ms in claimed.due if name in by_name]
-    if deployed.version != claimed.version or not due:  # other rules were deployed after the claim; these are due now
+    if deployed.version != claimed.version or not due:  # new rules were deployed after the claim, and are due now
         return Evaluated((), (), 0.0)
     silences = yield from commands.silences(service.keys)
     found = yield from Batch(tuple(commands.states(service.keys, rule.name) for rule, _ in due)).settled()

@@ -49,7 +49,7 @@ def fields_of(record: str) -> dict[str, str]:
         ValueError: for a word that is not "name=value".
     """
     words = record.split(" ")
-    if "=" not in words[0]:  # no field: the kind of the record, or "-" for a record without fields
+    if "=" not in words[0]:  # the first word is the kind of the record, or "-" if there are no fields
         words = words[1:]
     return dict(_field(word) for word in words)
 

@@ -132,9 +132,9 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
-            # Another process may have registered an instance in a shard that was already deleted. It divides the pool
-            # again only afterwards, or never, if it dies. Until then, no other process finds the instance. So delete
-            # the shard again.
+            # Meanwhile, another process may have registered an instance in a shard that was already deleted. No other
+            # process finds this instance until the registering process has divided the pool again. If that process
+            # dies first, the pool stays undivided. So delete the shard again.
             counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
             for shard, count in zip(layout.shards, counts, strict=True):
                 if count:
@@ -385,7 +385,8 @@ def _leases_in(layout: Layout) -> Flow[PoolLeases]:
         held.sort(key=lambda lease: lease.expires_in)
     return PoolLeases(
         layout.shards[0].agent_type,
-        tuple({lease.token: lease for lease in held}.values()),  # each once: a renewal may move a lease to a later page
+        # Drop duplicates: a lease is read twice if a renewal moves it to a later page.
+        tuple({lease.token: lease for lease in held}.values()),
         tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
     )
 

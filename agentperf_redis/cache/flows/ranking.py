@@ -117,7 +117,7 @@ def _read(shards: Sequence[CacheKeys], limit: int, max_entries: float, *, with_t
     If the cache has more than `max_entries` entries, about `max_entries` are read, an equal share from each shard.
     """
     best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
-    tags: dict[str, dict[str, int]] = {}  # bytes by tag, then by entry name; two pages may have the same entry
+    tags: dict[str, dict[str, int]] = {}  # tag -> entry name -> bytes, so that an entry found on two pages counts once
     scanned, complete = 0, True
     for done, where in enumerate(shards, start=1):
         invalidation_epoch = yield from _invalidation_epoch(where)

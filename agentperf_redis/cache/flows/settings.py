@@ -322,7 +322,8 @@ def _release_pending(shard: Shard) -> Flow[None]:
         for result in (yield from Batch(releases).settled()):
             if isinstance(result, BackendUnavailable):
                 raise result
-    shard.remove_released(leases)  # after another error, such as a wrong type, a lease ends by its TTL
+    # After another error, such as a wrong type, the release is not repeated: the lease ends by its TTL.
+    shard.remove_released(leases)
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:

@@ -247,7 +247,8 @@ class Writer:
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
                 # Mark the next request as a repetition if an earlier copy may have been executed before the entries
-                # moved. With a mode, always mark it: if it is refused, the server then also refuses late copies.
+                # moved. In a mode other than ALWAYS, mark it in any case: if the server refuses a repetition, it also
+                # refuses late copies.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

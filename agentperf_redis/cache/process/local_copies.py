@@ -246,8 +246,8 @@ class LocalCopies:
             if copy is not None:  # after a loss of the bus, `_proven_at` is 0, but the last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. Otherwise, it could have
-                # delivered changes that were not applied to these copies.
+                # The bus has not worked since the copies were set aside. If it had, it could have delivered changes
+                # that were not applied to these copies.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

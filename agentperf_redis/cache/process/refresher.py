@@ -142,7 +142,7 @@ class Refresher:
                 self._note_cut_off(subject)
         for task in dropped:
             if task.get_loop().is_closed():
-                with suppress(RuntimeError):  # the coroutine ignores GeneratorExit; nothing can resume it
+                with suppress(RuntimeError):  # raised if the coroutine ignores GeneratorExit; nothing can resume it
                     task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
@@ -175,7 +175,8 @@ class Refresher:
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # the loop `here` is blocked
+            # This call blocks the loop `here`. So it must not wait for the tasks of this loop.
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]
             for task in self._tasks:
                 if not task.get_loop().is_closed():
                     task.get_loop().call_soon_threadsafe(task.cancel)

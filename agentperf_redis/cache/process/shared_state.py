@@ -189,7 +189,8 @@ class SharedState:
         """
         with self._lock:
             if len(self._users) and off != self._off:
-                at, argument = next(each for each in enumerate(ARGUMENTS[self.service]) if all(each))  # the first size
+                # Find the first size: index 0 is the policy, and a setting without an argument has an empty name.
+                at, argument = next(each for each in enumerate(ARGUMENTS[self.service]) if all(each))
                 allowed = f"0, since cache {self.name!r} is off in this process" if self._off else "1 or more"
                 is_on = f", since cache {self.name!r} is on in this process; name='...' makes a cache of its own"
                 size = 0 if off else int(settings.fields[at])

@@ -39,7 +39,7 @@ async def agents(views: Any, asked: Asked) -> Page:
 
 
 def _tasks_line(row: AgentRow) -> Markup:
-    whole = row.sparkline[:-1] or row.sparkline  # the last step is still short, so it would look like a decline
+    whole = row.sparkline[:-1] or row.sparkline  # the last step is not complete yet, so it would look like a decline
     if not whole:
         return Markup("")
     return sparkline(whole, f"Executions over time, at most {number(max(whole))} in a step")

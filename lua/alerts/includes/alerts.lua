@@ -34,7 +34,7 @@ local function read_notice(text)
 end
 
 -- Read the state of an address, "attempts=<n> failed=<ms> dropped=<n> error=<text>". Returns nil if the text has
--- another form.
+-- another form. Without a text, returns the state of a new address.
 local function read_address(text)
   if not text then return {attempts = 0, failed = 0, dropped = 0, error = ''} end
   local attempts, failed, dropped, wrong = string.match(text, '^attempts=(%d+) failed=(%d+) dropped=(%d+) error=(%S*)$')

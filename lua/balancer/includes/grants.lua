@@ -1,5 +1,6 @@
--- The pattern and the functions that grant a lease. They are not in records.lua, because release does not need them,
--- but would create them on every call. Needs records.lua; pool.lua describes all fields.
+-- The pattern and the functions for granting a lease. They are not in records.lua, because release includes
+-- records.lua: it would create these functions on every call, and does not need them. Needs records.lua; pool.lua
+-- describes all fields.
 
 -- Matches the record of an instance that gets a lease. A grant changes only the fields up to peak. It copies the rest
 -- as one text, and also reads the weight, labels and flags in the rest.

@@ -1,21 +1,22 @@
 -- Health and capacity. The functions compute how many leases an instance may have now, from its outcomes, checks,
--- warm-up and rate limits. `maintenance` adds them to the object that it returns. Needs strategies.lua and pool.lua.
+-- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua and
+-- pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
 --   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
 --   instance is never ejected. After an ejection, one probe at a time is allowed.
 --   Panic also follows Envoy: when too many instances are unhealthy, probably the health data is wrong, not the
 --   instances. So unhealthy instances get work too.
---   Adaptive limits follow additive increase, multiplicative decrease (AIMD). A limit is lowered at most once per round
---   trip, and raised only while the instance uses at least half of it.
+--   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, only a lease
+--   granted later can lower it again. A limit is raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
 --   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.
---   A resting instance gets no lease, even in panic. A rest is never shortened, except by `mark_healthy`.
+--   A resting instance gets no lease, even in panic. Only `mark_healthy` and `remove` shorten a rest.
 
 -- Decode the text of #settings. Returns the settings, and whether the library wrote the text. Without a text, every
--- setting is 0, so no instance is ejected or limited. A single pattern checks and splits the usual text. The pattern
--- does not limit the lengths of the numbers, because that would be slower. The lengths are checked afterwards: a number
--- has at most 12 characters.
+-- setting is 0, so there are no ejections, adaptive limits, warm-ups or panics. A single pattern checks and splits the
+-- usual text. The pattern does not limit the lengths of the numbers, because that would be slower. The lengths are
+-- checked afterwards: a number has at most 12 characters.
 local function read_settings(text)
   local USUAL = '^eject_after=(%d+) base_ejection_ms=(%d+) max_ejection_ms=(%d+) max_ejection_share=(%d%.?%d*) '
     .. 'panic_threshold=(%d%.?%d*) slow_after_us=(%d+) adaptive=(%d) slow_start_ms=(%d+) rate_burst_ms=(%d+) '
@@ -100,7 +101,6 @@ local function health(self, facts)
     return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited or flags.resting) and true or false
   end
 
-  -- Return the extra record of an instance; create it if there is none.
   function self.extra(r)
     r.extra = r.extra or self.no_extra()
     return r.extra
@@ -125,8 +125,8 @@ local function health(self, facts)
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
   -- Shift the two arrival times back if the server's clock was set back. An arrival time is the state of a rate limit
-  -- (rpm_arrival_us and tpm_arrival_us in pool.lua). If their last change, metered_us, is in the future, they are
-  -- shifted by that difference. Returns whether they were shifted.
+  -- (rpm_arrival_us and tpm_arrival_us in pool.lua). The two were last changed at metered_us. If this time is in the
+  -- future, both are shifted back by its distance from now. Returns whether they were shifted.
   local function correct_arrivals(extra)
     local ahead_us = extra.metered_us - now_us
     if ahead_us <= 0 then return false end
@@ -136,8 +136,9 @@ local function health(self, facts)
     return true
   end
 
-  -- Return the arrival time of a rate limit after `tokens` more were used. It moves on by tokens / rate minutes, from
-  -- now at the earliest. The result is at most MAX_US (about three years) after now.
+  -- Return the arrival time of a rate limit after the use of `tokens` more tokens or requests. It moves on by tokens /
+  -- rate minutes, from the old arrival time or from now, whichever is later. The result is at most MAX_US (about three
+  -- years) after now.
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
     return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
@@ -150,10 +151,10 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- When panic begins or ends, the limits of unhealthy instances change. This function computes them again: it stores
-  -- the record of every instance in `away` once more. A call stores one batch; a timer in `due` starts the next batch.
-  -- ZSCAN returns every instance that stays in `away` during the whole scan. If a script adds or removes an instance
-  -- during the scan, the script stores the record of this instance.
+  -- When panic begins or ends, the limits of unhealthy instances change. This function calls `store` for all instances
+  -- in `away`; `store` computes the limits again. A call processes one batch; a timer in `due` starts the next batch.
+  -- ZSCAN returns every instance that stays in `away` during the whole scan. A script that adds or removes an instance
+  -- during the scan stores the record of this instance itself.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -163,7 +164,7 @@ local function health(self, facts)
     if scan[1] ~= '0' then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. scan[1]) end
   end
 
-  -- Begin or end panic, depending on the share of unhealthy instances. Returns true if this changed anything.
+  -- Begin or end panic, depending on the share of unhealthy instances. Returns whether panic began or ended.
   function self.update_panic()
     local threshold = settings.panic_threshold
     local panic = usable > 0 and unhealthy * 1000 > usable * threshold and threshold > 0
@@ -292,7 +293,7 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the outcome of a lease.
-  --   kind   o: ok; s: ok but slow; e, t, j, l: the outcomes of these letters in release.lua
+  --   kind   o: ok; s: ok but slow; e, t, j, l: as in release.lua
   --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
     -- Outcome l: the instance refused the work because of its rate limit, so it is alive. This outcome neither begins
@@ -357,7 +358,7 @@ local function health(self, facts)
     end
   end
 
-  -- Set or clear the flag rate_limited of an instance, depending on whether its rate limits are used up.
+  -- Set or clear the flag rate_limited of an instance, depending on whether one of its rate limits is used up.
   function self.limit_rate(r)
     if r.extra then correct_arrivals(r.extra) end
     local until_us = rate_limited_until_us(r)
@@ -372,7 +373,7 @@ local function health(self, facts)
 
   -- Begin, prolong or end the rest of an instance. The end of a rest is a stored time. If the server's clock was set
   -- back after this time was stored, the time is corrected first.
-  --   for_ms  length of the rest from now; a rest that already lasts longer is not shortened. 0: end the rest now. nil:
+  --   for_ms  length of the rest from now; a present rest that ends later is not shortened. 0: end the rest now. nil:
   --           only correct the stored time
   --   why     the reason in the event: rate_limited (by an outcome) or cooled_down (by a call of cool_down)
   -- Returns whether the stored time has changed.
@@ -430,8 +431,8 @@ local function health(self, facts)
     return units
   end
 
-  -- Correct the token limit of an instance by the tokens that a request really used. tokens: tokens used minus tokens
-  -- counted at the grant; negative if the request used fewer.
+  -- Correct the number of tokens counted against the limit of an instance, after a request has reported the tokens that
+  -- it really used. tokens: tokens used minus tokens counted at the grant; negative if the request used fewer.
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end
@@ -442,16 +443,16 @@ local function health(self, facts)
   end
 
   -- Return the milliseconds until the first instance comes back, at most one day. Returns nil unless all usable
-  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if an instance in `away` may
-  -- come back at an unknown time; `count` gives this instance the score 0. In panic, these are the unhealthy instances
-  -- that take work: the end of any of their leases may free capacity.
+  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if one of them may come back
+  -- at an unknown time: `count` gives such an instance the score 0. In panic, `count` gives the score 0 to the
+  -- unhealthy instances that take work, because the end of any of their leases may free capacity.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and math.min(soonest_ms - now_ms, DAY_MS) or nil
   end
 
-  -- Correct times of an instance that are too far in the future, because the server's clock was set back. Returns
+  -- Correct those times of an instance that are too far in the future because the server's clock was set back. Returns
   -- whether the record has changed.
   function self.correct_times(r)
     local is_changed = r.extra and correct_arrivals(r.extra) or false
@@ -485,7 +486,7 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Remove stale members of `away`: instances that are available or no longer exist.
+  -- Remove stale members of `away`: instances that are not away (see `is_away`) or no longer exist.
   function self.sweep_away()
     for _, id in ipairs(call('ZRANGE', AWAY, 0, -1)) do
       local r = self.read(id)

@@ -1,8 +1,8 @@
 -- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
 -- whole_records.lua, pool.lua, labels.lua and health.lua.
 
--- Decode the text of #load or #cap. Scripts only add changes to these sums. So a sum may be negative after another
--- program has deleted its field.
+-- Decode the text of #load or #cap. Scripts change these sums mostly by HINCRBY, which treats a missing field as 0. So
+-- a sum may be negative after another program has deleted its field.
 local function whole_sum(text)
   return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
 end
@@ -23,10 +23,10 @@ local function retry_after_ms(now_ms)
 end
 
 -- Return how far in the future a timer in `due` can be, ms. Returns nil if this function knows no bound. Tombstones and
--- heartbeats have none, since callers choose their times. Timers of rate limits, rests and warm-ups are corrected by
--- `correct_times` in health.lua.
+-- heartbeats have no bound, since callers choose their times. For rate limits, rests and warm-ups, no bound is needed:
+-- `correct_times` in health.lua corrects their timers.
 local function longest_ms(name)
-  local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in operations.py, `maintenance` and queue.py
+  local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in model.py, `maintenance` and queue.py
   local EJECTION_MS = 300000                                  -- as in settings.py
   local kind = string.sub(name, 1, 1)
   if kind == '@' then
@@ -54,7 +54,7 @@ local function read_clock(text, now_ms)
   return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
 end
 
--- Whether a timer at the end of `due` is later than it can be (see `longest_ms`). Such a timer shows that the server's
+-- Whether a timer at the end of `due` is later than its bound (see `longest_ms`). Such a timer shows that the server's
 -- clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest one that has a
 -- bound is checked. Most timers are due within two minutes, so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
@@ -162,7 +162,7 @@ local function maintenance(now_us)
   end
 
   -- Return the record of an instance. Return nil and false if there is no record. Return nil and true if the library
-  -- did not write the record, or did not write the index of one of its labels.
+  -- did not write the record or the extra record, or if the index of one of its labels has a wrong type.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
@@ -234,8 +234,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Write a tombstone for a token. ZREM comes first, because the server allows it even at maxmemory. After the
-  -- first write command of a script, even if it removed nothing, the server no longer checks the memory.
+  -- Write a tombstone for a token. ZREM comes first, because the server allows it even at maxmemory. It counts as a
+  -- write even if it removes nothing, and after the first write of a script, the server no longer checks the memory.
   function self.tombstone(token, why, keep_ms)
     self.changed = true
     call('ZREM', DUE, token)
@@ -251,8 +251,9 @@ local function maintenance(now_us)
     end
   end
 
-  -- Return the next fencing token of an instance. As long as the server's clock rises, each token is higher than all
-  -- earlier tokens of the instance, even if the server restarts without its data.
+  -- Return the next fencing token of an instance. It is higher than all earlier tokens of the instance. If the earlier
+  -- tokens are no longer stored, as after a restart of the server without its data, this holds only if the server's
+  -- clock was not set back.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
   -- Grant a lease on an instance to the request with this token. write: write_lease or write_granted; last: the third
@@ -282,12 +283,12 @@ local function maintenance(now_us)
     end
   end
 
-  -- If the server's clock was set back, correct about TIMERS timers. Further calls correct the others: until all are
-  -- correct, #clock holds the time and a ZSCAN cursor of `due`.
+  -- If the server's clock was set back, correct about TIMERS timers. Later calls correct the others. Until all are
+  -- correct, #clock holds the time and the ZSCAN cursor of `due` at which the next call continues.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
-    call('ZREM', DUE, '')  -- removes nothing, but at maxmemory the server refuses no command after this write
+    call('ZREM', DUE, '')  -- removes nothing; then the server runs the rest of the script even at maxmemory
     local scan = call('ZSCAN', DUE, cursor, 'COUNT', TIMERS)
     for i = 1, #scan[2], 2 do self.correct_timer(scan[2][i], tonumber(scan[2][i + 1])) end
     self.changed = true
@@ -358,7 +359,7 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Note that waiters of other shards watch this shard until `until_ms`. The next script that finds a free instance
+  -- Record that waiters of other shards watch this shard until `until_ms`. The next script that finds a free instance
   -- wakes them.
   function self.watch(until_ms)
     self.changed, known[13] = true, format('%.0f', math.max(until_ms, tonumber(known[13] or 0)))
@@ -366,8 +367,8 @@ local function maintenance(now_us)
   end
 
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
-  -- if no ready instance has its labels, so it does not block the waiters behind it. These labels are not searched
-  -- again, since no unit becomes free during the call. The search ends after some 130 skipped waiters (FEW + 4 * MANY).
+  -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
+  -- in this call, since no unit becomes free during the call. A call examines at most FEW + 4 * MANY waiters, some 130.
   -- A waiter has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false if the search
   -- stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
@@ -450,7 +451,8 @@ local function maintenance(now_us)
   end
 
   -- Store the time of the next maintenance in #next. If the time in #clock is old, replace it with the present time.
-  -- But if #clock shows that the server's clock was set back, keep it: `expire` needs it to correct the timers.
+  -- But if #clock shows that the server's clock was set back, leave #clock unchanged: `expire` needs it to correct the
+  -- timers.
   function self.reschedule()
     local next_ms = '0'
     if known[13] and tonumber(known[13]) <= now_ms then

@@ -9,8 +9,8 @@
 --   point   the position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave, or random
 --   load    sum of the loads in the pool; `ring` uses it to bound the load of the picked instance
 --   cap     sum of the capacities in the pool; `ring` uses it for the same bound
---   suits   for `ring` only: a function that returns whether an instance with this record is suitable; nil or false
---           when all instances of `from` are suitable
+--   suits   for `ring` only: a function that gets the record of an instance and returns whether the instance is
+--           suitable. Without a function (nil or false), all instances of `from` are suitable
 --
 -- Creating a function takes 0.1 us or more. Therefore `pick` creates the functions of the rarer picks only in calls
 -- that need one of them.
@@ -27,10 +27,11 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
 
   -- Draw an instance with a probability proportional to its score, by rejection sampling. This is exact with any upper
   -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, the
-  -- instances are divided into at most 16 classes by their scores. A class is a range of ranks in `from`. Its scores
-  -- differ by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a draw
-  -- use two separate random generators (Park and Miller). With a single generator, a pool of several thousand instances
-  -- would show a bias. When all scores are 0, all instances are equally likely.
+  -- instances are divided into at most 16 classes by their scores, and each class has a bound of its own. Each further
+  -- draw first takes a class, then an instance of the class. A class is a range of ranks in `from`. Its scores differ
+  -- by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a draw use two
+  -- separate random generators (Park and Miller). With a single generator, a pool of several thousand instances would
+  -- show a bias. When all scores are 0, all instances are equally likely.
   local function draw()
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -89,9 +90,9 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
 
   -- Look at up to 32 points of the ring, clockwise from `point`. Return the first suitable instance that is in `from`
   -- and whose load is below `share` times its limit. If there is no such instance: with `suits`, return nil; without
-  -- `suits`, return the least loaded instance of `from`. Usually one of the first FEW points has a suitable instance,
-  -- so these points are read first. An instance whose record has its fields in another order is skipped until a script
-  -- has rewritten the record.
+  -- `suits`, return the least loaded instance of `from`. Usually one of the first FEW points has such an instance, so
+  -- these points are read first. An instance whose record has its fields in another order is skipped until a script has
+  -- rewritten the record.
   local function clockwise(share)
     local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
     for round = 1, 2 do

@@ -3,10 +3,11 @@
 -- scripts write to due or waitq directly. A script that includes one of these files must name its keys STATE, READY,
 -- DUE and WAITQ. The functions use these names: parameters for the keys would cost time on every acquire and release.
 --
--- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A pool may be
--- divided into shards. Each shard has all of these keys under its own <tag>, such as agentperf:{lb:<type>#3/8.30}. Each
--- script sees one shard. Only layout.lua divides a pool; #pool then has another form. Once a pool has no instances, no
--- leases and no waiters, its keys expire after a minute, or after a day if its settings were configured.
+-- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A
+-- pool may also be divided into shards. Then each shard has all of these keys under its own <tag>, such as
+-- agentperf:{lb:<type>#3/8.30}, and each script sees one shard. Only layout.lua divides a pool; #pool then has another
+-- form. Once a pool has no instances, no leases and no waiters, its keys expire after a minute, or after a day if its
+-- settings were configured.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -21,11 +22,11 @@
 --       streak         bad outcomes since the last good one
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted:
---         disabled:      heartbeat_missed, unhealthy (marked by hand), draining, removed (until its last lease ends)
+--       flags          names, comma-separated and sorted, in three groups:
+--         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
---                        (its rate limits are used up), resting (it refused work, or a caller lets it rest)
+--                        (one of its rate limits is used up), resting (it refused work, or a caller lets it rest)
 --       cap            max concurrent leases, as registered
 --     +<id>      an extra record, which only some instances have. A field that is 0 is left out; a record without
 --                fields is "-".
@@ -64,27 +65,28 @@
 --     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
 --     #clock     a recent time of the server, ms: at most 30 s before the last maintenance of the pool. While timers
---                are corrected because the server's clock was set back, a ZSCAN cursor of due follows the time
+--                are corrected because the server's clock was set back, #clock also holds a ZSCAN cursor of due
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the members of ready that have this label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
 --                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
---                                P:<cursor>: store the next batch of away after panic began or ended
+--                                P:<cursor>: panic began or ended; store the next batch of instances in away
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms; 0 if that is not known. The members are the
 --                                usable instances that are unhealthy, resting or rate-limited
---   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
+--   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries, see health.lua
 --   <tag>:ids            ZSET    <id> -> when the instance was registered, us
 --   <tag>:ring           ZSET    <id>#<n> -> position of a point of the instance on the ring; only under
 --                                CONSISTENT_HASH
 --   <tag>:checks         ZSET    <id> -> when the next active check of the instance is due, ms; see claim_checks.lua
 --   <tag>:history        HASH    see history.lua
 --
--- If a later minor version has added fields to the record of an instance, these scripts keep the fields. records.lua,
--- whole_records.lua and grants.lua read and write all records.
+-- If a later minor version has added fields to the record of an instance, the scripts keep these fields. Records are
+-- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and releases.lua,
+-- extra records with those of maintenance.lua. pick.lua also reads records.
 
 -- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their
 -- first write.
@@ -96,8 +98,9 @@ local function check_types(labels)
 end
 
 -- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. Scores order
--- instances by load, and at equal load by the last pick. The order is exact for limits up to 90 and for 2^40 picks, and
--- the score stays below 2^53. No script unpacks the score, but tests do; see tests/support/records.py.
+-- instances by load / limit, and those with equal load / limit by the last pick. The order is exact for limits up to 90
+-- and for 2^40 picks, and the score stays below 2^53. No script unpacks the score, but tests do; see
+-- tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq

@@ -2,35 +2,36 @@
 -- file, releases.lua, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order
 -- of the first few.
 --
--- The scripts accept fields in any order, and keep fields of a later minor version. They write fields in the order in
--- pool.lua. There, the fields that change most often come first, so that a call can copy the rest of a record without
--- parsing it. A record with fields in another order does not match the usual patterns; `read_record` in
--- whole_records.lua reads it.
+-- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
+-- that pool.lua lists. In this order, the fields that change most often come first, so that a call can copy the rest of
+-- a record without parsing it. A record with fields in another order does not match the usual patterns; `read_record`
+-- in whole_records.lua reads it.
 --
--- The scripts on the path of every call (acquire, release) format whole numbers with '%d', which costs half as much as
+-- The two scripts that run most often, acquire and release, format whole numbers with '%d', which costs half as much as
 -- '%.0f'. '%d' is safe: Lua 5.1 converts to a 64-bit long, and no number here exceeds 2^53. These scripts concatenate
--- with '..', which is exact for numbers below 10^14; fencing tokens are larger and are therefore passed as text. A
--- function that is created on every call defines its constants in its body. Each outer local variable that the function
--- uses would cost time when the function is created.
+-- numbers with '..', which is exact below 10^14; fencing tokens are larger and are therefore passed as text. A function
+-- that is created on every call of a script defines its constants in its own body. Each local variable from outside
+-- that the function uses makes its creation slower.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
-local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- l: the beginning of late=1
+local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- (l?): the first letter of late=1
 local GRANTED = '^grant instance=(%S+) fence=(%d+) ticket=(%-?%d+)'
 local WAITING = '^waiting ticket=(%-?%d+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
 local MAX_WEIGHT = 1e6  -- as in model.py
 
 -- A reply begins with one of these numbers, its status; `Status` in replies.py has the same numbers. Common refusals:
---   {-3, fact}                     another major version of the library wrote #pool; fact: the text of #pool
---   {-4, field}                    the library did not write the value of this field of state. Scripts check the
---                                  fields they need before their first write, so nothing was changed
+--   {-3, fact}                     the pool is divided into shards, see layout.lua, or another major version of the
+--                                  library wrote #pool. fact: the text of #pool
+--   {-4, field}                    this field of the hash `state` has a value that the library did not write. Scripts
+--                                  check the fields they need before their first write, so nothing was changed
 --   {UNKNOWN_STRATEGY, strategy}   no row of strategies.lua has this name; nothing was changed
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -1, -2, -6, -7
 
 local function corrupt(field) return {-4, field} end
 
--- Decode the text of #pool. Returns only nil if there is no text. If the text is invalid, returns the refusal that the
--- script must return. Otherwise the results are nil, the strategy, its score, pick, waiter and response (see
+-- Decode the text of #pool. If there is no text, returns a single nil. If the text is invalid, returns the refusal that
+-- the script must return. Otherwise the results are nil, the strategy, its score, pick, waiter and response (see
 -- strategies.lua), and the rest of the text after the strategy.
 local function opened(fact)
   if not fact then return nil end

@@ -1,6 +1,6 @@
 -- The reply to a request that gets no lease. Needs pool.lua and maintenance.lua.
 
--- Return {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}; the header of acquire describes them.
+-- Return {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}; acquire.lua describes these values.
 -- A caller that has not called `maintenance` passes nil or false for `pool`.
 local function refusal_reply(pool, ids, now_us)
   local retry_ms = retry_after_ms(floor(now_us / 1000))

@@ -2,7 +2,7 @@
 -- records.lua, and would create write_release on every call. Needs records.lua; pool.lua describes all fields.
 
 -- Matches the record of an instance for a release. A release copies limit, seq, fence and peak unchanged; of these, it
--- reads limit and seq. The rest of the record after streak is one text.
+-- parses only limit and seq. The rest of the record after streak is one text.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)

@@ -1,12 +1,12 @@
--- The only reader of the header of an entry in Lua; header_writer.lua writes headers. In Python, cache/entry_format.py
--- reads and writes them. Needs whole_number.lua. A header is
+-- These functions read the header of an entry, and those in header_writer.lua write headers. In Python,
+-- cache/entry_format.py reads and writes them. Needs whole_number.lua. A header is
 --   <version>.<request>                                               without further facts: the usual case
 --   <version>+<request><expiry> <cost> <fresh> <tags> <size> <key>    otherwise
--- followed by the value. Version has 8 digits to the base of 90; the digit for 0 is "%". Request is the beginning of
--- the request id, 5 characters. Expiry is in ms, 0 for never. Cost is the computing time, ms. Fresh is the time after
--- the write for which the value is fresh, ms. Size is the size of the key, bytes.
+-- followed by the value. Version has 8 digits in base 90; the digit for 0 is "%". Request is the first 5 characters of
+-- the request id. Expiry is in ms since 1970, 0 for never. Cost is the computing time, ms. Fresh is the time after the
+-- write for which the value is fresh, ms. Size is the size of the key, bytes.
 -- The usual header has 14 bytes. Even without a header, the allocator would reserve 1,024 bytes for a value of 1,000
--- bytes. So the header takes no extra memory there.
+-- bytes. So the header of such a value takes no extra memory.
 
 -- Return the version at the beginning of an entry; nil if there is none.
 local function entry_version(entry)

@@ -1,6 +1,6 @@
--- The only writer of the header of an entry in Lua; see header.lua for its form.
+-- These functions write the header of an entry; header.lua describes the form of headers.
 
--- Return a version, below 90^8, as 8 characters.
+-- Return a version as 8 characters. The version must be below 90^8.
 local function version_digits(version)
   local floor = math.floor
   local low = version % 65610000         -- 90^4

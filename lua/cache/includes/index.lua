@@ -4,15 +4,15 @@
 -- An entry is resident if the hash SIZE has a field for it. The field holds the entry's hits and bytes (see pack_size).
 -- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of
 -- its last read or write, and its frequency (see pack_score). Its value is stored at <tag>:e:<key>. This file computes
--- the names of the values and of <tag>:deferred:<version> from the name of META.
+-- the key names <tag>:e:<key> and <tag>:marks from META, and <tag>:deferred:<version> from DEFERRED.
 --
--- The server expires the value of an entry. No index is ordered by expiry, since it would take a third of the memory of
--- the indexes. An expired entry therefore stays resident until a write finds that it has no value (see I.expire). In a
--- cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on average examines 16
--- residents. If it finds expired ones, the next write also examines 16. So on average, an expired entry is removed
--- within N writes in a cache of N residents. Even if every entry expires, the expired ones are at most about an eighth
--- of the residents. If their share is p, a write removes p / (1 - p)^16 of them on average. At p = 12.5 %, a write
--- removes one, as many as it adds.
+-- The server expires the value of an entry. No index is ordered by expiry, since such an index would take a third of
+-- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value
+-- (see I.expire). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
+-- average examines 16 residents. If a write finds expired ones, the next write also examines 16. So on average, an
+-- expired entry is removed within N writes in a cache of N residents. Even if every entry has a TTL, at most about an
+-- eighth of the residents are expired. If the share of expired ones is p, a write removes about p / (1 - p)^16 of them
+-- on average. At p = 12.5 %, this is one entry, as many as a write adds.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -33,26 +33,26 @@
 -- step is proportional to the square of `trend`, the moving average of the signals. So the window moves far only while
 -- most signals have the same direction. If the signals balance, the window stays.
 --
--- The signals measure only the gain of a small change. If a program reads keys in a loop that nearly fits into the
--- cache, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratios of periods are
--- compared too. If the window has moved and the hit ratio has fallen, the window returns to its earlier size and keeps
--- it for some periods.
+-- The signals measure only the gain of a small change. If a program reads slightly more keys in a loop than the cache
+-- can hold, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratio of each period
+-- (see I.adapt) is compared with that of an earlier period. If the window has moved and the hit ratio has clearly
+-- fallen, the window returns to its earlier size and keeps this size for some periods.
 --
 -- If the popularity of keys drifts, the hit ratio stays within 4 percentage points of the hit ratio of an LRU. With a
--- window of fixed size, it falls by 25 points or more.
+-- window of fixed size, it would be 25 points or more below that of an LRU.
 --
--- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
--- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
--- functions are built only after the settings have been found. Numbers are converted to text with '%d', because Redis
--- 7.0 would convert a number in a command with %.17g.
+-- All state is in one table. The functions capture this table instead of many locals, because a script builds its
+-- closures on every call, and Lua 5.1 needs time for each captured local (measured per call: 14 us with many locals, 4
+-- us with one). For the same reason, the functions are built only after the settings have been found. Numbers are
+-- converted to text with '%d', because Redis 7.0 would convert a number in a command with %.17g.
 
 -- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
 
 local MAX_HITS = 9e15  -- above this a double is not exact
 
 -- Read the state of the indexes, and write nothing. Returns a table of the state and the functions. If the cache cannot
--- be used, returns nil and the reply that the script must return. This is {0} if the cache has no settings or its
--- entries are being moved to another layout, and an error if a key holds unexpected data. closed: true in the scripts
+-- be used, returns nil and the reply that the script must return. The reply is {0} if the cache has no settings or its
+-- entries are being moved to another layout. It is an error if a key holds unexpected data. closed: true in the scripts
 -- that empty a shard after fence.lua has closed it. key: the key whose score in GHOST is read, if given.
 local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed, key)
   local call, number = redis.call, tonumber
@@ -66,8 +66,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then
-    -- The caller expects a cache of one shard. But the cache has been given another layout since then, or is being
-    -- moved to one.
+    -- Settings of another layout are no fault: the caller does not know yet that the cache has got this layout, or that
+    -- the entries are being moved to it.
     if string.match(m[1], '%d shards %d+') or string.match(m[1], '%d layout %d+') or string.match(m[1], '%d to %d+$')
       or string.match(m[1], ' closed$') then return nil, {0} end
     return nil, corrupt(META, 'settings of another form')
@@ -130,7 +130,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
     marks = marks,          -- see expect.lua; false if no entries move here
-    accesses = accesses, grow = grow,  -- accesses is hits * 10^8 + accesses in the current period
+    accesses = accesses, grow = grow,  -- I.accesses packs two counts of the current period: hits * 10^8 + accesses
     halvings = lfu and (m[13] or '0 0 0 0'),
     promoted = false,       -- whether an entry may have entered hot or warm
     halved = false,         -- see aged
@@ -139,10 +139,10 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
 
   function I.text(whole) return string.format('%d', whole) end
 
-  -- Each of these two formats packs two numbers. A field of SIZE is hits * 10^10 + bytes. It may exceed 2^53, so its
-  -- digits are handled as text. A score is clock * 16 + frequency. In GHOST, the frequency is at most 7, plus 8 if the
-  -- entry was evicted from the window. Only these functions and their counterparts in cache/entry_format.py know the
-  -- formats.
+  -- A field of SIZE and a score each hold two numbers. A field of SIZE is hits * 10^10 + bytes. It may exceed 2^53, so
+  -- its digits are handled as text. A score is clock * 16 + frequency. Only the four functions below and their
+  -- counterparts in cache/entry_format.py pack and unpack these numbers. In GHOST, the frequency is at most 7, plus 8
+  -- if the entry was evicted from the window.
   function I.pack_size(hits, size)
     if hits > 0 then return string.format('%d%010d', hits, size) end
     return string.format('%d', size)
@@ -172,7 +172,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
     --   ratio   the hit ratio of the period to compare with; -2 or -1: there is none
-    --   grow    the growth of the window in that period
+    --   grow    I.grow at the end of that period. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
@@ -211,7 +211,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
           I.grow = math.min(max, c.grow)
           c.trend, c.rest = 0, 8
         end
-        return                           -- compare with the better period again, since the window may move slowly
+        return                           -- keep the better ratio for the next comparison: the window may move slowly
       end
       c.ratio, c.grow = ratio, I.grow
     end
@@ -282,7 +282,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     end
     I.drop(key)
   end
-  if lfu or I.top < 3 then                 -- a plain LRU evicts without these
+  if lfu or I.top < 3 then                 -- a plain LRU evicts without these functions
     function I.evict(i, key, score)
       I.call('ZREM', I.tier[i], key)
       if i == 4 then I.newcomers = I.newcomers - 1 end
@@ -350,8 +350,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         else break end
       end
     end
-    -- Trim GHOST to twice as many keys as there are residents, but at least 16. This is done after more than 4
-    -- evictions, otherwise at every 16th access.
+    -- Trim GHOST to twice as many keys as there are residents, or to 16 keys if that is more. A call that has evicted
+    -- more than 4 entries trims GHOST. A call with fewer evictions trims it only at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end

@@ -1,6 +1,6 @@
--- Decode a whole number as the codec stores it: the letter m, then the number in the shortest form of msgpack. Returns
--- nil for any other value, and for a number that a double cannot hold exactly (2^53 and more, -2^53 and less). The
--- library cmsgpack is not used: it accepts other types, and not every server has it.
+-- Decode a whole number that the codec has stored as the letter m and the number in the shortest form of msgpack.
+-- Returns nil for any other value, and also for numbers of at least 2^53 or at most -2^53, because a double cannot hold
+-- all of them exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
 local function decode_integer(value)
   local first = string.byte(value, 2)
   if string.byte(value, 1) ~= 109 or not first then return nil end

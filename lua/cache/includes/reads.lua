@@ -1,8 +1,9 @@
--- Adds the functions that record reads to the state I of the indexes; see index.lua. They are not in index.lua, because
--- most puts do not need them, and each function that a call creates costs about 0.2 us.
+-- These functions record reads. They are added to I, the state of the indexes; see index.lua. They are not in index.lua
+-- itself, because most puts do not need them, and each function that a call creates costs about 0.2 us.
 
 -- Return three tables: the sizes, tiers and scores of the keys, by the position of the key in `keys`. Sends one command
--- per tier to find the scores. In a plain LRU, all entries are in cold and no scores are needed, so it sends none.
+-- per tier to find the scores. In a plain LRU, all entries are in cold and no scores are needed, so these commands are
+-- not sent.
 function I.locate(keys)
   local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
   for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end

@@ -9,16 +9,17 @@
 --       held fence= ttl_ms= [late=1] [added=]     late: another copy of a request for the token may still arrive;
 --                                                 added: identifies the last addition of time, see extend.lua
 --       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
---       waiting ticket= limit= live_ms= [late=1]  live_ms: when the waiter loses its position, unless it polls again
+--       waiting ticket= limit= live_ms= [late=1]  live_ms: server time at which the waiter loses its position unless it
+--                                                 polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: arrival of the waiter, us. Grants are published on a channel of this name
---   <tag>:spent:@<token>  STRING  why a late copy of the request is refused; expires
+--   <tag>:spent:@<token>  STRING  a tombstone: the reason why a late copy of the request is refused; expires
 -- A request is granted if fewer units are held than the limit in the request, so the lock itself stores no limit. The
 -- queue is first in, first out. A waiter with a low limit does not let later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
-local LATE_MS = 55000  -- how long a token is refused while another copy of its request may still arrive
+local LATE_MS = 55000  -- TTL of the tombstone of a token if another copy of its request may still arrive
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
 local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
 local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'
@@ -29,7 +30,7 @@ local function write_held(fence, ttl_ms, late, added)
   return 'held fence=' .. fence .. ' ttl_ms=' .. ttl_ms .. (late and ' late=1' or '')
     .. (added and ' added=' .. added or '')
 end
--- Whether another copy of a request for the token may still arrive.
+-- Return whether another copy of the recorded request may still arrive.
 local function is_late(record)
   local _, _, late = match(record, HELD_RECORD)
   if not late then _, _, late = match(record, GRANTED) end

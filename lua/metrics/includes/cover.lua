@@ -21,11 +21,11 @@ local function oldest_kept(now, ttls)
   return oldest
 end
 
--- Cover the time range [from, to) from its start. At each point, take the widest slice that starts there and ends in
--- the range. With `to_now`, the range ends now, and a slice that contains the current time counts as ending now. If
--- no slice that fits is kept, take a wider slice around the point, which may widen the range. Returns four values: the
--- slices, each as {tier, start}; the start and the end of the covered range; the width in ms of the first slice that
--- did not fit, or nil if all slices fit.
+-- Cover the time range [from, to) with slices, beginning at its start. At each point, take the widest kept slice that
+-- starts there and ends in the range. With `to_now`, the range ends now, and a slice that contains the current time
+-- counts as ending now. If no kept slice fits, take a wider one that contains the point, which may widen the range.
+-- Returns four values: the slices, each as {tier, start}; the start and the end of the covered range; the width in ms
+-- of the first slice that did not fit, or nil if all slices fit.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from
@@ -39,7 +39,7 @@ local function covering(from, to, to_now, now, ttls)
         break
       end
     end
-    if not taken then  -- only wider slices are kept: take the one around `at`; the range then starts or ends with it
+    if not taken then  -- no kept slice fits: take the narrowest one that contains `at`, and widen the range to it
       taken = finest(at, now, ttls) or 4
       local width = TIERS[taken][WIDTH]
       misfit = misfit or width

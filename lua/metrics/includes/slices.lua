@@ -5,26 +5,26 @@ local floor, format = math.floor, string.format
 local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
 local NAME, WIDTH, SHOWN = 1, 2, 3
 local OTHER = '__other__'
-local MIN_CLOSED = 2  -- slices of 10 s are not closed: they have few fields and expire soon
-local SETTLE_MS = 10000  -- processes flush the last samples of a slice within this time after its end, as a rule
+local MIN_CLOSED = 2  -- index of the narrowest slices that are closed; those of 10 s have few fields and expire soon
+local SETTLE_MS = 10000  -- by this time after the end of a slice, processes have usually flushed its last samples
 
-local function whole(number)  -- tostring would lose digits from 2^47 up
+local function whole(number)  -- tostring would lose digits from 10^14 up
   return format('%.0f', number)
 end
 
 -- Read a stored counter: a number of at least 0 and below 10^24. A sum beyond 2^53 is stored in the form 1.5e+17.
--- Returns nil for any other text, which another program has written, and `missing` if there is no text.
+-- Returns `missing` if there is no text, and nil for any other text, since only another program can have written it.
 local function counter(text, missing)
   if not text then return missing end
   local number = tonumber(text)
   return number and number >= 0 and number < 1e24 and number or nil
 end
 
--- Return three values: the TTLs of the slices of each width, in ms, with 0 for a TTL that is not stored; whether they
--- were stored with the schema of this version, since older versions stored no schema; and whether all four are stored.
--- If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width. The
--- unit in texts like 900000ms makes older versions refuse them. Otherwise, these versions would read windows without
--- the closed slices.
+-- Return three values: the TTLs of the slices of each width, in ms, where 0 stands for a TTL that is not stored;
+-- whether they were stored with the schema of this version (older versions stored no schema); whether all four are
+-- stored. If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
+-- Older versions do not know closed slices, and would return windows without them. The unit in texts like 900000ms
+-- makes older versions refuse the TTLs instead.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)
@@ -53,8 +53,8 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- Return a timestamp such as 2026-11-22T16:45:10, cut to the precision of a slice width. The conversion of days to a
--- date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
+-- Return a timestamp such as 2026-11-22T16:45:10, cut to its first `shown` characters, the precision of a slice width.
+-- The conversion of days to a date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
   local known = stamps[ms]

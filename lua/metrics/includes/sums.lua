@@ -1,17 +1,17 @@
--- Shared by the scripts that add up stored counters. Adding to a text converts it to a number in a third of the time
--- that tonumber needs. An addition raises an error for text that is no number, and so do these functions. The calling
--- script catches the error with pcall.
+-- Shared by the scripts that add up stored counters. An addition such as `text + 0` converts a text to a number in a
+-- third of the time that tonumber needs. It raises an error if the text is no number. The functions below also raise
+-- errors. The calling script catches all of them with pcall.
 
 -- Integers in a reply have 64 bits. A larger sum is returned as LARGEST; sums of costs in units of 10^-9 can be larger.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end
   if number >= LARGEST and number < 1e24 then return LARGEST end
-  error('a number that no counter reaches', 0)  -- also NaN
+  error('a number that no counter reaches', 0)  -- NaN also gets here
 end
 
--- Check a time, or a shortest or longest duration; -1 means unknown. Such a value is not a sum, so 9 * 10^15 or more is
--- an error.
+-- Check a time, or a shortest or longest duration; -1 means unknown. Unlike a sum, such a value is always below 9e15,
+-- so any larger number is an error.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

@@ -76,7 +76,7 @@ def test_outage_is_reported_once_and_changes_no_state(
             proxy.close_port()
             proxy.cut()
             wait_until(lambda: "alerts wait for the server" in caplog.text, "the warning")
-            time.sleep(2.5)  # two more rounds
+            time.sleep(2.5)  # two more rounds: the evaluator retries each second
             proxy.open_port()
             wait_until(lambda: "alerts are evaluated again" in caplog.text, "the end of the outage")
         assert caplog.text.count("alerts wait for the server") == 1

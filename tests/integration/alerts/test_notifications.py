@@ -88,7 +88,7 @@ def test_copy_after_a_crash_carries_the_same_id(
             deliver_all(perf.alerts._service, LIMIT_S)
         assert deliver_all(perf.alerts._service, LIMIT_S) == 0, "the lease still holds"
         (outbox,) = raw.keys(f"{namespace}:*:outbox:*")
-        raw.zadd(outbox, dict.fromkeys(raw.zrange(outbox, 0, -1), 1.0))  # the lease has ended
+        raw.zadd(outbox, dict.fromkeys(raw.zrange(outbox, 0, -1), 1.0))  # as if the lease had ended
         assert deliver_all(perf.alerts._service, LIMIT_S) == 1
         first, copy = receiver.ids()
         assert first == copy
@@ -172,7 +172,7 @@ def test_notification_is_dropped_after_a_day(perf: AgentPerf, history: History, 
     evaluated(perf, history.minutes(38, 30))
     notices = keys.alerts(namespace).notices
     for field, text in raw.hgetall(notices).items():
-        raw.hset(notices, field, text.replace("made=1", "made=", 1))  # much earlier
+        raw.hset(notices, field, text.replace("made=1", "made=", 1))  # without its first digit, the time is far earlier
     assert deliver_all(perf.alerts._service, LIMIT_S) == 1
     of = all_receivers(perf)["ops/command"]
     assert (of.waiting, of.attempts, of.dropped) == (0, 1, 1)

@@ -121,7 +121,7 @@ def compare(perf: AgentPerf, backend: Backend, hours: float, agents: tuple[str, 
     generate(history, minutes + 60, agents, seed=1)
     perf.alerts.deploy(text=RULES)
     live = firings(evaluated(perf, history.minutes(minutes - 1, 0)))
-    # A replay ends two seconds before the server's time, so that all records have arrived.
+    # The replay must end at least two seconds before the server's time, because later records may still arrive.
     wait_until(lambda: history.server_time() > history.now + 2, "the end of the last window")
     replay = perf.alerts.test(text=RULES, since=minutes * MINUTE, as_of=history.now)
     assert replay.coarse == ()
@@ -260,7 +260,8 @@ class PoolWorld:
             self._backend.run(pool_history.sample(shard))
             slices = self._backend.run(read_history(shard.keys.history)).slices
             found.append(dict(next(iter(slices.values()), {})))
-            # Replace each key in one step. If a key were absent for a moment, this process would restore its instances.
+            # Replace each key in one step. If a key were absent for a moment, this process would register its instances
+            # again.
             for name, dump in dumped.items():
                 if dump is None:
                     self._raw.delete(name)
@@ -285,7 +286,9 @@ class PoolWorld:
 def test_replay_of_a_pool_names_the_live_firings(
     perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A waiter lives for three seconds without a call. In a slow test, it would leave between a sample and an evaluation.
+    # The waiters of `PoolWorld` live for ten minutes without a call. So even in a slow test, none leaves between a
+    # sample and an evaluation. The scripts usually correct a waiter's time to at most three seconds. Here, they allow
+    # an hour.
     limits = "local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, "
     alter(monkeypatch, "balancer/sample", limits + "3000", limits + "3600000")
     history = History(backend)

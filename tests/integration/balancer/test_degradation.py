@@ -128,7 +128,7 @@ def test_unreachable_server_returns_nothing_under_none_policy(call: Call, nowher
         pass
     assert "is unreachable" in caught.value.reason
     assert caught.value.retry_after == 1.0
-    with pytest.raises(BackendUnavailable):  # the policy does not apply to this method
+    with pytest.raises(BackendUnavailable):  # the policy does not apply to `status`
         call(balancer, "status")
 
 

@@ -154,7 +154,7 @@ def test_block_ends_normally_during_an_outage(
     balancer = balancer_with(backend)
     with (
         contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught,
-        call.inside(balancer, "lease", "planner", ttl=60.0) as lease,  # the block ends long before the lease
+        call.inside(balancer, "lease", "planner", ttl=60.0) as lease,  # the block ends long before the lease expires
     ):
         hurry(backend, 0.2)
         proxy.close_port()
@@ -182,7 +182,7 @@ def test_change_after_its_deadline_has_no_effect(
     backend = connect(proxy.url)
     slow = LoadBalancer(backend=backend)
     assert call(slow, "mark_healthy", "planner", "p0")
-    # This call loads the script and estimates the server's clock.
+    # This call loads the script of `remove_instance` and lets the client estimate the server's clock.
     assert not call(slow, "remove_instance", "planner", "unknown")
     hurry(backend, 0.45)
     args: dict[str, tuple[Any, ...]] = {
@@ -198,7 +198,7 @@ def test_change_after_its_deadline_has_no_effect(
     before = raw.hget(pool.state, "p0")
     request = held.wait()
     position = [slot.name for slot in script.header.argv].index("until_ms")
-    until_ms = int(request[3 + int(request[2]) + position])  # an EVALSHA: hash, number of keys, keys, arguments
+    until_ms = int(request[3 + int(request[2]) + position])  # EVALSHA, hash, number of keys, keys, arguments
     wait_until(lambda: raw.time()[0] * 1000 > until_ms, "the server's clock to pass the limit")
     assert held.deliver().startswith(b"*2\r\n:-6\r\n")
     assert raw.hget(pool.state, "p0") == before
@@ -328,7 +328,7 @@ def test_unreferenced_lease_is_released_with_a_warning(
 
     def drop() -> None:
         held.clear()
-        gc.collect()  # cycles of finished tasks may refer to the lease
+        gc.collect()  # reference cycles of finished tasks may include the lease
 
     with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         drop()

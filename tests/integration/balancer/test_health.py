@@ -236,7 +236,7 @@ def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
     balancer.mark_unhealthy("planner", "p3")
     balancer.drain("planner", "p4")
     fail(balancer, "p0", 1)
-    assert pool_of(balancer).panic_for is None  # one of the three usable instances is unhealthy
+    assert pool_of(balancer).panic_for is None  # only p0 is unhealthy, of the three instances that are not disabled
     fail(balancer, "p1", 1)
     assert pool_of(balancer).panic_for is not None
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
@@ -512,7 +512,7 @@ def test_last_deployed_settings_apply_and_changes_are_logged(
     (message,) = caplog.messages
     assert "eject_after=5 -> 3" in message
     assert "slow_after=None -> 0.25" in message
-    register(LoadBalancer(backend=backend), 2)  # a balancer without settings
+    register(LoadBalancer(backend=backend), 2)  # this balancer has no settings, so it changes none
     assert pool_of(balancer).settings == PoolSettings(eject_after=3, slow_after=0.25)
     caplog.clear()
     register(LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend), 2)

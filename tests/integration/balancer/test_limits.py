@@ -257,14 +257,14 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # At a threshold of 1.0, there is no panic: p0 to p4 skip the warm-up because less than half of the pool is warm, and
-    # p5 to p9 warm up. In a panic, all ten skip it.
+    # At a threshold of 0.5, the pool panics, and in a panic, all ten instances skip the warm-up. At 1.0, there is no
+    # panic. Then an instance skips the warm-up only while less than half of the pool is warm, as p0 to p4 do.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    # p0 failed and recovered again. It warms up only if at least half of the pool is warm. If there was a panic, the
-    # nine other instances are warm; otherwise only four of them are.
+    # p0 has failed once more, and has recovered. It warms up only if at least half of the pool is warm. After a panic,
+    # the nine other instances are warm. Without a panic, only p1 to p4 are warm.
     assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
@@ -334,7 +334,7 @@ def test_acquires_get_exactly_what_gcra_allows(
     at_once = burst_us // every_us + 1
     assert len(grants) >= at_once + 1
     # Every refusal was right: its request was sent before the rate limit allowed the next lease. The earliest time of
-    # the next lease is computed from the leases that were granted before the refusal arrived.
+    # the next lease is computed from the leases that were granted before the client received the refusal.
     too_early_us = [arrivals[bisect.bisect(grants, there)] - burst_us - sent for sent, there in refusals]
     assert all(each > -GRAIN_US for each in too_early_us), min(too_early_us)
 
@@ -392,8 +392,8 @@ def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
         with pytest.raises(NoCapacity) as caught, balancer.lease(kind, tokens=1):
             pass
         assert balancer.release(held)
-        # An instance may be six seconds ahead of its rate limit. At one request per minute, the next lease therefore
-        # comes after 54 s.
+        # An instance may be six seconds ahead of its rate limit. So the next lease comes six seconds before the end of
+        # the backlog: at one request per minute, after 54 s.
         assert (
             backlog_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= backlog_s - 6.0 + 0.002
         )

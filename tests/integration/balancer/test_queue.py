@@ -262,7 +262,7 @@ def test_cancelled_wait_leaves_nothing_at_any_point(
     nothing_left(raw, pool)
 
 
-# These tests call the script wait.lua directly, so that waiters can stop polling
+# The tests below call the script wait.lua directly. So a waiter stops polling when the test does not call again.
 
 
 def poll(

@@ -209,7 +209,7 @@ def test_reads_show_all_shards_as_one_pool(
     assert [each.at for each in events] == sorted(each.at for each in events)
     paged: list[Any] = []
     while page := call(newcomer, "events", "planner", after=paged[-1].cursor if paged else "0-0", limit=3):
-        paged += page  # events of two shards with the same cursor stay on one page
+        paged += page  # events that have the same cursor, in different shards, stay on one page
     assert paged == events
     pool = shards(namespace)[0]
     name = raw.zrange(pool.ids, 0, 0)[0]
@@ -351,7 +351,7 @@ def test_number_of_shards_may_change_after_deletion(
     assert call(newcomer, "status", "planner") == []
     call(balancer, "configure_pool", "planner", shards=2)
     call(balancer, "register_instance", AgentInstance("p0", "planner"))
-    instance = call(newcomer, "acquire", "planner")  # it knew four shards
+    instance = call(newcomer, "acquire", "planner")  # `newcomer` last saw four shards
     assert instance.lease.pool.shards == 2
     assert call(newcomer, "release", instance)
     assert call(newcomer, "remove_instance", "planner", "p0")
@@ -457,7 +457,8 @@ def test_queue_of_a_shard_is_first_in_first_out(
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     balancer.configure_pool("planner", shards=SHARDS)
-    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1))  # so all tickets are in its shard
+    # p0 is the only instance, so all tickets are in its shard.
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1))
     kept.append(balancer.acquire("planner"))
     order: list[int] = []
 
@@ -654,7 +655,7 @@ def test_status_finds_a_pool_with_another_number_of_shards(
     balancer.configure_pool("planner", shards=count)
     balancer.register_instance(AgentInstance("p0", "planner"))
     for names in ((), ("planner",)):
-        (status,) = call(newcomer, "status", *names)  # it knew four shards
+        (status,) = call(newcomer, "status", *names)  # `newcomer` last saw four shards
         assert (len(status.instances), status.shards) == (1, count)
 
 

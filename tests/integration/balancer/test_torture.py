@@ -245,7 +245,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     assert kinds[EventKind.EJECTED]
     assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
-    for name, capacity in units.items():  # remove all limits
+    for name, capacity in units.items():  # remove all limits below the capacity
         balancer.mark_healthy("planner", name)
         balancer.update_instance("planner", name, max_capacity=capacity, requests_per_minute=math.inf)
     everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(sum(units.values()) - 1))]
@@ -291,7 +291,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read first, so that the history has the action of every reply
+        seen = observed(tmp_path)  # read before the histories, so that they contain the action of every reply
         try:
             histories = read_histories(raw, pools_of(namespace, shards))
             check_histories(histories)

@@ -82,7 +82,7 @@ def test_next_get_finds_a_put_under_any_policy(backend: Backend, policy: str, ti
     cache = (
         TieredCache(2, 3, 5, policy=policy, backend=backend) if tiered else LRUCache(10, policy=policy, backend=backend)
     )
-    for key in "abcdefghij" * 8:  # every entry in the cache is frequent
+    for key in "abcdefghij" * 8:  # makes every entry in the cache frequent
         cache.get_or_compute(key, lambda key=key: key)  # type: ignore[misc]
 
     for number in range(40):

@@ -75,7 +75,7 @@ class Reader:
                 return self.source()
 
             value = await self.cache.aio.get_or_compute("k", function, **self.options)
-            await asyncio.sleep(0.002)  # background refreshes run on this loop
+            await asyncio.sleep(0.002)  # lets background refreshes run: they need this loop
             return value
 
         return self.runner.run(read())
@@ -218,8 +218,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # Here is only the lower bound; the check with `fresh_s` is the upper bound. No computation starts while the
-    # computing process or all readers stall, so the time of the stalls is subtracted.
+    # The machine stalled in every attempt. So only a lower bound is checked here; the check with `fresh_s` above is the
+    # upper bound. No computation starts while the computing process or all readers stall, so the time of the stalls is
+    # subtracted.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
     assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)

@@ -226,7 +226,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 def test_limits_and_counters_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    for compute_lease in range(TURNS):  # several workers, since 5000 steps may exceed one worker's timeout
+    for compute_lease in range(TURNS):  # new workers in each turn: longer runs may exceed a worker's timeout
         seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
         assert workers.run(operate, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []

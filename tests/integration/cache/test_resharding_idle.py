@@ -93,7 +93,7 @@ def test_invalidation_reaches_the_new_layout_after_days(
     reshard(operator, "answers", 4)
     for where in keys.cache_shards(namespace, "cache", "answers", 2):
         for key in (where.meta, where.epochs, where.tags):
-            raw.delete(key)  # as after a day
+            raw.delete(key)  # as if the keys had expired, a day after the change
     monkeypatch.setattr(settings, "_LAYOUT_SEEN_S", 0.0)
     if invalidate == "clear":
         idle.clear()

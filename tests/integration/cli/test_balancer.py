@@ -212,7 +212,7 @@ def test_invalid_updates_exit_2(lb: Run, words: tuple[str, ...], message: str) -
 def test_status_gives_reason_and_start_of_each_absence(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     balancer = perf.balancer()
     assert "out of rotation" not in shown(lb("status", "planner"))
-    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # outlasts the test
+    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # the ejection outlasts the test
     for number in range(2, 4):
         balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=2))
     before = time.time()
@@ -309,7 +309,7 @@ def test_events_are_printed_and_followed(
     lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
 ) -> None:
     balancer = perf.balancer()
-    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # outlasts the test
+    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # the ejection outlasts the test
     for each in [balancer.acquire("planner") for _ in range(2)]:
         balancer.release(each, outcome="error" if each and each.id == "p0" else "ok")
     balancer.drain("planner", "p1")

@@ -238,12 +238,12 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
-        # The import sets this attribute. The test restores it. Otherwise later tests would patch a module that no code
-        # uses any more.
+        # `agentperf serve` imports the package `web` again and sets this attribute to the new module. The test restores
+        # the old value. Otherwise later tests would patch the new module, which no code uses.
         patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)
-        if package == "jinja2":  # starlette imports it
+        if package == "jinja2":  # `starlette.templating` imports jinja2
             patch.delitem(sys.modules, "starlette.templating", raising=False)
         patch.setitem(sys.modules, package, None)
         done = agentperf("serve")

@@ -105,7 +105,7 @@ def test_histogram_equals_the_api_bucket_for_bucket(perf: AgentPerf, collector: 
     assert pusher.send()
     assert collector.paths == ["/v1/metrics"]
     duration = collector.metrics()["gen_ai.invoke_agent.duration"]
-    assert (duration.unit, duration.exponential_histogram.aggregation_temporality) == ("s", 2)  # cumulative
+    assert (duration.unit, duration.exponential_histogram.aggregation_temporality) == ("s", 2)  # 2 means cumulative
     points = by(duration, "gen_ai.agent.name")
     agents = perf.metrics.snapshots()
     assert {name for (name,) in points} == set(agents)

@@ -144,7 +144,7 @@ def test_late_task_does_not_release_the_lock_of_another(
         entered, acquired = asyncio.Event(), asyncio.Event()
         late = asyncio.create_task(overrun(entered, acquired))
         await entered.wait()
-        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # its lease has expired
+        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # the lease of `late` has expired
         assert await lock.aio.acquire(blocking_timeout=60)
         fence = lock.fence
         acquired.set()
@@ -161,7 +161,7 @@ def test_threads_release_their_own_units(perf: AgentPerf, raw: Raw, namespace: s
 
     def hold() -> None:
         with semaphore:
-            ready.wait()  # the main thread acquires its unit after this unit
+            ready.wait()  # only now may the main thread acquire its unit
             ready.wait()  # both threads now hold a unit
             other.append(semaphore.fence)
 

@@ -174,7 +174,7 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
 def test_wrong_key_type_is_named_and_nothing_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Both agents belong to one shard.
+    # The agents `bad` and `good` belong to the same shard.
     names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 3]
     bad, good = names[:2]
     collector = MetricsCollector(backend=backend)
@@ -311,7 +311,8 @@ def test_delayed_samples_count_in_their_slices(backend: Backend, raw: Raw, names
         return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
 
     for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
-        # A result covers whole slices. So its count is at least that of the window, and at most that of the slices.
+        # A result covers the whole slices of `interval`. The test reads `now` at most 0.2 s after the flush. So an
+        # execution within 0.2 s of an end of the interval may be counted or not.
         metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
         covered = metrics.interval
         certain = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]

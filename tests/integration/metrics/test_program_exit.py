@@ -212,7 +212,8 @@ def test_every_record_after_close_warns_once(
 
 def test_each_client_warns_of_late_records(server: Server, namespace: str) -> None:
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("default")  # "default" shows equal warnings from one line only once
+        # With "default", Python shows equal warnings from one line only once. Every client must warn nevertheless.
+        warnings.simplefilter("default")
         for _ in range(3):
             perf = AgentPerf(server.url, namespace=namespace)
             perf.close()

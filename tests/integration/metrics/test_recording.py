@@ -215,7 +215,7 @@ def test_agents_beyond_the_limit_are_counted_together(
         for _ in range(2):
             collector.record_execution(name, 0.5, False, "E")
     collector.flush()
-    for name in names:  # known agents stay known
+    for name in names:  # the first three agents are known, and keep their own counts
         collector.record_execution(name, 0.5, True)
 
     metrics = collector.metrics
@@ -356,7 +356,7 @@ def test_combined_agents_read_as_one_agent(collector: MetricsCollector, call: Ca
 def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
     collector.record_execution("research", 0.25, True)
     collector.flush()
-    time.sleep(0.002)  # end times are stored in whole milliseconds; this makes them differ
+    time.sleep(0.002)  # so that the end times differ: they are stored in whole milliseconds
     collector.record_execution("research", 3.0, False, "a|b c")
     collector.flush()
     time.sleep(0.002)

@@ -77,7 +77,7 @@ def test_reply_that_cannot_be_read_is_an_outage(runner: asyncio.Runner) -> None:
         runner.run(perf.aclose())
 
 
-@pytest.mark.filterwarnings("ignore")  # about flushes that fail
+@pytest.mark.filterwarnings("ignore")  # warnings about flushes that fail
 @pytest.mark.thorough
 def test_garbled_replies_cause_only_documented_errors(runner: asyncio.Runner) -> None:
     wrong, slow = [], []

@@ -146,7 +146,7 @@ def test_last_seen_uses_the_clock_of_the_server(
     browser: Browser, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of this machine is two days fast."""
-    perf.metrics.record_llm("coder", model="m-1", tokens_in=12)  # recorded, but not executed
+    perf.metrics.record_llm("coder", model="m-1", tokens_in=12)  # a model call without an execution
     perf.metrics.flush()
     monkeypatch.setattr(rendering, "time", SimpleNamespace(time=lambda: time.time() + 2 * 86_400))
     assert " d ago" not in words(browser.get("/agents").text)

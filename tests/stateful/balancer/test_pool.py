@@ -108,8 +108,8 @@ class PoolMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32),
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
-        # The picks of these two strategies depend on the server's time. With JUMPY settings, too much of the state
-        # depends on the picks, so LEAST_LOADED replaces these strategies.
+        # The picks of RANDOM and PEAK_EWMA depend on the server's time. With JUMPY settings, too much of the state
+        # depends on the picks, so LEAST_LOADED replaces these two strategies.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            self.queued_before.update(granted)  # as after a wait in the queue, a release leaves a tombstone
+            self.queued_before.update(granted)  # their release leaves a tombstone, as after a wait in the queue
         if granted:
             again = self.fake.run(command)
             assert {token: each.facts[0] for token, each in again.items()} == {t: self.leases[t] for t in granted}
@@ -374,11 +374,12 @@ class PoolMachine(RuleBasedStateMachine):
         if outcome is Outcome.RATE_LIMITED and self.leases[token] in self.registered():
             assert tombstone or "resting" in self.instances[self.leases[token]].health
             assert self.rest_until_ms(self.leases[token]) >= until_ms
-            assert self.streak(self.leases[token]) == streak  # no further consequence
+            assert self.streak(self.leases[token]) == streak  # neither a success nor a failure
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # The last healthy instance is never ejected. A half-open instance may be ejected again.
+            # The last healthy instance is never ejected. A half-open instance is not in `fit_before` and may be ejected
+            # again.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted
@@ -479,7 +480,8 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # No earlier waiter may still be waiting if this token has all the labels that the earlier waiter requires.
+            # This waiter was granted. So no earlier waiter may still be waiting if it requires only labels that this
+            # waiter requires too.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"

@@ -250,5 +250,5 @@ def test_script_fault_fails_the_check(
     server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
 ) -> None:
     alter(monkeypatch, f"cache/{name}", line, instead)
-    with pytest.raises((AssertionError, ExceptionGroup, NoInteger)):  # NoInteger: a wrong value was still stored
+    with pytest.raises((AssertionError, ExceptionGroup, NoInteger)):  # NoInteger: `incr` found a wrong value
         run(LRUMachine, server, monkeypatch, examples=500)

@@ -135,7 +135,7 @@ class TieredMachine(CacheMachine):
             entry = self.cache.entry(key)
             assert entry is not None
             assert entry.ttl == pytest.approx(self.model[key].ttl_s, abs=30)
-            self.cache.put(key, held.value, ttl=ttl)  # so that the TTL counts from the creation, as `entry` expects
+            self.cache.put(key, held.value, ttl=ttl)  # the rule `entry` expects a TTL that counts from the creation
             self.stored(key, held.value, None, ttl)
 
     @rule(key=KEYS, by=st.integers(-300, 300))

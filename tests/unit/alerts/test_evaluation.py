@@ -48,7 +48,7 @@ def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = M
         ({}, "+???-", "FfffO"),
         ({"for_": "2m"}, "+?+++", "pppFf"),
         ({"for_": "2m"}, "+????", "ppppp"),
-        # the second level
+        # "=" means that neither `when` nor `resolve` holds: the value lies between their two levels.
         ({"resolve": "p95 < 1s"}, "+===-", "FfffO"),
         ({"resolve": "p95 < 1s"}, "===", "ooo"),
         ({"for_": "2m", "resolve": "p95 < 1s"}, "+=+++", "poppF"),

@@ -84,8 +84,8 @@ def test_pool_is_calculated_from_its_costs() -> None:
 
 
 def test_cache_is_calculated_from_its_costs() -> None:
-    # 16 processes read 16,000 entries a second and find 12,000. So each process finds 150 entries in 0.2 s, and reports
-    # its reads every 0.2 s.
+    # 16 processes read 16,000 entries a second and find 12,000. So each process finds 150 entries in 0.2 s. These are
+    # fewer than a full report has (256), so each process sends one report every 0.2 s.
     found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
     assert found.memory == found.cache.memory == 10**6 * 900
     reports = 16 / 0.2

@@ -163,7 +163,7 @@ def test_span_starting_after_its_root_left_counts_alone(
 
     def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
         parent = around(span, outer)
-        root.__exit__(None, None, None)  # as if another thread did this just after this thread saw the root open
+        root.__exit__(None, None, None)  # as if another thread ended the root just after this thread found it open
         return parent
 
     monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
@@ -183,7 +183,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # as if another thread did this just after it saw the root open
+                late._open_within(self)  # as if another thread had found the root open, and did this now
             else:
                 super().__setattr__(name, value)
 
