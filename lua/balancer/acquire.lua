@@ -58,7 +58,7 @@ local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 -- Pick an instance now, so that one HMGET can read its record together with the facts. The pool's strategy is not known
 -- yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated below. A pick from the
 -- ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the token twice.
-local _, expected = rules(WANTED == '-' and DEFAULT_STRATEGY or WANTED)
+local _, expected = rules(POOL .. (WANTED == '-' and DEFAULT_STRATEGY or WANTED))
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap', not record and id or TOKEN)
@@ -70,7 +70,7 @@ end
 local refused, strategy, score, how = opened(facts[2])
 if refused then return refused end
 if WANTED ~= '-' and WANTED ~= strategy then
-  if not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+  if not rules(POOL .. WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
   if call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 end
 if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
@@ -121,6 +121,7 @@ else
   end
 end
 --@include whole_number
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -42,6 +42,7 @@ local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
 --@include pool
 --@include pick
 --@include repeats
+--@include field
 --@include whole_records
 --@include labels
 --@include health
@@ -86,7 +87,7 @@ if #fresh == 0 then return granted_reply() end
 local refused, strategy, _, how = opened(fact)
 if refused then return refused end
 if WANTED ~= '-' and WANTED ~= strategy then
-  if not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+  if not rules(POOL .. WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
   if call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 end
 if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end

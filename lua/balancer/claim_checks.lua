@@ -21,6 +21,7 @@ local INTERVAL_MS, COUNT = ARGV[1], ARGV[2]
 --@include strategies
 --@include whole_number
 --@include records
+--@include field
 --@include whole_records
 
 local known = call('HMGET', STATE, '#pool', '#claimed')

@@ -22,6 +22,7 @@ local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local UNTIL_MS = ARGV[1]
 --@include strategies
 --@include records
+--@include field
 
 local CHUNK, MARKED_MS = 500, '60000'
 local TAG = string.sub(READY, 1, -6)

@@ -19,6 +19,7 @@ local SILENCE_MS = ARGV[1]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -44,8 +44,8 @@ if UNTIL_MS ~= '0' and now_ms > tonumber(UNTIL_MS) then return {TOO_LATE, now_ms
 local known = call('HMGET', STATE, '#pool', '#settings', '#load', '#born')
 local registered = call('ZCARD', IDS)
 local shards, strategy = match(known[1] or '', '^shards=(%d+) strategy=(%S+)$')
-if shards and (not rules(strategy) or not whole_number(shards)) then return corrupt('#pool') end
-if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+if shards and (not rules(POOL .. strategy) or not whole_number(shards)) then return corrupt('#pool') end
+if WANTED ~= '-' and not rules(POOL .. WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if not shards then
   local refused = opened(known[1])
   if refused then return refused end

@@ -43,6 +43,7 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health
@@ -77,7 +78,7 @@ call('ZCARD', RING)
 check_types(LABELS)
 local refused, strategy = opened(known[1])
 if refused then return refused end
-if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+if WANTED ~= '-' and not rules(POOL .. WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 local first = call('ZCARD', IDS) == 0 and 1 or 0
 if first == 0 and strategy then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
@@ -129,7 +130,7 @@ if SILENCE_MS == '0' then
 else
   call('ZADD', DUE, format('%.0f', pool.now_ms + SILENCE_MS), 'H:' .. ID)
 end
-local _, how = rules(strategy)
+local _, how = rules(POOL .. strategy)
 if how == 'ring' then
   local n = 0
   for point in string.gmatch(POINTS, '%d+') do

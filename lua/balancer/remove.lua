@@ -24,6 +24,7 @@ local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

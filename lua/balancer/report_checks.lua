@@ -23,6 +23,7 @@ local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

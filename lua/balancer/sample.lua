@@ -25,6 +25,7 @@ local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -26,6 +26,7 @@ local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health
@@ -34,7 +35,7 @@ local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 local EXPIRIES = 64
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
-if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+if WANTED ~= '-' and not rules(POOL .. WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if not facts[1] then return {NOTHING} end
 local refused, strategy, _, how = opened(facts[1])
 if refused then return refused end

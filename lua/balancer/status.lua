@@ -27,6 +27,7 @@ local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -29,6 +29,7 @@ local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -35,6 +35,7 @@ local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include records
 --@include grants
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

@@ -22,6 +22,7 @@ local LABELS, LIVE_MS = ARGV[1], ARGV[2]
 --@include whole_number
 --@include records
 --@include pool
+--@include field
 --@include whole_records
 --@include labels
 --@include health

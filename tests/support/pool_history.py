@@ -37,7 +37,7 @@ _LOGGED = (
         "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
         "before",
     ),
-    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
+    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. holder", "after"),
     ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
 )
 LOGGING: tuple[Change, ...] = tuple(

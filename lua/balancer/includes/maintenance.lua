@@ -97,7 +97,7 @@ local function maintenance(now_us)
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm',
     '#next', '#picks', '#load', '#cap', '#clock', '#watched')
   local _, strategy, score, _, waiter = opened(known[1])
-  if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
+  if not score then score, _, waiter = rules(POOL .. DEFAULT_STRATEGY) end
   local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
     or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap'
     or read_clock(known[12], now_ms) == nil and '#clock' or not whole_number(known[13], 0) and '#watched' or nil

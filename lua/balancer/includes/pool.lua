@@ -85,7 +85,7 @@
 --   <tag>:history        HASH    see history.lua
 --
 -- If a later minor version has added fields to the record of an instance, the scripts keep these fields. Records are
--- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and releases.lua,
+-- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and release.lua,
 -- extra records with those of maintenance.lua. pick.lua also reads records.
 
 -- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their

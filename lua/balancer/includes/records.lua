@@ -1,5 +1,5 @@
 -- Reads and writes the records in the hash `state`. Needs strategies.lua; pool.lua describes all fields. Only this
--- file, releases.lua, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order
+-- file, release.lua, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order
 -- of the first few.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
@@ -18,7 +18,6 @@ local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d
 local GRANTED = '^grant instance=(%S+) fence=(%d+) ticket=(%-?%d+)'
 local WAITING = '^waiting ticket=(%-?%d+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
-local MAX_WEIGHT = 1e6  -- as in model.py
 
 -- A reply begins with one of these numbers, its status; `Status` in replies.py has the same numbers. Common refusals:
 --   {-3, fact}                     the pool is divided into shards, see layout.lua, or another major version of the
@@ -35,20 +34,11 @@ local function corrupt(field) return {-4, field} end
 -- strategies.lua), and the rest of the text after the strategy.
 local function opened(fact)
   if not fact then return nil end
-  if string.sub(fact, 1, 18) == 'schema=2 strategy=' then  -- the usual case: nothing follows the strategy
-    local strategy = string.sub(fact, 19)
-    local score, how, waiter, response = rules(strategy)
-    if score then return nil, strategy, score, how, waiter, response, '' end
-  end
-  local strategy, more = match(fact, '^schema=2 strategy=(%S+)(.*)$')
-  if not strategy then return {-3, fact} end
-  local score, how, waiter, response = rules(strategy)
+  local score, how, waiter, response, strategy = rules(fact)
+  if score then return nil, strategy, score, how, waiter, response, '' end  -- usually, nothing follows the strategy
+  local pool, more = match(fact, '^(' .. POOL .. '%S+)(.*)$')
+  if not pool then return {-3, fact} end
+  score, how, waiter, response, strategy = rules(pool)
   if not score then return corrupt('#pool') end
   return nil, strategy, score, how, waiter, response, more
-end
-
--- Return the value of a field, which may be at any position in the record; nil if the field is missing.
-local function field(record, name)
-  local _, at = string.find(' ' .. record, ' ' .. name .. '=', 1, true)
-  return at and match(record, '^%S+', at)
 end

@@ -46,7 +46,7 @@ local function write_waiting(ticket, ttl_ms, labels, tokens)
   return 'waiting ticket=' .. ticket .. ' ttl_ms=' .. ttl_ms .. ' labels=' .. labels .. ' tokens=' .. tokens
 end
 local function write_pool(strategy, slow_after_us)
-  return 'schema=2 strategy=' .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
+  return POOL .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
 end
 local function write_tombstone(why) return 'tombstone why=' .. why end
 

@@ -251,7 +251,8 @@ def test_scores_pack_load_and_pick(fake: Fake) -> None:
 
 def test_strategies_are_one_list_in_lua_and_python() -> None:
     text = (LUA / "balancer" / "includes" / "strategies.lua").read_text()
-    assert set(re.findall(r"strategy == '(\w+)'", text)) == {each.value for each in LoadBalancingStrategy}
+    rows = re.findall(r"pool == 'schema=2 strategy=(\w+)' then\n    return .* '(\w+)'\n", text)
+    assert sorted(rows) == sorted((each.value, each.value) for each in LoadBalancingStrategy)
     for file in (LUA / "balancer").rglob("*.lua"):
         if file.name != "strategies.lua":
             code = re.sub(r"--[^\n]*", "", file.read_text())
