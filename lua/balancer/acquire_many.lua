@@ -39,6 +39,7 @@ local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
 --@include whole_number
 --@include records
 --@include grants
+--@include totals
 --@include pool
 --@include pick
 --@include repeats

@@ -34,6 +34,7 @@ local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include whole_number
 --@include records
 --@include grants
+--@include totals
 --@include pool
 --@include field
 --@include whole_records

@@ -31,7 +31,7 @@ JUMPY = PoolSettings(
 _LOG = "call('RPUSH', STATE .. ':log', {})\n"
 _LOGGED = (
     # (line of a script, entry to log, whether to log it before or after this line)
-    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
+    ("      record = 'load=' .. load .. ' limit='", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
     (
         "call('HSET', STATE, token, write(r.id",
         "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",

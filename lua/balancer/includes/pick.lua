@@ -1,5 +1,5 @@
--- How each strategy picks from the ready instances, in O(log N). Needs strategies.lua, records.lua, pool.lua, and the
--- key RING.
+-- How each strategy picks from the ready instances, in O(log N). Needs `call`, `match`, `format`, `floor` and the keys
+-- STATE and RING.
 --
 -- pick(how, from, random, point, now_ms, load, cap, suits) returns the id of an instance, and also its record if the
 -- pick has read it. Returns nil if there is no suitable instance.
@@ -11,10 +11,6 @@
 --   cap     sum of the capacities in the pool; `ring` uses it for the same bound
 --   suits   for `ring` only: a function that gets the record of an instance and returns whether the instance is
 --           suitable. Without a function (nil or false), all instances of `from` are suitable
---
--- Creating a function takes 0.1 us or more. Therefore `pick` creates the functions of the rarer picks only in calls
--- that need one of them.
-
 local function pick(how, from, random, point, now_ms, load, cap, suits)
   if how == 'first' then return call('ZRANGE', from, '0', '0')[1] end
   local n = how == 'ring' and 1 or call('ZCARD', from)  -- `ring` rarely needs the number of ready instances
@@ -32,7 +28,7 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   -- by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a draw use two
   -- separate random generators (Park and Miller). With a single generator, a pool of several thousand instances would
   -- show a bias. When all scores are 0, all instances are equally likely.
-  local function draw()
+  if how == 'proportional' then
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
     local high = tonumber(call('ZRANGE', from, '-1', '-1', 'WITHSCORES')[2])
@@ -72,7 +68,10 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
 
   -- Peak EWMA: return the cheaper of two instances. The price of an instance is its latency, decayed by the time since
   -- its measurement, times (load + 1). A busy instance whose latency was never measured is expensive, as in Finagle.
-  local function cheaper(one, other)
+  if how == 'cheaper_of_two' then
+    local other = format('%d', u2 * n)
+    local one = call('ZRANGE', from, rank, rank)[1]
+    other = call('ZRANGE', from, other, other)[1]
     local PRICED = '^load=(%d+) limit=%S+ %S+ %S+ %S+ ewma_us=(%d+) ewma_at_ms=(%d+) '
     local best, lowest, its
     for i, record in ipairs(call('HMGET', STATE, one, other)) do
@@ -93,38 +92,30 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   -- `suits`, return the least loaded instance of `from`. Usually one of the first FEW points has such an instance, so
   -- these points are read first. An instance whose record has its fields in another order is skipped until a script has
   -- rewritten the record.
-  local function clockwise(share)
-    local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
-    for round = 1, 2 do
-      local first, count = '0', FEW
-      if round == 2 then
-        if call('ZCARD', from) == 0 then return nil end  -- no instance has free capacity
-        first, count = FEW, POINTS
-      end
-      local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
-      local missing = count - #names
-      if missing > 0 then
-        -- At the end of the ring, continue at its beginning. Looking at a point twice is harmless.
-        for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
-      end
-      for i = 1, #names do
-        local id = match(names[i], '^[^#]*')
-        local record = call('HGET', STATE, id)
-        local load, limit = match(record or '', LOADED)
-        load, limit = tonumber(load), tonumber(limit)
-        if load and load < limit and load < share * limit and call('ZSCORE', from, id)
-          and (not suits or suits(record)) then
-          return id, record
-        end
+  local share = 1.25 * ((load or 0) + 1) / math.max(1, cap or 1)
+  local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
+  for round = 1, 2 do
+    local first, count = '0', FEW
+    if round == 2 then
+      if call('ZCARD', from) == 0 then return nil end  -- no instance has free capacity
+      first, count = FEW, POINTS
+    end
+    local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
+    local missing = count - #names
+    if missing > 0 then
+      -- At the end of the ring, continue at its beginning. Looking at a point twice is harmless.
+      for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
+    end
+    for i = 1, #names do
+      local id = match(names[i], '^[^#]*')
+      local record = call('HGET', STATE, id)
+      local load, limit = match(record or '', LOADED)
+      load, limit = tonumber(load), tonumber(limit)
+      if load and load < limit and load < share * limit and call('ZSCORE', from, id)
+        and (not suits or suits(record)) then
+        return id, record
       end
     end
-    return not suits and call('ZRANGE', from, '0', '0')[1] or nil
   end
-
-  if how == 'proportional' then return draw() end
-  if how == 'cheaper_of_two' then
-    local other = format('%d', u2 * n)
-    return cheaper(call('ZRANGE', from, rank, rank)[1], call('ZRANGE', from, other, other)[1])
-  end
-  return clockwise(1.25 * ((load or 0) + 1) / math.max(1, cap or 1))
+  return not suits and call('ZRANGE', from, '0', '0')[1] or nil
 end

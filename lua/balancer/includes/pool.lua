@@ -1,7 +1,7 @@
--- The pool: the contents of its keys, and the functions with which scripts use them. Needs strategies.lua and
--- records.lua. Only this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. Most
--- scripts write to due or waitq directly. A script that includes one of these files must name its keys STATE, READY,
--- DUE and WAITQ. The functions use these names: parameters for the keys would cost time on every acquire and release.
+-- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
+-- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. Most scripts write to due
+-- or waitq directly. A script that includes one of these files must name its keys STATE, READY, DUE and WAITQ. The
+-- functions use these names: parameters for the keys would cost time on every acquire and release.
 --
 -- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A
 -- pool may also be divided into shards. Then each shard has all of these keys under its own <tag>, such as

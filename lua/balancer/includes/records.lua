@@ -12,6 +12,8 @@
 -- numbers with '..', which is exact below 10^14; fencing tokens are larger and are therefore passed as text. A function
 -- that is created on every call of a script defines its constants in its own body. Each local variable from outside
 -- that the function uses makes its creation slower.
+--
+-- acquire and release also define the next four names themselves. They include this file only below their usual case.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- (l?): the first letter of late=1
