@@ -14,7 +14,6 @@ import contextlib
 import logging
 import math
 import os
-import secrets
 import socket
 import threading
 import time
@@ -427,7 +426,7 @@ def resolve_namespace(namespace: str | None) -> str:
 
 
 def _process_id() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
 
 
 def _noted(where: str, reply: Reply) -> None:

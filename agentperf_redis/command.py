@@ -3,7 +3,8 @@
 Every operation on the server is a `Command` or a `Flow`. A flow is a generator that yields steps, such as commands and
 pauses, and receives their results. Two drivers perform the steps: `transport.executor` blocks the thread, and
 `transport.async_executor` runs on asyncio. So each operation is written once, and a test can drive a flow with
-``send()`` alone.
+``send()`` alone. No step is changed after its creation. The classes are not frozen, because a frozen object takes twice
+as long to create, and each call creates some.
 
     def acquire_or_wait(...) -> Flow[Lease]:
         lease = yield from acquire(...)          # a Command: its result has an exact type
@@ -54,7 +55,7 @@ def whole_number(text: str | bytes | None) -> int:
     return int(text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Command(Generic[T]):
     """Run one script, or one plain read command, and decode its reply.
 
@@ -95,7 +96,7 @@ class Command(Generic[T]):
         return flat
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch(Generic[T]):
     """Run several commands as one pipeline for each node. Not atomic: each command succeeds or fails on its own."""
 
@@ -114,7 +115,7 @@ class Batch(Generic[T]):
         return (yield self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pause:
     """Sleep for `seconds`."""
 
@@ -124,7 +125,7 @@ class Pause:
         yield self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wait:
     """Wait for a wake-up, at most `seconds`. Returns whether the wake-up came."""
 
@@ -135,7 +136,7 @@ class Wait:
         return (yield self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call(Generic[T]):
     """Call user code and return its result. Under asyncio, an awaitable result is awaited.
 
@@ -147,7 +148,7 @@ class Call(Generic[T]):
     function: Callable[[], T | Awaitable[T]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shielded(Generic[T]):
     """Run a flow to its end, even if the waiting task is cancelled meanwhile. Returns the result of the flow.
 
@@ -160,7 +161,7 @@ class Shielded(Generic[T]):
         return (yield self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Together:
     """Run flows concurrently, each on a separate thread or task, and wait for all of them.
 

@@ -81,8 +81,8 @@ from __future__ import annotations
 import hashlib
 import re
 from binascii import crc_hqx
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 from zlib import crc32
 
@@ -174,8 +174,7 @@ def absent(key: str) -> str:
     return f"{head}{{{tag}}}:absent" if closed and tag else f"{key}:{{{key}}}:absent"
 
 
-@dataclass(frozen=True, slots=True)
-class PoolKeys:
+class PoolKeys(NamedTuple):
     """Keys of one balancer pool, ``agentperf:{lb:planner}:...``."""
 
     tag: str
@@ -259,8 +258,7 @@ def whole_resource(resource: str) -> str:
     return resource.partition("#")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class LockKeys:
+class LockKeys(NamedTuple):
     """Keys of one lock or semaphore, ``agentperf:{lock:invoices}:...``."""
 
     tag: str
@@ -281,8 +279,7 @@ def lock(namespace: str, service: str, name: str) -> LockKeys:
     return LockKeys(tag, *(f"{tag}:{part}" for part in ("state", "held", "queue")))
 
 
-@dataclass(frozen=True, slots=True)
-class CacheKeys:
+class CacheKeys(NamedTuple):
     """Keys of one cache, ``agentperf:{cache:answers}:...`` or ``agentperf:{tiered:docs}:...``."""
 
     tag: str
@@ -412,8 +409,7 @@ def metrics_slow(namespace: str, shard: int, series: str) -> str:
     return f"{metrics_tag(namespace, shard)}:slow:{series}"
 
 
-@dataclass(frozen=True, slots=True)
-class AlertKeys:
+class AlertKeys(NamedTuple):
     """Keys of the alerts of a namespace, ``agentperf:{alerts}:...``."""
 
     tag: str

@@ -29,9 +29,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -60,8 +59,7 @@ def lua_folder() -> Traversable:
     return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One line of a header: a key or an argument."""
 
     name: str
@@ -74,8 +72,7 @@ class Slot:
         return self.name.endswith("...")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The parsed header of a script."""
 
     purpose: str
@@ -169,5 +166,5 @@ def _slots(lines: list[str]) -> tuple[Slot, ...]:
         if found:
             slots.append(Slot(*found.groups("")))
         elif slots:
-            slots[-1] = replace(slots[-1], shape=f"{slots[-1].shape} {line}".strip())
+            slots[-1] = slots[-1]._replace(shape=f"{slots[-1].shape} {line}".strip())
     return tuple(slots)

@@ -15,7 +15,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
@@ -201,7 +201,7 @@ def resp_bytes(reply: Reply) -> int:
 
 def _pool_costs(probe: _Probe, namespace: str) -> dict[str, Any]:
     pool = Pool.of(namespace, "plan")
-    names = [getattr(pool.keys, each.name) for each in fields(pool.keys) if each.name != "tag"]
+    names = [key for name, key in pool.keys._asdict().items() if name != "tag"]
     probe.made.update(names)
     fleet = [AgentInstance(f"instance-{number}", "plan", max_capacity=CAPACITY) for number in range(INSTANCES)]
     probe.run([register(pool, each, LoadBalancingStrategy.LEAST_LOADED, 0) for each in fleet])
@@ -237,7 +237,7 @@ def _pool_costs(probe: _Probe, namespace: str) -> dict[str, Any]:
 def _cache_costs(probe: _Probe, namespace: str, value_bytes: int) -> dict[str, Any]:
     where = keys.cache(namespace, "cache", "plan")
     entries = max(LEAST_ENTRIES, min(ENTRIES, CACHE_BYTES // value_bytes))
-    index = [getattr(where, each.name) for each in fields(where) if each.name not in _NO_KEYS]
+    index = [key for name, key in where._asdict().items() if name not in _NO_KEYS]
     probe.made.update(index)
     probe.run([deploy(where, Settings(Policy.LRU, (0, 0, entries), 0, (0, 0, KEPT_MS)))])
     numbers = count()

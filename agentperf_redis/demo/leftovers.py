@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
@@ -45,7 +44,7 @@ def _keys(namespace: str) -> Iterator[str]:
             yield key(namespace, shard, series)
     for service, name in (("cache", FILES_CACHE), ("tiered", MODULES_CACHE)):
         its = keys.cache(namespace, service, name)
-        yield from (getattr(its, field.name) for field in fields(its) if field.name not in _NO_KEYS)
+        yield from (key for name, key in its._asdict().items() if name not in _NO_KEYS)
 
 
 def _was_set(reply: Reply) -> bool:

@@ -20,6 +20,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from agentperf_redis.errors import InvalidArgument
@@ -158,8 +159,7 @@ def hidden(url: str) -> str:
     return head + ("***@" if at else "") + hosts + slash + path
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(NamedTuple):
     scheme: str
     authority: str
     path: str

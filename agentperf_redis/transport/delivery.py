@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import (
@@ -135,8 +135,7 @@ class Exchange:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """Wait for `seconds` before the next step."""
 
     seconds: float

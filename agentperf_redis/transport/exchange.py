@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from agentperf_redis.command import Reply
 from agentperf_redis.transport.connector import Connector
@@ -30,15 +30,13 @@ MAX_CONNECTIONS = 32
 BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """Create a connection to a node, and return it before it is connected."""
 
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Connect(Generic[C]):
+class Connect(NamedTuple, Generic[C]):
     """Connect a connection that `Open` created."""
 
     connection: C

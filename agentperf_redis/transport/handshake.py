@@ -9,7 +9,7 @@ driver checks the namespace on that node.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Sequence
 
 from agentperf_redis import keys
@@ -47,7 +47,7 @@ class Handshake:
 
     def opening(self) -> Command[None]:
         """Return the command that creates the namespace or checks it, on the node that has its key."""
-        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._check_opened)
+        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": os.urandom(8).hex()}, self._check_opened)
 
     def request(self) -> bytes:
         """Return the handshake request. It has `REPLIES` replies.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +253,7 @@ class PoolWorld:
         """Sample all shards, then restore them: sampling ends expired leases that an evaluation must still find."""
         found = []
         for shard in self.shards:
-            names = [getattr(shard.keys, each.name) for each in fields(shard.keys) if each.name != "tag"]
+            names = [key for name, key in shard.keys._asdict().items() if name != "tag"]
             dumped = {name: self._raw.dump(name) for name in names}
             self._raw.delete(shard.keys.history)
             self._backend.run(pool_history.sample(shard))

@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -450,7 +450,7 @@ def test_key_of_wrong_type_is_named_and_unchanged(
     poisoned = f"{pool.tag}:{part}"
     raw.delete(poisoned)
     raw.set(poisoned, "poison")
-    names = [getattr(pool, each.name) for each in fields(pool) if each.name != "tag"]
+    names = [key for name, key in pool._asdict().items() if name != "tag"]
 
     def everything() -> dict[str, Any]:
         return {key: raw.dump(key) if key == poisoned else repr(read(key)) for key in names}
