@@ -15,8 +15,8 @@
 --   tokens       int   tokens that the work used, minus the tokens that acquire counted; may be negative
 --   rest_ms      int   time for which the instance gets no work after the outcome 'l', ms
 -- RETURNS
---   1   this call or an earlier copy of it ended the lease. If again is 1, bury_ms is 0 and the token has neither a
---     lease nor a tombstone, the script assumes that an earlier copy ended the lease
+--   1   this call or an earlier copy of it ended the lease. The script only assumes this if again is 1, bury_ms is 0,
+--     and the token has neither a lease nor a tombstone
 --   0   the token has no lease: it is unknown or waiting. If bury_ms is not 0, the token's request is now cancelled
 --   {-1, why}   the request had ended before. why: the reason in its tombstone
 --   {-3, fact}  {-4, field}   as in records.lua

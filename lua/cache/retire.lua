@@ -15,7 +15,7 @@
 --   history   HASH    <tag>:history
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   keep_ms   int     TTL of meta, epochs and tags, ms. If meta is also that of the whole cache, it does not expire
+--   keep_ms   int     TTL of epochs and tags, ms; also of meta, unless meta holds the settings of the whole cache
 -- RETURNS
 --   {1}         done, by this call or an earlier one
 --   {0, n}      nothing done; n: number of entries that are left, plus number of clears whose values are not freed yet

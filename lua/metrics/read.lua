@@ -179,7 +179,7 @@ local function plain(name)
     + tok_cached_in + tok_cache_write + tok_reasoning
   if not (all < 9e15 and n >= 0 and ok >= 0 and err >= 0 and sum_us >= 0 and llm_calls >= 0 and tool_calls >= 0
     and tok_in >= 0 and tok_out >= 0 and cost_nano >= 0 and tok_cached_in >= 0 and tok_cache_write >= 0
-    and tok_reasoning >= 0) then  -- usually, all sums are in range and need no calls
+    and tok_reasoning >= 0) then  -- rare: usually all sums are in range
     n, ok, err, sum_us = clamped(n), clamped(ok), clamped(err), clamped(sum_us)
     llm_calls, tool_calls, tok_in, tok_out = clamped(llm_calls), clamped(tool_calls), clamped(tok_in), clamped(tok_out)
     cost_nano, tok_cached_in = clamped(cost_nano), clamped(tok_cached_in)

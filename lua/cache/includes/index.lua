@@ -361,8 +361,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- residents, about 16 each: a random sample, or the next ones in the order of HSCAN.
   function I.expire()
     if not I.next or I.now_ms < I.next then return end
-    -- In a cache of up to SMALL entries, each write removes all expired entries. Up to LISTPACK entries, the server may
-    -- store SIZE as a listpack, which HSCAN returns as a whole.
+    -- If the cache has at most SMALL entries, each write removes all expired entries. If it has at most LISTPACK
+    -- entries, the server may store the hash SIZE as a listpack. HSCAN would then return all of its fields at once.
     local call, found, SMALL, LISTPACK = I.call, 0, 32, 512
     if I.n <= SMALL then
       local first_ms = nil

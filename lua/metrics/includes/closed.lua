@@ -93,8 +93,8 @@ end
 -- the search.
 local MAX_NEWER = 16
 -- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the script
--- reads the positions where these lines are if no slice is missing from the list. If the lines are not there, a binary
--- search finds them.
+-- reads the positions at which these lines would be if no slice were missing from the list. If they are not there, a
+-- binary search finds them.
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]
   if not range.low then
