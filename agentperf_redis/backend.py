@@ -364,7 +364,8 @@ class Backend:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server cannot start: commands fail at once, even without the breaker
+        except BackendUnavailable:
+            # The embedded server cannot start. Commands then fail at once, so they do not need the breaker.
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 

@@ -100,8 +100,9 @@ class Background:
         Returns:
             As for `put`.
         """
-        # Only the background thread changes due times, when it takes jobs from the inbox. If this method changed them
-        # and were interrupted, a due time could be left without an entry in the heap.
+        # Only the thread that runs the jobs changes due times. Another thread puts the job into the inbox instead. If
+        # it changed due times itself and a signal handler raised meanwhile, a due time could be left without an entry
+        # in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -224,7 +225,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise the job was rescheduled to an earlier time
+            if self._due_times.get(job) == due:  # if not, the job was rescheduled to an earlier time
                 del self._due_times[job]
                 jobs.append(job)
         return jobs

@@ -82,7 +82,7 @@ class Handler:
             return
         self._repeated = True
         pause = _REPEAT_S
-        # If the main thread runs the handler between the loop's check of `_repeated` and `os.kill`, this loop sends one
+        # If the main thread runs the handler between the check of `_repeated` below and `os.kill`, the process gets one
         # signal too many. This was seen only with a thread switch interval of 1 us.
         while self._repeated:
             os.kill(os.getpid(), number)

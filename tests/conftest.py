@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if config.getoption("--as-acl-user"):
         restrict_default_user()
-    if not _is_worker(config):  # the workers of a parallel session inherit the mark
+    if not _is_worker(config):  # only once: the workers of a parallel session inherit the mark
         leftovers.mark_session()
     _make_hypothesis_deterministic(config)
 

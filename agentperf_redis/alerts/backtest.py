@@ -354,8 +354,9 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         before = replace(state, seen_ms=before_ms) if state is not None and before_ms else state
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
-        # A replay misses no evaluation, but where the server keeps only wide slices, the evaluations are further apart
-        # than the rule's interval. So `interval_ms` is the time since the previous evaluation.
+        # `judge` counts time as unobserved if evaluations are much further apart than `interval_ms`. A replay misses no
+        # evaluation, but where the server keeps only wide slices, its evaluations are further apart than the rule's
+        # interval. So pass the time since the previous evaluation.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:

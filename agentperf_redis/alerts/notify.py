@@ -57,8 +57,8 @@ def _post(address: Address, notice: Mapping[str, Any]) -> str:
         logging.getLogger(name).addFilter(_quiet)
     _quiet.threads.add(threading.get_ident())
     try:
-        # The `notify` of `Apprise` is not used, only that of a single receiver. `Apprise` has few threads for all
-        # receivers, and receivers that hang would occupy all of these threads.
+        # Call the receiver's own `notify`, not `Apprise.notify`. `Apprise` has few threads for all receivers, and
+        # receivers that hang would occupy all of these threads.
         sender = apprise.Apprise.instantiate(address.url, suppress_exceptions=True)
         if sender is None:
             return f"{address.masked}: apprise knows no such address"

@@ -121,7 +121,7 @@ class LeaseKeeper:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
         # `close` sets `_closed` before it lists the leases. So if `close` has missed this lease, the check below finds
-        # `_closed` set. The check must therefore follow the assignment.
+        # `_closed` set. Therefore the check must come after the lease is added to `_held`.
         if self._closed:
             self._held.pop(lease.token, None)
             return False

@@ -117,7 +117,7 @@ class Registrations:
                 away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
             # Another process may have found the pool empty and let its division expire, see `_let_lapse` in
-            # flows/instances.py. If that process died before it noticed the new instance, only this call keeps the
+            # flows/instances.py. If that process died before it counted the instances again, only this call keeps the
             # division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
             self.layouts.learn(pool.agent_type, division.shards)

@@ -152,8 +152,8 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # `new` is None if a refresh has just failed, or if the server holds a lease of another refresh. This may be
-            # the lease of the refresh that was cut off. So the key stays marked as cut off.
+            # `new` is None if this task did not get the lease: either a refresh has just failed, or another refresh has
+            # the lease. The other one may be the refresh that was cut off, so the key then stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
                 return Served(new.value)  # `refreshing` has warned if the value cannot be stored

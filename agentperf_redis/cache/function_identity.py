@@ -176,7 +176,8 @@ class _Unbound:
 def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is not None and closure:
-        # A function that calls super() has a cell __class__. It is left out, since the name contains the class.
+        # A function that calls super() has a cell __class__. This cell is left out, since the name of the function
+        # contains the class.
         yield from ((name, cell) for name, cell in zip(code.co_freevars, closure, strict=True) if name != "__class__")
 
 

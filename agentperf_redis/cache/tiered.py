@@ -147,7 +147,8 @@ class TieredCache(DecoratingCache):
         shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # A TTL of None is the user's choice of no expiry. Infinity replaces it, since None in `given` means no choice.
+        # With a TTL of None, the user chooses no expiry. In `given`, None means that the user chose nothing, so
+        # infinity replaces it.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls, shards)
         sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}

@@ -127,7 +127,7 @@ def _put_off(error: NoCapacity) -> Any:
         raise error
     # `retry` increments `request.retries`. A task that waits for capacity has not failed, so its wait must not use up a
     # retry. Therefore `request.retries` is first lowered by one. Passing `max_retries` would not help: `retry` stores
-    # that value in the task, and it then applies to all later retries in this process.
+    # that value in the task, where it applies to all later retries in this process.
     retries = request.retries
     request.retries = retries - 1
     try:
@@ -167,8 +167,8 @@ class _Tracking:
             (signals.task_retry, self._note_retry),
             (signals.task_revoked, self._note_revocation),
         ):
-            # Celery logs the exceptions of handlers. Celery before 5.7 needs `dispatch_uid`. Without it, Celery treats
-            # the same method of two objects as one handler, and connects only the first.
+            # Celery catches and logs the exceptions of handlers. Without `dispatch_uid`, Celery before 5.7 treats the
+            # same method of two objects as one handler, and connects only the first.
             signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:
@@ -209,8 +209,8 @@ class _Tracking:
             self._count_killed(sender, task_id, exception)
 
     def _note_retry(self, sender: Any, request: Any, reason: object = None, **_: object) -> None:
-        # The worker itself retries two kinds of runs. If it lost the run, `reason.exc` is a WorkerLostError. If it
-        # cancelled the run, `reason` is None.
+        # The worker itself retries runs that it lost and runs that it cancelled. For a lost run, `reason.exc` is a
+        # WorkerLostError. For a cancelled run, `reason` is None.
         cause = getattr(reason, "exc", None)
         if reason is None or isinstance(cause, WorkerLostError):
             self._count_killed(sender, request.id, cause)

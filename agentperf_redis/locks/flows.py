@@ -235,7 +235,8 @@ class Locking:
                 raise
             _log.warning("%s", lost)
         except BackendUnavailable as unavailable:
-            # The work is done, so no error is raised. The lease expires no later than the end of its TTL.
+            # The work is done, so no error is raised. A retry in the background releases the lease, or the lease
+            # expires.
             _log.warning("could not release %r: %s", held, unavailable)
 
     def abandon(self) -> None:

@@ -256,7 +256,7 @@ def merged(found: Sequence[Found]) -> list[Found]:
         if part is not None and key is not None and key in responses:
             before = result[responses[key]]
             usage = joined(before.usage, each.usage, adds=part.adds)
-            # A list of parts is a stream that was collected, so no further parts follow.
+            # A list with several parts of a response is a stream that was collected, so no further parts follow.
             result[responses[key]] = Found(usage, before.part and replace(before.part, ends=True))
         else:
             result.append(each)

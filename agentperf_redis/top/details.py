@@ -47,7 +47,7 @@ class Chart:
     shown: Callable[[float], str]
 
 
-@dataclass(frozen=True)  # without slots, like `Column`
+@dataclass(frozen=True)  # without slots, because `Part[X](...)` fails with slots
 class Part(Generic[V]):
     """A tab of a screen: a table.
 

@@ -73,8 +73,8 @@ class Connector:
         self.address = address
         self._defaulted = defaulted
         if defaulted or address.kind is ServerKind.EMBEDDED:
-            # Imported here, not at first use. The first use may be on the flushing thread. If the process forked during
-            # that import, the module's import lock would stay held in the child.
+            # Import the module now, not at first use. The first use may be on the flushing thread. If the process
+            # forked while that thread was importing the module, the module's import lock would stay held in the child.
             import agentperf_redis.embedded  # noqa: F401
         self._embedded_path: str | None = None
         self._lock = threading.Lock()

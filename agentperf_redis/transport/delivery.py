@@ -367,7 +367,7 @@ def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dic
             waiting.append(item)
     asking: dict[Node, list[_Item]] = {}
     for item in redirected:
-        if item.node in groups:  # redirected items never share a pipeline with other items
+        if item.node in groups:  # wait for the next round: redirected items never share a pipeline with other items
             waiting.append(item)
         elif item.node is not None:
             asking.setdefault(item.node, []).append(item)
@@ -487,7 +487,7 @@ def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Co
     script = item.command.script
     if not isinstance(script, Script):
         return
-    if script.sha in loaded:  # a proxy may send the commands of a pipeline to different servers
+    if script.sha in loaded:  # loaded on another server: a proxy may send the commands of a pipeline to several servers
         item.by_source = True
     else:
         context.lacking.add((node, script.sha))

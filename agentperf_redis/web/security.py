@@ -70,7 +70,7 @@ class Guard:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            # Without this, Starlette would look up the names of routes in the application on which this one is mounted.
+            # If this application is mounted on another one, Starlette would otherwise look up route names there.
             scope["router"] = scope["app"].router
             scope["app_root_path"] = scope.get("root_path", "")
             request, cookies = Request(scope, receive), list[str]()

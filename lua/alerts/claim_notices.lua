@@ -1,4 +1,4 @@
--- claim_notices: claim one notification of each address under a lease: the one that has been due longest.
+-- claim_notices: for each address, claim the notification that has been due longest. The claim is a lease of lease_ms.
 -- KEYS
 --   notices       HASH  agentperf:{alerts}:notices
 --   receivers     HASH  agentperf:{alerts}:receivers

@@ -6,7 +6,7 @@
 -- ARGV
 --   address    text  percent-encoded
 --   id         text  id of the notification
---   retry_ms   int   time until the next attempt, ms; 0: it was delivered
+--   retry_ms   int   time until the next attempt, ms; 0: the notification was delivered
 --   keep_ms    int   max age of a notification, ms; an older one is dropped after a failed attempt
 --   error      text  why the attempt failed, percent-encoded; empty if it did not fail
 -- RETURNS

@@ -15,14 +15,14 @@
 --   targets    int     number of targets
 --   gone       int     number of targets whose state is deleted
 --   happened   int     number of events
---   values...  text    first, name and state of each target; then the name of each target whose state is deleted; then
---                      12 fields of each event, each with its value; then address, id and payload of each
---                      notification. Names and addresses are percent-encoded
+--   values...  text    name and state of each target; then the name of each target whose state is deleted; then 12
+--                      fields of each event, each with its value; then address, id and payload of each notification.
+--                      Names and addresses are percent-encoded
 -- RETURNS
 --   1   stored
 --   0   the rules were deployed again, or a later claim has the rule; nothing was stored
--- REPEAT  a second delivery changes nothing. It returns 1; or 0, if a later claim has the rule or the rules were
---         deployed again
+-- REPEAT  a second delivery changes nothing. It returns 0 if a later claim has the rule or if the rules were deployed
+--         again, else 1
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(targets + events + notifications)
 --@include corrupt

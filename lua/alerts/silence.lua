@@ -6,10 +6,10 @@
 -- ARGV
 --   for_ms    int     length of the silences, ms; 0: end the present silences
 --   now_ms    int     start of the silences, ms since 1970; -1: the server's time
---   event     text    id of the events
+--   event     text    the id that is written into each event
 --   rules...  text    percent-encoded
 -- RETURNS
---   {1, until_ms, rule ...}   until_ms: end of the silences, ms since 1970; then the names of those rules that exist
+--   {1, until_ms, rule ...}   until_ms: end of the silences, ms since 1970. rule: each of the given rules that exists
 -- REPEAT  a second delivery silences the rules again, and adds further events. With now_ms -1, the silences then start
 --         at the time of the second delivery
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was changed

@@ -12,7 +12,7 @@
 --   late    int   1 when another copy of this request may still arrive, else 0
 --   wanted  text  strategy the pool must have, or '-' for any
 --   labels  text  comma-separated labels; the instance must have all of them; '-' for none
---   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity, or random if it has none
+--   point   int   position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave, or random
 --   random  int   random number, 0 to 2^52 - 1
 --   tokens  int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
 -- RETURNS
@@ -20,18 +20,19 @@
 --     instance. load: sum of the loads of all instances after the grant. cap: sum of the capacities of the instances
 --     that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. If some instances are not
---     disabled, and all of these are unhealthy, resting or rate-limited: time until the first of these comes back, if
---     known, at most a day. registered: number of instances. waiting: number of waiters. disabled: number of instances
---     that are draining, have missed their heartbeat or are marked unhealthy. unhealthy: number of instances that are
---     not disabled, but ejected, half-open or failing their checks. rate_limited: number of all other instances that
---     are resting or have used up a rate limit
+--     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. But if all instances that are
+--     not disabled are unhealthy, resting or rate-limited, and the time until the first of them comes back is known,
+--     retry_ms is this time, at most a day. registered: number of instances. waiting: number of waiters. disabled:
+--     number of instances that are draining, have missed their heartbeat or were marked unhealthy by hand. unhealthy:
+--     number of instances that are not disabled, but ejected, half-open or failing their checks. rate_limited: number
+--     of all other instances that are resting or have used up a rate limit
 --   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
 --     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same lease. A copy is refused if the token was cancelled, if its lease expired, or if its release
---         left a tombstone. The release leaves one if late was 1 or its bury_ms is not 0
+--         left a tombstone. The release leaves one if a copy of this request had late 1, or if bury_ms of the release
+--         is not 0
 -- ERRORS  none
 -- COST    O(log N + log L) for N instances and L leases. In the usual case, it calls 6 commands under least_loaded,
 --         round_robin and random, and 7 to 13 under the other strategies. It calls 1 or 2 more if wanted is '-' and the
@@ -57,7 +58,7 @@ local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- Pick an instance now, so that one HMGET can read its record together with the facts. The pool's strategy is not known
 -- yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated below. A pick from the
--- ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the token twice.
+-- ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the token again instead.
 local _, expected = rules(POOL .. (WANTED == '-' and DEFAULT_STRATEGY or WANTED))
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end

@@ -21,8 +21,8 @@
 --   {1, load, cap, token, id, expiry_ms, fence, record, token ...}   the leases granted to these tokens, now or before.
 --     load, cap: as in acquire
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted. Values: as in acquire
---   {-1, why}   all tokens are spent, or one is spent and whole is 1. No lease is granted. why: as in acquire. If an
---     earlier copy of the request got leases, they stay until they are released or expire
+--   {-1, why}   all tokens are spent, or whole is 1 and at least one token is spent. No lease is granted. why: as in
+--     acquire. If an earlier copy of the request got leases, they stay until they are released or expire
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1 and the pool exists, a call
@@ -30,8 +30,9 @@
 --         request then gets no lease for this token
 -- ERRORS  none
 -- COST    O(n log N + n log L) for n leases to grant, N instances, and L leases in the pool. It calls some 25 + 8 n
---         commands, plus 1 for each label of an instance, 1 for the first lease of an instance with rate limits, and at
---         most n to find all units if whole is 1. It processes at most 512 due timers, with some 8 commands for each
+--         commands. For each lease, it calls 1 or 2 more for each label of the instance, and 1 more if the instance has
+--         rate limits. If whole is 1, it calls at most n more to find all units. It processes at most 512 due timers,
+--         with some 8 commands for each
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9
@@ -102,7 +103,8 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
 local read = {}
--- Read each record only once per round. Within a round, only `pool.grant` changes a record, and its copy in `read` too.
+-- Read each record only once per round. Within a round, only `pool.grant` changes records, and it also changes their
+-- copies in `read`.
 local function instance(id)
   read[id] = read[id] or pool.read(id)
   return read[id]
@@ -124,10 +126,10 @@ local function reserve(count)
 end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
--- Pick an instance with a free unit for one lease. Return the record and the id of the instance. `number` is the
--- position of the random number for this lease. If no instance is picked, or if the picked one is full or has a corrupt
--- record, try the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of the
--- picked instance.
+-- Pick an instance with a free unit for one lease. Return the record and the id of the instance. `number` is the index
+-- of the random number for this lease in `randoms`. If no instance is picked, or if the picked one is full or has a
+-- corrupt record, try the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of
+-- the picked instance, if any.
 local function picked(number, spare)
   local random = randoms[number] or '0'
   local point = POINT == '-' and format('%.0f', random % 281474976710656) or POINT

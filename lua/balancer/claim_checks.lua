@@ -9,7 +9,7 @@
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
 --     interval_ms. id, record: the instances to check. A resting instance is not checked. Usually it rests because of
---     its own rate limit. A check would use up more of this limit, and if it failed, it would also count against the
+--     its own rate limit. A check would use up more of this limit, and a failed check would also count against the
 --     health of the instance
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  claims other due checks. If a reply is lost, the instances in it miss one check

@@ -1,4 +1,4 @@
--- heartbeat: record that instances are alive. An instance that was disabled for a missed heartbeat takes work again.
+-- heartbeat: record that instances are alive. An instance that was disabled by a missed heartbeat takes work again.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it

@@ -11,8 +11,8 @@
 --   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day,
---                   unless a 'set' confirms it before. 'drop': end the division. #born, the creation time of the
---                   pool, is kept for a minute if it exists
+--                   unless a 'set' confirms it before then. 'drop': end the division now. If the pool has
+--                   #born, its creation time, a 'drop' keeps it for a minute
 --   shards    int   for 'set': the wanted number of shards, 1 for an undivided pool. For 'lapse' and 'drop': the
 --                   present number
 --   wanted    text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
@@ -55,7 +55,7 @@ if not shards then
   if ACTION ~= 'set' or SHARDS == '1' or registered > 0 or load > 0 then return {NOTHING, 1} end
 elseif shards ~= SHARDS then
   if ACTION ~= 'set' or call('PTTL', STATE) == -1 then return {NOTHING, tonumber(shards)} end
-  if SHARDS == '1' then  -- a caller let the division expire, since it found no instance in any shard
+  if SHARDS == '1' then  -- a caller used 'lapse', because it found no instance in any shard
     call('HDEL', STATE, '#pool', '#settings')
     return {NOTHING, 1}
   end
@@ -77,7 +77,7 @@ elseif WANTED ~= '-' or not strategy then  -- the pool has no instance (see abov
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
 if not shards then
-  -- Waiters may have queued here before the pool had instances. They queue again in the shards.
+  -- Waiters may have queued in the undivided pool before it had instances. They queue again in the shards.
   for _, key in ipairs({STATE, READY, DUE, WAITQ, IDS, RING}) do call('UNLINK', key) end
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end

@@ -4,11 +4,11 @@
 --   due    ZSET  agentperf:{lb:<type>}:due
 -- ARGV
 --   first  int   rank of the first timer of the page in the sorted set due
---   count  int   timers per page, at most 1000; the reply omits timers of other kinds than leases, grants and waiters
+--   count  int   timers per page, at most 1000; the reply contains only timers of leases, grants and waiters
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
---     next_rank: rank of the next page, 0 after the last page. due_ms: when the lease or grant expires, or when the
---     waiter loses its position. The tokens are sorted by due_ms
+--     next_rank: rank of the first timer of the next page, 0 after the last page. due_ms: when the lease or grant
+--     expires, or when the waiter loses its position. The tokens are sorted by due_ms
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it changes nothing

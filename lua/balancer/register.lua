@@ -83,7 +83,7 @@ local first = call('ZCARD', IDS) == 0 and 1 or 0
 if first == 0 and strategy then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered, or the server has evicted the hash `state` and not the other keys. In both cases, the
+  -- No instance is registered, or the server has evicted the hash `state` but not the other keys. In both cases, the
   -- caller may choose the strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end

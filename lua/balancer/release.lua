@@ -15,8 +15,8 @@
 --   tokens       int   tokens that the work used, minus the tokens that acquire counted; may be negative
 --   rest_ms      int   time for which the instance gets no work after the outcome 'l', ms
 -- RETURNS
---   1   this call or an earlier copy of it ended the lease. The script only assumes this if again is 1, bury_ms is 0,
---     and the token has neither a lease nor a tombstone
+--   1   this call or an earlier copy of it ended the lease. In one case, the script only assumes that an earlier copy
+--     ended it: again is 1, bury_ms is 0, and the token has neither a lease nor a tombstone
 --   0   the token has no lease: it is unknown or waiting. If bury_ms is not 0, the token's request is now cancelled
 --   {-1, why}   the request had ended before. why: the reason in its tombstone
 --   {-3, fact}  {-4, field}   as in records.lua
@@ -30,8 +30,8 @@ local RESPONSE_US, BURY_MS, AGAIN, TOKENS, REST_MS = ARGV[4], ARGV[5], ARGV[6], 
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 --@include pool
 
--- The usual record of an instance. A release copies limit, seq, fence and peak unchanged; of these, it reads limit and
--- seq. It copies the rest of the record after streak as one text.
+-- The usual record of an instance. A release copies limit, seq, fence and peak as one text, and also reads limit and
+-- seq on their own. It copies everything after streak as another text.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 -- Most instances have neither labels nor flags. The fastest test for this is a search for the text PLAIN in the rest.

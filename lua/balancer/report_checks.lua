@@ -10,7 +10,7 @@
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 --   results...  text  '+' (passed) or '-' (failed), followed by the id of an instance; at most 500
 -- RETURNS
---   {1, id...}   the instances that are not registered. The results of all others were recorded
+--   {1, id...}   the instances that are not registered. The results of all others were recorded or ignored (see REPEAT)
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
 -- REPEAT  harmless. A result is ignored if it was recorded before. It is also ignored if the instance already has the

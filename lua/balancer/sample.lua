@@ -1,6 +1,6 @@
 -- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. Before
 -- it adds them, it processes due timers, as `status` does. So the history and `status` show the same figures, except
--- for leases on removed instances (see below).
+-- for leases on removed instances (see the end of the script).
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -34,7 +34,7 @@ local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 --@include history
 
 local AWAY = string.sub(READY, 1, -6) .. 'away'
--- The flags with which `status` reports an instance as not healthy; as in balancer/commands/records.py.
+-- `status` reports an instance as not healthy if it has one of these flags; as in balancer/commands/records.py.
 local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, down = true}
 
 -- Return the number of healthy instances, the sum of all capacities, and the first instance whose record the library

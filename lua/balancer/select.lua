@@ -58,4 +58,6 @@ if several and not id then id = pool.best(LABELS) end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
 if read_record(record or '') then return {DONE, id, record} end
-return pool.changed and {NOTHING} or corrupt(id)  -- after a write, only the next call reports the corrupt record
+-- The reply {-4} means that nothing was changed. If this call has changed something, it returns {0}, and a later call
+-- reports the corrupt record.
+return pool.changed and {NOTHING} or corrupt(id)

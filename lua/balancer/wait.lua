@@ -67,8 +67,8 @@ pool.expire(EXPIRIES)
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
   -- The waiter is new, has lost its position, or did not fetch its grant in time. In the last two cases, it queues
-  -- again with its old ticket. While the queue is not empty, each new waiter gets a later arrival time than the new
-  -- waiter before it. This holds even if the server's clock was set back.
+  -- again with its old ticket. While the queue is not empty, each new waiter gets a later arrival time than the
+  -- previous new waiter. This holds even if the server's clock was set back.
   local ticket = TICKET
   if ticket == '-' then
     if arrived_us < pool.now_us or call('ZCARD', WAITQ) == 0 then arrived_us = pool.now_us - 1 end

@@ -18,10 +18,10 @@
 --   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,
 --                       tier, score, expiry in ms
 -- RETURNS
---   {1, done, ...}  done is 1 or 0 for each entry. 1: the entry is stored in this shard, or must not be stored here, so
---                   the caller may remove it from the old layout. 0: the mark of the key is gone, and nothing is
---                   stored; the caller marks the key and reads the entry again
---   {0}             the shard has no settings, was not prepared, or is closed; nothing done
+--   {1, done, ...}  done is 1 or 0 for each entry. 1: the entry is stored in this shard, or must not be stored here. In
+--                   both cases, the caller may remove it from the old layout. 0: the mark of the key is gone, and
+--                   nothing is stored; the caller marks the key and reads the entry again
+--   {0}             the shard has no settings, was not prepared (see prepare.lua), or is closed; nothing done
 -- REPEAT  a second or late delivery finds the marks gone, and stores nothing
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O((entries + evictions) log N) for N entries of the shard; a call evicts at most 512
@@ -51,7 +51,7 @@ for i = 1, #ARGV / PARTS do
   elseif I.marks and call('HGET', MARKS, name) == mark then
     done = 1
     call('HDEL', MARKS, name)
-    local weight = #name + #value - 8    -- bytes without version and expiry; put.lua counts the same
+    local weight = #name + #value - 8    -- bytes without version and expiry, as in put.lua
     if string.sub(value, 9, 9) == '+' then weight = weight - #string.match(value, '^%d* ?', 15) end
     local expired = expiry_ms >= 0 and expiry_ms <= I.now_ms
     if live(call, value, epochs, TAGS) and not expired and not (I.max_bytes > 0 and weight > I.max_bytes) then

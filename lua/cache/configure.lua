@@ -5,9 +5,9 @@
 --   new       ZSET  <tag>:new
 --   cold      ZSET  <tag>:cold
 --   ghost     ZSET  <tag>:ghost
---   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, a call gets the
---   keys of the whole cache or the keys of one shard. With several shards, the meta of the whole cache has only the
---   settings, and the settings of a shard have the shard's share of the limits.
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, a call gets the keys
+--   of the whole cache or the keys of one shard. In this case, the meta of the whole cache is used only for the
+--   settings. The settings of a shard contain the shard's share of the limits.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>[ shards <number>]". The
@@ -21,7 +21,7 @@
 --   {-1, schema}        the cache was written by another major version; nothing done
 --   {-3, before}        a change of the layout has begun and waits for its step 'switch' (see relayout.lua), or the
 --                       shard was closed because its entries move to another layout; nothing done
---   {-2, before}        the caller chose another number of shards, or limits that the shards cannot share; nothing done
+--   {-2, before}        the caller chose another number of shards, or limits too small for the shards; nothing done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1); O(N log N) for N entries when the policy changes from tinylfu to lru

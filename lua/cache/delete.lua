@@ -35,7 +35,7 @@ I.clock = I.clock + 1
 I.removed = I.clock
 for i = 1, count do
   local key = ARGV[NAMES + i]
-  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- also frees a cleared value, which does not count
+  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- also frees a cleared value; `removed` does not count it
   if I.call('HEXISTS', SIZE, key) == 1 then
     removed = removed + freed
     I.remove(key)

@@ -6,9 +6,9 @@
 --   marks     HASH  <tag>:marks  key -> the clock when it was marked
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   max       int   max marks of the shard. If the present marks and the names of this call are more in total, all
---                   earlier marks are deleted first. The caller must mark the keys of the deleted marks again,
---                   and then read the entries of these keys again
+--   max       int   max marks of the shard. If the present marks and the names of this call together exceed max, all
+--                   present marks are deleted first. The caller must mark the keys of the deleted marks again, and
+--                   then read the entries of these keys again
 --   keep_ms   int   TTL of all marks, ms; each call renews it
 --   names...  text  the stored names, at most 256
 -- RETURNS

@@ -3,14 +3,14 @@
 --   meta       HASH    <tag>:meta
 --   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions. An entry is invalid if its version
 --                      is at most <cleared>. An entry that has a tag is also invalid if its version is at most
---                      <merged>. No tag makes an entry invalid if the entry's version is above <tagged>
---   tags       ZSET    <tag>:tags
+--                      <merged>. If the version of an entry is above <tagged>, its tags cannot make it invalid
+--   tags       ZSET    <tag>:tags  for each tag, the version of its last invalidation
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus        text    channel of invalidations
 --   origin     text    id of the invalidating process; messages on the bus contain it
---   max_marks  int     max tags whose last invalidation is kept. Beyond this limit, the oldest invalidations are
---                      deleted, and <merged> is raised to the newest version among them
+--   max_marks  int     max number of tags whose last invalidation is kept. Beyond this limit, the oldest invalidations
+--                      are deleted, and <merged> is raised to the newest deleted version
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation
@@ -37,7 +37,7 @@ local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
 for i = FIRST_TAG, #ARGV do
-  call('ZREM', TAGS, ARGV[i])            -- a full server allows ZREM, and after a first write it allows all writes
+  call('ZREM', TAGS, ARGV[i])            -- a full server allows ZREM, and then all other writes of this script
   call('ZADD', TAGS, version, ARGV[i])
 end
 local over = call('ZCARD', TAGS) - MAX_MARKS

@@ -5,11 +5,11 @@
 --   marks    HASH  <tag>:marks
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   entries  int   number of entries, out of this shard's limit, that stay reserved for the old layout; -1 if the old
---                  layout has no entries left
---   bytes    int   the same for the limit of bytes
+--   entries  int   part of this shard's limit of entries that stays reserved for the old layout; -1 if the old layout
+--                  has no entries left
+--   bytes    int   part of this shard's limit of bytes that stays reserved; not used if entries is -1
 -- RETURNS
---   {1}      done; or nothing done, because no entries are being moved to this shard
+--   {1}      done. If no entries are being moved to this shard, nothing was changed
 -- REPEAT  a second or late delivery never enlarges the reserved part
 -- ERRORS  none
 -- COST    O(1)

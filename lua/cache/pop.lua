@@ -13,7 +13,8 @@
 --   epochs    STRING  <tag>:epochs
 --   tags      ZSET    <tag>:tags
 --   resent    ZSET    <tag>:resent
---   reply     STRING  <tag>:r:<id>  the entry that this request has removed, or a blank for none; expires at until_ms
+--   reply     STRING  <tag>:r:<id>  the entry that this request has removed, or a blank if the request found no value;
+--                     expires after until_ms
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   key       text    stored name of the key
@@ -24,14 +25,15 @@
 --   origin    text    id of the calling process; messages on the bus contain it
 -- RETURNS
 --   {1, entry, version}  the entry was removed, now or by an earlier copy of the request; version is the cache's clock
---   {2}                  no value, or one that was invalidated; nothing done
+--   {2}                  there is no value, or it was invalidated; nothing removed
 --   {0}                  the cache has no settings, or its entries are being moved to another layout; nothing done
---   {-5, clock}          the request was cancelled; or this is a repeated delivery after until_ms, and an earlier copy
---                        may have been executed; nothing done
+--   {-5, clock}          this delivery did nothing: the request was cancelled, or a repeated delivery arrived after
+--                        until_ms. In the second case, an earlier copy may have been executed
 --   {-6, now_ms}         the first delivery arrived after until_ms; nothing done
 -- REPEAT  the first executed copy leaves the entry in <tag>:r:<id>, and all other copies return it. A repeated delivery
---         that finds no value leaves a blank there, so that no late copy removes a newer value. If the shard was closed
---         since the first delivery, a copy still returns the entry, with version 0.
+--         that finds no value leaves a blank there, so that no late copy removes a newer value. If the entries began to
+--         move to another layout after the first delivery, a repeated delivery still returns the entry that an earlier
+--         copy has left, with version 0.
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(log N) for N entries. The value is renamed, not copied; its memory is held until until_ms
 --@include corrupt

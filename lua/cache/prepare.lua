@@ -5,11 +5,11 @@
 -- ARGV
 --   clock        int   the highest clock of the old layout's shards; new versions in this shard are higher
 --   entries      int   part of this shard's limit of entries that is reserved for the old layout
---   bytes        int   the same for the limit of bytes
+--   bytes        int   part of this shard's limit of bytes that is reserved for the old layout
 --   counters...  int   counters of the old layout that continue here: evicted, expired, hot, warm, cold, misses,
 --                      saved_ms and corrupt
 -- RETURNS
---   {1}          ready, by this call or an earlier one
+--   {1}          this call or an earlier one has made the shard ready
 -- REPEAT  a second or late delivery finds the shard ready
 -- ERRORS  CORRUPT if the clock in meta is not a number; nothing was written
 -- COST    O(1)

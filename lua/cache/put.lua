@@ -15,7 +15,7 @@
 --   tags       ZSET    <tag>:tags
 --   resent     ZSET    <tag>:resent
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. With a mode, <tag>:r:<id> is read and written too.
---   This STRING "<status> <version> <number>" is the reply of the request. It expires after until_ms.
+--   This STRING holds the reply of the request as "<status> <version> <number>". It expires after until_ms.
 -- ARGV
 --   key        text    stored name of the key
 --   payload    bytes   the entry without version and expiry; see entry_format.payload
@@ -30,9 +30,9 @@
 --   token      text    token of the compute lease under which the value was computed; empty for a plain put
 --   mode       text    empty: store the payload in any case; 'add': only if there is no value; 'replace': only if there
 --                      is one; 'if:<version>': only if the value has this version, or if version is 0 and there is no
---                      value; 'touch': store the old value again with the TTL, and keep its version; 'incr:<by>': add
+--                      value; 'touch': store the old value again with ttl_ms, and keep its version; 'incr:<by>': add
 --                      to the stored number and keep its TTL and tags, or store the payload if there is no value;
---                      'incrxx:<by>': the same, but only if there is a value. With a mode, token is empty
+--                      'incrxx:<by>': as 'incr:<by>', but only if there is a value. With a mode, token is empty
 --   bus        text    channel of invalidations
 --   origin     text    id of the writing process; messages on the bus contain it
 --   writer     text    the reporting process
@@ -43,12 +43,12 @@
 --   corrupt    int     undecodable entries found since the last report
 --   tag_count  int     number of tags
 --   tags...    text    percent-encoded
---   reads...   text    key and number of reads, for distinct keys, oldest read first
+--   reads...   text    for each key that was read: the key, then its number of reads; oldest read first
 -- RETURNS
 --   {1, version, evicted}  stored; evicted: number of evicted entries, 0 if an earlier copy was executed
 --   {2, version, number}   'incr' or 'incrxx': stored; number is the new value
 --   {0}                    the cache has no settings, or its entries are being moved to another layout; nothing done
---   {0, 1}                 the same, but this is a repeated delivery: an earlier copy may have been executed
+--   {0, 1}                 as {0}, but this is a repeated delivery: an earlier copy may have been executed
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value alone exceeds the cache's limit of bytes; the old value is removed
 --   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
@@ -57,8 +57,8 @@
 --   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes
 --                          'incr' and 'incrxx', an old number stays
 --   {-5, version}          the request was cancelled, or an earlier repeated delivery was executed; nothing done
---   {-5, version}          with a mode: a repeated delivery arrived after until_ms, and an earlier copy may have been
---                          executed; nothing done
+--   {-5, version}          with a mode: a repeated delivery arrived after until_ms and did nothing; an earlier copy may
+--                          have been executed
 --   {-5, version}          without a mode: an earlier copy may have stored a value that was replaced since; the key is
 --                          made a miss
 --   {-6, now_ms}           this delivery arrived after until_ms and did nothing
@@ -74,11 +74,11 @@
 --         in resent, so that later copies do nothing. For a caller that gives up, cancel_puts.lua writes the id to
 --         resent. Therefore no late or repeated copy overwrites a newer value.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
---         reply. If the first delivery is refused, it leaves no reply, because no other copy exists yet. A repeated
---         delivery that returns {-2, version} or {-4, version} leaves its id in resent instead of a reply. A full
---         server whose maxmemory-policy is volatile-* may evict the reply; even then, a copy that finds its id in the
---         entry reports success. If the entries began to move to another layout after the first delivery, a copy still
---         returns the reply that was left.
+--         reply. There are two exceptions. If the first delivery stores nothing, it leaves no reply, so a repeated
+--         delivery checks the condition again. If a repeated delivery returns {-2, version} or {-4, version}, it leaves
+--         its id in resent instead of a reply. A full server whose maxmemory-policy is volatile-* may evict the reply;
+--         even then, a copy that finds its id in the entry reports success. If the entries began to move to another
+--         layout after the first delivery, a repeated delivery still returns the reply that an earlier copy has left.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
@@ -180,7 +180,8 @@ if TOKEN ~= '' then
   local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
   if epochs then
-    local claimed = whole_number(lease[2]) or -1  -- -1 if another program has changed it: every epoch is newer than -1
+    -- If another program has changed the version, it counts as -1. Every epoch is newer, so the put is refused.
+    local claimed = whole_number(lease[2]) or -1
     local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
     if not cleared then return corrupt(EPOCHS, 'no three versions') end
     local stale = tonumber(cleared) > claimed or (TAG_COUNT > 0 and tonumber(merged) > claimed)
@@ -212,7 +213,7 @@ local version, weight = I.clock, #KEY + #payload
 local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
-if refused < 0 then                      -- the caller wanted to replace the old value: remove it in any case
+if refused < 0 then                      -- the put would have replaced the old value, so that value must not stay
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
   I.delete_dropped(LEASE)
 else
@@ -248,7 +249,7 @@ else
     end
   else
     I.n = I.n + 1
-    if I.lfu then                        -- a new entry starts with the frequency that GHOST has for it
+    if I.lfu then                        -- frequency of a new entry: 1, plus the one that GHOST has for the key
       f = 1
       local ghost = tonumber(I.remembered or nil)
       if ghost then

@@ -8,11 +8,11 @@
 --   step    text  'begin': from now on, programs wait for 'switch'; 'switch': the new layout applies, while the old one
 --                 still holds entries; 'settle': the old layout is empty
 --   shards  int   number of shards of the new layout
---   layout  int   number of the old layout
+--   layout  int   the old layout's number
 -- RETURNS
 --   {1, settings}  the settings after this call: "<limits>[ shards <number>][ layout <number>]". Between 'begin' and
---                  'switch', " to <shards>" follows; between 'switch' and 'settle', " from <shards>" follows. A step
---                  that is not the next one changes nothing
+--                  'switch', " to <new number of shards>" follows. Between 'switch' and 'settle', " from <old number of
+--                  shards>" follows. A step that is not the next one changes nothing
 --   {0}            the cache has no settings; nothing done
 -- REPEAT  a second or late delivery finds that the step was taken
 -- ERRORS  CORRUPT if the settings were not written by this library; nothing was written

@@ -18,8 +18,8 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released. Since the claim, the cache was cleared, or the value has tags and any tag of the
---                       cache was invalidated
+--   {2}                 released. Since the claim, the cache was cleared; or the value has tags, and a tag was
+--                       invalidated, possibly one that the value does not have
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

@@ -15,7 +15,8 @@
 --   misses    int   misses since the last report
 --   saved_ms  int   computing time that hits have saved since the last report, ms
 --   corrupt   int   undecodable entries found since the last report
---   reads...  text  key and number of reads, for distinct keys, oldest read first; the caller sends at most 256 keys
+--   reads...  text  for each key that was read: the key, then its number of reads; oldest read first. The caller sends
+--                   at most 256 keys
 -- RETURNS
 --   {1, now_ms}  recorded, now or by an earlier delivery
 --   {0}          the cache has no settings, or its entries are being moved to another layout; nothing done

@@ -1,6 +1,6 @@
 -- retire: delete the keys of an empty shard of the old layout, except meta, epochs and tags; relayout.lua explains
--- layouts. For keep_ms, meta and epochs still show that the shard is closed, so that late requests and reads find the
--- new layout.
+-- layouts. For keep_ms, meta and epochs still show that the shard is closed (fence.lua). So late requests and reads
+-- notice that there is a new layout.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -19,7 +19,7 @@
 -- RETURNS
 --   {1}         done, by this call or an earlier one
 --   {0, n}      nothing done; n: number of entries that are left, plus number of clears whose values are not freed yet
--- REPEAT  a second delivery does the same
+-- REPEAT  a second delivery finds the keys deleted, and sets the TTLs again
 -- ERRORS  a wrong type of meta, size or deferred is refused; nothing was written
 -- COST    O(1); the server frees the memory of the unlinked keys in the background
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

@@ -11,7 +11,7 @@
 --   {0, wait_ms}  an earlier call sampled this slice; the next slice begins in wait_ms
 --   {0, 0}        the cache has no settings; nothing done
 -- REPEAT  a second delivery finds that the slice was sampled before
--- ERRORS  CORRUPT <key>: it holds another type, or a value that this library did not write; nothing was written
+-- ERRORS  CORRUPT <key>: the key has a wrong type or a value that this library did not write; nothing was written
 -- COST    O(1)
 --@include corrupt
 --@include whole_number

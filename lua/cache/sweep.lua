@@ -16,15 +16,15 @@
 -- ARGV
 --   n         int     max cleared values to free, and approximate number of entries to check for missing and
 --                     invalidated values; 1 to 256
---   cursor    text    HSCAN cursor in size, at which this search continues; 0 to start
+--   cursor    text    HSCAN cursor in size, at which the check of entries continues; 0 to start
 -- RETURNS
 --   {1, expired, freed, orphans, evicted, more, cursor}  expired: number of expired entries; freed: number of cleared
---                       and invalidated values; orphans: number of entries whose value the server dropped. An entry is
---                       an orphan if its value is missing before any entry of the cache can have expired. evicted:
---                       number of evicted entries; more: 1 if cleared values are left, else 0; cursor: text, for the
---                       next call
+--                       and invalidated values; orphans: number of entries whose value the server dropped. An entry
+--                       without a value counts as an orphan if no entry of the cache can have expired yet; otherwise it
+--                       counts as expired. evicted: number of evicted entries; more: 1 if cleared values are left, else
+--                       0; cursor: text, for the next call
 --   {0}                 the cache has no settings, or its entries are being moved to another layout; nothing done
--- REPEAT  a second delivery removes what is left
+-- REPEAT  a second delivery takes another step
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O((n + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
@@ -34,7 +34,7 @@
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- tags are read in bytes 0 to HEAD of entries; only readers check longer tags
+local HEAD = 511                         -- offset of the last byte read of an entry; only readers check tags beyond it
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
@@ -73,7 +73,7 @@ for i = 1, #page[2], 2 do
   end
 end
 I.delete_dropped()
-I.promoted = true                        -- balance every tier
+I.promoted = true                        -- so that I.balance handles every tier
 I.balance()
 I.delete_dropped()
 if I.expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses writes

@@ -8,10 +8,10 @@
 --   none
 -- RETURNS
 --   {1, left_ms}  milliseconds until the value expires; -1 for never
---   {0}           no value
+--   {0}           there is no value, or it was invalidated
 -- REPEAT  a second delivery reads again
--- ERRORS  tags of a wrong type are refused; an entry of a wrong type counts as no value
--- COST    O(1); O(tags of the entry) if the entry is older than the last invalidation of any tag
+-- ERRORS  the key tags is refused if its type is wrong; an entry of a wrong type counts as no value
+-- COST    O(1); O(tags of the entry) if a tag of the cache was invalidated after the entry was written
 --@include whole_number
 --@include header
 --@include live

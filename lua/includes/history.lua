@@ -16,7 +16,7 @@ local HISTORY_KEPT_MS = 691200000  -- 8 days, the time that the ring of hours co
 local HISTORY_RINGS = {{'10s', 10000, 90}, {'1m', 60000, 180}, {'1h', 3600000, 192}}
 local MAX_FIGURE = 8e15            -- up to this number, sums are exact
 
--- Read name=value words; nil if a value is no whole number.
+-- Read name=value words. Returns nil if a value is no whole number.
 local function history_words(text)
   local words = {}
   for name, value in string.gmatch(text or '', '(%S-)=(%S*)') do
@@ -26,9 +26,9 @@ local function history_words(text)
   return words
 end
 
--- Read what a sample needs, and write nothing. Returns a table for `save_history`. If the current slice is sampled
--- already, returns nil and the time until the next slice begins, ms. If the history holds unexpected data, returns nil,
--- 0 and an error reply.
+-- Read the fields that a sample needs, and write nothing. Returns a table for `save_history`. If the current slice of
+-- 10 s is sampled already, returns nil and the time until the next one begins, ms. If the history holds unexpected
+-- data, returns nil, 0 and an error reply.
 local function open_history(HISTORY, now_ms)
   local slots, fields = {}, {'claimed', 'totals'}
   for r, ring in ipairs(HISTORY_RINGS) do
@@ -58,8 +58,8 @@ local function save_history(history, figures)
     if figure[2] == 'count' then
       local before = history.totals and history.totals[figure[1]]
       totals[#totals + 1] = figure[1] .. '=' .. string.format('%.0f', figure[3])
-      -- Without an earlier sample, the increase is unknown and counts as 0. A total that is lower than before was reset
-      -- to 0, so all of it is the increase.
+      -- Without an earlier sample, the increase is unknown and counts as 0. If a total is lower than before, it was
+      -- reset to 0 in between, so the increase is the whole total.
       figure[3] = not before and 0 or figure[3] < before and figure[3] or figure[3] - before
     end
   end

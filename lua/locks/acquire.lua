@@ -9,21 +9,21 @@
 -- ARGV
 --   token    text  '@' followed by the client's token
 --   ttl_ms   int   TTL of the lease, ms
---   limit    int   the request is granted while fewer units than this are held; 1 for a lock
+--   limit    int   the request is granted only if fewer units than this number are held; 1 for a lock
 --   late     int   1 when another copy of this request may still arrive, else 0
 --   live_ms  int   0: do not queue; else the time without a call after which the waiter loses its position, ms
 --   ticket   text  the waiter's ticket from an earlier reply, or '-' for a new ticket
 -- RETURNS
 --   {1, fence, left_ms}             the token holds a unit, taken now or before; left_ms: time until the lease expires
 --   {0, ahead, retry_ms, ticket}    not granted; ahead: number of waiters before this one; retry_ms: time until a lease
---                                   may expire, at most 1000; ticket: that of the waiter, '-' if it did not queue
+--                                   may expire, at most 1000; ticket: the waiter's ticket, '-' if it did not queue
 --   {-1, why}                       the token is spent; why: 'expired', 'released', 'cancelled' or 'refused'
--- REPEAT  returns the same lease or the same ticket. A copy is refused if the token was cancelled, if its lease
---         expired, or if its release left a tombstone. A copy is also refused if an earlier copy with late = 1 found no
---         free unit and did not queue
+-- REPEAT  a copy returns the same lease or the same ticket, unless it is refused. It is refused if the token was
+--         cancelled, if the lease expired, or if the release left a tombstone. It is also refused if an earlier copy
+--         with late = 1 found no free unit and did not queue
 -- ERRORS  CORRUPT <key>: the state or the queue holds a value that this library did not write; nothing was written
--- COST    O(log L + log W) for L leases and W waiters. It ends at most 16 expired leases or grants. It then handles at
---         most 64 waiters: it grants a unit to each, or removes it from the queue if it has stopped polling
+-- COST    O(log L + log W) for L leases and W waiters. A call ends at most 16 expired leases or grants. Then it handles
+--         at most 64 waiters: each gets a unit, or is removed from the queue if it has stopped polling
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]
@@ -78,7 +78,7 @@ if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
 end
 lock.dispatch()
 granted = match(call('HGET', STATE, TOKEN) or '', GRANTED)
-if granted then  -- the grant is fetched
+if granted then  -- this call fetches the grant
   call('HSET', STATE, TOKEN, write_held(granted, TTL_MS, late))
   call('ZADD', HELD, format('%d', lock.now_ms + TTL_MS), TOKEN)
 elseif LIVE_MS == 0 and call('ZCARD', QUEUE) == 0 and call('ZCARD', HELD) < LIMIT then

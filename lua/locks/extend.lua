@@ -8,13 +8,13 @@
 --   token   text  '@' followed by the client's token
 --   ttl_ms  int   if added is 0: new TTL of the lease, counted from now, ms. Otherwise: time to add to the time that is
 --                 left, ms
---   added   int   0, or a number that identifies the addition, so that a copy of it is recognised. The client uses
---                 another number for each addition to a lease
+--   added   int   0, or a number that identifies the addition. A copy of the request has the same number, so it is
+--                 recognised. The client uses a different number for each addition to a lease
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
 --   {0}            the lease is lost: expired, released or never granted
 -- REPEAT  a copy of the last addition adds nothing. With added = 0, the TTL counts from the latest call, so a late copy
---         makes the lease end later
+--         renews the lease again
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
 -- COST    O(log L) for L leases
 --@include corrupt
@@ -38,7 +38,7 @@ if ADDED ~= '0' then
 end
 left_ms = math.min(MAX_MS, left_ms)
 local text = format('%d', left_ms)
-call('ZREM', HELD, '')  -- removes nothing: a full server allows ZREM, and after it also the other writes of the script
+call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and then also the later writes of this script
 call('HSET', STATE, TOKEN, write_held(fence, text, late ~= '', last))
 call('ZADD', HELD, format('%d', lock.now_ms + left_ms), TOKEN)
 lock.keep()

@@ -10,7 +10,7 @@
 --   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if no such copy can arrive
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
---   1   this call ended the lease, or an earlier copy did: this is assumed if again is 1 and the token is unknown
+--   1   this call ended the lease. Or the token is unknown and again is 1, so an earlier copy probably ended the lease
 --   0   the token held no unit: its lease expired, it was waiting, or it is unknown and again is 0
 -- REPEAT  harmless: no unit is freed twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written

@@ -13,8 +13,8 @@
 --   seq             int     idempotency key of this flush, a number that rises with each flush of this writer to this
 --                           shard
 --   writer_keep_ms  int     how long the server remembers seq, ms
---   firm            int     1: the next four TTLs apply and are stored for the shard. 0: the stored TTLs apply instead;
---                           if they are not all stored, the same as 1
+--   firm            int     1: the next four TTLs apply and are stored for the shard. 0: the stored TTLs apply instead.
+--                           If not all four are stored, 0 has the same effect as 1
 --   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0: no such slices are written
 --   keep_1m_ms      int     the same for a slice of 1 min, ms
 --   keep_1h_ms      int     the same for a slice of 1 h, ms
@@ -103,7 +103,7 @@ local function closed_functions()
   return closed_key, stamp_of, add_head, add_line, closed_range, closed_lines, encode_name
 end
 
--- Each name is counted under its own series. A name beyond a limit is counted under __other__.
+-- A name is counted under its own series or, if it is beyond a limit, under __other__.
 local series, indexes, leaving = {}, {}, {}
 local present  -- the agents and parts of this flush, which do not give way
 local leaving_parts = 0  -- number of the parts of all agents that give way
@@ -270,7 +270,7 @@ local function take_out_idle(total, guard, prefix)
   end
   while #idle > 0 do
     local base = table.remove(idle)
-    if guard.kinds[base] == nil then  -- otherwise, a name that gives way has added counts to this field
+    if guard.kinds[base] == nil then  -- no name that gives way has added counts to this field
       guard.kinds[base] = false
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
@@ -410,7 +410,7 @@ while at <= last do
     local start = floor(centre / tier[WIDTH]) * tier[WIDTH]
     local expires = start + tier[WIDTH] + KEEP[t]
     if tier[WIDTH] >= width and KEEP[t] > 0 and expires > now then
-      local key = tag .. tier[NAME] .. ':' .. string.sub(shown, 1, tier[SHOWN]) .. ':' .. one.name  -- as `slice_key`
+      local key = tag .. tier[NAME] .. ':' .. string.sub(shown, 1, tier[SHOWN]) .. ':' .. one.name  -- see `slice_key`
       add(key, sum, expires)
       if is_late and t >= MIN_CLOSED then late[key] = {tier = t, start = start, one = one} end
     end
@@ -466,16 +466,16 @@ end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
 -- Close slices; see includes/closed.lua. A flush closes two kinds of slices. Slices of the first kind become old enough
--- to close through the samples of this flush. Of each width, only two slices can be of this kind: the slice that has
--- the last sample before this flush, and the slice before that one. So the script needs no search for them. Slices of
--- the second kind are old already, and this flush adds late samples to them.
+-- to close through the samples of this flush. In a series, only two slices of each width can be of this kind: the slice
+-- that has the last sample before this flush, and the slice before that one. So the script needs no search for them.
+-- Slices of the second kind are old already, and this flush adds late samples to them.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
-local MAX_TAIL = 256  -- a slice stays a hash if more slices than this follow it
+local MAX_TAIL = 256  -- if more slices than this number follow a slice, it stays a hash
 local to_close, closing  -- `to_close`: the slices to close, by list; `closing`: the writes that close them
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
 end
-local function last_sample(one)  -- returns its time before this flush, and its time after this flush
+local function last_sample(one)  -- returns the last sample's time as stored, and as it will be after this flush
   local before, own = last_before[one.total], sums[one.total].values.last_ms
   return before, before and before > own and before or own
 end
@@ -570,8 +570,9 @@ local function close_slices()
   end
 
   closing = {}
-  -- Return two flat lists: the counters of the slice after this flush, and the counters in its hash. Without a hash,
-  -- the second list is false. If this flush does not write the slice either, both are false or nil.
+  -- Return two flat lists: the counters of the slice after this flush, and the counters in its hash. If there is no
+  -- hash, false replaces the second list. If there is no hash and this flush does not write the slice, both results are
+  -- false or nil.
   local function counters_of(key, line)
     local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
     if not (write or line) then return stored, stored end
@@ -594,7 +595,7 @@ local function close_slices()
       first = first + 1
       if first > #starts then return end
     end
-    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- at most so many slices follow the first one
+    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- at most this many slices follow the first
     local lines = found == 'list' and call('LRANGE', list, -wanted, -1) or {}
     local stamps, position = {}, {}
     for l = 1, #lines do

@@ -28,6 +28,6 @@ local names = call('ZRANGE', PARTS, 0, -1)
 if not call('ZSCORE', AGENTS, AGENT) then return {0, 0} end
 for _, name in ipairs(names) do call('UNLINK', TOTAL .. name, LATEST .. name, SLOW .. name) end
 call('UNLINK', TOTAL, LATEST, SLOW)
-call('UNLINK', PARTS)  -- the indexes come last: if the server aborts the script, a repeat finds the rest by them
+call('UNLINK', PARTS)  -- the indexes come last: a repeat of an aborted call finds the remaining keys through them
 call('ZREM', AGENTS, AGENT)
 return {1, #names}

@@ -8,8 +8,8 @@
 --   window_ms  int   length of the window, ms; 0 for all time
 --   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
 --   max_exact  int   max number of raw durations to return for a series. If the window has more samples, or not all of
---                    them are stored, no durations are returned. -1: the reply has the second form below, with only the
---                    plain counters: without buckets, error types and models
+--                    them are stored, no durations are returned. -1: the reply has the second form below, which has
+--                    only plain counters, and no buckets, error types or models
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...}  then for each series: name, number of its fields, name and value of each field,
@@ -59,8 +59,8 @@ if WINDOW_MS > 0 then
   end
 end
 
--- A series is read from its total, or from its slices, whose counters are added up. `starts` holds the prefixes of
--- these keys. The name of the series follows each prefix.
+-- For all time, a series is read from its total. For a window, it is read from its slices, whose counters are added up.
+-- `starts` holds the prefixes of the keys to read. In a key, the name of the series follows the prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
 local ranges, outside = {}, {}  -- `ranges`: the slices that may be closed; `outside`: the prefixes of all others
@@ -110,7 +110,7 @@ local function find_slices(name)
   if #keys == 0 or call('EXISTS', unpack(keys)) > 0 then return end
   hashes = outside
   if not all then
-    hashes = {}  -- this keeps the prefixes of complete ranges, although their hashes do not exist
+    hashes = {}  -- this list has the prefixes of complete ranges too; their hashes do not exist, which is harmless
     for s = 1, #starts do
       if not closed[starts[s]] then hashes[#hashes + 1] = starts[s] end
     end
@@ -199,7 +199,8 @@ end
 -- Return the durations of the n samples in the window, ordered by the ends of the samples; nil unless all are stored.
 -- The list is in the order of the flushes, and a late flush may append earlier samples. So the script first reads the
 -- positions that the samples would have in a sorted list, with a margin. If samples are missing there, it reads the
--- whole list, unless that has more than MAX_EXACT samples. The first 13 digits of a sample are the time of its end, ms.
+-- whole list, unless the list has more than MAX_EXACT samples. The first 13 digits of a sample are the time of its end,
+-- ms.
 local MARGIN = 32
 local function durations(name, n)
   key = tag .. 'latest:' .. name

@@ -9,8 +9,8 @@
 --   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of step_ms since 1970
 --   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. The parts of
---                   a step are separated by the character 31: the number of the step, counted from 0; for each closed
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A step has
+--                   these parts, separated by the character 31: the number of the step, counted from 0; for each closed
 --                   slice, a bar and the line that stores it (see includes/closed.lua); field and value of each counter
 --                   in the hashes of the slices. A step without data is left out. The steps cover [from_ms, to_ms).
 --                   This range contains the window up to now; no step begins after now
@@ -41,7 +41,7 @@ local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / S
 -- The slices of a step are chosen as for a window with the same start and end. For each step, `starts` holds a list of
 -- the prefixes of its slices' keys. In a key, the name of the series follows the prefix. The list is empty if no slice
 -- of the step is kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
--- range maps the stamp of each slice to the number of its step.
+-- range maps the stamp of each slice to the index of its step in `starts`.
 local starts, ranges, of_tier = {}, {}, {}
 local oldest = oldest_kept(now, KEEP) or to
 for begin = from, to - STEP_MS, STEP_MS do
@@ -126,9 +126,9 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   size = size + 1
 end
 
--- Return two values. The first is the lines of the closed slices of a series, as one list for each step number. The
--- second is whether the lines suffice for all steps that have only one slice and a line: usually, the hashes of these
--- slices do not exist and need not be read.
+-- Return two values. The first is the lines of the closed slices of a series: one list for each step, by its index in
+-- `starts`. The second is whether the lines suffice for all steps that have a line and only one slice. They suffice if
+-- none of these slices has a hash, which is the usual case.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   for _, range in ipairs(ranges) do

@@ -5,7 +5,7 @@
 -- ARGV
 --   worker         text  name of the worker
 --   age_ms         int   time since the worker began, ms
---   keep_ms        int   max age of the last heartbeat, ms; after that, the worker is forgotten
+--   keep_ms        int   max age of a worker's last heartbeat, ms; if it is older, the worker is forgotten
 --   max_workers    int   max workers of the namespace; further workers are not recorded
 --   host           text  host of the worker's process
 --   pid            int   id of this process
@@ -44,7 +44,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 -- Keep the start that the first heartbeat stored. A start computed from each heartbeat would vary with its latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
--- A time after `last` was stored before the server's clock was set back.
+-- Times later than `last` were stored before the server's clock was set back.
 local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)
 if not call('ZSCORE', SEEN, WORKER) and call('ZCOUNT', SEEN, first, last) >= MAX_WORKERS then return {0, now} end
 

@@ -5,7 +5,7 @@
 --   schema  int   major version of the data model that the caller writes
 --   epoch   text  random; becomes the namespace's epoch if it has none
 -- RETURNS
---   {1, schema, epoch}   the namespace is open. The epoch is empty if none is stored and the user may not write
+--   {1, schema, epoch}   the namespace is open. The epoch is empty if none is stored and the ACL user may not write
 --   {-1, schema, epoch}  the namespace was written by a newer major version; nothing was written
 -- REPEAT  the first call creates the namespace, every later call reads it
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written

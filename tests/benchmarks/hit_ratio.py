@@ -356,7 +356,7 @@ def stored_again(_: int) -> list[int | None]:
 
 
 if __name__ == "__main__":
-    # Each run gets a new process, and so another hash seed.
+    # Each run gets a new process, and therefore a different hash seed.
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         found = pool.map(stored_again, range(51), chunksize=1)
     for scene, figures_of in zip(TINYLFU_HITS, zip(*found, strict=True), strict=True):

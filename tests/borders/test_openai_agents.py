@@ -225,7 +225,7 @@ def test_own_model_of_the_sdk_counts_with_and_without_its_texts(
 
     async def run() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(served)) as http:
-            options: dict[str, Any] = {"http_client": http}  # Any: the type of http_client depends on the version
+            options: dict[str, Any] = {"http_client": http}  # Any: the type of http_client depends on openai's version
             client = AsyncOpenAI(api_key="none", **options)
             agent = Agent(name="a", model=agents.OpenAIResponsesModel("gpt-x", client))
             config = agents.RunConfig(trace_include_sensitive_data=sensitive)

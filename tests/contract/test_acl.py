@@ -188,8 +188,8 @@ def test_worker_may_run_the_demo_in_its_namespaces(user: User, tmp_path: Path) -
     done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
     assert (done.exit_code, user.refused()) == (0, [])
     assert json.loads(done.stdout)["ok"] is True
-    # The message shows how redis-cli lists the keys of the demo. Each URL in it also works in redis-py. Together, the
-    # nodes at these URLs hold all keys.
+    # The message on stderr contains a shell command that lists the keys of the demo with redis-cli. Each URL in this
+    # command also works in redis-py. Together, the nodes at these URLs hold all keys.
     (look,) = re.findall("show the keys while it runs: (.*)", done.stderr)
     (pattern,) = re.findall("--pattern '(agentperf-demo-[0-9a-f]+:[*])'", look)
     shown: set[str] = set()
@@ -218,7 +218,7 @@ def test_rights_match_the_commands_in_use() -> None:
         if not {"cli", "demo"} & set(path.relative_to(ROOT).parts) and path.name not in for_operators:
             text = path.read_text()
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
-            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # by the bus
+            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # sent by the bus
     granted = {right.upper().partition("|")[0] for right in acl.rights()}
     handshake = {"SELECT"}  # a handshake also sends AUTH and HELLO, which need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}

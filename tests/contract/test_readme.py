@@ -172,8 +172,8 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
     tiered.put("draft", {"title": "Caches"})  # no tier is named, so the entry is a newcomer
-    # The README lists only one entry key of this cache, that of "page". So the key of "draft" is deleted, but the
-    # indexes still contain "draft".
+    # Of the entry keys of this cache, the README lists only the key of "page". So this test deletes the entry key of
+    # "draft". The indexes still contain "draft".
     raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")
     for took in (0.02, 0.0201, 0.0202):
         perf.metrics.record_execution("planner", took, success=True)

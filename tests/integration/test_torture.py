@@ -44,5 +44,5 @@ def test_check_finds_fault_in_the_library(
 
     assert complaints("sound") == []
     with applied(mutant):
-        # On a slow machine, a read may not use the outdated local copy. Then the planted fault has no effect.
+        # On a slow machine, a read sometimes ignores the outdated local copy. Then the planted fault has no effect.
         assert any(complaints(f"mutant {attempt}") for attempt in range(10))

@@ -132,7 +132,7 @@ GENERATORS = (generator_function, async_generator_function)
 
 
 # Each of these functions is a place: it passes a user's function to one parameter of the public API. The place returns
-# the result, or raises the error of a refusal. If the library only logs a refusal, the place raises it as well.
+# the result, or raises the error of a refusal. If the library only logs a refusal, the place raises an error for it.
 
 
 def compute(scene: Scene, function: Function) -> Any:

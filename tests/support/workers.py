@@ -187,7 +187,8 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 def _end_with_parent() -> None:
     """Make this worker end when the forkserver ends. The forkserver ends when the test process ends or is killed."""
     # The forkserver reads a pipe, and ends when no process has the write end of this pipe open. Every worker inherits
-    # the write end, and closes it here. A write end left open would keep the forkserver alive, and so the worker.
+    # the write end, and closes it here. If a worker kept the write end open, the forkserver would not end, and so the
+    # worker would not end either.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

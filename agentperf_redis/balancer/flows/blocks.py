@@ -75,7 +75,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     try:
         freed = yield from release(keeper, lease, outcome, response_time)
     except BackendUnavailable as unavailable:
-        # The work is done, so no error is raised. The lease expires no later than the end of its TTL.
+        # The work is done, so no error is raised. A retry in the background releases the lease, or the lease expires.
         _log.warning("could not release %r: %s", lease, unavailable)
         return
     if error is None:

@@ -132,9 +132,9 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
-            # Meanwhile, another process may have registered an instance in a shard that was already deleted. No other
-            # process finds this instance until the registering process has divided the pool again. If that process
-            # dies first, the pool stays undivided. So delete the shard again.
+            # Another process may have registered an instance in a shard after this flow deleted the shard. Other
+            # processes find this instance only after the registering process has divided the pool again. If the
+            # registering process dies before that, the pool stays undivided. So delete the shard again.
             counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
             for shard, count in zip(layout.shards, counts, strict=True):
                 if count:

@@ -42,7 +42,7 @@ def or_undo(
         return answer
     except AgentPerfError as error:
         interrupted = False
-        # If the script failed midway, or its reply could not be decoded, it may still have granted a lease.
+        # If the script failed midway, or its reply could not be decoded, the script may still have granted a lease.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
         if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.undo(undoing(), ttl)

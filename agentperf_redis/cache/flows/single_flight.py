@@ -335,9 +335,10 @@ class SingleFlight:
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. The
-    # caller runs this flow if the lease has a token. Waiters of this process get an error at once, but a value only
-    # later, since the key may have been invalidated during the computation. They get a value after the server has
-    # stored it. If the value cannot be stored, the server must first confirm that the key was not invalidated.
+    # caller runs this flow if the lease has a token. Waiters of this process get an error at once. They get a value
+    # only after the server has stored it, because the key may have been invalidated during the computation. If the
+    # value cannot be stored, the server must first confirm that the key was not invalidated. If the lease has no token,
+    # waiters get the value at once, too.
 
     def finish(
         self,

@@ -189,7 +189,8 @@ class SharedState:
         """
         with self._lock:
             if len(self._users) and off != self._off:
-                # Find the first size: index 0 is the policy, and a setting without an argument has an empty name.
+                # Find the first size. `all(each)` skips the policy, whose index is 0, and settings without an argument,
+                # whose name here is empty.
                 at, argument = next(each for each in enumerate(ARGUMENTS[self.service]) if all(each))
                 allowed = f"0, since cache {self.name!r} is off in this process" if self._off else "1 or more"
                 is_on = f", since cache {self.name!r} is on in this process; name='...' makes a cache of its own"
@@ -218,7 +219,7 @@ class SharedState:
                 if (merged, "".join(marks)) != (self.settings, self.given):
                     self._set(merged, "".join(marks))
             self._users.add(user)
-        if self.local is not None and any(shard.unsent for shard in self.shards):  # as in `change`
+        if self.local is not None and any(shard.unsent for shard in self.shards):  # see `change` for the reason
             self.local.flush()
 
     def _set(self, settings: Settings, given: str) -> None:

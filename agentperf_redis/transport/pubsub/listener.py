@@ -88,7 +88,7 @@ class Listener:
         self._arrivals: deque[Callable[[], None]] = deque()
         self._stopping = self._ended = False
         self._queried_at = 0.0
-        # Only the thread of the bus uses the attributes below.
+        # Only the thread of the bus changes the attributes below.
         self._channels: dict[str, _Channel] = {}
         self._unsettled: set[str] = set()
         """Channels that are not yet in their wanted state."""

@@ -136,8 +136,8 @@ local function health(self, facts)
     return true
   end
 
-  -- Return the arrival time of a rate limit after the use of `tokens` more tokens or requests. It moves on by tokens /
-  -- rate minutes, from the old arrival time or from now, whichever is later. The result is at most MAX_US (about three
+  -- Return the new arrival time of a rate limit after `tokens` more tokens, or as many requests, were used: the old
+  -- arrival time or now, whichever is later, plus tokens / rate minutes. The result is at most MAX_US (about three
   -- years) after now.
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
@@ -294,7 +294,7 @@ local function health(self, facts)
 
   -- Update the record of an instance with the outcome of a lease.
   --   kind   o: ok; s: ok but slow; e, t, j, l: as in release.lua
-  --   fence  the lease's fencing token, which is also the time of the grant, us
+  --   fence  the lease's fencing token; usually it is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
     -- Outcome l: the instance refused the work because of its rate limit, so it is alive. This outcome neither begins
     -- nor ends a series of bad outcomes. It ejects no instance and lowers no adaptive limit. release.lua lets the
@@ -443,8 +443,8 @@ local function health(self, facts)
   end
 
   -- Return the milliseconds until the first instance comes back, at most one day. Returns nil unless all usable
-  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if one of them may come back
-  -- at an unknown time: `count` gives such an instance the score 0. In panic, `count` gives the score 0 to the
+  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if it is unknown when one of
+  -- them comes back: `count` gives such an instance the score 0. In panic, `count` also gives the score 0 to the
   -- unhealthy instances that take work, because the end of any of their leases may free capacity.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end

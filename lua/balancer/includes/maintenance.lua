@@ -22,9 +22,9 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return how far in the future a timer in `due` can be, ms. Returns nil if this function knows no bound. Tombstones and
--- heartbeats have no bound, since callers choose their times. For rate limits, rests and warm-ups, no bound is needed:
--- `correct_times` in health.lua corrects their timers.
+-- Return the bound of a timer in `due`: the longest time, ms, from now until it can be due. Returns nil if this
+-- function knows no bound. Tombstones and heartbeats have no bound, since callers choose their times. For rate limits,
+-- rests and warm-ups, no bound is needed: `correct_times` in health.lua corrects their timers.
 local function longest_ms(name)
   local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in model.py, `maintenance` and queue.py
   local EJECTION_MS = 300000                                  -- as in settings.py
@@ -42,8 +42,10 @@ local function longest_ms(name)
 end
 
 -- Decode the text of #clock. Returns three values, or nil if the library did not write the text:
---   is_set_back  whether timers must be corrected, because the server's clock was set back after the text was written
---   is_old       whether the time in the text is so old that it must be replaced
+--   is_set_back  whether timers must be corrected: the server's clock was set back after the text was written, or the
+--                text has the cursor of an unfinished correction
+--   is_old       whether the time in the text must be replaced: it is more than OLD_MS in the past, or more than
+--                STEP_MS in the future
 --   cursor       the ZSCAN cursor at which the correction of `due` continues; '0': at the start
 local function read_clock(text, now_ms)
   local STEP_MS, OLD_MS = 1000, 30000
@@ -56,7 +58,8 @@ end
 
 -- Whether a timer at the end of `due` is later than its bound (see `longest_ms`). Such a timer shows that the server's
 -- clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest one that has a
--- bound is checked. Most timers are due within two minutes, so usually no record is read. At most one record is read.
+-- bound is checked. Timers that are due within DISTANT_MS (two minutes) are not checked. Most timers are due that soon,
+-- so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
   local last = call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES')
@@ -74,9 +77,9 @@ end
 -- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
 -- the object, since its creation costs some microseconds. They call it before their first write, because it raises an
 -- error for keys of a wrong type.
---   invalid  the name of a field of state whose value the library did not write; nil if there is none. Arithmetic on
---            such a value would fail after the first write, so a script must return `corrupt(pool.invalid)` before it
---            writes
+--   invalid  the name of a field of state whose value the library did not write; nil if there is none. If there is
+--            one, a script must return `corrupt(pool.invalid)` before it writes. Otherwise arithmetic on the value
+--            could raise an error after the first write
 --   changed  whether the functions of this object have written anything
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, 4503599627370496
@@ -129,7 +132,8 @@ local function maintenance(now_us)
         if before == '0' and number == 0 and value ~= '0' then return nil end
         extra[name] = before == '0' and value or number
       else
-        -- The word is a field of a later version, which may have any value, or the library did not write the word.
+        -- A field of a later version may have any value and is kept. Any other word shows that the library did not
+        -- write the text, unless the whole text is '-'.
         name = match(word, '^([%a_]+)=%S+$')
         if name and name ~= 'later' and extra[name] == nil then
           extra.later = extra.later .. ' ' .. word
@@ -162,7 +166,7 @@ local function maintenance(now_us)
   end
 
   -- Return the record of an instance. Return nil and false if there is no record. Return nil and true if the library
-  -- did not write the record or the extra record, or if the index of one of its labels has a wrong type.
+  -- did not write the record or the extra record, or if the index of one of the instance's labels has a wrong type.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
@@ -192,7 +196,7 @@ local function maintenance(now_us)
   end
 
   -- Return the first of these instances whose record the library did not write; nil if there is none. Raises an error
-  -- if the index of a label has a wrong type. Called before the first write.
+  -- if the index of one of their labels has a wrong type. Scripts call this before their first write.
   function self.first_corrupt(ids)
     for _, id in ipairs(ids) do
       local _, is_corrupt = self.read(id)
@@ -234,8 +238,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Write a tombstone for a token. ZREM comes first, because the server allows it even at maxmemory. It counts as a
-  -- write even if it removes nothing, and after the first write of a script, the server no longer checks the memory.
+  -- Write a tombstone for a token. ZREM comes first, because the server allows it even at maxmemory. ZREM counts as a
+  -- write even if it removes nothing. After the first write of a script, the server no longer checks the memory.
   function self.tombstone(token, why, keep_ms)
     self.changed = true
     call('ZREM', DUE, token)
@@ -284,11 +288,11 @@ local function maintenance(now_us)
   end
 
   -- If the server's clock was set back, correct about TIMERS timers. Later calls correct the others. Until all are
-  -- correct, #clock holds the time and the ZSCAN cursor of `due` at which the next call continues.
+  -- correct, #clock holds the time of the last call and the ZSCAN cursor of `due` at which the next call continues.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
-    call('ZREM', DUE, '')  -- removes nothing; then the server runs the rest of the script even at maxmemory
+    call('ZREM', DUE, '')  -- removes nothing; after a write, the server runs the rest of the script even at maxmemory
     local scan = call('ZSCAN', DUE, cursor, 'COUNT', TIMERS)
     for i = 1, #scan[2], 2 do self.correct_timer(scan[2][i], tonumber(scan[2][i + 1])) end
     self.changed = true
@@ -330,8 +334,8 @@ local function maintenance(now_us)
   end
 
   -- Return the id of a ready instance for a waiter that requires these labels ('-': no labels). Returns nil if no ready
-  -- instance has them. The strategy decides which instance it is: the first or the last of the index, or any if the
-  -- strategy gives the index no order. With several labels, only the smallest of their indexes is searched.
+  -- instance has them. The strategy decides whether it is the first, the last or any of these instances; see `waiter`
+  -- in strategies.lua. With several labels, only the smallest of their indexes is searched.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -368,9 +372,9 @@ local function maintenance(now_us)
 
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
   -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
-  -- in this call, since no unit becomes free during the call. A call examines at most FEW + 4 * MANY waiters, some 130.
-  -- A waiter has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false if the search
-  -- stopped after GRANTS grants: more grants may be possible.
+  -- in this call, since no unit becomes free during the call. A call examines at most FEW + (LOOKS - 1) * MANY waiters,
+  -- some 130. A waiter has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false if the
+  -- search stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -404,7 +408,7 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Grant free units to waiters. If an instance is still free after that, wake the waiters of other shards that watch
+  -- Grant free units to waiters. If an instance is still free after that, wake those waiters of other shards that watch
   -- this shard (see #watched in pool.lua). The wake-up ends their watch. A waiter that still gets no lease watches the
   -- shard again. Returns false if more grants may be possible.
   function self.dispatch()
@@ -418,10 +422,10 @@ local function maintenance(now_us)
   end
 
   -- If the pool has no instance, give its keys a TTL; if it has an instance, remove the TTL. The TTL is:
-  -- - a minute in the usual case. Until then, other processes still find the pool's creation time. So they see that the
-  --   instances were removed, and that the server did not lose them.
-  -- - a day if the settings were configured, since the instances may come later.
-  -- - a week while a removed instance still has a lease, since a renewal of the lease does not call this function.
+  -- - a minute in the usual case. During this minute, other processes still find the pool's creation time. So they see
+  --   that the instances were removed, and that the server did not lose them.
+  -- - a day if `configure` has set the settings, since the instances may come later.
+  -- - a week while a removed instance still has a lease, since a renewal of the lease does not start the TTL again.
   -- While the queue has waiters, each of their polls starts the TTL again.
   function self.update_expiry()
     local EMPTY_MS, CONFIGURED_MS, LEASED_MS, HISTORY_MS = 60000, 86400000, 604800000, '691200000'
@@ -432,8 +436,8 @@ local function maintenance(now_us)
       keep_ms = (whole_sum(facts[3] or '0') or 0) > 0 and LEASED_MS or facts[2] and CONFIGURED_MS or EMPTY_MS
     end
     local text = keep_ms and format('%d', keep_ms) or false
-    -- `due` may have lost its TTL: the key is deleted with its last timer, and a later tombstone creates it without a
-    -- TTL.
+    -- The TTL of `due` is checked too, because `due` may have lost it: the key is deleted with its last timer, and a
+    -- later tombstone creates the key without a TTL.
     if text == facts[1] and (not text or (call('ZCARD', WAITQ) == 0 and call('PTTL', DUE) ~= -1)) then return end
     self.changed = true
     local keys = {STATE, DUE, WAITQ, TAG .. 'events'}

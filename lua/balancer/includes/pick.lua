@@ -21,13 +21,13 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   if how == 'any' or how == 'lower_of_two' then return call('ZRANGE', from, rank, rank)[1] end
 
-  -- Draw an instance with a probability proportional to its score, by rejection sampling. This is exact with any upper
-  -- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, the
-  -- instances are divided into at most 16 classes by their scores, and each class has a bound of its own. Each further
-  -- draw first takes a class, then an instance of the class. A class is a range of ranks in `from`. Its scores differ
-  -- by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a draw use two
-  -- separate random generators (Park and Miller). With a single generator, a pool of several thousand instances would
-  -- show a bias. When all scores are 0, all instances are equally likely.
+  -- Draw an instance with a probability proportional to its score, by rejection sampling. The probabilities are exact
+  -- with any upper bound on the scores. The first 6 draws use the highest score as the bound. If all of them are
+  -- rejected, the instances are divided into at most 16 classes by their scores, and each class has a bound of its own.
+  -- Each further draw first takes a class, then an instance of the class. A class is a range of ranks in `from`. Its
+  -- scores differ by at most a factor of 4, except in the class of the lowest scores. The rank and the acceptance of a
+  -- draw use two separate random generators (Park and Miller). With a single generator, a pool of several thousand
+  -- instances would show a bias. When all scores are 0, all instances are equally likely.
   if how == 'proportional' then
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -66,8 +66,9 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
     return id
   end
 
-  -- Peak EWMA: return the cheaper of two instances. The price of an instance is its latency, decayed by the time since
-  -- its measurement, times (load + 1). A busy instance whose latency was never measured is expensive, as in Finagle.
+  -- Peak EWMA: return the cheaper of two random instances. The price of an instance is its latency, decayed by the time
+  -- since its measurement, times (load + 1). A busy instance whose latency was never measured is expensive, as in
+  -- Finagle.
   if how == 'cheaper_of_two' then
     local other = format('%d', u2 * n)
     local one = call('ZRANGE', from, rank, rank)[1]
@@ -84,20 +85,20 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
         if not lowest or price < lowest then best, lowest, its = i == 1 and one or other, price, record end
       end
     end
-    return best or one, its  -- if neither record matches, the caller checks that of `one`
+    return best or one, its  -- if neither record matches, the caller checks the record of `one`
   end
 
   -- Look at up to 32 points of the ring, clockwise from `point`. Return the first suitable instance that is in `from`
   -- and whose load is below `share` times its limit. If there is no such instance: with `suits`, return nil; without
   -- `suits`, return the least loaded instance of `from`. Usually one of the first FEW points has such an instance, so
-  -- these points are read first. An instance whose record has its fields in another order is skipped until a script has
-  -- rewritten the record.
+  -- these points are read first. An instance whose record does not begin with load and limit is skipped until a script
+  -- has rewritten the record in the usual order.
   local share = 1.25 * ((load or 0) + 1) / math.max(1, cap or 1)
   local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
   for round = 1, 2 do
     local first, count = '0', FEW
     if round == 2 then
-      if call('ZCARD', from) == 0 then return nil end  -- no instance has free capacity
+      if call('ZCARD', from) == 0 then return nil end  -- no instance of the index has free capacity
       first, count = FEW, POINTS
     end
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)

@@ -1,13 +1,13 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
 -- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. Most scripts write to due
--- or waitq directly. A script that includes one of these files must name its keys STATE, READY, DUE and WAITQ. The
--- functions use these names: parameters for the keys would cost time on every acquire and release.
+-- or waitq directly. A script that includes one of these three files must name its keys STATE, READY, DUE and WAITQ.
+-- The functions use these names: parameters for the keys would cost time on every acquire and release.
 --
 -- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A
 -- pool may also be divided into shards. Then each shard has all of these keys under its own <tag>, such as
--- agentperf:{lb:<type>#3/8.30}, and each script sees one shard. Only layout.lua divides a pool; #pool then has another
--- form. Once a pool has no instances, no leases and no waiters, its keys expire after a minute, or after a day if its
--- settings were configured.
+-- agentperf:{lb:<type>#3/8.30} for shard 3 of 8 (30: see keys.py), and each script sees one shard. Only layout.lua
+-- divides a pool. It also describes #pool of a divided pool. Once a pool has no instances, no leases and no waiters,
+-- its keys expire after a minute, or after a day if `configure` has set its settings.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -16,13 +16,13 @@
 --       fence          its last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --       peak           highest load that the instance has had
 --       ewma_us        smoothed response time, us; 0 when none was measured
---       ewma_at_ms     time of the last measurement, ms; written only under PEAK_EWMA
+--       ewma_at_ms     time of the last measurement, ms; kept up to date only under PEAK_EWMA
 --       served         leases released with the outcome ok
 --       failed         leases released with a bad outcome
 --       streak         bad outcomes since the last good one
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted, in three groups:
+--       flags          names, comma-separated and sorted. There are three groups of flags:
 --         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
@@ -34,7 +34,7 @@
 --       ejected_until_ms     end of the last ejection
 --       probe_since_us       while the instance is ejected: start of the ejection; after that: end of the ejection.
 --                            Leases granted after this time are probes
---       leases_before        while the instance is half-open: number of its leases granted before probe_since_us
+--       leases_before        while the instance is half-open: number of present leases granted before probe_since_us
 --       adaptive_limit_milli adaptive concurrency limit times 1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered
 --       warm_tenths          during a warm-up: the usable tenths of the capacity
@@ -56,7 +56,7 @@
 --     #born      when the pool was created, us        #picks      leases granted so far
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
---     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
+--     #warming   usable, healthy, warming instances   #panic      start of the panic, ms; only during a panic
 --     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
 --     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while the queue has
@@ -72,7 +72,7 @@
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
 --                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
---                                P:<cursor>: panic began or ended; store the next batch of instances in away
+--                                P:<cursor>: panic began or ended; update the next batch of the members of away
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms; 0 if that is not known. The members are the
@@ -85,8 +85,8 @@
 --   <tag>:history        HASH    see history.lua
 --
 -- If a later minor version has added fields to the record of an instance, the scripts keep these fields. Records are
--- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and release.lua,
--- extra records with those of maintenance.lua. pick.lua also reads records.
+-- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and release.lua. Extra
+-- records are read and written with the functions of maintenance.lua. pick.lua also reads records.
 
 -- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their
 -- first write.
@@ -98,9 +98,9 @@ local function check_types(labels)
 end
 
 -- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. Scores order
--- instances by load / limit, and those with equal load / limit by the last pick. The order is exact for limits up to 90
--- and for 2^40 picks, and the score stays below 2^53. No script unpacks the score, but tests do; see
--- tests/support/records.py.
+-- instances by load / limit, and those with equal load / limit by the last pick. The order is exact for limits up to
+-- 90, because different values of load / limit then differ by more than 1/8192. It is exact for 2^40 picks. The score
+-- stays below 2^53. No script unpacks the score, but tests do; see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq

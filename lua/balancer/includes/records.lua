@@ -1,6 +1,6 @@
 -- Reads and writes the records in the hash `state`. Needs strategies.lua; pool.lua describes all fields. Only this
--- file, release.lua, whole_records.lua and grants.lua depend on the order of all fields; pick.lua depends on the order
--- of the first few.
+-- file, release.lua, whole_records.lua and grants.lua have patterns for whole records, with the fields in a fixed
+-- order; pick.lua has patterns for the first few fields.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
 -- that pool.lua lists. In this order, the fields that change most often come first, so that a call can copy the rest of
@@ -10,10 +10,11 @@
 -- The two scripts that run most often, acquire and release, format whole numbers with '%d', which costs half as much as
 -- '%.0f'. '%d' is safe: Lua 5.1 converts to a 64-bit long, and no number here exceeds 2^53. These scripts concatenate
 -- numbers with '..', which is exact below 10^14; fencing tokens are larger and are therefore passed as text. A function
--- that is created on every call of a script defines its constants in its own body. Each local variable from outside
--- that the function uses makes its creation slower.
+-- that is created on every call of a script defines its constants in its own body, because each outer local variable
+-- that it uses makes its creation slower.
 --
--- acquire and release also define the next four names themselves. They include this file only below their usual case.
+-- acquire and release also define the next four names themselves, since they include this file only after the code of
+-- their usual case.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local LEASE, LEASE_TTL = '^lease instance=(%S+) fence=(%d+) ?(l?)', ' ttl_ms=(%d+)'  -- (l?): the first letter of late=1
@@ -24,16 +25,16 @@ local TOMBSTONE = '^tombstone why=(%S+)'
 -- A reply begins with one of these numbers, its status; `Status` in replies.py has the same numbers. Common refusals:
 --   {-3, fact}                     the pool is divided into shards, see layout.lua, or another major version of the
 --                                  library wrote #pool. fact: the text of #pool
---   {-4, field}                    this field of the hash `state` has a value that the library did not write. Scripts
---                                  check the fields they need before their first write, so nothing was changed
---   {UNKNOWN_STRATEGY, strategy}   no row of strategies.lua has this name; nothing was changed
+--   {-4, field}                    this field of the hash `state` has a value that the library did not write. Before
+--                                  its first write, a script checks all fields that it needs, so nothing was changed
+--   {-7, strategy}                 no row of strategies.lua has this name; nothing was changed
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -1, -2, -6, -7
 
 local function corrupt(field) return {-4, field} end
 
--- Decode the text of #pool. If there is no text, returns a single nil. If the text is invalid, returns the refusal that
--- the script must return. Otherwise the results are nil, the strategy, its score, pick, waiter and response (see
--- strategies.lua), and the rest of the text after the strategy.
+-- Decode the text of #pool. If there is no text, returns a single nil. If the pool is divided or the text is invalid,
+-- returns the refusal that the script must return. Otherwise the results are nil, the strategy, its score, pick, waiter
+-- and response (see strategies.lua), and the rest of the text after the strategy.
 local function opened(fact)
   if not fact then return nil end
   local score, how, waiter, response, strategy = rules(fact)

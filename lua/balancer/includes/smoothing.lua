@@ -1,6 +1,6 @@
--- Updates ewma_us and ewma_at_ms of an instance by response_us, the response time of one task. `response` is the pool's
--- kind of update, see strategies.lua. These are lines of release, not a function: release includes them twice, and its
--- usual case would be slower if it created a function on every call.
+-- Updates ewma_us and ewma_at_ms of an instance with response_us, the response time of one task. `response` is the
+-- pool's kind of update, see strategies.lua. These are lines of release, not a function: release includes them twice,
+-- and its usual case would be slower if it created a function on every call.
 ewma_us = tonumber(ewma_us)
 if response == 'peak' then
   -- A higher latency replaces the smoothed latency at once. A lower latency replaces it gradually, with a time constant

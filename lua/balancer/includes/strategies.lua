@@ -8,10 +8,10 @@
 --   response  how release updates the smoothed response time. mean: a moving average, in which a new response time has
 --             a weight of one fifth. peak: a higher response time replaces the old value at once, and a lower response
 --             time replaces it gradually
--- The rows are code, because a call of `rules` costs only 0.1 us. A table would be created on every call of a script.
--- This would cost 1.4 us with a nested table for each row, and 0.9 us with one text for each row (Valkey 9.1). For
--- comparison, a call of acquire takes some 20 us. A row is found by the usual text of #pool, because it would cost
--- another 0.2 us to cut the name out of this text.
+-- The rows are code, not a table, because a call of `rules` costs only 0.1 us. A table would be created on every call
+-- of a script. This would cost 1.4 us with a nested table for each row, and 0.9 us with one text for each row (Valkey
+-- 9.1). For comparison, a call of acquire takes some 20 us. A row is found by the usual text of #pool, because it would
+-- cost another 0.2 us to cut the name out of this text.
 local POOL, DEFAULT_STRATEGY = 'schema=2 strategy=', 'least_loaded'
 local MAX_WEIGHT = 1e6  -- as in model.py
 

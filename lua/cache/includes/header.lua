@@ -1,10 +1,10 @@
--- These functions read the header of an entry, and those in header_writer.lua write headers. In Python,
--- cache/entry_format.py reads and writes them. Needs whole_number.lua. A header is
+-- These functions read the header of an entry; the functions in header_writer.lua write it. In Python,
+-- cache/entry_format.py does both. Needs whole_number.lua. A header has one of two forms:
 --   <version>.<request>                                               without further facts: the usual case
 --   <version>+<request><expiry> <cost> <fresh> <tags> <size> <key>    otherwise
--- followed by the value. Version has 8 digits in base 90; the digit for 0 is "%". Request is the first 5 characters of
--- the request id. Expiry is in ms since 1970, 0 for never. Cost is the computing time, ms. Fresh is the time after the
--- write for which the value is fresh, ms. Size is the size of the key, bytes.
+-- The value follows the header. Version has 8 digits in base 90; the digit for 0 is "%". Request is the first 5
+-- characters of the request id. Expiry is in ms since 1970, 0 for never. Cost is the computing time, ms. Fresh is the
+-- time after the write for which the value is fresh, ms. Size is the size of the key, bytes.
 -- The usual header has 14 bytes. Even without a header, the allocator would reserve 1,024 bytes for a value of 1,000
 -- bytes. So the header of such a value takes no extra memory.
 

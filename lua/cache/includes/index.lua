@@ -11,8 +11,8 @@
 -- (see I.expire). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
 -- average examines 16 residents. If a write finds expired ones, the next write also examines 16. So on average, an
 -- expired entry is removed within N writes in a cache of N residents. Even if every entry has a TTL, at most about an
--- eighth of the residents are expired. If the share of expired ones is p, a write removes about p / (1 - p)^16 of them
--- on average. At p = 12.5 %, this is one entry, as many as a write adds.
+-- eighth of the residents are expired: if the share of expired residents is p, the average number of entries that a
+-- write removes is about p / (1 - p)^16. At p = 12.5 %, this is one entry, as many as a write adds.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -29,17 +29,17 @@
 --
 -- Two signals change the size of the window. If keys that were evicted from the window are soon stored again, the
 -- window grows. It may fill the whole cache, which then works as an LRU. If entries at the old end of cold are read,
--- the window shrinks. Each change of the window costs hits, since it evicts entries without a comparison. Therefore a
--- step is proportional to the square of `trend`, the moving average of the signals. So the window moves far only while
--- most signals have the same direction. If the signals balance, the window stays.
+-- the window shrinks. Each change of the window costs hits, since it evicts entries without a comparison. Therefore the
+-- size of a change is proportional to the square of `trend`, the moving average of the signals. So the window moves far
+-- only while most signals have the same direction. If the signals balance, the window stays.
 --
--- The signals measure only the gain of a small change. If a program reads slightly more keys in a loop than the cache
--- can hold, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratio of each period
--- (see I.adapt) is compared with that of an earlier period. If the window has moved and the hit ratio has clearly
+-- The signals measure only the gain of a small change. If a program loops over slightly more keys than the cache can
+-- hold, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratio of each period (see
+-- I.adapt) is compared with the hit ratio of an earlier period. If the window has moved and the hit ratio has clearly
 -- fallen, the window returns to its earlier size and keeps this size for some periods.
 --
 -- If the popularity of keys drifts, the hit ratio stays within 4 percentage points of the hit ratio of an LRU. With a
--- window of fixed size, it would be 25 points or more below that of an LRU.
+-- window of fixed size, it would be at least 25 points lower than with an LRU.
 --
 -- All state is in one table. The functions capture this table instead of many locals, because a script builds its
 -- closures on every call, and Lua 5.1 needs time for each captured local (measured per call: 14 us with many locals, 4
@@ -52,8 +52,8 @@ local MAX_HITS = 9e15  -- above this a double is not exact
 
 -- Read the state of the indexes, and write nothing. Returns a table of the state and the functions. If the cache cannot
 -- be used, returns nil and the reply that the script must return. The reply is {0} if the cache has no settings or its
--- entries are being moved to another layout. It is an error if a key holds unexpected data. closed: true in the scripts
--- that empty a shard after fence.lua has closed it. key: the key whose score in GHOST is read, if given.
+-- entries are being moved to another layout. The reply is an error if a key holds unexpected data. closed: true in the
+-- scripts that empty a shard after fence.lua has closed it. key: if given, the score of this key in GHOST is read.
 local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, closed, key)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted',
@@ -158,7 +158,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   end
   function I.pack_score(at, frequency) return at * 16 + frequency end
 
-  if lfu then                            -- built only where it is used: each function costs about 0.2 us
+  if lfu then                            -- only tinylfu needs these functions; creating each takes about 0.2 us
     function I.unpack_score(score)
       if not (score >= 0 and score < 1.4e17) then return 0, 0 end      -- another program has changed it
       return math.floor(score / 16), score % 16
@@ -171,12 +171,13 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     -- has about 4 * capacity accesses. META's field climb holds five numbers:
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
-    --   ratio   the hit ratio of the period to compare with; -2 or -1: there is none
+    --   ratio   the hit ratio of the period to compare with. No ratio: -2 if nothing was evicted yet, -1 if the cache
+    --           became full in that period
     --   grow    I.grow at the end of that period. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
-      if not c then                      -- starts from default values if another program has changed the text
+      if not c then                      -- read the text; a text of another form counts as the default values
         local trend, rest, ratio, grow, age =
           string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
         c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
@@ -211,7 +212,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
           I.grow = math.min(max, c.grow)
           c.trend, c.rest = 0, 8
         end
-        return                           -- keep the better ratio for the next comparison: the window may move slowly
+        return                           -- keep the earlier, better ratio: small losses of several periods add up
       end
       c.ratio, c.grow = ratio, I.grow
     end
@@ -351,7 +352,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       end
     end
     -- Trim GHOST to twice as many keys as there are residents, or to 16 keys if that is more. A call that has evicted
-    -- more than 4 entries trims GHOST. A call with fewer evictions trims it only at every 16th access.
+    -- more than 4 entries trims GHOST. A call with 1 to 4 evictions trims it only at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end
@@ -408,7 +409,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     if not version then I.deferred_count = 0; return 0 end
     local cleared = I.deferred .. ':' .. version
     local keys = redis.pcall('HRANDFIELD', cleared, n)
-    if keys.err then                                                   -- not written by this library: it names no keys
+    if keys.err then                                                   -- a key of another type: it lists no entries
       I.call('UNLINK', cleared)
       keys = {}
     end

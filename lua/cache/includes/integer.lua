@@ -1,4 +1,4 @@
--- Decode a whole number that the codec has stored as the letter m and the number in the shortest form of msgpack.
+-- Decode a whole number that the codec has stored: the letter m, followed by the number in its shortest msgpack form.
 -- Returns nil for any other value, and also for numbers of at least 2^53 or at most -2^53, because a double cannot hold
 -- all of them exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
 local function decode_integer(value)

@@ -89,8 +89,8 @@ local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
 
--- A range that ends at most MAX_NEWER slices before the current slice is read up to the end of the list, which may save
--- the search.
+-- If a range ends at most MAX_NEWER slices before the current slice, the list is read up to its end. This may save the
+-- binary search.
 local MAX_NEWER = 16
 -- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the script
 -- reads the positions at which these lines would be if no slice were missing from the list. If they are not there, a

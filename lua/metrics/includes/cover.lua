@@ -23,9 +23,9 @@ end
 
 -- Cover the time range [from, to) with slices, beginning at its start. At each point, take the widest kept slice that
 -- starts there and ends in the range. With `to_now`, the range ends now, and a slice that contains the current time
--- counts as ending now. If no kept slice fits, take a wider one that contains the point, which may widen the range.
--- Returns four values: the slices, each as {tier, start}; the start and the end of the covered range; the width in ms
--- of the first slice that did not fit, or nil if all slices fit.
+-- counts as ending now. If no kept slice fits, take the narrowest kept slice that contains the point. This may widen
+-- the range. Returns four values: the slices, each as {tier, start}; the start and the end of the covered range; the
+-- width in ms of the first slice that did not fit, or nil if all slices fit.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from

@@ -13,7 +13,7 @@ local function whole(number)  -- tostring would lose digits from 10^14 up
 end
 
 -- Read a stored counter: a number of at least 0 and below 10^24. A sum beyond 2^53 is stored in the form 1.5e+17.
--- Returns `missing` if there is no text, and nil for any other text, since only another program can have written it.
+-- Returns `missing` if there is no text. Returns nil if the text is no such number: another program has written it.
 local function counter(text, missing)
   if not text then return missing end
   local number = tonumber(text)
@@ -23,8 +23,8 @@ end
 -- Return three values: the TTLs of the slices of each width, in ms, where 0 stands for a TTL that is not stored;
 -- whether they were stored with the schema of this version (older versions stored no schema); whether all four are
 -- stored. If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
--- Older versions do not know closed slices, and would return windows without them. The unit in texts like 900000ms
--- makes older versions refuse the TTLs instead.
+-- Older versions do not know closed slices, and would return windows without them. To prevent this, the TTLs are stored
+-- with a unit, such as 900000ms. Older versions refuse such TTLs.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)
@@ -53,8 +53,8 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- Return a timestamp such as 2026-11-22T16:45:10, cut to its first `shown` characters, the precision of a slice width.
--- The conversion of days to a date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
+-- Return a timestamp such as 2026-11-22T16:45:10, cut to its first `shown` characters. TIERS has this number for each
+-- width. The conversion of days to a date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
   local known = stamps[ms]

@@ -2,7 +2,8 @@
 -- third of the time that tonumber needs. It raises an error if the text is no number. The functions below also raise
 -- errors. The calling script catches all of them with pcall.
 
--- Integers in a reply have 64 bits. A larger sum is returned as LARGEST; sums of costs in units of 10^-9 can be larger.
+-- Integers in a reply have 64 bits. A sum that does not fit is returned as LARGEST. Sums of costs may not fit, because
+-- they are in units of 10^-9.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end

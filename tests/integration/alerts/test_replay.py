@@ -120,7 +120,8 @@ def compare(perf: AgentPerf, backend: Backend, hours: float, agents: tuple[str, 
     generate(history, minutes + 60, agents, seed=1)
     perf.alerts.deploy(text=RULES)
     live = firings(evaluated(perf, history.minutes(minutes - 1, 0)))
-    # The replay must end at least two seconds before the server's time, because later records may still arrive.
+    # The replay must end at least two seconds before the server's time, because the records of the last two seconds may
+    # not have arrived yet.
     wait_until(lambda: history.server_time() > history.now + 2, "the end of the last window")
     replay = perf.alerts.test(text=RULES, since=minutes * MINUTE, as_of=history.now)
     assert replay.coarse == ()
@@ -285,9 +286,9 @@ class PoolWorld:
 def test_replay_of_a_pool_names_the_live_firings(
     perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The waiters of `PoolWorld` live for ten minutes without a call. So even in a slow test, none leaves between a
-    # sample and an evaluation. The scripts usually correct a waiter's time to at most three seconds. Here, they allow
-    # an hour.
+    # A waiter of `PoolWorld` stays in the queue for ten minutes after its call. So even in a slow test, no waiter
+    # leaves between a sample and an evaluation. The scripts usually correct the timer of a waiter to at most three
+    # seconds from now. Here, they allow an hour.
     limits = "local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, "
     alter(monkeypatch, "balancer/sample", limits + "3000", limits + "3600000")
     history = History(backend)

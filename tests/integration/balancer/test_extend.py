@@ -56,7 +56,7 @@ def test_extended_lease_expires_after_the_new_ttl(
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         lb.status("planner")
         other = lb.acquire("planner")
-        assert lb.acquire("planner", wait=0.01) is None  # this also corrects timers that are later than a TTL allows
+        assert lb.acquire("planner", wait=0.01) is None  # this also corrects timers later than their TTL allows
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         assert int(raw.hget(pool.state, "#next")) <= raw.zscore(pool.due, lease.token)
         assert lb.release(other)
@@ -112,7 +112,7 @@ def test_renewals_never_shorten_an_extension(lb: LoadBalancer, raw: Raw, pool: k
     extended = 0
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        # On a busy machine, the requests for a lease of 0.15 s may come too late.
+        # On a busy machine, a lease of 0.15 s may expire before its renewal or extension reaches the server.
         with contextlib.suppress(LeaseLost, BackendUnavailable), lb.lease("planner", ttl=0.15) as lease:
             time.sleep(0.05)  # a renewal is due now
             lease.extend(60)

@@ -257,8 +257,9 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # At a threshold of 0.5, the pool panics, and in a panic, all ten instances skip the warm-up. At 1.0, there is no
-    # panic. Then an instance skips the warm-up only while less than half of the pool is warm, as p0 to p4 do.
+    # With a threshold of 0.5, the pool panics. In a panic, all ten instances skip the warm-up. With a threshold of 1.0,
+    # there is no panic. Then an instance skips the warm-up only while less than half of the pool is warm. So only p0 to
+    # p4 skip it.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):

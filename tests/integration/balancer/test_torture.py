@@ -291,7 +291,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read before the histories, so that they contain the action of every reply
+        seen = observed(tmp_path)  # read before the histories, so that the histories contain the action of every reply
         try:
             histories = read_histories(raw, pools_of(namespace, shards))
             check_histories(histories)

@@ -40,7 +40,7 @@ FURTHER_FAULTS = ("half_reply", "reset_before_request")
 def cache(request: pytest.FixtureRequest, proxy: Proxy, connect: Callable[..., Backend]) -> Any:
     made = request.param(name="c", backend=connect(proxy.url))
     made.put("k", 7)
-    made.pop("other")  # the server now has cached PUT and POP, so a test can count their calls
+    made.pop("other")  # the scripts PUT and POP are now loaded, so a test can count their calls
     return made
 
 

@@ -533,7 +533,7 @@ def test_policy_change_keeps_the_entries(
     cache = TieredCache(5, 5, 30, policy="tinylfu", name="default", backend=backend)
     cache.put_many({f"k{number}": number for number in range(60)})
     held = cache.get_many([f"k{number}" for number in range(60)])
-    cache.flush()  # otherwise, a later report of reads could move entries while `faults` looks
+    cache.flush()  # otherwise, a later report of reads could move entries while `faults` scans the cache
     for policy in ("lru", "tinylfu"):
         other = TieredCache(5, 5, 30, policy=policy, name="default", backend=connect(server.url))
         other.put("one", 1, ttl=0.001)

@@ -133,7 +133,7 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     no_longer_fresh(cache, raw, "k")
     cache.get("k")  # makes a local copy, as in a process that did not compute the value
 
-    if loop is None:  # on a loop, a blocked function would block the reader, too
+    if loop is None:  # only without a loop: on a loop, a blocked function would block the reader, too
         source.may_return.clear()
     assert reader.ask() == [1], "the stale value is returned at once: the function has not returned yet"
     source.may_return.set()
@@ -218,9 +218,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # The machine stalled in every attempt. So only a lower bound is checked here; the check with `fresh_s` above is the
-    # upper bound. No computation starts while the computing process or all readers stall, so the time of the stalls is
-    # subtracted.
+    # The machine stalled in every attempt. So only a lower bound for the number of computations is checked here. The
+    # check with `fresh_s` above is the upper bound. No computation starts while the computing process or all readers
+    # stall, so the time of the stalls is subtracted.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
     assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)

@@ -383,7 +383,7 @@ def test_killed_server_costs_no_results_or_coherence(
         )
 
     def ask() -> None:
-        if server.nodes[0].alive:  # a dead server is an outage, not a stall
+        if server.nodes[0].alive:  # no ping to a dead server: this is an outage, not a stall
             with contextlib.suppress(RedisError):  # raised while the server loads its data
                 client.ping()
 

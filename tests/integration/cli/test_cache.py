@@ -120,7 +120,7 @@ def test_printed_keys_are_accepted_by_get_and_delete(cache: Run, perf: AgentPerf
     printed = cache("keys", "answers").stdout.removesuffix("\n")
     assert printed[-10:] in cache("top", "answers").stdout, "long names are folded, not cut"
 
-    for name in (printed, key.replace("\x00", "\\x00")):  # without a NUL, which an argument cannot contain
+    for name in (printed, key.replace("\x00", "\\x00")):  # an argument cannot contain a NUL, so both names escape it
         assert cache("get", "answers", name).stdout.startswith("'here'\n")
         assert cache("delete", "answers", name, "--yes").returncode == OK
         assert answers.get(key) is None

@@ -176,7 +176,7 @@ def test_forecast_is_within_a_factor_of_two(measured: tuple[AgentPerf, Any]) -> 
         (executions, Plan(agents=AGENTS, rps=EXECUTIONS, processes=1)),
     ):
         tried = []
-        for _ in range(ROUNDS):  # a busy machine may disturb a round, or the measurement of its costs
+        for _ in range(ROUNDS):  # a busy machine may disturb a round, or the measurement of the costs
             expected = forecast(plan, costs, 2**33, Retention())
             use.taken()
             work()

@@ -44,7 +44,7 @@ def token(perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
     token = fill(perf)
     with perf.metrics.track("hung"):
-        perf.metrics.workers()  # sends a heartbeat first
+        perf.metrics.workers()  # sends a heartbeat, which names the running execution
         yield token
     release(perf)
 

@@ -60,7 +60,7 @@ class Site:
     def raw(self, *chunks: bytes) -> bytes:
         """Send bytes and return the answer up to its end, or up to the end of the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:
-            with contextlib.suppress(ConnectionError):  # the server closes the connection before it has read all
+            with contextlib.suppress(ConnectionError):  # the server may close the connection before it has read all
                 for chunk in chunks:
                     sock.sendall(chunk)
             found = b""

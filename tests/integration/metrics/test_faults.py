@@ -311,8 +311,8 @@ def test_delayed_samples_count_in_their_slices(backend: Backend, raw: Raw, names
         return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
 
     for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
-        # A result covers the whole slices of `interval`. The test reads `now` at most 0.2 s after the flush. So an
-        # execution within 0.2 s of an end of the interval may be counted or not.
+        # `interval` is the time range of the slices that a result covers. The test allows 0.2 s between the flush and
+        # the reading of `now`. So an execution within 0.2 s of the start or end of the range may be counted or not.
         metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
         covered = metrics.interval
         certain = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]

@@ -459,7 +459,7 @@ def test_burst_appears_in_every_window_that_covers_it(
             inside = covered.start <= burst < covered.end
             assert found.task_count == (40 if inside else 0), (window, later)
             assert inside or later > length - 1, (window, later)
-            assert not inside or later < length + 11, (window, later)  # the first slice may start up to 10 s early
+            assert not inside or later < length + 11, (window, later)  # slices may begin up to 10 s before the window
 
 
 def test_past_windows_use_the_remaining_slices(

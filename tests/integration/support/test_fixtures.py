@@ -44,7 +44,7 @@ def test_server_runs_the_announced_version(server: Server, raw: Raw, namespace: 
     for slot in "bcdef":
         raw.set(f"{namespace}:{{{slot}}}:x", "1")
     assert len(raw.keys(f"{namespace}:*")) == 6
-    versions = {"valkey": "7.2.4", "redis82": "8.2", "redis70": "7.", "cluster": "7.2.4"}  # Redis versions in INFO
+    versions = {"valkey": "7.2.4", "redis82": "8.2", "redis70": "7.", "cluster": "7.2.4"}  # `redis_version` in INFO
     with server.nodes[0].client() as client:
         info = client.info("server")
     assert info["redis_version"].startswith(versions[server.kind])

@@ -81,7 +81,7 @@ def test_agent_that_only_runs_is_known(
 ) -> None:
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
     with perf.metrics.track("hung"):
-        perf.metrics.workers()  # sends a heartbeat first
+        perf.metrics.workers()  # sends a heartbeat, which names the running execution
         found = runner.run(read_agent(perf, "hung", "5m"))
     assert (found.known, found.metrics.task_count, len(found.running)) == (True, 0, 1)
 

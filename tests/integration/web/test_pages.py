@@ -199,7 +199,7 @@ def test_entries_of_a_cache_are_read_less_often(
     monkeypatch.setattr(inspection, "sizes_page", counted)
     browser.get("/cache?name=answers")
     filled.cache("answers", max_size=10).put("other", 1)
-    time.sleep(0.1)  # two intervals
+    time.sleep(0.1)  # two refresh intervals
     page = parsed(browser.get("/cache?name=answers&window=1h").text)
     assert page.row("cold")[2] == "2"
     assert page.row("faq")[1] == "1"

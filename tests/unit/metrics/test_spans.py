@@ -183,7 +183,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # as if another thread had found the root open, and did this now
+                late._open_within(self)  # as if another thread, which found the root open before, called this now
             else:
                 super().__setattr__(name, value)
 
@@ -201,7 +201,7 @@ def test_spans_starting_at_once_share_one_tree(clock: Clock, book: Book, monkeyp
     def another_meanwhile(began: float) -> spans._Tree:
         tree = made(began)
         monkeypatch.setattr(spans, "_Tree", made)
-        other.__enter__()  # as if another thread or a signal handler did this
+        other.__enter__()  # as if another thread or a signal handler entered this span
         clock.now += 2
         return tree
 

@@ -170,7 +170,7 @@ def test_unanswered_delivery_opens_breaker_for_later_ones(fleet: Fleet) -> None:
 def test_outage_during_recovery_opens_breaker_again(fleet: Fleet) -> None:
     again = threading.Event()
 
-    def relapse() -> None:  # runs on recovery: the server is down again
+    def relapse() -> None:  # runs on recovery, and takes the server down again
         fleet.up.clear()
         fleet.breaker.suspect(NODE, TIMEOUT_S)
         again.set()
