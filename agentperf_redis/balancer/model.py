@@ -39,7 +39,7 @@ class LoadBalancingStrategy(Enum):
 
     - Add a member here.
     - Add a row to `rules` in `lua/balancer/includes/strategies.lua`. If the row has a new value, add the code for it: a
-      score in pool.lua, a pick in pick.lua, an order for waiters in maintenance.lua, a response in release.lua.
+      score in pool.lua, a pick in pick.lua, an order for waiters in maintenance.lua, a response in smoothing.lua.
     - Add a line to the README's table of strategies.
     - Test the distribution of its picks in `tests/integration/balancer/test_distribution.py`. All other tests run for
       every member.

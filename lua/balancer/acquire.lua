@@ -78,7 +78,7 @@ local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or
 local score, how, _, _, strategy = rules(facts[2] or '')
 if not score then score, how, _, _, strategy = rules(match(facts[2] or '', '^(%S+ %S+) slow_after_us=%d+$')) end
 if look or several or facts[1] or not score or WANTED ~= '-' and WANTED ~= strategy then
-  id, look = nil, look or not score
+  id, look = nil, look or not several
 else
   if how == expected and how ~= 'ring' then
     record = id and (record or facts[7])

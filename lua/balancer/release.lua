@@ -61,7 +61,8 @@ if holder == ID and (is_ok or OUTCOME == 'n') and not is_slow and BURY_MS == '0'
     weight, labels = match(rest, REST)
   end
   if load and load ~= '0' and #load <= 10 and #limit <= 10 and #seq <= 15 and #ewma_us <= 15 and #served <= 15
-    and weight and weight + 0 <= MAX_WEIGHT and total and total % 1 == 0 and total >= 0 and total <= 1e15 then
+    and weight and (score ~= 'free_share' or weight + 0 <= MAX_WEIGHT)
+    and total and total % 1 == 0 and total >= 0 and total <= 1e15 then
     if response_us >= 0 and is_ok then
 --@include smoothing
     end

@@ -1,6 +1,6 @@
 -- Health and capacity. The functions compute how many leases an instance may have now, from its outcomes, checks,
--- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua and
--- pool.lua.
+-- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua,
+-- field.lua, whole_records.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
 --   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
 --   instance is never ejected. After an ejection, one probe at a time is allowed.

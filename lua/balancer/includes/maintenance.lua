@@ -1,9 +1,13 @@
 -- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
--- whole_records.lua, pool.lua, labels.lua and health.lua.
+-- field.lua, whole_records.lua, pool.lua, labels.lua and health.lua.
+
+-- Whether a number has a leading zero. HINCRBY refuses such a number, and it would do so after the first write.
+local function has_leading_zero(text) return text and text ~= '0' and match(text, '^%-?0') end
 
 -- Decode the text of #load or #cap. Scripts change these sums mostly by HINCRBY, which treats a missing field as 0. So
 -- a sum may be negative after another program has deleted its field.
 local function whole_sum(text)
+  if has_leading_zero(text) then return nil end
   return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
 end
 
@@ -101,7 +105,8 @@ local function maintenance(now_us)
     '#next', '#picks', '#load', '#cap', '#clock', '#watched')
   local _, strategy, score, _, waiter = opened(known[1])
   if not score then score, _, waiter = rules(POOL .. DEFAULT_STRATEGY) end
-  local invalid = not whole_number(known[8], 0) and '#next' or not whole_number(known[9], 0) and '#picks'
+  local invalid = not whole_number(known[8], 0) and '#next'
+    or (not whole_number(known[9], 0) or has_leading_zero(known[9])) and '#picks'
     or not whole_sum(known[10]) and '#load' or not whole_sum(known[11]) and '#cap'
     or read_clock(known[12], now_ms) == nil and '#clock' or not whole_number(known[13], 0) and '#watched' or nil
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy, invalid = invalid, changed = false}

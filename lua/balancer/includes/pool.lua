@@ -84,9 +84,9 @@
 --   <tag>:checks         ZSET    <id> -> when the next active check of the instance is due, ms; see claim_checks.lua
 --   <tag>:history        HASH    see history.lua
 --
--- If a later minor version has added fields to the record of an instance, the scripts keep these fields. Records are
--- read and written with the patterns and functions of records.lua, whole_records.lua, grants.lua and release.lua. Extra
--- records are read and written with the functions of maintenance.lua. pick.lua also reads records.
+-- If a later minor version has added fields to the record of an instance, the scripts keep these fields. The patterns
+-- and functions for records are in records.lua, whole_records.lua, grants.lua, acquire.lua and release.lua, those for
+-- extra records in maintenance.lua. pick.lua also reads records.
 
 -- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their
 -- first write.

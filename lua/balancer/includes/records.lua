@@ -1,6 +1,6 @@
 -- Reads and writes the records in the hash `state`. Needs strategies.lua; pool.lua describes all fields. Only this
 -- file, release.lua, whole_records.lua and grants.lua have patterns for whole records, with the fields in a fixed
--- order; pick.lua has patterns for the first few fields.
+-- order. pick.lua has patterns for the first few fields, and acquire.lua writes these fields.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
 -- that pool.lua lists. In this order, the fields that change most often come first, so that a call can copy the rest of

@@ -1,4 +1,5 @@
--- The reply to a repeated request for a lease. Needs records.lua and grants.lua; pool.lua describes the records.
+-- The reply to a repeated request for a lease. Needs records.lua, grants.lua and totals.lua; pool.lua describes the
+-- records.
 
 -- Return the reply to a request whose token already has a record: the lease of the token, or why the token is spent. If
 -- another copy of the request may still arrive (late is '1'), note this in the record of the lease.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import time
@@ -529,15 +530,20 @@ def test_foreign_record_is_named_in_the_error(
     assert leases(raw, pool) == []
 
 
-@pytest.mark.parametrize("field", ["#next", "#picks", "#load", "#cap"])
-@pytest.mark.parametrize("value", ["many", "1.5", "9" * 40, ""])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *itertools.product(["#next", "#picks", "#load", "#cap"], ["many", "1.5", "9" * 40, ""]),
+        *itertools.product(["#picks", "#load", "#cap"], ["007", "-05", "-0"]),  # the server cannot add to these
+    ],
+)
 def test_foreign_counter_is_named_and_nothing_written(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, field: str, value: str
 ) -> None:
     register(call, balancer, 1, max_capacity=3)
     held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
     raw.zadd(pool.due, {held[1].lease.token: 1.0})  # the lease has expired, so the next call must end it
-    raw.hset(pool.state, field, value)
+    raw.hset(pool.state, mapping={"#next": 0, field: value})
     before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
     for method, args in (
         ("acquire", ("planner",)),
