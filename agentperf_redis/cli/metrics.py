@@ -117,7 +117,7 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
         found, missing = [], []
         for pattern in patterns:
             matching = [pattern]
-            if pattern not in known:  # a glob never matches `__other__`, which all agents beyond the limit share
+            if pattern not in known:  # no glob matches `__other__`: it counts all agents above the maximum
                 matching = [name for name in known if fnmatch.fnmatchcase(name, pattern) and name != OTHER]
             found += matching
             missing += [] if matching else [pattern]

@@ -14,8 +14,8 @@
 --   {0}   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  returns {0} and changes nothing, unless the instance was registered again before the copy arrived. In that
---         case, the copy removes the instance again. After until_ms, every copy is refused, so this cannot happen later
+-- REPEAT  a second copy of the request returns {0} and changes nothing, unless the instance was registered again before
+--         the copy arrived. In that case, the copy removes the instance again. After until_ms, every copy is refused
 -- ERRORS  none
 -- COST    O(log N + log R) for N instances and a ring of R points
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

@@ -110,7 +110,7 @@ local function open_lock(last_fence)
     end
   end
 
-  -- Return the time until a unit may become free without a release, ms.
+  -- Return the milliseconds until the first lease or grant expires, at most 1000.
   function self.retry_ms()
     local first = call('ZRANGE', HELD, 0, 0, 'WITHSCORES')[2]
     return first and math.max(0, math.min(1000, first - now_ms)) or 1000
