@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import weakref
-from asyncio import _get_running_loop  # the public function raises without a loop, which is ten times slower
+from asyncio import _get_running_loop  # if no loop runs, the public function raises, which takes ten times as long
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 

@@ -101,8 +101,8 @@ class Background:
             As for `put`.
         """
         # Only the thread that runs the jobs changes due times. Another thread puts the job into the inbox instead. If
-        # it changed due times itself and a signal handler raised meanwhile, a due time could be left without an entry
-        # in the heap.
+        # another thread changed due times itself and a signal handler raised meanwhile, a due time could be left
+        # without an entry in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -135,7 +135,7 @@ class Background:
         self._closers.append(ended)
         self._inbox.put(None)
         if self._thread is None and not self._start():
-            self._drain(until)  # the interpreter is shutting down, so no thread can run the jobs
+            self._drain(until)  # no thread can start, for example at interpreter shutdown: run the jobs here
             return self._is_empty()
         try:
             ended.get(timeout=max(0.0, until - time.monotonic()))

@@ -31,7 +31,7 @@ def warn_of_blocking_call() -> None:
         module = frame.f_globals.get("__name__", "")
         if module.startswith("agentperf_redis."):
             inner = frame
-        elif module != "contextlib":  # its frames are skipped: an ExitStack of the program calls `__enter__`
+        elif module != "contextlib":  # contextlib is skipped: an ExitStack calls `__enter__` for the program
             break
         frame = frame.f_back
     if frame is None or inner is None or _is_typed_in(frame):

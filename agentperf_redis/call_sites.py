@@ -150,7 +150,7 @@ class _Finder:
             return ".".join((*path, f"{callee}()"))
         name = ".".join((*path, target) if target else path)
         # Two calls may have the same target, such as f and g in x = f(g()). So the name also contains the called
-        # function, unless this is a usual constructor.
+        # function, unless that function is a usual constructor.
         return name if callee.rpartition(".")[2] in self._usual else f"{name}-{callee or '()'}"
 
     def _function(self, node: _Function, scope: _Scope) -> None:

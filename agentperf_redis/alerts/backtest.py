@@ -123,7 +123,7 @@ def _rows(
 ) -> Flow[dict[str, list[SeriesRow]]]:
     """Read the narrowest rows of a time range that the server keeps, but none narrower than `step_ms`."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
-    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the latest first, since `pop` takes the last
+    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the latest first: `pop` returns the earliest
     while waiting:
         begin, end, step = waiting.pop()
         if end - begin > _STEPS_AT_ONCE * step:
@@ -355,8 +355,8 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
         if before is None and before_ms:
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
         # `judge` counts time as unobserved if evaluations are much further apart than `interval_ms`. A replay misses no
-        # evaluation, but where the server keeps only wide slices, its evaluations are further apart than the rule's
-        # interval. So pass the time since the previous evaluation.
+        # evaluation. But where the server keeps only wide slices, the evaluations of the replay are further apart than
+        # the rule's interval. So pass the time since the previous evaluation.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:

@@ -120,8 +120,8 @@ class LeaseKeeper:
     def hold(self, lease: Lease) -> bool:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        # `close` sets `_closed` before it lists the leases. So if `close` has missed this lease, the check below finds
-        # `_closed` set. Therefore the check must come after the lease is added to `_held`.
+        # Check `_closed` only after the lease is in `_held`. `close` first sets `_closed`, then lists the leases. So if
+        # `close` has missed this lease, the check finds `_closed` set.
         if self._closed:
             self._held.pop(lease.token, None)
             return False
@@ -287,8 +287,9 @@ class LeaseKeeper:
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
-            # Send one batch at a time, and wait for at most half of the time that is left. So an unresponsive Cluster
-            # node does not cause the loss of leases on the other nodes.
+            # Send one batch at a time. Wait for its reply for at most half of the remaining budget, or for the minimum
+            # timeout if that is longer. So an unresponsive Cluster node does not cause the loss of leases on the other
+            # nodes.
             sent_at = time.monotonic()
             command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
             try:

@@ -90,7 +90,8 @@ class _Namer:
         """Ids of the functions that are being named. So the recursion ends if a function refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # a bound method: its object is no argument, so the name includes it
+        if isinstance(function, MethodType):
+            # The object of a bound method is not an argument, so the name contains a digest of the object.
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"

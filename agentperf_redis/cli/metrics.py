@@ -117,7 +117,8 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
         found, missing = [], []
         for pattern in patterns:
             matching = [pattern]
-            if pattern not in known:  # no glob matches `__other__`: it counts all agents above the maximum
+            if pattern not in known:
+                # A glob never selects `__other__`, which counts all agents above the maximum number.
                 matching = [name for name in known if fnmatch.fnmatchcase(name, pattern) and name != OTHER]
             found += matching
             missing += [] if matching else [pattern]

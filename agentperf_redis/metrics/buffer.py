@@ -312,7 +312,7 @@ class Buffer:
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
                     # The server may have forgotten the sequence number, so it can no longer tell whether it has counted
-                    # the batch. Probably it has not counted it. So the batch is sent again, under a new writer name.
+                    # the batch. Probably, the batch was not counted. So it is sent again, under a new writer name.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -389,7 +389,7 @@ class Buffer:
             lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if is_corrupt(packed.series))
             batch.accumulators = [packed for packed in batch.accumulators if not is_corrupt(packed.series)]
             self._dropped += lost
-            shard.seq += 1  # new content, new number: the server rejects a late copy of the old batch
+            shard.seq += 1  # because of the new number, the server rejects a late copy of the old batch
             batch.seq = shard.seq
             if not batch.accumulators:
                 shard.batch = None

@@ -193,7 +193,7 @@ class Flusher:
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # if the first try got no reply, a second would only wait until the deadline again
+        if not self._tried_last:  # try only once: without a reply, a second try would only wait until the deadline
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:
@@ -283,7 +283,7 @@ class Flusher:
     def _settle(self, batch: FlushBatch, flushed: Flushed, sent: float, replied: float) -> None:
         self.buffer.settled(batch, flushed.other, flushed.outdated)
         self._settled += 1
-        if replied - sent < _PROMPT_S:  # with a slow reply, it is unknown when the server read its clock
+        if replied - sent < _PROMPT_S:  # only a prompt reply shows when the server read its clock
             self.buffer.synchronise(flushed.now, (sent + replied) / 2)
 
     def _dropped_corrupt(self, batch: FlushBatch, error: AgentPerfError, sent: float) -> bool:

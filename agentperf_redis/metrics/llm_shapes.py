@@ -199,8 +199,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     # -- Amazon
     Shape(
-        # Strands uses these names for all vendors. The input count includes the cached tokens of OpenAI, but not those
-        # of Anthropic. The total shows which of the two applies.
+        # Strands uses these names for all vendors. For OpenAI, the input count includes the cached tokens; for
+        # Anthropic, it does not. The total shows whether it does.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),

@@ -181,7 +181,7 @@ class _TrackedAwaitable:
         return await self._awaitable.__aexit__(*error)
 
     # Some wrapped objects, such as the requests of HTTP clients, are also Coroutines. A task runs a Coroutine with
-    # `send`, `throw` and `close`.
+    # `send`, `throw` and `close`, so this class has these methods too.
 
     def _coroutine(self) -> Coroutine[Any, Any, Any]:
         if self._running is None:

@@ -164,7 +164,7 @@ class AsyncExecutor:
                 self._must_end[flow] = step, deadline_s
                 try:
                     answer = await self._perform(step, deadline_s)
-                except (asyncio.CancelledError, GeneratorExit) as error:  # raised only at the end of the loop
+                except (asyncio.CancelledError, GeneratorExit) as error:  # raised only when the event loop ends
                     if isinstance(error, GeneratorExit) or isinstance(step, _RESUMABLE):
                         self._cut_off(self._must_end, flow, must_end=True)
                         raise

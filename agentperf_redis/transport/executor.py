@@ -338,7 +338,7 @@ class Executor:
 
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
-        return False  # the sender's loop runs on this thread, so its task could not send while this thread waits
+        return False  # the wake-up comes from a task of this thread's loop, which cannot run while this thread waits
     # Use a queue, not an Event. If a signal interrupted this thread while it held the lock of an Event, the sender
     # would block forever.
     sent: SimpleQueue[None] = SimpleQueue()

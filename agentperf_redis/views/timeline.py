@@ -85,7 +85,7 @@ def steps_read(read: Callable[[int], Flow[T]], empty: T, window: str | float, as
     for step in step_choices(window, as_of, most):
         try:
             return (yield from read(step))
-        except InvalidArgument as error:  # the namespace may keep such narrow slices for less than the default time
+        except InvalidArgument as error:  # the namespace may keep slices of this step for less than the default time
             if error.argument != "step":
                 raise
     return empty

@@ -12,12 +12,12 @@
 --   version    int     number of the deployment whose rule was evaluated
 --   rule       text    percent-encoded
 --   token      text    the token of the claim
---   targets    int     number of targets
+--   targets    int     number of targets whose state is stored
 --   gone       int     number of targets whose state is deleted
 --   happened   int     number of events
---   values...  text    name and state of each target; then the name of each target whose state is deleted; then 12
---                      fields of each event, each with its value; then address, id and payload of each notification.
---                      Names and addresses are percent-encoded
+--   values...  text    name and state of each target whose state is stored; then the name of each target whose state is
+--                      deleted; then 12 fields of each event, each with its value; then address, id and payload of
+--                      each notification. Names and addresses are percent-encoded
 -- RETURNS
 --   1   stored
 --   0   the rules were deployed again, or a later claim has the rule; nothing was stored

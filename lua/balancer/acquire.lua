@@ -16,23 +16,23 @@
 --   random  int   random number, 0 to 2^52 - 1
 --   tokens  int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token. id, record: the
---     instance. load: sum of the loads of all instances after the grant. cap: sum of the capacities of the instances
---     that take work
+--   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token. id: the instance.
+--     record: the text of its record. load: sum of the loads of all instances after the grant. cap: sum of the
+--     capacities of the instances that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. But if all instances that are
---     not disabled are unhealthy, resting or rate-limited, and the time until the first of them comes back is known,
---     retry_ms is this time, at most a day. registered: number of instances. waiting: number of waiters. disabled:
---     number of instances that are draining, have missed their heartbeat or were marked unhealthy by hand. unhealthy:
---     number of instances that are not disabled, but ejected, half-open or failing their checks. rate_limited: number
---     of all other instances that are resting or have used up a rate limit
+--     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. registered: number of
+--     instances. waiting: number of waiters. disabled: number of instances that are draining, have missed their
+--     heartbeat or were marked unhealthy by hand. unhealthy: number of instances that are not disabled, but ejected,
+--     half-open or failing their checks. rate_limited: number of all other instances that are resting or have used up a
+--     rate limit. If all instances that are not disabled count as unhealthy or rate_limited, and the time until the
+--     first of them comes back is known, retry_ms is this time instead, at most a day
 --   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
 --     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  returns the same lease. A copy is refused if the token was cancelled, if its lease expired, or if its release
---         left a tombstone. The release leaves one if a copy of this request had late 1, or if bury_ms of the release
---         is not 0
+-- REPEAT  a second copy of the request returns the same lease. It is refused if the token was cancelled, if the lease
+--         expired, or if the release of the lease left a tombstone. The release leaves one if a copy of this request
+--         had late 1, or if bury_ms of the release is not 0
 -- ERRORS  none
 -- COST    O(log N + log L) for N instances and L leases. In the usual case, it calls 6 commands under least_loaded,
 --         round_robin and random, and 7 to 13 under the other strategies. It calls 1 or 2 more if wanted is '-' and the
@@ -56,9 +56,10 @@ local expiry_ms = now_ms + TTL_MS
 local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
--- Pick an instance now, so that one HMGET can read its record together with the facts. The pool's strategy is not known
--- yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated below. A pick from the
--- ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the token again instead.
+-- Pick an instance now, so that one HMGET can read its record together with the facts about the pool. The pool's
+-- strategy is not known yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated
+-- below. A pick from the ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the
+-- token again instead.
 local _, expected = rules(POOL .. (WANTED == '-' and DEFAULT_STRATEGY or WANTED))
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
@@ -67,14 +68,14 @@ local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
 local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
 -- These four numbers are whole unless another program has changed one of them. `maintenance` reports such a change. If
--- one of the four is infinite or NaN, the total is infinite or NaN too, so a check of the total is enough.
+-- one of the four is infinite or NaN, the total is infinite or NaN too, so a check of the total finds it.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 
 -- The usual case: the token is new, nothing is due, the queue is empty, and the instance has no rate limits. The other
 -- cases need the files included below. The usual case returns before the functions of these files are created, which
--- saves 2 us per call. It leaves everything unusual to the code below, so it does not decide whether a field is
--- corrupt. The code below reads the record of `id` again.
+-- saves 2 us per call. If anything is unusual, the code below the includes handles it, and reads the record of `id`
+-- again. So the usual case does not decide whether a field is corrupt.
 local score, how, _, _, strategy = rules(facts[2] or '')
 if not score then score, how, _, _, strategy = rules(match(facts[2] or '', '^(%S+ %S+) slow_after_us=%d+$')) end
 if look or several or facts[1] or not score or WANTED ~= '-' and WANTED ~= strategy then
@@ -132,7 +133,8 @@ if not stored then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 
 -- Each round processes at most EXPIRIES due timers. Then it grants free units to waiters, so that this caller does not
 -- overtake a waiter. While nothing is free and more timers may be due, another round follows, at most ROUNDS in all. If
--- the pool seems full and the server's clock may have been set back, `maintain` also corrects the timers.
+-- the pool seems full, the next lines also check whether the server's clock was set back. If so, rounds are needed even
+-- if no timer is due, because `maintain` also corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back
@@ -161,7 +163,7 @@ for _ = 1, (look or several) and ROUNDS or 0 do
 end
 if id then
   local r = pool.read(id)
-  -- A corrupt record is reported only if this call has written nothing. Otherwise the next call reports it.
+  -- A corrupt record is reported only if this call has written nothing. Otherwise a later call reports it.
   if not r and not pool.changed then return corrupt(id) end
   if r and r.load < r.limit then
     local fence, text = pool.grant(r, TOKEN, expiry_ms, write_lease, LATE, tonumber(TOKENS))

@@ -127,7 +127,7 @@ end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
 -- Pick an instance with a free unit for one lease. Return the record and the id of the instance. `number` is the index
--- of the random number for this lease in `randoms`. If no instance is picked, or if the picked one is full or has a
+-- in `randoms` of the random number for this lease. If no instance is picked, or if the picked one is full or has a
 -- corrupt record, try the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of
 -- the picked instance, if any.
 local function picked(number, spare)
@@ -154,7 +154,7 @@ for _ = 1, ROUNDS do
     sum, cap = whole_sum(facts[1] or '0') or 0, whole_sum(facts[2] or '0') or 0
     while fresh[1] do
       local r, id = picked(#fresh, spare)
-      -- A corrupt record is reported only if this call has written nothing. Otherwise the next call reports it.
+      -- A corrupt record is reported only if this call has written nothing. Otherwise a later call reports it.
       if id and not r and not instance(id) and not pool.changed then return corrupt(id) end
       if not r then break end
       local name = table.remove(fresh)

@@ -10,8 +10,8 @@
 --   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   1              deleted. The creation time of the pool is kept for a minute. With it, a process that registered an
---     instance can tell this deletion from a loss of data on the server. Waiters queue again with their next poll, and
---     then wait until an instance is registered
+--     instance can distinguish this deletion from a loss of data on the server. Waiters queue again with their next
+--     poll, and then wait until an instance is registered
 --   0              no such pool
 --   {-3, fact}     as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed

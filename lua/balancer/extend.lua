@@ -9,7 +9,7 @@
 --   1   extended
 --   0   there is no such lease: it has expired, was released, or was never granted
 --   {-3, fact}  {-4, field}   as in records.lua
--- REPEAT  the TTL counts from the last copy, so a copy makes the lease end later
+-- REPEAT  the TTL counts from the last copy of the request, so each further copy lets the lease end later
 -- ERRORS  none
 -- COST    O(log L) for L leases
 local STATE, DUE = KEYS[1], KEYS[2]

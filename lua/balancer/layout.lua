@@ -10,20 +10,21 @@
 --   ids       ZSET  agentperf:{lb:<type>}:ids
 --   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day,
---                   unless a 'set' confirms it before then. 'drop': end the division now. If the pool has
---                   #born, its creation time, a 'drop' keeps it for a minute
+--   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day, unless
+--                   a 'set' confirms it before then. 'drop': end the division now. If the creation time of the pool,
+--                   #born, is known, a 'drop' keeps #born for a minute
 --   shards    int   for 'set': the wanted number of shards, 1 for an undivided pool. For 'lapse' and 'drop': the
 --                   present number
---   wanted    text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
+--   wanted    text  strategy that the pool must have; '-': any strategy, or least_loaded for a new pool
 --   settings  text  settings of the pool, see pool.lua
 --   chosen    int   1 when the settings replace those of an existing pool, else 0
 --   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, shards, strategy, settings, before}   done. strategy: the strategy of the pool. settings: the settings of the
 --     pool after a 'set', else empty. before: the settings that were replaced, empty if none were
---   {0, shards}       not done. shards: the number of shards that the pool has now, 1 if it is not divided. Nothing
---     was changed, with one exception: a 'set' to 1 shard ends a division that 'lapse' lets expire, and returns {0, 1}
+--   {0, shards}       not done. shards: the number of shards that the pool has now, 1 if it is not divided. Nothing was
+--     changed, with one exception: if the division is expiring after a 'lapse', a 'set' to 1 shard ends it and returns
+--     {0, 1}
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}      the request came after until_ms; nothing was changed
@@ -55,7 +56,7 @@ if not shards then
   if ACTION ~= 'set' or SHARDS == '1' or registered > 0 or load > 0 then return {NOTHING, 1} end
 elseif shards ~= SHARDS then
   if ACTION ~= 'set' or call('PTTL', STATE) == -1 then return {NOTHING, tonumber(shards)} end
-  if SHARDS == '1' then  -- a caller used 'lapse', because it found no instance in any shard
+  if SHARDS == '1' then  -- the division is expiring, because the caller of 'lapse' found no instance in any shard
     call('HDEL', STATE, '#pool', '#settings')
     return {NOTHING, 1}
   end
@@ -72,12 +73,12 @@ local before, settings = '', known[2]
 local is_kept = shards and call('PTTL', STATE) == -1
 if is_kept then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
-elseif WANTED ~= '-' or not strategy then  -- the pool has no instance (see above), so its strategy may change
+elseif WANTED ~= '-' or not strategy then  -- not kept: the pool has no instance, so its strategy may change
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
 if not shards then
-  -- Waiters may have queued in the undivided pool before it had instances. They queue again in the shards.
+  -- The undivided pool may have waiters, although it has no instances. They queue again in the shards.
   for _, key in ipairs({STATE, READY, DUE, WAITQ, IDS, RING}) do call('UNLINK', key) end
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end

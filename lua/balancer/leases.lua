@@ -4,7 +4,7 @@
 --   due    ZSET  agentperf:{lb:<type>}:due
 -- ARGV
 --   first  int   rank of the first timer of the page in the sorted set due
---   count  int   timers per page, at most 1000; the reply contains only timers of leases, grants and waiters
+--   count  int   timers per page, at most 1000; the reply contains only timers of leases, unfetched grants and waiters
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
 --     next_rank: rank of the first timer of the next page, 0 after the last page. due_ms: when the lease or grant

@@ -9,11 +9,12 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   id          text  the instance
---   wanted      text  strategy the pool must have, or '-' for any (least_loaded for a new pool)
+--   wanted      text  strategy that the pool must have; '-': any strategy, or least_loaded for a new pool
 --   cap         int   max concurrent leases
 --   weight      text  weight, decimal, at least 0
 --   labels      text  labels, comma-separated, or '-' for none
---   on          text  flags to set, comma-separated, or '-' for none; other flags stay
+--   on          text  flags to set, comma-separated, or '-' for none. Of the other flags, removed and heartbeat_missed
+--                     are cleared, those of rate limits are computed again, and the rest stays
 --   ewma_us     int   initial smoothed response time, us; 0 when not known
 --   silence_ms  int   time without a heartbeat after which the instance is disabled, ms; 0: no heartbeat is expected
 --   points      text  positions of the instance on the ring, 0 to 2^48 - 1 each, separated by spaces

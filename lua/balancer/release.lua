@@ -30,11 +30,13 @@ local RESPONSE_US, BURY_MS, AGAIN, TOKENS, REST_MS = ARGV[4], ARGV[5], ARGV[6], 
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 --@include pool
 
--- The usual record of an instance. A release copies limit, seq, fence and peak as one text, and also reads limit and
--- seq on their own. It copies everything after streak as another text.
+-- Matches the usual record of an instance. A release copies limit, seq, fence and peak as one text, and also reads
+-- limit and seq on their own. It copies everything after streak as another text, the rest of the record.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
--- Most instances have neither labels nor flags. The fastest test for this is a search for the text PLAIN in the rest.
+-- Most instances have neither labels nor flags. The fastest test for this is a search for PLAIN in the rest of the
+-- record. If PLAIN is not found, or if the score depends on the weight, REST reads the weight and labels. REST matches
+-- only if the instance has no flags.
 local PLAIN = ' labels=- flags=- cap='
 local REST = '^ weight=(%d+%.?%d*) labels=(%S+) flags=%- cap='
 

@@ -50,7 +50,8 @@ call('ZREM', CHECKS, ID)
 call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID, 'C:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
-  -- A lease may keep the record until the instance is registered again. The instance must not rest then.
+  -- The record stays until the last lease ends. If the instance is registered again before then, it must not be
+  -- resting.
   pool.rest(r, 0)
   r.flags = {removed = true}
   pool.store(r)

@@ -48,8 +48,8 @@ end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
--- For each half-open instance: its probe_since_us (a time, see pool.lua), and the number of its leases granted before
--- that time.
+-- For each half-open instance of the page, since_us holds its probe_since_us (a time, see pool.lua), and `before` holds
+-- the number of its leases that were granted before that time.
 local since_us, before = {}, {}
 for _, id in ipairs(page) do
   local r = pool.read(id)

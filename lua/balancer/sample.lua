@@ -34,7 +34,7 @@ local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 --@include history
 
 local AWAY = string.sub(READY, 1, -6) .. 'away'
--- `status` reports an instance as not healthy if it has one of these flags; as in balancer/commands/records.py.
+-- An instance with one of these flags is not healthy. balancer/commands/records.py has the same flags.
 local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, down = true}
 
 -- Return the number of healthy instances, the sum of all capacities, and the first instance whose record the library
@@ -87,8 +87,8 @@ if invalid then return corrupt(invalid) end
 pool.maintain(EXPIRIES)
 if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
--- Leases on removed instances are counted here until they end, but not in `status`. #load includes these leases. They
--- cannot be subtracted, because no index contains a removed instance.
+-- Here, leases on removed instances count until they end, because #load includes them. They cannot be subtracted,
+-- because no index contains a removed instance. In `status`, these leases do not count.
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {
   {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},

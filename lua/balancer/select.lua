@@ -1,4 +1,4 @@
--- select: return the instance that acquire would pick now, without granting a lease.
+-- select: return the instance that acquire would pick now, without leasing it.
 -- KEYS
 --   state   HASH  agentperf:{lb:<type>}:state
 --   ready   ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it

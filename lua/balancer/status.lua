@@ -12,9 +12,9 @@
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
 --     registered: number of instances. waiting: number of waiters. late: on the first page, number of leases and grants
---     whose expiry has passed but was not processed yet; else 0. picks: number of leases granted so far. next_rank:
---     rank of the next page, 0 after the last page. panic_ms: start of the panic, 0 for none. settings: value of
---     #settings. id, record, extra: an instance, its record, and its extra record, which is empty for most instances
+--     that have expired but were not processed yet; 0 on the other pages. picks: number of leases granted so far.
+--     next_rank: rank of the next page, 0 after the last page. panic_ms: start of the panic, 0 for none. settings:
+--     value of #settings. id, record, extra: an instance, its record, and its extra record, empty for most instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it only processes due timers and grants units to waiters
@@ -43,7 +43,8 @@ if refused then return refused end
 local pool = maintenance()
 if pool.invalid then return corrupt(pool.invalid) end
 local page = call('ZRANGE', IDS, first, first + count - 1)
--- Call `take` with the ids, records and extra records of up to 1000 instances at a time.
+-- Split the page into parts of at most 1000 instances. For each part, call `take` with the ids, records and extra
+-- records.
 local function for_each_part(take)
   for from = 1, #page, 1000 do
     local ids, extras = {unpack(page, from, math.min(#page, from + 999))}, {}

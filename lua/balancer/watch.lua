@@ -10,7 +10,8 @@
 --   live_ms  int   time for which the shard is watched, ms; 0: it is not watched
 -- RETURNS
 --   1   an instance with these labels is free now
---   0   no such instance is free. From now on, the shard is watched if the pool exists and live_ms is not 0
+--   0   no such instance is free, or the free instances may still go to waiters of this shard. If the pool exists and
+--     live_ms is not 0, the shard is watched from now on
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  the watch lasts live_ms from the last copy
 -- ERRORS  none

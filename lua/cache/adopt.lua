@@ -12,7 +12,7 @@
 --   epochs      STRING  <tag>:epochs
 --   tags        ZSET    <tag>:tags
 --   marks       HASH    <tag>:marks
---   entries...  STRING  <tag>:e:<key>, one for each
+--   entries...  STRING  <tag>:e:<key>, one for each entry
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
 --   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,

@@ -11,14 +11,15 @@
 --   ignore    text    the first 8 characters (the version) of an entry that the caller found invalid; this entry counts
 --                     as missing. Empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a reader. For a background refresh of a stale value: min time from a failed computation
---                     to the next one, ms
+--   retry_ms  text    empty for a reader. For a background refresh of a stale value: min time between a failed
+--                     computation and the next attempt, ms
 -- RETURNS
 --   {1, entry, epochs}  there is an entry that was not cleared. The caller checks whether one of the entry's tags
 --                       was invalidated
---   {2, version, wrong_type}  the lease is granted, and the caller computes the value. If the key is invalidated after
---                       this version, put.lua refuses the value. wrong_type: 1 if the key of the entry or of the lease
---                       had a wrong type, else 0. Such a key is replaced
+--   {2, version, wrong_type}  the lease is granted, and the caller computes the value. version: the clock of the
+--                       cache's last change. If the key is invalidated after this clock, put.lua refuses the value.
+--                       wrong_type: 1 if the key of the entry or of the lease had a wrong type, else 0. Such a key is
+--                       replaced
 --   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed. For a background refresh, also: the last computation failed
 --                       less than retry_ms ago. error: "<type> <message>", or a blank if the value cannot be stored
@@ -64,7 +65,7 @@ if RETRY_MS and lease[5] and not lease[1] then
 end
 if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
-  -- A lease with more time left than its TTL was granted before the server's clock was set back.
+  -- If more time is left than the lease_ms of the grant, the server's clock was set back after the grant.
   local left_ms, max_ms = call('PTTL', LEASE), whole_number(lease[6])
   if max_ms and left_ms > max_ms then
     call('PEXPIRE', LEASE, string.format('%d', max_ms))

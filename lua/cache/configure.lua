@@ -1,12 +1,12 @@
--- configure: write the settings of a cache. All scripts of the cache read them, so the settings written last apply to
--- every process. If the caller did not choose a setting, the stored value stays.
+-- configure: write the settings of a cache. Scripts that need the settings read them on every call, so the settings
+-- written last apply to every process. If the caller did not choose a setting, the stored value stays.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   new       ZSET  <tag>:new
 --   cold      ZSET  <tag>:cold
 --   ghost     ZSET  <tag>:ghost
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}. If a cache has several shards, a call gets the keys
---   of the whole cache or the keys of one shard. In this case, the meta of the whole cache is used only for the
+--   of the whole cache or the keys of one shard. Such a cache uses the meta of the whole cache only for the
 --   settings. The settings of a shard contain the shard's share of the limits.
 -- ARGV
 --   schema    int   major version of the data model that the caller writes

@@ -33,7 +33,7 @@
 -- REPEAT  the first executed copy leaves the entry in <tag>:r:<id>, and all other copies return it. A repeated delivery
 --         that finds no value leaves a blank there, so that no late copy removes a newer value. If the entries began to
 --         move to another layout after the first delivery, a repeated delivery still returns the entry that an earlier
---         copy has left, with version 0.
+--         copy has left. The version in this reply is 0
 -- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(log N) for N entries. The value is renamed, not copied; its memory is held until until_ms
 --@include corrupt

@@ -4,10 +4,10 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
 --   clock        int   the highest clock of the old layout's shards; new versions in this shard are higher
---   entries      int   part of this shard's limit of entries that is reserved for the old layout
---   bytes        int   part of this shard's limit of bytes that is reserved for the old layout
---   counters...  int   counters of the old layout that continue here: evicted, expired, hot, warm, cold, misses,
---                      saved_ms and corrupt
+--   entries      int   how many entries of this shard's limit are reserved for the old layout
+--   bytes        int   how many bytes of this shard's limit are reserved for the old layout
+--   counters...  int   counts of the old layout, with which this shard's counters start: evicted, expired, hot, warm,
+--                      cold, misses, saved_ms and corrupt
 -- RETURNS
 --   {1}          this call or an earlier one has made the shard ready
 -- REPEAT  a second or late delivery finds the shard ready

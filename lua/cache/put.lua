@@ -61,7 +61,7 @@
 --                          have been executed
 --   {-5, version}          without a mode: an earlier copy may have stored a value that was replaced since; the key is
 --                          made a miss
---   {-6, now_ms}           this delivery arrived after until_ms and did nothing
+--   {-6, now_ms}           this delivery arrived after until_ms and did nothing; with a mode, it was the first delivery
 --   {-7, 0, 0}             the condition of the mode does not hold; nothing stored
 --   {-8, 0, 0}             'incr': the stored value is no whole number between -2^53 and 2^53; nothing stored
 --   {-9, 0, 0}             'incr': the sum would not be such a number; nothing stored
@@ -71,14 +71,14 @@
 --         first delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`.
 --         In the second case, the key has neither an entry nor a field in size, and no entry of the cache was removed
 --         after `seen`. In doubt, the delivery makes the key a miss, which is never wrong. Either way, it leaves its id
---         in resent, so that later copies do nothing. For a caller that gives up, cancel_puts.lua writes the id to
---         resent. Therefore no late or repeated copy overwrites a newer value.
+--         in resent, so that later copies do nothing. When a caller gives up, cancel_puts.lua writes the id to resent.
+--         All these rules together ensure that no late or repeated copy overwrites a newer value.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
 --         reply. There are two exceptions. If the first delivery stores nothing, it leaves no reply, so a repeated
 --         delivery checks the condition again. If a repeated delivery returns {-2, version} or {-4, version}, it leaves
 --         its id in resent instead of a reply. A full server whose maxmemory-policy is volatile-* may evict the reply;
---         even then, a copy that finds its id in the entry reports success. If the entries began to move to another
---         layout after the first delivery, a repeated delivery still returns the reply that an earlier copy has left.
+--         even then, a copy that finds its id in the entry reports success. If the entries begin to move to another
+--         layout between two deliveries, the later one still returns the reply that the earlier one has left.
 -- ERRORS  CORRUPT if meta, epochs or the reply of the request was not written by this library
 -- COST    O((reads + evictions) log N) for N entries; a call evicts at most 512
 --@include corrupt
@@ -110,7 +110,7 @@ end
 -- From here to the report of reads, the script decides whether an earlier copy, the mode or the lease forbids the put.
 local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
 if MODE ~= '' then
--- Included here and not at the top: most puts do not need these functions, and creating each takes about 0.2 us.
+-- Not included at the top: most puts do not need these functions, and creating each function takes about 0.2 us.
 --@include header
 --@include live
 --@include integer
@@ -142,7 +142,7 @@ if MODE ~= '' then
   if failed == 0 and verb == 'touch' then
     old = {version = present}
     payload = string.sub(found[2], 9)
-    if string.byte(payload) == 43 then   -- "+": remove the expiry, which a payload does not contain
+    if string.byte(payload) == 43 then   -- "+": remove the expiry of the stored entry, since a payload has none
       payload = string.sub(payload, 1, 6) .. string.sub(payload, string.find(payload, ' ', 7, true) + 1)
     end
   elseif failed == 0 and verb == 'incr' and present then  -- keep tags, key, and the time when the value gets stale
@@ -180,7 +180,8 @@ if TOKEN ~= '' then
   local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
   if epochs then
-    -- If another program has changed the version, it counts as -1. Every epoch is newer, so the put is refused.
+    -- If another program has replaced the lease's version by something that is no number, use -1. Every epoch is newer
+    -- than -1, so the put is refused.
     local claimed = whole_number(lease[2]) or -1
     local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
     if not cleared then return corrupt(EPOCHS, 'no three versions') end
@@ -213,7 +214,7 @@ local version, weight = I.clock, #KEY + #payload
 local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
-if refused < 0 then                      -- the put would have replaced the old value, so that value must not stay
+if refused < 0 then                      -- remove the old value, which the put would have replaced
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
   I.delete_dropped(LEASE)
 else
@@ -249,15 +250,15 @@ else
     end
   else
     I.n = I.n + 1
-    if I.lfu then                        -- frequency of a new entry: 1, plus the one that GHOST has for the key
+    if I.lfu then                        -- frequency of a new entry: 1, plus the frequency in GHOST
       f = 1
       local ghost = tonumber(I.remembered or nil)
       if ghost then
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
         if remembered >= 8 then
-          -- The key was evicted from the window. Widen the window if a window that is wider by 10 % of the cache might
-          -- still hold the key.
+          -- The key was evicted from the window. If a window that is wider by 10 % of the cache might still hold the
+          -- key, signal to widen the window.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.adapt(1) end
@@ -289,7 +290,7 @@ else
     end
     refused = -4
   end
-  local touched = verb == 'touch'        -- the value stays, and so does the lease of a running computation
+  local touched = verb == 'touch'        -- a touch keeps the value, and the lease of a running computation
   I.delete_dropped(not touched and LEASE or nil)
   if refused == 0 then
     local expiry = I.text(expiry_ms)

@@ -9,7 +9,7 @@
 -- ARGV
 --   token     text    token of the lease
 --   outcome   text    'failed' or 'given_up'
---   error     text    for 'failed': "<type> <message>", or a blank if the value cannot be stored
+--   error     text    for 'failed': "<type> <message>", or one space if the value cannot be stored
 --   error_ms  int     min time for which the error is kept, ms. If there is a stale value that never expires, the error
 --                     is kept for at least a day
 --   bus       text    channel of invalidations
@@ -18,8 +18,8 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released. Since the claim, the cache was cleared; or the value has tags, and a tag was
---                       invalidated, possibly one that the value does not have
+--   {2}                 released. After the claim, the cache was cleared; or the value has tags, and some tag of the
+--                       cache was invalidated, not necessarily a tag of the value; or epochs cannot be read
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

@@ -34,7 +34,8 @@
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- offset of the last byte read of an entry; only readers check tags beyond it
+-- The last offset that this script reads in an entry. If the tags of the entry go beyond it, only readers check them.
+local HEAD = 511
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
@@ -76,5 +77,5 @@ I.delete_dropped()
 I.promoted = true                        -- so that I.balance handles every tier
 I.balance()
 I.delete_dropped()
-if I.expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses writes
+if I.expired + freed + orphans + I.evicted > 0 then I.save() end  -- avoid a needless write: a full server refuses it
 return {1, I.expired, freed, orphans, I.evicted, I.deferred_count > 0 and 1 or 0, page[1]}

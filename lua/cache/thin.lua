@@ -1,4 +1,4 @@
--- thin: evict the entries that the policy of a shard values least, until the shard is within the given limits.
+-- thin: evict entries of a shard, in the order of its policy, until the shard is within the given limits.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   size      HASH  <tag>:size

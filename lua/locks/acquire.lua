@@ -60,7 +60,7 @@ if (queued and not whole_number(queued)) or not whole_number(last, 0) then
   return corrupt(QUEUE, 'a ticket that is no number')
 end
 
-call('ZREM', HELD, '')  -- removes nothing: a full server allows ZREM, and after it also the other writes of the script
+call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and then also the later writes of this script
 if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- the grant was not fetched in time
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end

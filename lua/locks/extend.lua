@@ -12,7 +12,7 @@
 --                 recognised. The client uses a different number for each addition to a lease
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
---   {0}            the lease is lost: expired, released or never granted
+--   {0}            there is no lease: it expired, was released or was never granted
 -- REPEAT  a copy of the last addition adds nothing. With added = 0, the TTL counts from the latest call, so a late copy
 --         renews the lease again
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written

@@ -10,12 +10,13 @@
 --   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if no such copy can arrive
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
---   1   this call ended the lease. Or the token is unknown and again is 1, so an earlier copy probably ended the lease
---   0   the token held no unit: its lease expired, it was waiting, or it is unknown and again is 0
+--   1   this call ended the token's lease, or its grant that was not fetched yet. Or the token is unknown and again is
+--       1, so an earlier copy probably ended the lease or grant
+--   0   the token held no unit: its lease or grant expired, it was waiting, or it is unknown and again is 0
 -- REPEAT  harmless: no unit is freed twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written
--- COST    O(log L + log W) for L leases and W waiters. It ends at most 16 expired leases or grants. It then handles at
---         most 64 waiters: it grants a unit to each, or removes it from the queue if it has stopped polling
+-- COST    O(log L + log W) for L leases and W waiters. A call ends at most 16 expired leases or grants. Then it handles
+--         at most 64 waiters: each gets a unit, or is removed from the queue if it has stopped polling
 --@include corrupt
 --@include whole_number
 local STATE, HELD, QUEUE = KEYS[1], KEYS[2], KEYS[3]

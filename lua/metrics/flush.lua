@@ -47,8 +47,9 @@
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
 --         O(fields). A list of closed slices that gets late samples adds O(256 lines). At a limit, each name that gives
---         way adds O(fields). One flush removes at most 16 agents with max_parts + 3 parts in total, 16 spans of each
---         agent that stays, and for each series max_errors error types and max_errors models
+--         way adds O(fields). One flush removes at most 16 agents, which together have at most max_parts + 3 parts. It
+--         also removes at most 16 spans of each agent that stays, and of each series max_errors error types and
+--         max_errors models
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -131,7 +132,8 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     if not (other or known.seen[member] or present[index == AGENTS and member or index .. member]) then
       local parts = index == AGENTS and parts_of(member) or {}
       -- This flush must read the counts of every part of the agents that give way. So the number of these parts is
-      -- limited: an agent with too many parts gives way only in a later flush. The first agent always fits.
+      -- limited. Only the first agent may exceed the limit. Another agent that would exceed it gives way in a later
+      -- flush.
       if #parts == 0 or leaving_parts == 0 or leaving_parts + #parts <= MAX_PARTS then
         leaving_parts = leaving_parts + #parts
         known.size = known.size - 1
@@ -191,9 +193,9 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- `sums` holds the sums to add to each key. They are first collected in memory, so that every read and check precedes
--- the first write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum` table. A
--- key gets a table of its own when a second accumulator adds to it.
+-- `sums` holds, for each key, the sums to add to it. They are first collected in memory, so that every read and check
+-- precedes the first write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum`
+-- table. A key gets a table of its own when a second accumulator adds to it.
 local sums, order, expiries = {}, {}, {}
 local function aggregate(sum, field, value)
   local values = sum.values
@@ -320,8 +322,8 @@ local function limited(total, field)
 end
 
 -- The counts of a name that gives way are added to __other__, so the sum over all names stays the same. If another
--- program has written a value that is no number, the value is dropped, since it would damage __other__ too. Slices keep
--- the name until they expire.
+-- program has written a value that is no number, the value is dropped, since it would damage __other__ too. The slices
+-- of the old name stay until they expire.
 local gone = {}
 local function give_way(name, other)  -- both are names of series
   for _, kind in ipairs({'total:', 'latest:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
@@ -465,10 +467,10 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- Close slices; see includes/closed.lua. A flush closes two kinds of slices. Slices of the first kind become old enough
--- to close through the samples of this flush. In a series, only two slices of each width can be of this kind: the slice
--- that has the last sample before this flush, and the slice before that one. So the script needs no search for them.
--- Slices of the second kind are old already, and this flush adds late samples to them.
+-- Close slices; see includes/closed.lua. A flush closes two kinds of slices. Slices of the first kind get old enough to
+-- close because this flush brings newer samples. In a series, only two slices of each width can be of this kind: the
+-- slice that has the last sample before this flush, and the slice before that one. So the script needs no search for
+-- them. Slices of the second kind are old already, and this flush adds late samples to them.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
 local MAX_TAIL = 256  -- if more slices than this number follow a slice, it stays a hash
 local to_close, closing  -- `to_close`: the slices to close, by list; `closing`: the writes that close them
@@ -615,7 +617,8 @@ local function close_slices()
       end
     end
     if #add_lines == 0 then return end
-    -- The first `kept` lines stay. The later lines are removed, and pushed again together with the new lines in order.
+    -- The first `kept` lines stay. The later lines are removed. Then they and the new lines are pushed, the oldest
+    -- slice first. If a slice has an old and a new line, only the new line is pushed.
     local push, next_line = {}, 1
     for l = kept + 1, #lines do
       while add_lines[next_line] and add_lines[next_line].shown < stamps[l] do

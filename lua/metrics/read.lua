@@ -17,7 +17,7 @@
 --                   separated by spaces; it is empty if they are not returned (see max_exact). The fields do not
 --                   contain the counts of the lines. The client adds these counts, because it parses the lines faster
 --                   than the script. The window is [from_ms, to_ms)
---   {1, now_ms, from_ms, to_ms, ...}  with max_exact -1, then for each series: name, n, ok, err, sum_us, llm_calls,
+--   {1, now_ms, from_ms, to_ms, ...}  if max_exact is -1; then for each series: name, n, ok, err, sum_us, llm_calls,
 --                   tool_calls, tok_in, tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in,
 --                   tok_cache_write, tok_reasoning. min_us, max_us, last_ms and first_ms are -1 if unknown. For a
 --                   window, first_ms is always -1
@@ -40,7 +40,8 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- Round the start of the window down to the start of the narrowest slice that is still kept for that time.
+-- Round the start of the window down to the start of the narrowest kept slice that contains it. If the window ends in
+-- the past, round its end up to the end of such a slice.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -87,7 +88,7 @@ end
 local call = redis.call
 local lines, hashes = {}, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
 -- Set `lines` and `hashes` for a series. A slice with a line rarely has a hash as well. So one call checks whether any
--- slice with a line has a hash.
+-- slice with a line has a hash. If none has one, the hashes of these slices need not be read.
 local function find_slices(name)
   local all, keys, closed = true, {}, {}
   hashes = starts
@@ -110,17 +111,17 @@ local function find_slices(name)
   if #keys == 0 or call('EXISTS', unpack(keys)) > 0 then return end
   hashes = outside
   if not all then
-    hashes = {}  -- this list has the prefixes of complete ranges too; their hashes do not exist, which is harmless
+    hashes = {}  -- this includes complete ranges: their slices have no hash, and reading a missing key is harmless
     for s = 1, #starts do
       if not closed[starts[s]] then hashes[#hashes + 1] = starts[s] end
     end
   end
 end
 
--- The loop in `plain` is written out for speed, because an overview of all agents waits for it. Reading a field takes
--- 0.25 us per slice. Therefore some fields are not always read. The field err is read only if not all executions
--- succeeded. The counters of models and tools are all written together, so they are read only if llm_calls exists. The
--- last timestamp is read only from the newest hash that has one.
+-- An overview of all agents waits for `plain`. So for speed, `plain` adds up each counter in a local variable. Reading
+-- a field takes 0.25 us per slice. Therefore some fields are not always read. The field err is read only if not all
+-- executions succeeded. The counters of models and tools are all written together, so they are read only if llm_calls
+-- exists. The last timestamp is read only from the newest hash that has one.
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
   local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
@@ -196,7 +197,7 @@ local function plain(name)
   size = size + 16
 end
 
--- Return the durations of the n samples in the window, ordered by the ends of the samples; nil unless all are stored.
+-- Return the durations of the n samples in the window, ordered by the ends of the samples; nil if not all n are found.
 -- The list is in the order of the flushes, and a late flush may append earlier samples. So the script first reads the
 -- positions that the samples would have in a sorted list, with a margin. If samples are missing there, it reads the
 -- whole list, unless the list has more than MAX_EXACT samples. The first 13 digits of a sample are the time of its end,

@@ -96,7 +96,7 @@ end
 -- With steps of a minute, an hour of a thousand agents has 60,000 steps. To save time, the fields of a step with only
 -- one slice, the usual case, are returned as they are stored. There are two exceptions, which `append_sums` handles: a
 -- number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields. Most fields of such a slice
--- count models, and the reply omits the counts of models.
+-- are counters of models, which `append_sums` omits.
 local MAX_PLAIN = 128
 local NO_LINES, NO_FIELDS = {}, {}
 local function append_step(number, prefixes, name, lines, without_hashes)

@@ -8,7 +8,7 @@
 --           oldest heartbeat comes first
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type
--- COST    O(log N + workers)
+-- COST    O(log N + M) for N recorded workers, of which M are listed
 --@include corrupt
 local SEEN = KEYS[1]
 local KEEP_MS = tonumber(ARGV[1])

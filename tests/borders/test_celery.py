@@ -359,7 +359,7 @@ def test_lease_parameter_may_stand_anywhere(app: Any, perf: AgentPerf, function:
 
     balancer = perf.balancer()
     balancer.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
-    function.__name__ = "leasing"  # celery compiles a function with this name, so it must be an identifier
+    function.__name__ = "leasing"  # celery compiles a function with this name, so the name must be an identifier
     leasing = task(app, "leasing")(leased(balancer, "coder")(function))
     for args, named in (((1, 2), {}), ((1,), {"two": 2}), ((), {"one": 1, "two": 2})):
         assert leasing.apply_async(args, named).get() == (1, 2, "coder-1")

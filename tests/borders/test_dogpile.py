@@ -139,7 +139,7 @@ def test_runner_on_another_thread_releases_the_mutex(region: Any) -> None:
 
 
 def test_backend_drops_values_after_its_expiration_time(server: Server, namespace: str, region: Any) -> None:
-    kept = region(name="limited")  # `backend` uses the same connection, which the fixture closes
+    kept = region(name="limited")  # the fixture closes its connection, which `backend` also uses
     backend = type(kept.backend)({"url": server.url, "namespace": namespace, "name": "limited", "expiration_time": 50})
     backend.set_serialized("k", b"1")
     backend.set_serialized_multi({"a": b"1", "b": b"2"})

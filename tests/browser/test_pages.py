@@ -125,7 +125,7 @@ def test_pages_of_nothing(origin: str, folder: Path) -> None:
         ("invalid", "/agents?window=yesterday"),
     ]
     wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing"))
-    reported = ("400 (Bad Request)", "404 (Not Found)")  # the browser reports the status of such pages as an error
+    reported = ("400 (Bad Request)", "404 (Not Found)")  # the browser reports these statuses as errors
     assert [each for each in wrong if not any(status in each for status in reported)] == []
 
 
@@ -344,7 +344,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 "JSHeapUsedSize": before["JSHeapUsedSize"] * 1.2 + 500_000,
             }
             deadline = time.monotonic() + 60
-            while True:  # wait until the browser has freed old contents; a leak in 300 updates would exceed a limit
+            while True:  # wait until old contents are freed; if each of the 300 updates leaks, a limit stays exceeded
                 after = await visit.kept()
                 if all(after[name] <= limit for name, limit in limits.items()):
                     break

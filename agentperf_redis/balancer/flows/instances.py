@@ -436,7 +436,7 @@ def wait_until_idle(layouts: Layouts, pool: Pool, instance_id: str, wait: float)
     pause = _FIRST_LOOK_S
 
     def look_in(layout: Layout) -> Flow[int | TooLate | None]:
-        # Without changes, `update` only reads the load, so it needs no time limit.
+        # A call of `update` that changes nothing only reads the load, so it needs no time limit.
         return iter(commands.update(layout.home(instance_id), instance_id))
 
     while True:

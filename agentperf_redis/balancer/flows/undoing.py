@@ -52,7 +52,8 @@ def or_undo(
         keeper.undo(undoing(), ttl)
         raise
     except asyncio.CancelledError:
-        # The caller may be out of time, and the server unreachable. So wait only briefly, not for a whole deadline.
+        # The caller may be out of time, and the server may be unreachable. So wait only briefly, not for a whole
+        # deadline.
         interrupted = False
         yield from Wait(keeper.undo(undoing(), ttl), _CANCELLED_WAIT_S)
         raise

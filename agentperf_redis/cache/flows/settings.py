@@ -109,7 +109,7 @@ def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
     """
     while True:
         shards = shared.shards
-        if shared.laid_out:  # if this is False, `prepare` reads the layout
+        if shared.laid_out:  # otherwise, `prepare` reads the layout below
             yield from _learn_layout(shared)
         for shard in shards:
             yield from prepare(shard)
@@ -322,8 +322,8 @@ def _release_pending(shard: Shard) -> Flow[None]:
         for result in (yield from Batch(releases).settled()):
             if isinstance(result, BackendUnavailable):
                 raise result
-    # After any error except BackendUnavailable, such as a wrong type, the release is not repeated. The lease then ends
-    # by its TTL.
+    # A release that failed with an error other than BackendUnavailable, such as a wrong type, is not repeated. Its
+    # lease ends by its TTL.
     shard.remove_released(leases)
 
 

@@ -337,8 +337,8 @@ class SingleFlight:
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. The
     # caller runs this flow if the lease has a token. Waiters of this process get an error at once. They get a value
     # only after the server has stored it, because the key may have been invalidated during the computation. If the
-    # value cannot be stored, the server must first confirm that the key was not invalidated. If the lease has no token,
-    # waiters get the value at once, too.
+    # value cannot be stored, they get it after the server has confirmed that the key was not invalidated. If the lease
+    # has no token, waiters get every value at once.
 
     def finish(
         self,
@@ -416,7 +416,7 @@ class SingleFlight:
             )
         except (BackendUnavailable, GeneratorExit):
             raise
-        except BaseException:  # for example, a full server. End the lease, so that no caller waits for its TTL
+        except BaseException:  # such as BackendFull: end the lease, so that no caller waits until it expires
             yield from self._release(compute_lease, None)
             raise
         outcome = reply.outcome
@@ -462,6 +462,6 @@ def _outcome_of(error: BaseException) -> FlightOutcome:
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # If the cache itself fails, each waiter computes its own value. Otherwise, the waiters would claim the lease one
-    # after the other, and all claims would fail.
+    # If the cache itself fails, each waiter computes its own value. After `GivenUp`, the waiters would claim the lease
+    # one after the other, and all claims would fail.
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

@@ -247,8 +247,8 @@ class Writer:
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
                 # Mark the next delivery as a repetition if an earlier copy may have been executed before the entries
-                # moved. In a mode other than ALWAYS, always mark it: if the server refuses a repetition, it keeps this
-                # reply, and so also refuses late copies.
+                # moved. In a mode other than ALWAYS, mark it in any case: if the server refuses a repetition, it stores
+                # the refusal, and then also refuses late copies.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

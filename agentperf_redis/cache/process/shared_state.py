@@ -189,8 +189,8 @@ class SharedState:
         """
         with self._lock:
             if len(self._users) and off != self._off:
-                # Find the first size. `all(each)` skips the policy, whose index is 0, and settings without an argument,
-                # whose name here is empty.
+                # Find the first size. `all(each)` skips the policy, because its index is 0. It also skips settings that
+                # no argument sets, because their name in ARGUMENTS is empty.
                 at, argument = next(each for each in enumerate(ARGUMENTS[self.service]) if all(each))
                 allowed = f"0, since cache {self.name!r} is off in this process" if self._off else "1 or more"
                 is_on = f", since cache {self.name!r} is on in this process; name='...' makes a cache of its own"

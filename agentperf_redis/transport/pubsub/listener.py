@@ -288,7 +288,7 @@ class Listener:
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
         connection = channel.connection
         if connection is None or not connection.has_capacity:
-            return  # the next reply wakes the thread and makes room for this request
+            return  # if the connection is full, its next reply makes room for this request and wakes the thread
         try:
             connection.request(kind, channel.name)
             channel.state = then

@@ -136,9 +136,9 @@ local function health(self, facts)
     return true
   end
 
-  -- Return the new arrival time of a rate limit after `tokens` more tokens, or as many requests, were used: the old
-  -- arrival time or now, whichever is later, plus tokens / rate minutes. The result is at most MAX_US (about three
-  -- years) after now.
+  -- Return the new arrival time of a rate limit after `tokens` units of it were used. A unit is a token or a request.
+  -- The new time is the old arrival time or now, whichever is later, plus tokens / rate minutes. It is at most MAX_US
+  -- (about three years) after now.
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
     return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
@@ -151,10 +151,10 @@ local function health(self, facts)
       - settings.rate_burst_ms * 1000
   end
 
-  -- When panic begins or ends, the limits of unhealthy instances change. This function calls `store` for all instances
-  -- in `away`; `store` computes the limits again. A call processes one batch; a timer in `due` starts the next batch.
-  -- ZSCAN returns every instance that stays in `away` during the whole scan. A script that adds or removes an instance
-  -- during the scan stores the record of this instance itself.
+  -- When panic begins or ends, the limits of unhealthy instances change. So `store`, which computes the limit of an
+  -- instance, is called for all instances in `away`. A call of this function processes one batch of them; a timer in
+  -- `due` starts the next batch. ZSCAN returns every instance that stays in `away` during the whole scan. A script that
+  -- adds or removes an instance during the scan stores the record of this instance itself.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -314,7 +314,8 @@ local function health(self, facts)
       elseif fence > self.extra(r).limit_cut_us then
         limit, r.extra.limit_cut_us = math.max(1000, floor(limit * CUT)), after_last_grant_us(r)
       end
-      -- While the limit can still be lowered, an overload does not count as a bad outcome for ejection.
+      -- An adaptive limit above 1 lease can still be lowered. In this case, an overload (outcome s, t or j) does not
+      -- count as a bad outcome for ejection.
       overload = overload and limit > 1000
       if limit < full then self.extra(r).adaptive_limit_milli = limit end
       self.set(r, 'adaptive', limit < full)
@@ -401,8 +402,8 @@ local function health(self, facts)
     return true
   end
 
-  -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while any part of the
-  -- limit is left. It may use more tokens than are left; in this case, the next requests wait longer.
+  -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while some part of
+  -- each limit is left. It may use more tokens than are left; in this case, the next requests wait longer.
   function self.count_request(r, tokens)
     local extra = self.extra(r)
     correct_arrivals(extra)
@@ -443,9 +444,9 @@ local function health(self, facts)
   end
 
   -- Return the milliseconds until the first instance comes back, at most one day. Returns nil unless all usable
-  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if it is unknown when one of
-  -- them comes back: `count` gives such an instance the score 0. In panic, `count` also gives the score 0 to the
-  -- unhealthy instances that take work, because the end of any of their leases may free capacity.
+  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if one of them has the score
+  -- 0 in `away`. `count` gives this score to an instance if the time when it comes back is unknown. In panic, `count`
+  -- also gives it to the unhealthy instances that take work, because the end of any of their leases may free capacity.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]

@@ -1,7 +1,8 @@
 -- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
 -- field.lua, whole_records.lua, pool.lua, labels.lua and health.lua.
 
--- Whether a number has a leading zero. HINCRBY refuses such a number, and it would do so after the first write.
+-- Whether a number has a leading zero. HINCRBY raises an error if a field has such a number. Scripts check the number
+-- before their first write, because they must not fail after it.
 local function has_leading_zero(text) return text and text ~= '0' and match(text, '^%-?0') end
 
 -- Decode the text of #load or #cap. Scripts change these sums mostly by HINCRBY, which treats a missing field as 0. So
@@ -26,7 +27,7 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return the bound of a timer in `due`: the longest time, ms, from now until it can be due. Returns nil if this
+-- Return the bound of a timer in `due`: the longest time, ms, that can be left until it is due. Returns nil if this
 -- function knows no bound. Tombstones and heartbeats have no bound, since callers choose their times. For rate limits,
 -- rests and warm-ups, no bound is needed: `correct_times` in health.lua corrects their timers.
 local function longest_ms(name)
@@ -339,8 +340,9 @@ local function maintenance(now_us)
   end
 
   -- Return the id of a ready instance for a waiter that requires these labels ('-': no labels). Returns nil if no ready
-  -- instance has them. The strategy decides whether it is the first, the last or any of these instances; see `waiter`
-  -- in strategies.lua. With several labels, only the smallest of their indexes is searched.
+  -- instance has them. If several ready instances have them, the strategy decides whether the first, the last or any
+  -- of these instances is returned; see `waiter` in strategies.lua. With several labels, only the smallest of their
+  -- indexes is searched.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -378,8 +380,8 @@ local function maintenance(now_us)
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
   -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
   -- in this call, since no unit becomes free during the call. A call examines at most FEW + (LOOKS - 1) * MANY waiters,
-  -- some 130. A waiter has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false if the
-  -- search stopped after GRANTS grants: more grants may be possible.
+  -- some 130. After a grant, the waiter has CLAIM_MS to fetch it; the published message only tells the waiter to do so.
+  -- Returns false if the search stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}

@@ -66,9 +66,9 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
     return id
   end
 
-  -- Peak EWMA: return the cheaper of two random instances. The price of an instance is its latency, decayed by the time
-  -- since its measurement, times (load + 1). A busy instance whose latency was never measured is expensive, as in
-  -- Finagle.
+  -- Peak EWMA: return the cheaper of two random instances. The price of an instance is (load + 1) times its latency.
+  -- This latency decays with the time since it was measured. A busy instance whose latency was never measured is
+  -- expensive, as in Finagle.
   if how == 'cheaper_of_two' then
     local other = format('%d', u2 * n)
     local one = call('ZRANGE', from, rank, rank)[1]

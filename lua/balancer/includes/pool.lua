@@ -1,13 +1,14 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
--- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. Most scripts write to due
--- or waitq directly. A script that includes one of these three files must name its keys STATE, READY, DUE and WAITQ.
--- The functions use these names: parameters for the keys would cost time on every acquire and release.
+-- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. A script that includes
+-- one of these three files must name its keys STATE, READY, DUE and WAITQ. The functions in these files use the names
+-- directly, because parameters for the keys would cost time on every acquire and release. Most scripts also write to
+-- due or waitq themselves.
 --
 -- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A
 -- pool may also be divided into shards. Then each shard has all of these keys under its own <tag>, such as
--- agentperf:{lb:<type>#3/8.30} for shard 3 of 8 (30: see keys.py), and each script sees one shard. Only layout.lua
--- divides a pool. It also describes #pool of a divided pool. Once a pool has no instances, no leases and no waiters,
--- its keys expire after a minute, or after a day if `configure` has set its settings.
+-- agentperf:{lb:<type>#3/8.30} for shard 3 of 8 (30: see keys.py), and a call of a script uses the keys of only one
+-- shard. Only layout.lua divides a pool. It also describes #pool of a divided pool. Once a pool has no instances, no
+-- leases and no waiters, its keys expire after a minute, or after a day if `configure` has set its settings.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
@@ -18,11 +19,12 @@
 --       ewma_us        smoothed response time, us; 0 when none was measured
 --       ewma_at_ms     time of the last measurement, ms; kept up to date only under PEAK_EWMA
 --       served         leases released with the outcome ok
---       failed         leases released with a bad outcome
---       streak         bad outcomes since the last good one
+--       failed         leases released with the outcome error, timeout, rejected or rate-limited
+--       streak         bad outcomes since the last good one; see `record_outcome` in health.lua
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted. There are three groups of flags:
+--       flags          names, comma-separated and sorted. There are three groups of flags. The flag unhealthy is in the
+--                      group disabled, not in the group unhealthy:
 --         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
@@ -44,7 +46,8 @@
 --       rpm_arrival_us, tpm_arrival_us   theoretical arrival times (GCRA) of the two rate limits
 --       metered_us           when the arrival times were last changed
 --       heartbeat_ms         time without a heartbeat after which the instance is disabled, as registered
---       rest_until_ms        while the instance rests: the end of the rest;    rest_set_ms: when this end was set
+--       rest_until_ms        while the instance rests: the end of the rest
+--       rest_set_ms          when rest_until_ms was set
 --     @<token>   the state of a request for a lease; one of
 --       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
@@ -65,11 +68,12 @@
 --     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
 --     #clock     a recent time of the server, ms: at most 30 s before the last maintenance of the pool. While timers
---                are corrected because the server's clock was set back, #clock also holds a ZSCAN cursor of due
+--                are corrected because the server's clock was set back, #clock also holds the cursor of the ZSCAN of
+--                the key due
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the members of ready that have this label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
---                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
+--                                W@<token>: remove a waiter that stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
 --                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
 --                                P:<cursor>: panic began or ended; update the next batch of the members of away
@@ -85,11 +89,11 @@
 --   <tag>:history        HASH    see history.lua
 --
 -- If a later minor version has added fields to the record of an instance, the scripts keep these fields. The patterns
--- and functions for records are in records.lua, whole_records.lua, grants.lua, acquire.lua and release.lua, those for
--- extra records in maintenance.lua. pick.lua also reads records.
+-- and functions for records are in records.lua, whole_records.lua, grants.lua, acquire.lua and release.lua. Those for
+-- extra records are in maintenance.lua. pick.lua also reads records.
 
--- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their
--- first write.
+-- Raise an error if one of these keys has the wrong type: ready, and ready@<label> for each of `labels`. Scripts call
+-- this before their first write.
 local function check_types(labels)
   call('ZCARD', READY)
   if labels ~= '-' then
@@ -98,9 +102,10 @@ local function check_types(labels)
 end
 
 -- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. Scores order
--- instances by load / limit, and those with equal load / limit by the last pick. The order is exact for limits up to
--- 90, because different values of load / limit then differ by more than 1/8192. It is exact for 2^40 picks. The score
--- stays below 2^53. No script unpacks the score, but tests do; see tests/support/records.py.
+-- instances by load / limit, and those with equal load / limit by the last pick. The order by load / limit is exact for
+-- limits up to 90, because different values of load / limit then differ by more than 1/8192. The order by the last pick
+-- is exact for the first 2^40 picks of the pool. The score stays below 2^53. No script unpacks the score, but tests do;
+-- see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq

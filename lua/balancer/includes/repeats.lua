@@ -1,8 +1,8 @@
 -- The reply to a repeated request for a lease. Needs records.lua, grants.lua and totals.lua; pool.lua describes the
 -- records.
 
--- Return the reply to a request whose token already has a record: the lease of the token, or why the token is spent. If
--- another copy of the request may still arrive (late is '1'), note this in the record of the lease.
+-- Return the reply to a request whose token already has a record: the lease of the token, or the reason why the token
+-- is spent. If another copy of the request may still arrive (late is '1'), note this in the record of the lease.
 local function repeated(token, text, late, ttl_ms, now_ms)
   local instance, fence, was_late = match(text, LEASE)
   if not instance then return {SPENT, match(text, TOMBSTONE) or match(text, '^%S*')} end

@@ -1,10 +1,10 @@
--- Updates ewma_us and ewma_at_ms of an instance with response_us, the response time of one task. `response` is the
--- pool's kind of update, see strategies.lua. These are lines of release, not a function: release includes them twice,
--- and its usual case would be slower if it created a function on every call.
+-- Updates ewma_us of an instance, and under 'peak' also ewma_at_ms. response_us is the response time of one task, and
+-- `response` is the pool's kind of update, see strategies.lua. Although release includes this file twice, the file
+-- contains no function: creating a function on every call would slow down the usual case of release.
 ewma_us = tonumber(ewma_us)
 if response == 'peak' then
-  -- A higher latency replaces the smoothed latency at once. A lower latency replaces it gradually, with a time constant
-  -- of 10 s.
+  -- A higher response time replaces the smoothed value at once. A lower response time replaces it gradually, with a
+  -- time constant of 10 s.
   local clock = call('TIME')
   local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
   if response_us < ewma_us then

@@ -1,7 +1,8 @@
 -- Needs records.lua.
 
--- Return two sums for the reply to a grant: the loads of all instances, and the capacities of the instances that take
--- work. If another program has written something that is not a whole number into a field, the field counts as 0.
+-- Return #load and #cap for a reply that grants a lease: the sum of the loads of all instances, and the sum of the
+-- capacities of the instances that take work. If another program has changed one of these fields to anything but a
+-- whole number of at most 15 digits, the field counts as 0.
 local function sums()
   local found = call('HMGET', STATE, '#load', '#cap')
   local load, cap = match(found[1] or '0', '^%d+$') or '0', match(found[2] or '0', '^%d+$') or '0'

@@ -1,5 +1,5 @@
--- Read and write whole records of instances. In the usual case, acquire and release return before these functions are
--- created. Needs whole_number.lua and records.lua; pool.lua describes all fields.
+-- Decode and format whole records. In the usual case, acquire and release return before these functions are created.
+-- Needs whole_number.lua and records.lua; pool.lua describes all fields.
 
 -- Return the values of all fields of an instance's record, in the order of NAMES, and then the fields of a later
 -- version as one text. The fields of the record may be in any order. Returns nil for a record that the library did not
@@ -26,8 +26,8 @@ local function read_record(text)
     if not load then return nil end
   end
   if #load > 10 or #limit > 10 or #peak > 10 or #cap > 10 or weight + 0 > MAX_WEIGHT then return nil end
-  -- The pattern admits only digits, so only a number of more than 15 digits may be too large for `whole_number`.
-  -- Usually only `fence` is that long.
+  -- In these fields, the pattern admits only digits, so only a number of more than 15 digits may be too large for
+  -- `whole_number`. Usually only `fence` is that long.
   if #fence > 15 and not whole_number(fence) or #seq > 15 and not whole_number(seq)
     or #ewma_us > 15 and not whole_number(ewma_us) or #ewma_at_ms > 15 and not whole_number(ewma_at_ms)
     or #served > 15 and not whole_number(served) or #failed > 15 and not whole_number(failed)

@@ -10,9 +10,9 @@
 -- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value
 -- (see I.expire). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
 -- average examines 16 residents. If a write finds expired ones, the next write also examines 16. So on average, an
--- expired entry is removed within N writes in a cache of N residents. Even if every entry has a TTL, at most about an
--- eighth of the residents are expired: if the share of expired residents is p, the average number of entries that a
--- write removes is about p / (1 - p)^16. At p = 12.5 %, this is one entry, as many as a write adds.
+-- expired entry is removed within N writes in a cache of N residents. Even if every entry has a TTL, at most about a
+-- seventh of the residents are expired. If the share of expired residents is p, a write removes on average about
+-- 16 * p / (1 + 15 * (1 - p)^16) entries. At p = 1 / 7, this is one entry, as many as a write adds.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -23,9 +23,9 @@
 -- The oldest entry of the lowest tier is evicted.
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
--- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the one
--- with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It is trimmed to twice as many
--- members as there are residents.
+-- cache. When the cache and the window are full, the oldest entry of the window is compared with the oldest entry of
+-- cold, and the one with the lower frequency is evicted. GHOST keeps the frequencies of evicted keys. It is trimmed to
+-- twice as many members as there are residents.
 --
 -- Two signals change the size of the window. If keys that were evicted from the window are soon stored again, the
 -- window grows. It may fill the whole cache, which then works as an LRU. If entries at the old end of cold are read,
@@ -38,8 +38,8 @@
 -- I.adapt) is compared with the hit ratio of an earlier period. If the window has moved and the hit ratio has clearly
 -- fallen, the window returns to its earlier size and keeps this size for some periods.
 --
--- If the popularity of keys drifts, the hit ratio stays within 4 percentage points of the hit ratio of an LRU. With a
--- window of fixed size, it would be at least 25 points lower than with an LRU.
+-- In the tests in which the popularity of keys drifts, the hit ratio is at most 4 percentage points lower than with an
+-- LRU. With a window of fixed size, it would be at least 25 points lower than with an LRU.
 --
 -- All state is in one table. The functions capture this table instead of many locals, because a script builds its
 -- closures on every call, and Lua 5.1 needs time for each captured local (measured per call: 14 us with many locals, 4
@@ -48,7 +48,7 @@
 
 -- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
 
-local MAX_HITS = 9e15  -- above this a double is not exact
+local MAX_HITS = 9e15  -- up to this number, a double holds each whole number exactly
 
 -- Read the state of the indexes, and write nothing. Returns a table of the state and the functions. If the cache cannot
 -- be used, returns nil and the reply that the script must return. The reply is {0} if the cache has no settings or its
@@ -115,7 +115,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- Therefore some fields are added only in the rare calls that need them:
   --   climb                         how the window moves, see adapt
   --   tail                          see record_reads in reads.lua
-  --   served, counters, writer      statistics to be saved
+  --   served, counters, writer      statistics and the number of the last report; `save` writes them
   local I = {
     call = call, meta = META, size = SIZE, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
@@ -124,7 +124,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     n = n, newcomers = newcomers, bytes = held,
     remembered = remembered,                           -- score of `key` in GHOST, as text; false if GHOST lacks the key
     next = next_ms or nil,  -- no entry expires before this time, ms; nil if no entry has an expiry
-    scan = m[10],           -- HSCAN cursor of the search for expired entries; "<cursor> +" if it has just found some
+    scan = m[10],           -- HSCAN cursor of the search for expired entries; "<cursor> +" if the last search found any
     deferred_count = deferred_count, resent = resent,
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
@@ -171,8 +171,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     -- has about 4 * capacity accesses. META's field climb holds five numbers:
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
-    --   ratio   the hit ratio of the period to compare with. No ratio: -2 if nothing was evicted yet, -1 if the cache
-    --           became full in that period
+    --   ratio   the hit ratio of the period to compare with. It is -2 if nothing was evicted yet, and -1 if the cache
+    --           became full in that period. Both mean that there is no hit ratio to compare with
     --   grow    I.grow at the end of that period. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
@@ -212,7 +212,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
           I.grow = math.min(max, c.grow)
           c.trend, c.rest = 0, 8
         end
-        return                           -- keep the earlier, better ratio: small losses of several periods add up
+        return                           -- keep the earlier, better ratio, so small losses of several periods add up
       end
       c.ratio, c.grow = ratio, I.grow
     end
@@ -294,8 +294,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
       end
     end
-    -- Return the oldest entry of a tier, and its score as a number and as text. Never returns `keep`: that entry was
-    -- just written, so it is the oldest only if the tier has no other.
+    -- Return the oldest entry of a tier, and its score as a number and as text. Returns nothing if the oldest entry is
+    -- `keep`: this entry was just written, so the tier has no other entry.
     function I.oldest(i, keep)
       local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
       if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
@@ -304,7 +304,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- Demote and evict entries until hot, warm, the window and the whole cache are within their capacities. `keep` is the
   -- entry just written; it is not evicted.
   function I.balance(keep)
-    local capacity, MAX_EVICTIONS = I.capacity, 512                    -- max entries moved or evicted per call
+    local capacity, MAX_EVICTIONS = I.capacity, 512                    -- max evictions, and max moves out of each tier
     for i = I.top, I.promoted and 2 or 0 do
       local over = capacity[i] > 0 and math.min(MAX_EVICTIONS, I.call('ZCARD', I.tier[i]) - capacity[i]) or 0
       if over > 0 then                   -- entries keep their scores, so each tier stays ordered by last access

@@ -1,6 +1,6 @@
--- Decode a whole number that the codec has stored: the letter m, followed by the number in its shortest msgpack form.
--- Returns nil for any other value, and also for numbers of at least 2^53 or at most -2^53, because a double cannot hold
--- all of them exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
+-- Decode a whole number that the codec has stored: the letter m, followed by the number in msgpack form. Returns nil
+-- for any other value, and also for numbers of at least 2^53 or at most -2^53, because a double cannot hold all of them
+-- exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
 local function decode_integer(value)
   local first = string.byte(value, 2)
   if string.byte(value, 1) ~= 109 or not first then return nil end
@@ -20,7 +20,7 @@ local function decode_integer(value)
   return number > -2^53 and number or nil
 end
 
--- Encode a whole number between -2^53 and 2^53 in the form that `decode_integer` reads.
+-- Encode a whole number between -2^53 and 2^53 in the shortest form that `decode_integer` reads.
 local function encode_integer(number)
   if number >= 0 and number < 128 then return 'm' .. string.char(number) end
   if number < 0 and number >= -32 then return 'm' .. string.char(256 + number) end

@@ -1,9 +1,9 @@
 -- These functions record reads. They are added to I, the state of the indexes; see index.lua. They are not in index.lua
 -- itself, because most puts do not need them, and a call takes about 0.2 us to create each function.
 
--- Return three tables: the fields of SIZE, the tiers and the scores of the keys, by the position of the key in `keys`.
--- Sends one command per tier to find the scores. In a plain LRU, all entries are in cold and no scores are needed, so
--- these commands are not sent.
+-- Return three tables: the fields of SIZE, the tiers and the scores of the keys. The index in each table is the
+-- position of the key in `keys`. Sends one command per tier to find the scores. In a plain LRU, all entries are in cold
+-- and no scores are needed, so these commands are not sent.
 function I.locate(keys)
   local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
   for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end
@@ -28,8 +28,8 @@ end
 -- per read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
 function I.record_reads(keys, counts)
   local sizes, tiers, scores = I.locate(keys)
-  -- The old end of cold holds the entries of cold that were used longest ago, a tenth of the cache. I.tail is the
-  -- highest score among them.
+  -- The old end of cold consists of the entries of cold that were used longest ago. Its size is a tenth of the cache.
+  -- I.tail is the highest score in the old end. If cold is smaller than a tenth, all of cold counts as the old end.
   if I.lfu and I.grow >= 1 then
     local rank = I.share(0.1)
     I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge

@@ -13,7 +13,7 @@
 --                                                 polls again
 --     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
---   <tag>:queue  ZSET    @<token> -> ticket: time of arrival, us. Grants are published on a channel of this name
+--   <tag>:queue  ZSET    @<token> -> ticket: time of arrival, us. Grants are published on the channel <tag>:queue
 --   <tag>:spent:@<token>  STRING  a tombstone: the reason why a late copy of the request is refused; expires
 -- A request is granted if fewer units are held than the limit in the request, so the lock itself stores no limit. The
 -- queue is first in, first out. A waiter with a low limit does not let later waiters pass.
@@ -73,9 +73,9 @@ local function open_lock(last_fence)
     call('HDEL', STATE, token)
   end
 
-  -- After the server's clock was set back by an hour, leases would last an hour longer than their TTL allows, even
-  -- leases of dead processes. To prevent this, check the leases with the earliest expiries. If a lease has more time
-  -- left than its TTL, shorten it to its TTL.
+  -- If the server's clock is set back by an hour, the existing leases and grants last an hour too long, even those of
+  -- dead processes. To prevent this, check the leases and grants with the earliest expiries. If one has more time left
+  -- than its TTL plus STEP_MS, shorten this time to its TTL.
   function self.correct()
     local STEP_MS = 1000
     local first = call('ZRANGE', HELD, 0, EXPIRIES - 1, 'WITHSCORES')

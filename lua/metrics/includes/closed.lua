@@ -2,7 +2,7 @@
 --
 -- A slice is a hash while it is open. A flush closes a slice with many fields once its series has a sample that is at
 -- least SETTLE_MS later than the end of the slice. The flush moves the counters to a line of text in a list, and
--- deletes the hash. A list has the closed slices of one series and one width, the oldest first:
+-- deletes the hash. A list has the closed slices of one series and one width, the oldest first. Example of a line:
 --
 --   2026-11-22T16 n=3600 ok=3599 err=1 sum_us=9830865887 ... err:TimeoutError=1 | -49:1 -44:3,1,0,2
 --
@@ -30,8 +30,8 @@ local function decode_name(name)
   return (string.gsub(name, '%%(%x%x)', function(digits) return string.char(tonumber(digits, 16)) end))
 end
 
--- Add the counters before the bar to `fields`. Returns the position of the bar, or nil if the line has no buckets.
--- Raises an error if the text is not the line of a closed slice.
+-- Add to `fields` the counters that stand before the bar of a line. Returns the position of the bar, or nil if the line
+-- has no bar, because the slice has no buckets. Raises an error if `line` is not the line of a closed slice.
 local USUAL = '^%S+ n=(%d+) ok=(%d+) sum_us=(%d+) min_us=(%d+) max_us=(%d+) last_ms=(%d+)() |'
 local function add_head(line, fields)
   local n, ok, sum_us, min_us, max_us, last_ms, stop = string.match(line, USUAL)
@@ -82,9 +82,9 @@ local function add_line(line, fields)
   end
 end
 
--- Return a range for `closed_lines`: the slices of one tier whose starts are at least `first` and at most `last`, ms.
--- The caller sets `last` to the start of the last slice, and fills `at`, which maps the stamp of each wanted slice to
--- any true value.
+-- Return a range of slices of one tier, for `closed_lines`. Its fields `first` and `last` are the starts of its first
+-- and its last slice, ms. The caller later sets `last`, and fills the field `at`, which maps the stamp of each wanted
+-- slice to any true value.
 local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
@@ -93,8 +93,8 @@ end
 -- binary search.
 local MAX_NEWER = 16
 -- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the script
--- reads the positions at which these lines would be if no slice were missing from the list. If they are not there, a
--- binary search finds them.
+-- reads the positions at which these lines would be if no slice were missing from the list. If some of the lines may be
+-- at other positions, a binary search finds the first of them.
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]
   if not range.low then

@@ -23,9 +23,10 @@ end
 
 -- Cover the time range [from, to) with slices, beginning at its start. At each point, take the widest kept slice that
 -- starts there and ends in the range. With `to_now`, the range ends now, and a slice that contains the current time
--- counts as ending now. If no kept slice fits, take the narrowest kept slice that contains the point. This may widen
--- the range. Returns four values: the slices, each as {tier, start}; the start and the end of the covered range; the
--- width in ms of the first slice that did not fit, or nil if all slices fit.
+-- counts as ending now. If no kept slice fits, take the narrowest kept slice that contains the point, or the slice of
+-- 1 d if none is kept. Such a slice may widen the range. Returns four values: the slices, each as {tier, start}; the
+-- start of the covered range; its end; the width in ms of the first slice that was taken although it does not fit, or
+-- nil if all slices fit.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from
@@ -39,7 +40,7 @@ local function covering(from, to, to_now, now, ttls)
         break
       end
     end
-    if not taken then  -- no kept slice fits: take the narrowest one that contains `at`, and widen the range to it
+    if not taken then  -- no kept slice fits: take one that contains `at`, and widen the range to it
       taken = finest(at, now, ttls) or 4
       local width = TIERS[taken][WIDTH]
       misfit = misfit or width

@@ -5,7 +5,7 @@ local floor, format = math.floor, string.format
 local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
 local NAME, WIDTH, SHOWN = 1, 2, 3
 local OTHER = '__other__'
-local MIN_CLOSED = 2  -- index of the narrowest slices that are closed; those of 10 s have few fields and expire soon
+local MIN_CLOSED = 2  -- index in TIERS; slices of 10 s are never closed, because they have few fields and expire soon
 local SETTLE_MS = 10000  -- by this time after the end of a slice, processes have usually flushed its last samples
 
 local function whole(number)  -- tostring would lose digits from 10^14 up

@@ -1,9 +1,9 @@
 -- Shared by the scripts that add up stored counters. An addition such as `text + 0` converts a text to a number in a
 -- third of the time that tonumber needs. It raises an error if the text is no number. The functions below also raise
--- errors. The calling script catches all of them with pcall.
+-- errors. The calling script catches all these errors with pcall.
 
--- Integers in a reply have 64 bits. A sum that does not fit is returned as LARGEST. Sums of costs may not fit, because
--- they are in units of 10^-9.
+-- Integers in a reply have 64 bits. A sum that does not fit is returned as LARGEST. A sum of costs can be that large,
+-- because costs are stored in units of 10^-9.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end
@@ -11,8 +11,8 @@ local function clamped(number)
   error('a number that no counter reaches', 0)  -- NaN also gets here
 end
 
--- Check a time, or a shortest or longest duration; -1 means unknown. Unlike a sum, such a value is always below 9e15,
--- so any larger number is an error.
+-- Check a time, or a shortest or longest duration. A valid value is -1, which means unknown, or it is at least 0 and
+-- below 9e15. Unlike a sum, no time or duration gets larger.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

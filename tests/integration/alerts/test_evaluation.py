@@ -143,8 +143,8 @@ def test_waiters_of_a_pool_fire_and_are_resolved_once(perf: AgentPerf, evaluator
         waiter.join()
     events += evaluators.evaluate(start + 10 * number for number in range(12, 18))
     assert changes(events) == [("coder", "pending"), ("coder", "firing"), ("coder", "ok")]
-    # Usually, the alert fires 30 s after it became pending. If an evaluator is killed during this evaluation, the alert
-    # fires at the next evaluation, which is 10 s later.
+    # Usually, the alert fires 30 s after it became pending. If an evaluator is killed during the evaluation at that
+    # time, the alert fires at the next evaluation, which is 10 s later.
     assert events[1].at - events[0].at in (30.0, 40.0)
     assert evaluators.killed == 1
 

@@ -135,7 +135,7 @@ def test_replay_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backen
 
 
 @pytest.mark.thorough
-@pytest.mark.servers("valkey")  # it takes half a minute on each kind of server
+@pytest.mark.servers("valkey")  # the test takes half a minute on each kind of server
 @pytest.mark.waits
 def test_replay_of_a_day_names_the_firings_of_the_live_evaluation(perf: AgentPerf, backend: Backend) -> None:
     kept = Retention(slices_1m=5 * 86_400.0)
@@ -287,8 +287,8 @@ def test_replay_of_a_pool_names_the_live_firings(
     perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A waiter of `PoolWorld` stays in the queue for ten minutes after its call. So even in a slow test, no waiter
-    # leaves between a sample and an evaluation. The scripts usually correct the timer of a waiter to at most three
-    # seconds from now. Here, they allow an hour.
+    # leaves between a sample and an evaluation. When the script `sample` corrects the timers of waiters, it
+    # usually allows at most three seconds from now. This test raises the limit to an hour.
     limits = "local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, "
     alter(monkeypatch, "balancer/sample", limits + "3000", limits + "3600000")
     history = History(backend)

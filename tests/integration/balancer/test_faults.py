@@ -198,7 +198,7 @@ def test_change_after_its_deadline_has_no_effect(
     before = raw.hget(pool.state, "p0")
     request = held.wait()
     position = [slot.name for slot in script.header.argv].index("until_ms")
-    until_ms = int(request[3 + int(request[2]) + position])  # EVALSHA, hash, number of keys, keys, arguments
+    until_ms = int(request[3 + int(request[2]) + position])  # order: EVALSHA, hash, number of keys, keys, arguments
     wait_until(lambda: raw.time()[0] * 1000 > until_ms, "the server's clock to pass the limit")
     assert held.deliver().startswith(b"*2\r\n:-6\r\n")
     assert raw.hget(pool.state, "p0") == before

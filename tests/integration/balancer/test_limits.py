@@ -393,8 +393,8 @@ def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
         with pytest.raises(NoCapacity) as caught, balancer.lease(kind, tokens=1):
             pass
         assert balancer.release(held)
-        # An instance may be six seconds ahead of its rate limit. So the next lease comes six seconds before the end of
-        # the backlog: at one request per minute, after 54 s.
+        # By default, an instance may be six seconds ahead of its rate limit. So the next lease is possible six seconds
+        # before the end of the backlog: at one request per minute, after 54 s.
         assert (
             backlog_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= backlog_s - 6.0 + 0.002
         )

@@ -266,7 +266,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     ("mutant", "expected"),
     [
         ("no capacity check", "were held"),
-        # Without tombstones, a late request gets a second grant, or a release ends a lease that has expired.
+        # Without tombstones, a late request gets a second grant, or a release ends an already expired lease again.
         (
             "no tombstone",
             "for the second time|which was not held",

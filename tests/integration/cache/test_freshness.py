@@ -242,7 +242,7 @@ def test_failing_function_raises_after_the_stale_limit(
 
     served, refused = list[float](), list[float]()
     # `known` is the time when this test first finds a failed computation recorded on the server. The call that starts
-    # the failing refresh still returns the stale value.
+    # the failing refresh still returns the stale value, even after the limit.
     known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()

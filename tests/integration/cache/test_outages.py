@@ -422,7 +422,7 @@ def test_killed_server_costs_no_results_or_coherence(
         assert len(without) > 20, "there are results during the outage, too"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
-        # A reader may return a stale copy until it has detected that the server is back.
+        # With `use_with_stale_copies`, a reader may return a stale copy until it has detected that the server is back.
         for call in after if function is use_with_stale_copies else seen:
             over = call.begun - STALE_S
             newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)

@@ -90,7 +90,7 @@ def test_plan_is_measured_on_a_cluster(agentperf: Run, server: Server) -> None:
             assert not list(client.scan_iter("*doctor-*"))
 
 
-# -- the forecast, compared with what a server really used
+# -- the forecast, compared with the measured use of a server
 
 AGENTS, EXECUTIONS, ENTRIES, READS, INSTANCES, LEASES, HELD = 50, 1000, 6000, 500, 200, 300, 100
 """Numbers of a small load. It has so many entries that the memory of connections hardly counts."""

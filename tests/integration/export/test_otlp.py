@@ -180,7 +180,7 @@ def test_stop_does_not_wait_for_an_absent_collector(perf: AgentPerf) -> None:
     fill(perf)
     pusher = otlp.Pusher(perf, "http://127.0.0.1:1/v1/metrics", 60.0)
     pusher.start()
-    time.sleep(0.2)  # by now, the pusher is repeating its request, for up to ten seconds
+    time.sleep(0.2)  # by now, the pusher retries its request; without `stop`, it would retry for up to ten seconds
     began = time.monotonic()
     pusher.stop()
     assert time.monotonic() - began < 5

@@ -480,8 +480,8 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # This waiter was granted. So no earlier waiter may still be waiting if it requires only labels that this
-            # waiter requires too.
+            # This waiter got a grant. So an earlier waiter that requires the same labels, or only some of them, must
+            # not be waiting any more.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"

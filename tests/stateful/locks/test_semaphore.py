@@ -161,7 +161,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.acquire_as(token, live_ms=1)  # the waiter stops polling after 1 ms, before the next script runs
+        self.acquire_as(token, live_ms=1)  # 1 ms later, before the next script runs, the waiter counts as dead
         self.dead.add(token)
 
     def forget(self, token: str) -> None:

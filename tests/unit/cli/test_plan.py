@@ -109,8 +109,8 @@ def test_metrics_are_calculated_from_their_costs() -> None:
     ("acquires", "nodes", "shards"),
     [
         (6250, 1, 1),  # 6250 * 80 us: half a core, which is the capacity of a node
-        (6400, 3, 8),  # 4.1 quarters of a node; a Cluster has at least 3 nodes, and shards are a power of two
-        (25_000, 4, 16),  # 4 nodes, 16 quarters
+        (6400, 3, 8),  # 4.1 quarters of a node, rounded up to 8, a power of two; a Cluster has at least 3 nodes
+        (25_000, 4, 16),  # 4 nodes: 16 quarters, so 16 shards
         (25_100, 5, 32),
     ],
 )

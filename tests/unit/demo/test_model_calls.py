@@ -13,7 +13,8 @@ def test_each_agent_has_a_model() -> None:
 
 
 def test_tokens_are_a_quarter_of_the_characters() -> None:
-    # Input: "größe" has 5 characters (in 7 bytes) and [1] has 3: 2 tokens. Output: (1, 2) has 6 characters: 2 tokens.
+    # Input: "größe" has 5 characters (in 7 bytes), and [1] has 3 characters. These 8 characters are 2 tokens. Output:
+    # (1, 2) has 6 characters, which are 1.5 tokens, rounded up to 2.
     call = call_of("critic", ("größe".encode(), [1]), (1, 2), from_cache=False)
     assert call == ModelCall("demo-large", 2, 0, 2, 2 * LARGE.per_token_in + 2 * LARGE.per_token_out)
 

@@ -114,7 +114,7 @@ def test_long_outage_is_downsampled_step_by_step(buffer: Buffer, clock: Clock) -
         buffer.record("first", 1 / 1e6, OK)
         buffer.aggregate()
         buffer.downsample(Retention().ttls)
-    # The last 15 minutes are in slices of 10 s, the 3 hours before in slices of 1 min, the rest in slices of 1 h.
+    # Slices of 10 s reach back 15 minutes, and slices of 1 min reach back 3 hours. The rest is in slices of 1 h.
     assert buffer.waiting_accumulators <= 91 + 181 + 3
     assert buffer.delivery_counts()[:2] == (0, 1801)
     (batch,) = pack(buffer)
