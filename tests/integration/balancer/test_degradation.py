@@ -73,13 +73,22 @@ def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend
     assert busy.strategy is LoadBalancingStrategy.RANDOM
 
 
-def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
+def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer, raw: Raw) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
+    waitq = keys.pool(balancer._backend.namespace, "planner").waitq
     for _ in range(5):  # retries: on a stalled machine, the wait may end before the lease is released
-        freed = threading.Timer(0.1, balancer.release, [held[1]])
+        ended = threading.Event()
+
+        def release_while_the_caller_waits(ended: threading.Event = ended) -> None:
+            while not raw.zcard(waitq) and not ended.is_set():
+                time.sleep(0.01)
+            balancer.release(held[1])
+
+        freed = threading.Thread(target=release_while_the_caller_waits)
         freed.start()
         begin = time.monotonic()
         instance = call(balancer, "acquire", "planner", wait=0.4, fallback=("generalist",))
+        ended.set()
         assert time.monotonic() - begin >= 0.4
         freed.join()
         if instance is not None:
