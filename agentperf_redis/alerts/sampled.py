@@ -87,7 +87,7 @@ def _is_whole(rule: Rule, figures: Mapping[str, int]) -> bool:
 
 
 def _measured(rule: Rule, sampled: Sequence[Mapping[str, int]], begin_ms: int, end_ms: int) -> Measured:
-    assert rule.when is not None  # noqa: S101  as above
+    assert rule.when is not None  # noqa: S101  a rule without an objective has a condition
     measure, events = rule.when.measure, -1
     last = sampled[-1]
     if measure == "hit_rate":
