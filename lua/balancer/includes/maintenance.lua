@@ -266,8 +266,9 @@ local function maintenance(now_us)
   -- clock was not set back.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
-  -- Grant a lease on an instance to the request with this token. write: write_lease or write_granted; last: the third
-  -- argument of that function. Returns the fencing token and the text of the instance's record.
+  -- Grant a lease on an instance to the request with this token. `write` is the function that makes the record of the
+  -- token, write_lease or write_granted; `last` is passed to it as its third argument. Returns the fencing token and
+  -- the text of the instance's record.
   function self.grant(r, token, due_ms, write, last, tokens)
     r.load, r.fence = r.load + 1, self.next_fence(r.fence)
     r.peak = math.max(r.peak, r.load)
