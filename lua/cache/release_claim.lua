@@ -18,8 +18,8 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released. After the claim, the cache was cleared; or the value has tags, and some tag of the
---                       cache was invalidated, not necessarily a tag of the value; or epochs cannot be read
+--   {2}                 released, but the value may be outdated: since the claim, the cache was cleared, or any tag of
+--                       the cache was invalidated and the value has tags. Also returned if epochs cannot be read
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

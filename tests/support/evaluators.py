@@ -58,9 +58,8 @@ class Evaluators:
         for number, at in enumerate(times):
             first = number % len(self._alive)
             order = self._alive[first:] + self._alive[:first]
-            # Until the first process is killed, it evaluates every third element of `times` alone, before the others
-            # begin with this element. Otherwise the others might always be faster, and the first process would never
-            # be killed.
+            # Only the first process gets killed. While it lives, it gets every third element of `times` before the
+            # others. Otherwise the others might always be faster, and the first process would never be killed.
             groups = [order] if first or self.killed else [order[:1], order[1:]]
             for together in groups:
                 for worker in together:
