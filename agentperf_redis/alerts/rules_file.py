@@ -364,7 +364,7 @@ class _Table:
             and all(isinstance(each, str) and each for each in value)
         ):
             return value
-        secret = field in ("urls", "command")  # a URL that is not in a list is invalid, but still secret
+        secret = field in ("urls", "command")  # a single URL instead of a list is invalid, but still secret
         self.fault(field, "…" if secret else value, f"a list of at most {MAX_ADDRESSES} texts that are not empty")
         return []
 

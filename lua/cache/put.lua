@@ -52,8 +52,8 @@
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value alone exceeds the cache's limit of bytes; the old value is removed
 --   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
---   {-3}                   since the claim, the cache was cleared, or a tag of the value was or may have been
---                          invalidated; the lease is released, and nothing else is done
+--   {-3}                   after the lease was claimed, the cache was cleared, or a tag of the value was invalidated
+--                          or may have been; the lease is released, and nothing else is done
 --   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes
 --                          'incr' and 'incrxx', an old number stays
 --   {-5, version}          the request was cancelled, or an earlier repeated delivery was executed; nothing done

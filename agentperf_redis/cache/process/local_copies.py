@@ -280,7 +280,7 @@ class LocalCopies:
         for copy in read:
             copy.listed = False  # done first: a read that is counted later lists the copy again
             count = copy.reads - copy.reported
-            # `reads` only grows: setting it to 0 here could lose a read that another thread counts at this moment
+            # `copy.reads` is never set to 0: this could lose a read that another thread counts at this moment
             copy.reported += count
             if count:
                 reads.append((copy.name, count, count * copy.cost_ms))
