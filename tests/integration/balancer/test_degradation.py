@@ -84,7 +84,7 @@ def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadB
                 time.sleep(0.01)
             balancer.release(held[1])
 
-        freed = threading.Thread(target=release_while_the_caller_waits)
+        freed = threading.Thread(target=release_while_the_caller_waits, daemon=True)
         freed.start()
         begin = time.monotonic()
         instance = call(balancer, "acquire", "planner", wait=0.4, fallback=("generalist",))
