@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import on
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -82,8 +82,8 @@ class TopApp(App[None]):
                 await asyncio.wait_for(self._wake.wait(), None if self.paused_at is not None else pause)
 
     async def _read_once(self) -> None:
-        screen: Screen[Any] = self.screen
-        if not isinstance(screen, Viewed) or not screen.is_ready:
+        screen = self._viewed()
+        if screen is None:
             return
         asked = screen.asked(), self.window, self.paused_at
         try:
@@ -116,9 +116,17 @@ class TopApp(App[None]):
                 screen.show(found)
         self._show_state()
 
+    def _viewed(self) -> Viewed | None:
+        """Return the screen if it shows data and is ready; None also after the user has quit, without any screen."""
+        try:
+            screen: Screen[Any] = self.screen
+        except ScreenStackError:
+            return None
+        return screen if isinstance(screen, Viewed) and screen.is_ready else None
+
     def _show_state(self) -> None:
-        screen = self.screen
-        if not isinstance(screen, Viewed) or not screen.is_ready:
+        screen = self._viewed()
+        if screen is None:
             return
         backend = self._perf.backend
         firing = counted(self._firing, "alert") + (" fires" if self._firing == 1 else " fire")

@@ -35,6 +35,16 @@ def view(perf: AgentPerf, runner: asyncio.Runner) -> Callable[..., None]:
 
 
 @pytest.mark.thorough
+def test_reading_that_begins_after_the_user_has_quit_ends(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    async def body() -> None:
+        async with screen(perf) as shown:
+            await shown.shows("agentperf")
+        await shown.app._read_once()
+
+    runner.run(body())
+
+
+@pytest.mark.thorough
 def test_tabs_show_all_services(view: Callable[..., None]) -> None:
     async def scenario(shown: Screen) -> None:
         await shown.shows("planner", "41", "24.4%")
