@@ -229,7 +229,7 @@ _HOMES = {
     "track_performance": "metrics.tracking",
 }
 
-if not TYPE_CHECKING:  # type checkers must not see `__getattr__`: they would then accept any name
+if not TYPE_CHECKING:  # a type checker that sees `__getattr__` accepts any name
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

@@ -159,7 +159,7 @@ def flag(argument: str, value: object) -> bool:
 
 
 def _as_text(bound: float) -> str:
-    return f"{bound:.16g}"  # 0 and numbers from 0.0001 to below 10^16 have no exponent in this format
+    return f"{bound:.16g}"  # in this format, 0 and the numbers in [0.0001, 10^16) have no exponent
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:

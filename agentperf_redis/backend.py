@@ -178,7 +178,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # a flow may run after `close`, but its commands fail, as in `run`
+        if self.closed:  # as with `run`, a flow still runs after `close`, but its commands fail
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -365,7 +365,7 @@ class Backend:
         except ExchangeFailed as failed:
             return failed.final
         except BackendUnavailable:
-            # The embedded server cannot start. Commands then fail at once, so they do not need the breaker.
+            # The embedded server cannot start. Commands then fail at once, even without the breaker.
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 

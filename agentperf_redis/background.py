@@ -100,9 +100,9 @@ class Background:
         Returns:
             As for `put`.
         """
-        # Only the thread that runs the jobs changes due times. Another thread puts the job into the inbox instead. If
-        # another thread changed due times itself and a signal handler raised meanwhile, a due time could be left
-        # without an entry in the heap.
+        # Only the thread that runs the jobs changes due times. Other threads put the job into the inbox. If another
+        # thread changed a due time itself, an exception of a signal handler could leave this due time without an entry
+        # in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -161,7 +161,7 @@ class Background:
                     return False
         return True
 
-    # Everything below runs on the background thread, or in `close` if no thread can start.
+    # The remaining methods of this class run on the background thread, or in `close` if no thread can start.
 
     def _work(self, unnamed: threading.Thread | None = None) -> None:
         me = unnamed or threading.current_thread()

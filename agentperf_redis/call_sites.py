@@ -239,7 +239,8 @@ def _target(node: ast.expr, scope: _Scope) -> str:
             return f".{name}"
         case ast.Attribute(value=owner, attr=name) | ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
             before = _target(owner, scope)
-            # An index that is no identifier is left out: it could look like the name of a call, such as "users-wrap".
+            # An index that is no identifier is left out. Such an index, for example "users-wrap", could look like the
+            # name of a call.
             return ".".join(filter(None, (before, name))) if name.isidentifier() else before
         case ast.Subscript(value=owner):
             return _target(owner, scope)

@@ -449,14 +449,14 @@ def _describe_if_up(folder: Path, socket: Path) -> EmbeddedServer | None:
 
 
 def _describe(client: Any, folder: Path, socket: Path) -> EmbeddedServer:
-    client.ping()  # refused while the server loads its data
+    client.ping()  # raises an error while the server loads its data
     facts = client.info("server")
     return EmbeddedServer(int(facts["process_id"]), socket, str(facts["valkey_version"]), folder)
 
 
 def _shut_down(client: Any) -> None:
     with contextlib.suppress(redis.TimeoutError):  # writing much data to disk may take longer than the timeout
-        client.shutdown()  # writes and syncs the append-only file first
+        client.shutdown()  # before it ends, the server writes and syncs its append-only file
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def _width_for(from_ms: int, now_ms: int, step_ms: int) -> int:
     if kept:
         raise step_too_narrow(step_ms, kept[-1])
     widest, _, _ = _RINGS[0]
-    if step_ms % widest == 0:  # no slice is kept for the start of the window: its first steps are empty
+    if step_ms % widest == 0:  # no slices are kept for the start of the window, so its first steps are empty
         return widest
     raise step_too_narrow(step_ms, widest)
 
@@ -195,7 +195,7 @@ class Sampler(Generic[T]):
     def _take(self) -> None:
         """Sample the resources used since the last call. Runs on the thread. A later use schedules the next call."""
         self._scheduled = (
-            False  # set before `_used` is taken: a resource that is added from now on schedules the next call
+            False  # cleared before `_used` is taken, so that a resource added from now on schedules the next call
         )
         used, self._used = self._used, {}
         if self._jobs.closing:
@@ -216,7 +216,7 @@ class Sampler(Generic[T]):
             except Exception:  # noqa: BLE001  the thread has other work, which must go on
                 _log.exception("the history was not sampled")
         if error is not None and not self._failing and not self._jobs.closing:
-            # The service itself reports an outage. So an outage is logged only for debugging here.
+            # The service that uses the resource reports an outage. So here, an outage is logged only at level DEBUG.
             level = logging.DEBUG if isinstance(error, BackendUnavailable) else logging.WARNING
             _log.log(level, "the history was not sampled: %s", error)
         self._failing = error is not None

@@ -112,7 +112,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     frame = _frame_outside(made, method)
     code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
     place = functools.partial(Place, indirect=False, repeats=False, file=code.co_filename, line=frame.f_lineno)
-    # One place can make objects of several user-defined classes. `kind` tells them apart in the name.
+    # One place can make objects of several user-defined classes. In the name, `kind` tells these classes apart.
     kind = "" if method or _of_library(type(made).__module__) else type(made).__name__
     field = _generated_field(frame, kind)
     if field is not None:

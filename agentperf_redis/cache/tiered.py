@@ -147,8 +147,8 @@ class TieredCache(DecoratingCache):
         shards: int | None = None,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # A TTL of None means that entries do not expire. In `given`, None would mean that the user chose no TTL, so
-        # infinity is used there.
+        # A TTL of None means that entries do not expire. But in `given`, None means that the user chose no TTL. So
+        # `given` holds infinity instead.
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls, shards)
         sizes = {"hot_size": hot_size, "warm_size": warm_size, "cold_size": cold_size}

@@ -67,7 +67,7 @@ class _Console(Console):
 
 
 # Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
-# terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
+# terminal and without COLUMNS, lines are not folded: each row of a table is one line, for cut and grep.
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
 out = _Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -257,7 +257,7 @@ def compare(
     ran = (found.first.task_count > 0, found.second.task_count > 0)
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
-            continue  # both figures are zero or missing
+            continue  # both figures are zero or not finite: `_finite` returns 0 or None
         values = zip(ran, (each.first, each.second), strict=True)
         cells = [_number(value) if known else _MISSING for known, value in values]
         table.add_row(each.name, *cells, _change_text(each) if all(ran) else _MISSING)

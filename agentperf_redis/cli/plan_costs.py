@@ -280,8 +280,8 @@ def _cache_costs(probe: _Probe, namespace: str, value_bytes: int) -> dict[str, A
         reports, _ = probe.cost(lambda: reported(many))
         putting, _ = probe.cost(stored)
     finally:
-        # `run` sets a TTL on all keys in `made`. The entries already have a TTL, so they are added only now, so that
-        # `delete` removes them.
+        # `delete` removes all keys in `made`. The entries are added only now, because `run` sets a TTL on all keys in
+        # `made`, and the entries already have a TTL.
         probe.made.update(map(where.entry, kept))
     return {
         "read": reading,

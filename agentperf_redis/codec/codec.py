@@ -603,7 +603,7 @@ def _check_structure(packed: bytes) -> None:
             skimmer.skip()
         except msgpack.OutOfData:
             raise Undecodable("the data is cut off, or a length in it is wrong") from None
-    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # fewer containers cannot be nested too deeply
+    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # up to MAX_DEPTH containers cannot be nested too deeply
         depth = sum(any(type(item) in _UNPACKED_CONTAINERS for item in level) for level in _levels(packed))
         if depth > MAX_DEPTH:
             raise Undecodable(f"more than {MAX_DEPTH} nested containers")

@@ -197,5 +197,5 @@ class Pusher:
         due = time.monotonic()
         while not self._stopped.is_set():
             self.send()
-            due = max(due + self._every, time.monotonic())  # a slow collector delays requests; they do not pile up
+            due = max(due + self._every, time.monotonic())  # a slow collector delays requests, but no requests pile up
             self._stopped.wait(due - time.monotonic())

@@ -166,7 +166,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         InvalidArgument: an argument is invalid.
     """
 
-    run_inline = True  # LangChain calls the handler in the event loop, not in a thread: recording takes microseconds
+    run_inline = True  # LangChain runs the handler in the event loop, because recording takes only microseconds
 
     def __init__(self, perf: AgentPerf, agent: str | None = None, *, not_failures: ExceptionTypes = ()) -> None:
         self._metrics = checked_perf(perf).metrics
@@ -314,7 +314,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         run = self._open.pop(run_id)
         if run is None or run.hidden:
             return
-        if isinstance(error, asyncio.CancelledError):  # LangChain does not report that inner model calls ended
+        if isinstance(error, asyncio.CancelledError):  # LangChain does not report the end of cancelled model calls
             for inner in self._open.within(run):
                 self._end(inner, error)
         try:

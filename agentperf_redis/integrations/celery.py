@@ -167,8 +167,8 @@ class _Tracking:
             (signals.task_retry, self._note_retry),
             (signals.task_revoked, self._note_revocation),
         ):
-            # Celery catches and logs the exceptions of handlers. Without `dispatch_uid`, Celery before 5.7 treats the
-            # same method of two objects as one handler, and connects only the first.
+            # The handlers need no `try`: Celery catches and logs their exceptions. Without `dispatch_uid`, Celery
+            # before 5.7 treats the same method of two objects as one handler, and connects only the first.
             signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:

@@ -294,7 +294,7 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
                 )
             except _Unfit as computed:
                 return computed.value
-            except ComputeFailed:  # the function of another process raised: call the function of this caller
+            except ComputeFailed:  # another process's function raised an error: call this caller's function
                 pass
         stored = yield lambda cache: cache.get(name, _MISSING)
         if stored is not _MISSING:

@@ -262,8 +262,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 yield from self._operations.register(instance, None, rpm, tpm)
                 known[name] = facts
         for name in known.keys() - wanted.keys():
-            # The router may find a deployment of the group only by another model name, such as a wildcard. In this
-            # case, `deployments` lacks the deployment. So remove only deployments that the router does not have at all.
+            # `deployments` lacks a deployment of the group if the router finds the deployment only by another model
+            # name, such as a wildcard. So remove only deployments that the router does not have at all.
             if not self._router.registry().has_deployment(name):
                 yield from self._operations.remove(pool, name)
                 known.pop(name, None)

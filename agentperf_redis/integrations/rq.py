@@ -171,7 +171,7 @@ def _count_killed_jobs(worker_class: Any, metrics: MetricsCollector) -> None:
     @functools.wraps(handle_job_failure)
     def handling(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
         since = getattr(self, "_agentperf_since", None)
-        if since is not None:  # a failure during `monitor_work_horse`: the job's process was killed
+        if since is not None:  # a failure during `monitor_work_horse` means that the job's process was killed
             seconds = time.monotonic() - since
             if getattr(self, "_stopped_job_id", None) == job.id:
                 metrics.record_cancellation(_agent(job), seconds)

@@ -139,8 +139,8 @@ def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Compariso
     changes += [_exact(name, getattr(first, name), getattr(second, name), both) for name in _EXACT]
     for name in _ESTIMATED:
         one, other = getattr(first, name), getattr(second, name)
-        # Both values are estimates. The exact percentile of a side may differ from its estimate by the error bound of
-        # the side.
+        # Both values are estimates. The exact percentile of a side may differ from its estimate by up to the side's
+        # relative error bound.
         low, high = sorted((one, other))
         (low_bound, high_bound) = (
             (first.error_bound, second.error_bound) if one <= other else (second.error_bound, first.error_bound)

@@ -112,7 +112,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         # This is also the format of Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks,
         # OpenRouter, vLLM, SGLang and most gateways. xAI does not include reasoning tokens in completion_tokens.
-        # Gemini's OpenAI endpoint includes them in total_tokens only.
+        # Gemini's OpenAI endpoint includes reasoning tokens in total_tokens only.
         "OpenAI chat completions", "openai 3.57.0, types/completion_usage.py; groq 1.7.0; mistralai 3.7.0",
         "prompt_tokens", "completion_tokens",
         cached_in=("prompt_tokens_details.cached_tokens", "cached_tokens", "num_cached_tokens"),
@@ -200,7 +200,7 @@ SHAPES: tuple[Shape, ...] = (
     # -- Amazon
     Shape(
         # Strands uses these names for all vendors. For OpenAI, the input count includes the cached tokens; for
-        # Anthropic, it does not. The total shows whether it does.
+        # Anthropic, it does not. The total shows which case applies.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),

@@ -325,7 +325,7 @@ class _Search:
         self._seen[id(source)] = source
         found = self._searched(source, depth)
         if found:
-            del self._seen[id(source)]  # a list may contain a response twice, and then it counts twice
+            del self._seen[id(source)]  # if a list contains a response twice, the response counts twice
         return found
 
     def _searched(self, source: object, depth: int) -> list[Found]:
@@ -514,8 +514,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. The response must end with it, because a later response may have
-            # the same id: Ollama uses only 999 ids.
+            # The last chunk has counts and no choices. The response must end with this chunk, because a later response
+            # may have the same id: Ollama uses only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))

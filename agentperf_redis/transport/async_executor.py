@@ -69,8 +69,8 @@ class AsyncExecutor:
         put: puts a job on the background thread that runs these steps; returns False if no thread can start.
     """
 
-    # The executor has no reference to its loop. The backend keeps its executors in a map whose keys are weak references
-    # to the loops. If an executor referred to its loop, both would stay in this map forever.
+    # The executor has no strong reference to its loop. The backend keeps its executors in a map whose keys are weak
+    # references to the loops. If an executor had a strong reference to its loop, both would stay in this map forever.
 
     def __init__(
         self,
@@ -441,8 +441,8 @@ async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(end, True)
 
-    # `asyncio.wait_for` is not used, because in Python 3.11 it returns the result and drops the cancellation if both
-    # come at once. `asyncio.timeout` is not used, because it costs more than this timer.
+    # `asyncio.wait_for` is not used: if a result and a cancellation come at once, `wait_for` of Python 3.11 returns the
+    # result and drops the cancellation. `asyncio.timeout` is not used, because it costs more than this timer.
     timer = loop.call_later(seconds, end, False)
     wake_up.call_when_sent(sent)
     try:

@@ -487,7 +487,7 @@ def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Co
     script = item.command.script
     if not isinstance(script, Script):
         return
-    if script.sha in loaded:  # loaded on another server: a proxy may send the commands of a pipeline to several servers
+    if script.sha in loaded:  # the script was loaded on another server: a proxy may split a pipeline among servers
         item.by_source = True
     else:
         context.lacking.add((node, script.sha))

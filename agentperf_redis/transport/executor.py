@@ -339,8 +339,8 @@ class Executor:
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
         return False  # the wake-up comes from a task of this thread's loop, which cannot run while this thread waits
-    # Use a queue, not an Event. If a signal interrupted this thread while it held the lock of an Event, the sender
-    # would block forever.
+    # Use a queue, not an Event. If a signal interrupted this thread while the thread held the lock of an Event, the
+    # sender would block forever.
     sent: SimpleQueue[None] = SimpleQueue()
 
     def note() -> None:

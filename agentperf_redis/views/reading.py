@@ -63,8 +63,8 @@ class Parts:
         except BackendUnavailable:
             raise
         except AgentPerfError as error:
-            # A name that is no identifier, such as "history of pool my_pool", contains the name of a cache or pool,
-            # which must keep its underscores.
+            # A name such as "history of pool my_pool" is no identifier. It contains the name of a cache or pool, whose
+            # underscores must stay.
             part = name.replace("_", " ") if name.isidentifier() else name
             self._faults.append(Fault(part, str(error)))
 

@@ -134,7 +134,7 @@ async def action(request: Request) -> Response:
     try:
         notice = await does(request.app.state.perf, form)
         _log.info("web page: %s %s", name, {field: form[field] for field in fields})
-        request.app.state.views.shared.forget()  # the page then reads new data, and shows the result
+        request.app.state.views.shared.forget()  # so that the page reads new data and shows the result
     except NotThere as missing_object:
         notice = f"Nothing was done. Not found: {missing_object}."
     except AgentPerfError as error:

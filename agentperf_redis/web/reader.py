@@ -122,8 +122,8 @@ class Reader:
 
     def __init__(self, perf: AgentPerf, refresh_s: float) -> None:
         self.perf = perf
-        # Pages refresh together. They share results for slightly less than the refresh interval, so that each refresh
-        # reads new data.
+        # All open pages share results. By default, a result is shared for slightly less than the refresh interval, so
+        # that each refresh of a page reads new data.
         self.shared = Shared(refresh_s * 0.9)
 
     async def overview(self, window: str | float = DEFAULT_WINDOW) -> Overview:

@@ -70,8 +70,8 @@ class Guard:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            # If this application is mounted on another one, Starlette looks up route names in the other one. The next
-            # two lines prevent this.
+            # If this application is mounted on another one, Starlette looks up route names in the outer application.
+            # The next two lines prevent this lookup.
             scope["router"] = scope["app"].router
             scope["app_root_path"] = scope.get("root_path", "")
             request, cookies = Request(scope, receive), list[str]()

@@ -79,8 +79,8 @@ def run(
         finally:
             await at_end()
 
-    # Until uvicorn installs its own handlers, a SIGTERM reaches this handler, which ends the server. When uvicorn ends,
-    # it restores this handler and raises the signal again.
+    # Until uvicorn installs its own handlers, this handler ends the server at a SIGTERM. When uvicorn ends after a
+    # SIGTERM, uvicorn restores this handler and raises the signal again.
     former = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         at_start()

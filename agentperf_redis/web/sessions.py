@@ -37,7 +37,7 @@ class Sessions:
         self._key = hashlib.sha256(f"{purpose}\0{seed if token is None else token}".encode()).digest()
         self._clock = clock
         # A browser sends the cookies of a host to all ports of the host. If the cookies of two namespaces on one
-        # machine had the same name, their pages would replace each other's cookie.
+        # machine had the same name, a page of one namespace would replace the cookie of the other namespace.
         self.cookie_name = f"agentperf_session_{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
 
     def is_token(self, given: str) -> bool:

@@ -35,6 +35,6 @@ def _url_for(context: dict[str, Any], name: str, /, **params: str) -> str:
     return path_for(context["request"], name, **params)
 
 
-# Replaces Starlette's `url_for`. If this application is mounted on another one, Starlette's function would look for the
-# route in the other application.
+# Replaces Starlette's `url_for`. If this application is mounted on another one, Starlette's function looks for the
+# route in the outer application.
 templates.env.globals["url_for"] = jinja2.pass_context(_url_for)

@@ -11,8 +11,8 @@
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
 --     wait_ms: time until the next rule is due, ms, at most 10000; 0: more than count rules are due now
 --     at_ms: end of the window to evaluate, ms since 1970, a multiple of the interval of the rule
--- REPEAT  a second delivery returns the rules that the first one claimed, except those that were reported or claimed
---         again since. It also claims other rules that have become due since, up to count rules in total
+-- REPEAT  a second delivery returns the rules that the first delivery claimed. If a rule was reported, or claimed by a
+--         later request, it is left out. Other due rules are claimed too, up to count rules in total
 -- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
 -- COST    O(rules)
 --@include corrupt
@@ -37,7 +37,7 @@ for i = 1, #stored, 2 do
   local at = floor(now / rule.every) * rule.every
   if rule.token == TOKEN then  -- claimed by an earlier copy of this request, whose reply was lost
     due[#due + 1] = {stored[i], rule, rule.due - rule.every}
-  elseif rule.due <= at or rule.due > at + rule.every then  -- the latter means that the clock was set back
+  elseif rule.due <= at or rule.due > at + rule.every then  -- due > at + every: the clock was set back
     due[#due + 1] = {stored[i], rule, at}
   else
     wait_ms = math.min(wait_ms, rule.due - now)

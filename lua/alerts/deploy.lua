@@ -10,7 +10,7 @@
 --   fields     int   number of fields to store in the hash rules
 --   scheduled  int   number of rules to schedule
 --   values...  text  name and text of each field; then name and interval in ms of each rule to schedule; then the
---                    addresses. Names of rules and addresses are percent-encoded
+--                    addresses. Rule names and addresses are percent-encoded
 -- RETURNS
 --   {1, version, n}  deployed; version: number of this deployment; n: number of rules that were removed
 -- REPEAT  a second delivery deploys the same rules as a further version

@@ -16,7 +16,7 @@
 --   gone       int     number of targets whose state is deleted
 --   happened   int     number of events
 --   values...  text    name and state of each target whose state is stored; then the name of each target whose state is
---                      deleted; then 12 fields of each event, each with its value; then address, id and payload of
+--                      deleted; then name and value of the 12 fields of each event; then address, id and payload of
 --                      each notification. Names and addresses are percent-encoded
 -- RETURNS
 --   1   stored

@@ -24,8 +24,8 @@
 --     instances. waiting: number of waiters. disabled: number of instances that are draining, have missed their
 --     heartbeat or were marked unhealthy by hand. unhealthy: number of instances that are not disabled, but ejected,
 --     half-open or failing their checks. rate_limited: number of all other instances that are resting or have used up a
---     rate limit. If all instances that are not disabled count as unhealthy or rate_limited, and the time until the
---     first of them comes back is known, retry_ms is this time instead, at most a day
+--     rate limit. Exception: if all instances that are not disabled count as unhealthy or rate_limited, retry_ms is the
+--     time until the first of them comes back, at most a day. If this time is unknown, the exception does not apply
 --   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
 --     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy

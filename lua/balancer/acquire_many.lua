@@ -31,8 +31,8 @@
 -- ERRORS  none
 -- COST    O(n log N + n log L) for n leases to grant, N instances, and L leases in the pool. It calls some 25 + 8 n
 --         commands. For each lease, it calls 1 or 2 more for each label of the instance, and 1 more if the instance has
---         rate limits. If whole is 1, it calls at most n more to find all units. It processes at most 512 due timers,
---         with some 8 commands for each
+--         rate limits. If whole is 1, it calls up to n more to find all units, or up to N more with several labels. It
+--         processes at most 512 due timers, with some 8 commands for each
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TTL_MS, LATE, WANTED, LABELS, POINT = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local RANDOMS, TOKENS, WHOLE, LEASES = ARGV[6], ARGV[7], ARGV[8], 9

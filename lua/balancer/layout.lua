@@ -1,7 +1,7 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
 -- A divided pool still has the state key of an undivided pool. In this hash, #pool holds the number of shards and the
--- strategy, and #settings holds the settings. Any other script that reads this #pool refuses the request. The caller
--- of that script then uses the keys of the shards.
+-- strategy, and #settings holds the settings. Any other script that finds a number of shards in #pool refuses the
+-- request. The caller then uses the keys of the shards.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -11,8 +11,8 @@
 --   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   action    text  'set': divide the pool, or confirm its division. 'lapse': let the division expire in a day, unless
---                   a 'set' confirms it before then. 'drop': end the division now. If the creation time of the pool,
---                   #born, is known, a 'drop' keeps #born for a minute
+--                   a 'set' confirms it before then. 'drop': end the division now, but keep the creation time of the
+--                   pool (#born) for a minute
 --   shards    int   for 'set': the wanted number of shards, 1 for an undivided pool. For 'lapse' and 'drop': the
 --                   present number
 --   wanted    text  strategy that the pool must have; '-': any strategy, or least_loaded for a new pool

@@ -70,8 +70,8 @@ if holder == ID and (is_ok or OUTCOME == 'n') and not is_slow and BURY_MS == '0'
     end
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
-    -- If the instance was ready before, it stays ready. Then its index entry changes only if the score depends on the
-    -- load.
+    -- If the instance was ready before, it stays ready. In this case, its index entry changes only if the score depends
+    -- on the load.
     local is_indexed = not was or score == 'load' or score == 'free_share'
     if is_indexed then
       if labels == '-' then call('ZCARD', READY) else check_types(labels) end

@@ -1,6 +1,6 @@
 -- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. Before
--- it adds them, it processes due timers, as `status` does. So the history and `status` show the same figures, except
--- for leases on removed instances (see the end of the script).
+-- that, this call processes due timers, as `status` does. So the history and `status` show the same figures, except for
+-- leases on removed instances (see the end of the script).
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it

@@ -18,8 +18,8 @@
 --     values are as in acquire
 --   {0, ahead, poll_ms, ticket, back_ms}   queued. ahead: number of waiters before this one. poll_ms: time until a
 --     timer may free capacity, at most 1000. back_ms: time until the first unhealthy, resting or rate-limited instance
---     comes back, at most a day. It is 0 if this time is unknown, or if an enabled instance is in none of these
---     states
+--     comes back, at most a day. It is 0 if this time is unknown, or if an instance that is not disabled is in none of
+--     these three states
 --   {-1, why}                           the token is spent. why: the reason in its tombstone, or 'expired'
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease

@@ -15,11 +15,11 @@
 --   entries...  STRING  <tag>:e:<key>, one for each entry
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}, with the shard.
 -- ARGV
---   parts...    bytes   for each entry: stored name, mark (see expect.lua), and the reply of export.lua: entry, hits,
---                       tier, score, expiry in ms
+--   parts...    bytes   seven values for each entry: its stored name; its mark (see expect.lua); the five values that
+--                       export.lua has returned for it: entry, hits, tier, score, expiry_ms
 -- RETURNS
 --   {1, done, ...}  done is 1 or 0 for each entry. 1: the entry is stored in this shard, or must not be stored here. In
---                   both cases, the caller may remove it from the old layout. 0: the mark of the key is gone, and
+--                   both cases, the caller may remove it from the old layout. 0: the key no longer has this mark, and
 --                   nothing is stored; the caller marks the key and reads the entry again
 --   {0}             the shard has no settings, was not prepared (see prepare.lua), or is closed; nothing done
 -- REPEAT  a second or late delivery finds the marks gone, and stores nothing
@@ -47,7 +47,7 @@ for i = 1, #ARGV / PARTS do
   local name, mark, value, hits = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   local tier, score, expiry_ms = tonumber(ARGV[at + 5]), ARGV[at + 6], tonumber(ARGV[at + 7])
   if call('HEXISTS', SIZE, name) == 1 then
-    done = 1                             -- it was written here, or adopted before
+    done = 1                             -- the key was written here, or its entry was adopted before
   elseif I.marks and call('HGET', MARKS, name) == mark then
     done = 1
     call('HDEL', MARKS, name)

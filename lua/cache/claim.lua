@@ -20,9 +20,10 @@
 --                       cache's last change. If the key is invalidated after this clock, put.lua refuses the value.
 --                       wrong_type: 1 if the key of the entry or of the lease had a wrong type, else 0. Such a key is
 --                       replaced
---   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
---   {4, error}          the awaited computation failed. For a background refresh, also: the last computation failed
---                       less than retry_ms ago. error: "<type> <message>", or a blank if the value cannot be stored
+--   {3, lease_left_ms, token}  another caller computes the value. lease_left_ms: remaining TTL of its lease; token:
+--                       token of its lease
+--   {4, error}          the awaited computation failed, or a background refresh comes less than retry_ms after the last
+--                       failed computation. error: "<type> <message>", or a blank if the value cannot be stored
 --   {0}                 the entries are being moved to another layout; nothing done
 -- REPEAT  a second delivery grants the same lease again while it is held. A late delivery may take a lease that no
 --         caller uses; this lease expires
@@ -60,7 +61,7 @@ if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   local failed_ms = whole_number(lease[5]) or 0
-  -- A failure in the future was recorded before the server's clock was set back, so it no longer counts.
+  -- If failed_ms is in the future, the server's clock was set back after the failure. Such a failure does not count.
   if failed_ms <= now_ms and now_ms < failed_ms + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then

@@ -1,4 +1,5 @@
--- clear: make every entry a miss at once. Later calls of put and sweep free the values (deferred deletion).
+-- clear: make every entry a miss at once. Later calls of other scripts, such as put and sweep, free the values
+-- (deferred deletion).
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size

@@ -15,7 +15,7 @@
 --                   relayout.lua appends more words to the stored text, and this script keeps them
 --   given     text  one digit for each of the 9 values in settings, in the same order: 1 if the caller chose the value,
 --                   0 if the value applies only to a new cache
---   share     int   minimum number of entries for each shard, if there are several
+--   share     int   min capacity of each shard, entries; applies only if there are several shards
 -- RETURNS
 --   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
 --   {-1, schema}        the cache was written by another major version; nothing done
@@ -41,8 +41,8 @@ if not schema then return corrupt(META, 'a schema that is no number') end
 if schema ~= tonumber(SCHEMA) then return {-1, schema} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
--- Decode a settings text. Returns nil if the text has another form or a number has too many digits: another program may
--- have changed the stored text.
+-- Decode a settings text. Another program may have changed the stored text. So if the text has another form, or if a
+-- number has too many digits, the result is nil.
 local function values(text)
   local limits, shards, rest = string.match(text, '^(.-) shards (%d+)(.*)$')
   if not limits then limits, rest = string.match(text, '^(.-)( layout %d+.*)$') end

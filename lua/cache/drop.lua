@@ -15,7 +15,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   keep_ms   int     TTL of epochs, ms. During this time, a value whose computation began before the clear is not
---                     stored. If the cache had a layout with a number, meta keeps this number for the same time
+--                     stored. If the settings contain a layout number, meta keeps this number for the same time
 -- RETURNS
 --   {1}     dropped
 --   {0, n}  the cache is in use; nothing was deleted. n is the sum of three numbers: entries, clears whose values are

@@ -50,7 +50,7 @@ if not version then
 end
 --@include reads
 I.record_reads({KEY}, {1})
-if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- callers cannot decode more digits
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- callers cannot decode a longer number
 I.balance()
 I.delete_dropped()
 I.save()

@@ -35,7 +35,7 @@
 --         move to another layout after the first delivery, a repeated delivery still returns the entry that an earlier
 --         copy has left. The version in this reply is 0
 -- ERRORS  CORRUPT if meta was not written by this library
--- COST    O(log N) for N entries. The value is renamed, not copied; its memory is held until until_ms
+-- COST    O(log N) for N entries. The value is renamed, not copied; its memory is freed after until_ms
 --@include corrupt
 --@include whole_number
 --@include index

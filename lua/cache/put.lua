@@ -52,8 +52,8 @@
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value alone exceeds the cache's limit of bytes; the old value is removed
 --   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
---   {-3}                   after the lease was claimed, the cache was cleared, or a tag of the value was invalidated
---                          or may have been; the lease is released, and nothing else is done
+--   {-3}                   after the lease was claimed, the cache was cleared, or a tag of the value was (or may have
+--                          been) invalidated; the lease is released, and nothing else is done
 --   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes
 --                          'incr' and 'incrxx', an old number stays
 --   {-5, version}          the request was cancelled, or an earlier repeated delivery was executed; nothing done
@@ -70,9 +70,9 @@
 --         Without a mode and without a lease, a repeated delivery writes only if the key cannot have changed since the
 --         first delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`.
 --         In the second case, the key has neither an entry nor a field in size, and no entry of the cache was removed
---         after `seen`. In doubt, the delivery makes the key a miss, which is never wrong. Either way, it leaves its id
---         in resent, so that later copies do nothing. When a caller gives up, cancel_puts.lua writes the id to resent.
---         All these rules together ensure that no late or repeated copy overwrites a newer value.
+--         after `seen`. In doubt, the delivery makes the key a miss, which is never wrong. In any case, the delivery
+--         leaves its id in resent, so that later copies do nothing. When a caller gives up, cancel_puts.lua writes the
+--         id to resent. All these rules together ensure that no late or repeated copy overwrites a newer value.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
 --         reply. There are two exceptions. If the first delivery stores nothing, it leaves no reply, so a repeated
 --         delivery checks the condition again. If a repeated delivery returns {-2, version} or {-4, version}, it leaves
@@ -110,7 +110,7 @@ end
 -- From here to the report of reads, the script decides whether an earlier copy, the mode or the lease forbids the put.
 local doubt, payload, old, verb, number, REPLY = false, PAYLOAD, nil, nil, nil, nil
 if MODE ~= '' then
--- Not included at the top: most puts do not need these functions, and creating each function takes about 0.2 us.
+-- These files are not included at the top: most puts do not need them, and creating a function takes about 0.2 us.
 --@include header
 --@include live
 --@include integer

@@ -1,6 +1,7 @@
 -- release_claim: release a compute lease without storing a value. If the computation failed, its error is kept for the
 -- callers that waited for this lease; a later caller computes again. If there is a stale value, the error is kept until
--- that value expires. Until then, readers see that computing fails, and background refreshes see when it last failed.
+-- that value expires. Until then, readers see that computing fails, and background refreshes see when the computation
+-- last failed.
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>
@@ -18,8 +19,8 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released, but the value may be outdated: since the claim, the cache was cleared, or any tag of
---                       the cache was invalidated and the value has tags. Also returned if epochs cannot be read
+--   {2}                 released, but the value may be outdated: since the claim, the cache was cleared, or the value
+--                       has tags and any tag of the cache was invalidated. Also returned if epochs has another form
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

@@ -3,11 +3,11 @@
 -- The history is one hash. It holds time slices of three widths. The slices of each width form a ring with a fixed
 -- number of slots. A new slice overwrites the old slice in its slot, so no script has to delete old slices.
 --   claimed           start of the last sampled slice of 10 s, ms; no further sample is needed in this slice
---   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its totals
+--   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its own
 --   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then each figure as name=value. The slot
 --                     is the number of the slice since 1970, modulo the number of slots of the ring
 -- Each figure has a kind:
---   count  a running total. Each sample adds the increase since the previous sample to the slice
+--   count  a running total. Each sample adds to the slice the increase of the total since the previous sample
 --   sum    the slice gets the sum over its samples
 --   max    the slice gets the largest value of its samples
 --   last   the slice gets the value of its last sample
@@ -27,7 +27,7 @@ local function history_words(text)
 end
 
 -- Read the fields that a sample needs, and write nothing. Returns a table for `save_history`. If the current slice of
--- 10 s is sampled already, returns nil and the time until the next one begins, ms. If the history holds unexpected
+-- 10 s is sampled already, returns nil and the time until the next slice begins, ms. If the history holds unexpected
 -- data, returns nil, 0 and an error reply.
 local function open_history(HISTORY, now_ms)
   local slots, fields = {}, {'claimed', 'totals'}

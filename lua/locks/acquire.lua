@@ -4,14 +4,14 @@
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
 --   queue    ZSET  <tag>:queue
---   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. <tag>:spent:<token> is read and written too. This
---   STRING is a tombstone: the reason why the token is refused.
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The script also reads and writes the STRING
+--   <tag>:spent:<token>. It is a tombstone: its text is the reason why the token is refused.
 -- ARGV
 --   token    text  '@' followed by the client's token
 --   ttl_ms   int   TTL of the lease, ms
 --   limit    int   the request is granted only if fewer units than this number are held; 1 for a lock
 --   late     int   1 when another copy of this request may still arrive, else 0
---   live_ms  int   0: do not queue; else the time without a call after which the waiter loses its position, ms
+--   live_ms  int   time without a call after which the waiter loses its position, ms; 0: do not queue
 --   ticket   text  the waiter's ticket from an earlier reply, or '-' for a new ticket
 -- RETURNS
 --   {1, fence, left_ms}             the token holds a unit, taken now or before; left_ms: time until the lease expires
@@ -60,7 +60,7 @@ if (queued and not whole_number(queued)) or not whole_number(last, 0) then
   return corrupt(QUEUE, 'a ticket that is no number')
 end
 
-call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and then also the later writes of this script
+call('ZREM', HELD, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 if granted and expiry_ms <= lock.now_ms then lock.drop(TOKEN) end  -- the grant was not fetched in time
 lock.expire()
 if call('ZCARD', HELD) >= LIMIT then lock.correct() end

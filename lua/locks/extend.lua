@@ -8,8 +8,8 @@
 --   token   text  '@' followed by the client's token
 --   ttl_ms  int   if added is 0: new TTL of the lease, counted from now, ms. Otherwise: time to add to the time that is
 --                 left, ms
---   added   int   0, or a number that identifies the addition. A copy of the request has the same number, so it is
---                 recognised. The client uses a different number for each addition to a lease
+--   added   int   0: replace the TTL. Otherwise: number of the addition. Each addition to a lease has a different
+--                 number, but all copies of a request have the same number
 -- RETURNS
 --   {1, left_ms}   extended; left_ms: time until the lease expires
 --   {0}            there is no lease: it expired, was released or was never granted
@@ -38,7 +38,7 @@ if ADDED ~= '0' then
 end
 left_ms = math.min(MAX_MS, left_ms)
 local text = format('%d', left_ms)
-call('ZREM', HELD, '')  -- removes nothing. A full server allows ZREM, and then also the later writes of this script
+call('ZREM', HELD, '')  -- removes nothing; after this write, the server runs the rest of the script even at maxmemory
 call('HSET', STATE, TOKEN, write_held(fence, text, late ~= '', last))
 call('ZADD', HELD, format('%d', lock.now_ms + left_ms), TOKEN)
 lock.keep()

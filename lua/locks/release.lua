@@ -3,15 +3,15 @@
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
 --   queue    ZSET  <tag>:queue
---   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. <tag>:spent:<token> is written too. This STRING
---   is a tombstone: the reason why the token is refused.
+--   <tag> is agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The script also writes the STRING
+--   <tag>:spent:<token>. It is a tombstone: its text is the reason why the token is refused.
 -- ARGV
 --   token    text  '@' followed by the client's token
 --   bury_ms  int   TTL of a tombstone that refuses a late copy of the acquire request, ms; 0 if no such copy can arrive
 --   again    int   1 when another copy of this release may have been executed before, else 0
 -- RETURNS
---   1   this call ended the token's lease, or its grant that was not fetched yet. Or the token is unknown and again is
---       1, so an earlier copy probably ended the lease or grant
+--   1   this call ended the lease or the unfetched grant of the token. If again is 1, an unknown token also gets 1,
+--       because an earlier copy probably ended its lease or grant
 --   0   the token held no unit: its lease or grant expired, it was waiting, or it is unknown and again is 0
 -- REPEAT  harmless: no unit is freed twice
 -- ERRORS  CORRUPT <key>: the state holds a value that this library did not write; nothing was written

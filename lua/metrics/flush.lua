@@ -34,11 +34,12 @@
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
---   cells...        any     for each accumulator, which has the sums and raw samples of one series in one slice:
---                           position of its series in names (the first is 1), age of its oldest and of its newest
---                           sample, width of its slice, number of fields, name and value of each field, its slowest raw
---                           samples, its other raw samples. Raw samples are separated by spaces; each is
---                           "<age> <us>us|<outcome>". Ages and the width are in ms; ages count back from sent_ms
+--   cells...        any     several values for each accumulator. An accumulator has the sums and raw samples of one
+--                           series in one slice. The values are: position of the series in names (the first is 1), age
+--                           of the oldest sample, age of the newest sample, width of the slice, number of fields, name
+--                           and value of each field, slowest raw samples, other raw samples. Raw samples are separated
+--                           by spaces; each is "<age> <us>us|<outcome>". Ages and the width are in ms; ages count back
+--                           from sent_ms
 -- RETURNS
 --   {1, now_ms, n, r}  counted. n: number of executions that were counted under __other__; r: number of raw samples
 --                      that were too old to keep
@@ -48,8 +49,8 @@
 -- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
 --         O(fields). A list of closed slices that gets late samples adds O(256 lines). At a limit, each name that gives
 --         way adds O(fields). One flush removes at most 16 agents, which together have at most max_parts + 3 parts. It
---         also removes at most 16 spans of each agent that stays, and of each series max_errors error types and
---         max_errors models
+--         also removes at most 16 spans of each agent that stays. Of each series, it removes at most max_errors error
+--         types and max_errors models
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -193,9 +194,10 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- `sums` holds, for each key, the sums to add to it. They are first collected in memory, so that every read and check
--- precedes the first write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum`
--- table. A key gets a table of its own when a second accumulator adds to it.
+-- `sums` holds, for each key, the sums to add to this key. All sums are first collected in memory, so that every read
+-- and check precedes the first write. An accumulator adds the same sum to the total of its series and to several
+-- slices. At first, the keys of this total and of these slices share one `sum` table. When a second accumulator adds to
+-- one of these keys, the key gets a table of its own.
 local sums, order, expiries = {}, {}, {}
 local function aggregate(sum, field, value)
   local values = sum.values
@@ -383,7 +385,7 @@ local function sample(one, texts, from, to, slow)
 end
 
 local at, last, redirected = CELLS, #ARGV, 0
-local late = {}  -- slices of this flush that may have been closed, by key
+local late = {}  -- slices of this flush that may be closed already, by key
 while at <= last do
   local one = series[tonumber(ARGV[at])]
   local oldest, newest, width = base - ARGV[at + 1], base - ARGV[at + 2], tonumber(ARGV[at + 3])
@@ -469,10 +471,10 @@ if wrong_key then return corrupt(wrong_key, wrong_type) end
 
 -- Close slices; see includes/closed.lua. A flush closes two kinds of slices. Slices of the first kind get old enough to
 -- close because this flush brings newer samples. In a series, only two slices of each width can be of this kind: the
--- slice that has the last sample before this flush, and the slice before that one. So the script needs no search for
--- them. Slices of the second kind are old already, and this flush adds late samples to them.
+-- slice that contains the last sample stored before this flush, and the slice before that slice. So the script needs no
+-- search for them. Slices of the second kind are old already, and this flush adds late samples to them.
 local MIN_FIELDS = 24  -- closing a slice with fewer fields saves too little memory for the time that it takes
-local MAX_TAIL = 256  -- if more slices than this number follow a slice, it stays a hash
+local MAX_TAIL = 256  -- a slice stays a hash if more than this number of slices follow it
 local to_close, closing  -- `to_close`: the slices to close, by list; `closing`: the writes that close them
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
@@ -597,7 +599,8 @@ local function close_slices()
       first = first + 1
       if first > #starts then return end
     end
-    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])  -- at most this many slices follow the first
+    -- The lines of the first slice to close and of all later slices are among the last `wanted` lines of the list.
+    local wanted = math.max(1, one.newest - starts[first] / tier[WIDTH])
     local lines = found == 'list' and call('LRANGE', list, -wanted, -1) or {}
     local stamps, position = {}, {}
     for l = 1, #lines do
@@ -617,8 +620,8 @@ local function close_slices()
       end
     end
     if #add_lines == 0 then return end
-    -- The first `kept` lines stay. The later lines are removed. Then they and the new lines are pushed, the oldest
-    -- slice first. If a slice has an old and a new line, only the new line is pushed.
+    -- The first `kept` lines stay. The later lines are removed. Then the removed lines and the new lines are pushed,
+    -- the oldest slice first. If a slice has an old and a new line, only the new line is pushed.
     local push, next_line = {}, 1
     for l = kept + 1, #lines do
       while add_lines[next_line] and add_lines[next_line].shown < stamps[l] do

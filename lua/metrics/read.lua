@@ -40,8 +40,8 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- Round the start of the window down to the start of the narrowest kept slice that contains it. If the window ends in
--- the past, round its end up to the end of such a slice.
+-- Extend the window to whole slices. Its start is rounded down to a multiple of a width: the width of the narrowest
+-- kept slice that contains the start. If the window ends in the past, its end is rounded up in the same way.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -111,7 +111,7 @@ local function find_slices(name)
   if #keys == 0 or call('EXISTS', unpack(keys)) > 0 then return end
   hashes = outside
   if not all then
-    hashes = {}  -- this includes complete ranges: their slices have no hash, and reading a missing key is harmless
+    hashes = {}  -- slices of complete ranges are included: they have no hash, and reading a missing key is harmless
     for s = 1, #starts do
       if not closed[starts[s]] then hashes[#hashes + 1] = starts[s] end
     end

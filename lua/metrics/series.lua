@@ -39,7 +39,7 @@ local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
 -- The slices of a step are chosen as for a window with the same start and end. For each step, `starts` holds a list of
--- the prefixes of its slices' keys. In a key, the name of the series follows the prefix. The list is empty if no slice
+-- key prefixes, one for each slice. In a key, the name of the series follows the prefix. The list is empty if no slice
 -- of the step is kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
 -- range maps the stamp of each slice to the index of its step in `starts`.
 local starts, ranges, of_tier = {}, {}, {}
@@ -93,10 +93,10 @@ local function append_sums(first, prefixes, name)  -- `first` has the fields of 
   end
 end
 
--- With steps of a minute, an hour of a thousand agents has 60,000 steps. To save time, the fields of a step with only
--- one slice, the usual case, are returned as they are stored. There are two exceptions, which `append_sums` handles: a
--- number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields. Most fields of such a slice
--- are counters of models, which `append_sums` omits.
+-- With steps of a minute, an hour of a thousand agents has 60,000 steps. Usually, a step has only one slice. To save
+-- time, the fields of such a step are returned as they are stored. There are two exceptions, which `append_sums`
+-- handles: a number that may be stored in the form 1.5e+17 or 1e+8, and a slice with many fields. Most fields of such a
+-- slice are counters of models, which `append_sums` omits.
 local MAX_PLAIN = 128
 local NO_LINES, NO_FIELDS = {}, {}
 local function append_step(number, prefixes, name, lines, without_hashes)

@@ -16,7 +16,8 @@
 --   dropped        int   number of executions that were dropped and never counted
 --   error          text  error of the last flush; empty if the flush succeeded
 --   more           int   number of running executions that are not in the argument executions...
---   executions...  any   agent, percent-encoded, and age, ms, of each running execution, the oldest first
+--   executions...  any   two values for each running execution, the oldest first: its agent, percent-encoded; its age,
+--                        ms
 -- RETURNS
 --   {1, now_ms}  recorded
 --   {0, now_ms}  not recorded, because max_workers other workers are recorded

@@ -158,7 +158,8 @@ def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
         # varies more than the goal allows.
         if shards == MOST_SHARDS:
             least = one - BELOW_ONE_SHARD
-            if scene.drifts:  # in small shards, the window adapts in coarse steps, so the reference is an LRU
+            if scene.drifts:
+                # In small shards, the window adapts in coarse steps. So the goal refers to an LRU, not to one shard.
                 least = percents(scene, lru_hits(scene.trace, scene.size)) - BELOW_LRU
             goal, met = f">= {least:.1f} %", many >= least
         yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, met)

@@ -30,7 +30,7 @@ def main(url: str, namespace: str, agents: int, calls: int) -> None:
             took = recorded / calls
         else:
             metrics.flush()
-            # This includes the processor time of the background thread, which may have flushed some records already.
+            # The background thread may have flushed some records already. `took` includes its processor time.
             took = time.process_time() - begun - recorded
         print("done", took, flush=True)
 

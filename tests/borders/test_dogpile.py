@@ -63,7 +63,7 @@ def region(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[A
 @pytest.mark.waits
 def test_dogpiles_tests_of_backends_serializers_and_mutexes_pass(server: Server, namespace: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, "--rootdir", str(ROOT)]
-    options += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]  # dogpile's slow tests have a mark of their own
+    options += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]  # the mark of dogpile's slow tests is not registered
     environment = {
         **os.environ,
         "DOGPILE_SUITE_URL": server.url,
@@ -139,7 +139,7 @@ def test_runner_on_another_thread_releases_the_mutex(region: Any) -> None:
 
 
 def test_backend_drops_values_after_its_expiration_time(server: Server, namespace: str, region: Any) -> None:
-    kept = region(name="limited")  # the fixture closes its connection, which `backend` also uses
+    kept = region(name="limited")  # `backend` shares this region's connection, which the fixture closes
     backend = type(kept.backend)({"url": server.url, "namespace": namespace, "name": "limited", "expiration_time": 50})
     backend.set_serialized("k", b"1")
     backend.set_serialized_multi({"a": b"1", "b": b"2"})

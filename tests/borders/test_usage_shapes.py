@@ -321,7 +321,7 @@ def openai_agents_context() -> tuple[Any, Usage]:
     context = agents.RunContextWrapper(context=None)
     context.usage = agents.Usage(requests=3, input_tokens=100, output_tokens=20, total_tokens=120)
     context.usage.input_tokens_details.cached_tokens = 10
-    result = object.__new__(package("agents.result").RunResult)  # only a run with a model returns a RunResult
+    result = object.__new__(package("agents.result").RunResult)  # a complete RunResult needs a run with a model
     result.__dict__["context_wrapper"] = context
     return result, Usage(100, 20, calls=3, tokens_cached_in=10)
 

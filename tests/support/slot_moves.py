@@ -33,7 +33,7 @@ class SlotMover:
         self.server = server
         self.nodes = server.nodes
         self._clients = {node: node.client() for node in self.nodes}
-        for node in self.nodes:  # otherwise a node without slots becomes a replica
+        for node in self.nodes:  # a node without slots must not become a replica
             self._call(node, "CONFIG", "SET", "cluster-allow-replica-migration", "no")
         self._ids = {node: self._call(node, "CLUSTER", "MYID") for node in self.nodes}
         share = -(-SLOTS // len(self.nodes))

@@ -166,7 +166,8 @@ def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence
     running: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for line in sorted((line for line in lines if line.kind == "computes"), key=lambda line: line.at):
         key, value, asked = line.values
-        # All keys but TTL_KEYS are invalidated. An invalidation ends the lease, so a new computation may begin.
+        # Only TTL_KEYS are checked, because other keys are also invalidated. An invalidation ends the lease, so a
+        # second computation may begin during the first.
         if key not in TTL_KEYS or any(asked <= at <= line.at for at in warned[line.worker]):
             continue
         for asked_before, until, other in running[key]:

@@ -107,7 +107,7 @@ class Torture:
             stack.callback(report.remove_folder)
             assert report.folder is not None
             # With the default `appendfsync everysec`, the server delays writes to its file while a previous sync lasts.
-            # If the server is killed then, it loses writes to which it has already replied.
+            # If the server is killed during such a delay, it loses writes to which it has already replied.
             server = Server(self._kind, "--appendfsync", "no", aof=True)
             stack.callback(server.stop)
             proxy = None if server.clustered else Proxy(server.port)
@@ -140,8 +140,8 @@ class Torture:
     def _prepare(self, server: Server, proxy: Proxy | None, receiver: Receiver, folder: Path) -> Job:
         """Register the instances, write the history of the alerts, deploy the rule, and return the job of a worker."""
         with AgentPerf(server.url, namespace=NAMESPACE) as perf:
-            # With the mutant "no capacity check", a script fails if the limit of an instance is 0, as it is during an
-            # ejection. Therefore mutants run without ejection.
+            # With the mutant "no capacity check", a script fails if the limit of an instance is 0, for example during
+            # its ejection. Therefore mutants run without ejection.
             balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else JUMPY)
             balancer.configure_pool(POOL, shards=self._shards)
             for number in range(INSTANCES):

@@ -116,7 +116,7 @@ def _copy_after_an_invalidation(scene: Scene) -> Iterator[str]:
         asked.let_go()
         reading.result()
     listening.close()
-    time.sleep(checks.STALE_S)  # until then, an old value is permitted
+    time.sleep(checks.STALE_S)  # for STALE_S after the write, an old value is permitted
     scene.read(0, KEY)
     return checks.stale_reads(scene.lines())
 

@@ -147,7 +147,7 @@ class Trouble:
                 try:
                     with node.client() as client:
                         client.config_set("maxmemory", limit)
-                except redis.RedisError:  # a node of a Cluster is still restarting, and has no limit
+                except redis.RedisError:  # a restarting node of a Cluster; it will start without a limit
                     continue
             if limit == "1":
                 time.sleep(0.3)

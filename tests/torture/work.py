@@ -132,7 +132,7 @@ class Worker:
         self._journal.write("got", token)
         time.sleep(self._chance.choice([0.0, 0.002, 0.02]))
         if self._chance.random() < 0.02:
-            self._balancer._operations.keeper.drop(instance.lease)  # the lease is no longer renewed and expires
+            self._balancer._operations.keeper.drop(instance.lease)  # the lease is no longer renewed, so it expires
         elif self._balancer.release(instance, outcome=self._chance.choice(["ok"] * 38 + ["error", "neutral"])):
             self._journal.write("freed", token)
 

@@ -364,8 +364,8 @@ def alarm() -> Iterator[Alarm]:
     signal.signal(signal.SIGALRM, before)
 
 
-# Threads use weak references with callbacks. If the handler raises inside such a callback, Python only reports the
-# exception and does not propagate it.
+# Threads use weak references with callbacks. If the signal handler raises inside such a callback, Python only reports
+# the exception and does not propagate it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lingers", [True, False])
 def test_interrupted_callers_leave_the_thread_working(alarm: Alarm, lingers: bool) -> None:

@@ -168,7 +168,7 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
             case "waiting":
                 fields = fields_of(text)
                 ticket = fields["ticket"]
-                whole_number(ticket.removeprefix("-"))  # raises for other text; high priorities have negative tickets
+                whole_number(ticket.removeprefix("-"))  # raises for non-digits; a high priority has a negative ticket
                 waited = max(0.0, now_ms / 1000 - int(ticket) / 1e6)
                 return WaiterStatus(name, process, waited, labels_of(fields["labels"]))
             case _:

@@ -126,7 +126,7 @@ def _acquire_some_from(
         answer, sent_at = yield from or_undo(keeper, undoing, request.ttl, requested(keeper, pool, command))
         if isinstance(answer, Refused):
             return []
-        if isinstance(answer, Spent):  # an earlier copy of the request may have got leases
+        if isinstance(answer, Spent):  # an earlier copy of the request may have been granted leases
             keeper.undo(undoing(), request.ttl)
             continue
         leases = [new_lease(keeper, pool, token, request, each, sent_at) for token, each in answer.items()]

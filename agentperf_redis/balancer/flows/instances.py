@@ -143,7 +143,7 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
 
     existed = yield from over_shards(registrations.layouts, pool, delete_in, operator.not_)
     yield from _unlist(backend, clock, registrations, pool)
-    registrations.layouts.learn(pool.agent_type, 1)  # a new pool has one shard, unless it is divided again
+    registrations.layouts.learn(pool.agent_type, 1)  # a new pool has one shard until it is divided
     return existed
 
 

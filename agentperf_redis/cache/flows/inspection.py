@@ -159,7 +159,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
         # A read counts as a search of the tiers hot, warm and cold, in this order. A hit ends the search in the tier of
-        # the entry. So a read is a lookup in each tier that it searches.
+        # the entry. The read counts as one lookup in each tier that it searches.
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

@@ -248,7 +248,7 @@ def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[N
                     raise reply
             elif isinstance(reply, commands.Deployed):
                 yield from _note_deployed(shard, reply, sent_at)
-        # Another process may have changed the settings, and this process may have overwritten them in a shard.
+        # Another process may have changed the settings, and this process may have overwritten this change in a shard.
         stored: Settings | commands.OtherSchema | None = None
         with suppress(BackendUnavailable):  # the settings may be on a node that is down
             stored = yield from commands.stored_settings(shared.keys)
@@ -322,8 +322,8 @@ def _release_pending(shard: Shard) -> Flow[None]:
         for result in (yield from Batch(releases).settled()):
             if isinstance(result, BackendUnavailable):
                 raise result
-    # A release that failed with an error other than BackendUnavailable, such as a wrong type, is not repeated. Its
-    # lease ends by its TTL.
+    # If a release failed with an error other than BackendUnavailable, such as a wrong type, the release is not
+    # repeated. The lease then expires.
     shard.remove_released(leases)
 
 
@@ -347,8 +347,8 @@ def _shrink(shard: Shard, settings: Settings) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        # The number of sweeps is limited, because the shard may never fit `settings` if another process raises a limit
-        # meanwhile.
+        # If another process raises a limit meanwhile, the shard may never fit `settings`. So the number of sweeps is
+        # limited.
         steps = steps or 3 + total // commands.MAX_EVICTIONS
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return

@@ -233,7 +233,8 @@ class Writer:
                     tags=tags,
                     mode=mode,
                 )
-                # If the put fails, its report is sent again later. The report's sequence number makes this idempotent.
+                # If the put fails, its report is sent again later. The report's sequence number makes the repetition
+                # idempotent.
                 confirmed, unused = reply.outcome is PutResult.STORED, reply.outcome in _NOTHING_DONE
             except BaseException as error:
                 # A put with a token need not be cancelled. Any later write of the key ends the lease, so a late copy of
@@ -246,9 +247,9 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                # Mark the next delivery as a repetition if an earlier copy may have been executed before the entries
-                # moved. In a mode other than ALWAYS, mark it in any case: if the server refuses a repetition, it stores
-                # the refusal, and then also refuses late copies.
+                # If an earlier copy may have been executed before the entries moved, mark the next delivery as a
+                # repetition. In a mode other than ALWAYS, always mark the next delivery. If the server refuses a
+                # repetition, it stores the refusal, and then also refuses late copies.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

@@ -246,7 +246,7 @@ class LocalCopies:
             if copy is not None:  # after a loss of the bus, `_proven_at` is 0, but the last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. If it had, it could have delivered changes
+                # The bus has not worked since the copies were set aside. A working bus could have delivered changes
                 # that were not applied to these copies.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
@@ -280,7 +280,7 @@ class LocalCopies:
         for copy in read:
             copy.listed = False  # done first: a read that is counted later lists the copy again
             count = copy.reads - copy.reported
-            # `copy.reads` is never set to 0: this could lose a read that another thread counts at this moment
+            # `copy.reads` is never set to 0: a reset could lose a read that another thread counts at this moment
             copy.reported += count
             if count:
                 reads.append((copy.name, count, count * copy.cost_ms))

@@ -109,7 +109,7 @@ class Shard:
                 self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
         if retired:
             self.cache.add_pending(added)
-        self._filled(self)  # the maintenance thread sends them soon, even without further reads
+        self._filled(self)  # the maintenance thread sends the invalidations soon, even without further reads
 
     def retire(self) -> list[PendingInvalidation]:
         """Record that the cache has another layout. Returns the invalidations that were not sent."""

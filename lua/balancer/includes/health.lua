@@ -4,8 +4,8 @@
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
 --   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
 --   instance is never ejected. After an ejection, one probe at a time is allowed.
---   Panic also follows Envoy: when too many instances are unhealthy, probably the health data is wrong, not the
---   instances. So unhealthy instances get work too.
+--   Panic also follows Envoy. When too many instances are unhealthy, the health data is probably wrong. So unhealthy
+--   instances get work too.
 --   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, only a lease
 --   granted later can lower it again. A limit is raised only while the instance uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
@@ -124,9 +124,9 @@ local function health(self, facts)
   -- whichever is higher. After the server's clock was set back, the last token may be higher than the present time.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
-  -- Shift the two arrival times back if the server's clock was set back. An arrival time is the state of a rate limit
-  -- (rpm_arrival_us and tpm_arrival_us in pool.lua). The two were last changed at metered_us. If this time is in the
-  -- future, both are shifted back by its distance from now. Returns whether they were shifted.
+  -- Correct the arrival times of the two rate limits (rpm_arrival_us and tpm_arrival_us in pool.lua) after the server's
+  -- clock was set back. The arrival times were last changed at metered_us. If metered_us is in the future, the arrival
+  -- times are shifted back by the time from now to metered_us. Returns whether the arrival times were shifted.
   local function correct_arrivals(extra)
     local ahead_us = extra.metered_us - now_us
     if ahead_us <= 0 then return false end
@@ -240,9 +240,9 @@ local function health(self, facts)
     call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
-  -- Start a warm-up if the other instances can carry the load meanwhile: at least half of the usable instances must be
-  -- healthy and warm. When a whole fleet comes back at once, all of its capacity is needed. Therefore no instance
-  -- starts a warm-up during a panic or within one warm-up step after it.
+  -- Start a warm-up if at least half of the usable instances are healthy and warm, so that they can carry the load
+  -- meanwhile. When a whole fleet comes back at once, all of its capacity is needed. Therefore no instance starts a
+  -- warm-up during a panic or within one warm-up step after the panic.
   function self.warm_up(r)
     local slow_start_ms, others = settings.slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
@@ -278,7 +278,8 @@ local function health(self, facts)
   end
 
   -- Whether one more instance may be ejected. The last healthy instance must stay. The share of unhealthy instances,
-  -- with the new one, must not exceed max_ejection_share. This limit does not apply to the first unhealthy instance.
+  -- including this instance, must not exceed max_ejection_share. This limit does not apply to the first unhealthy
+  -- instance.
   local function may_eject()
     local most = math.max(1, floor(usable * settings.max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most
@@ -341,8 +342,9 @@ local function health(self, facts)
   end
 
   -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed, by the
-  -- server's clock. The result is ignored if the last recorded check was claimed at the same time or later. But if that
-  -- last check was claimed in the future, the server's clock was set back, and the new result counts.
+  -- server's clock. checked_ms: when the last recorded check was claimed. If checked_ms is in the future, the server's
+  -- clock was set back, and the new result counts. Otherwise the new result counts only if claimed_ms is later than
+  -- checked_ms.
   function self.record_check(r, good, claimed_ms)
     local of, extra = settings, self.extra(r)
     if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
@@ -372,12 +374,12 @@ local function health(self, facts)
     end
   end
 
-  -- Begin, prolong or end the rest of an instance. The end of a rest is a stored time. If the server's clock was set
-  -- back after this time was stored, the time is corrected first.
+  -- Begin, prolong or end the rest of an instance. The end of the rest is stored in rest_until_ms. If the server's
+  -- clock was set back after rest_until_ms was stored, rest_until_ms is corrected first.
   --   for_ms  length of the rest from now; a present rest that ends later is not shortened. 0: end the rest now. nil:
-  --           only correct the stored time
+  --           only correct rest_until_ms
   --   why     the reason in the event: rate_limited (by an outcome) or cooled_down (by a call of cool_down)
-  -- Returns whether the stored time has changed.
+  -- Returns whether rest_until_ms has changed.
   function self.rest(r, for_ms, why)
     if not r.flags.resting and (r.flags.removed or not for_ms or for_ms <= 0) then return false end
     local extra = self.extra(r)
@@ -443,10 +445,10 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Return the milliseconds until the first instance comes back, at most one day. Returns nil unless all usable
-  -- instances are in `away`, that is, unhealthy, resting or rate-limited. Also returns nil if one of them has the score
-  -- 0 in `away`. `count` gives this score to an instance if the time when it comes back is unknown. In panic, `count`
-  -- also gives it to the unhealthy instances that take work, because the end of any of their leases may free capacity.
+  -- If all usable instances are in `away` (unhealthy, resting or rate-limited), return the milliseconds until the first
+  -- of them comes back, at most one day. Otherwise return nil. Also return nil if an instance has the score 0 in
+  -- `away`. `count` gives this score to an instance if the time when it comes back is unknown. In panic, `count` also
+  -- gives the score 0 to unhealthy instances that take work, because the end of one of their leases may free capacity.
   function self.back_after_ms()
     if usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
@@ -473,7 +475,7 @@ local function health(self, facts)
     return is_changed
   end
 
-  -- Correct the times of an instance, and restore those of its timers that are missing in `due`.
+  -- Correct the times of an instance, and restore its timers that are missing in `due`, except the heartbeat timer.
   function self.restore_timers(r)
     self.correct_times(r)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end

@@ -27,7 +27,7 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- Return the bound of a timer in `due`: the longest time, ms, that can be left until it is due. Returns nil if this
+-- Return the bound of a timer in `due`: the longest time, ms, that the timer can have left. Returns nil if this
 -- function knows no bound. Tombstones and heartbeats have no bound, since callers choose their times. For rate limits,
 -- rests and warm-ups, no bound is needed: `correct_times` in health.lua corrects their timers.
 local function longest_ms(name)
@@ -61,10 +61,10 @@ local function read_clock(text, now_ms)
   return cursor ~= '', now_ms > clock_ms + OLD_MS, cursor == '' and '0' or cursor
 end
 
--- Whether a timer at the end of `due` is later than its bound (see `longest_ms`). Such a timer shows that the server's
--- clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest one that has a
--- bound is checked. Timers that are due within DISTANT_MS (two minutes) are not checked. Most timers are due that soon,
--- so usually no record is read. At most one record is read.
+-- Whether a timer at the end of `due` has more time left than its bound (see `longest_ms`). Such a timer shows that the
+-- server's clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest timer
+-- of a kind with a bound is checked. Timers that are due within DISTANT_MS (two minutes) are not checked. Most timers
+-- are due that soon, so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
   local last = call('ZRANGE', DUE, -LAST, -1, 'WITHSCORES')
@@ -79,9 +79,9 @@ local function has_distant_timer(now_ms)
   return false
 end
 
--- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
--- the object, since its creation costs some microseconds. They call it before their first write, because it raises an
--- error for keys of a wrong type.
+-- Return the pool as an object with the functions below and the functions of health.lua. A script calls `maintenance`
+-- only if it needs the object, since creating the object costs some microseconds. The first call must come before the
+-- first write of the script, because `maintenance` raises an error for keys of a wrong type.
 --   invalid  the name of a field of state whose value the library did not write; nil if there is none. If there is
 --            one, a script must return `corrupt(pool.invalid)` before it writes. Otherwise arithmetic on the value
 --            could raise an error after the first write
@@ -381,8 +381,8 @@ local function maintenance(now_us)
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
   -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
   -- in this call, since no unit becomes free during the call. A call examines at most FEW + (LOOKS - 1) * MANY waiters,
-  -- some 130. After a grant, the waiter has CLAIM_MS to fetch it; the published message only tells the waiter to do so.
-  -- Returns false if the search stopped after GRANTS grants: more grants may be possible.
+  -- some 130. After a grant, the waiter has CLAIM_MS to fetch it. The published message only tells the waiter to fetch
+  -- the grant. Returns false if the search stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}

@@ -1,20 +1,20 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
 -- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. A script that includes
 -- one of these three files must name its keys STATE, READY, DUE and WAITQ. The functions in these files use the names
--- directly, because parameters for the keys would cost time on every acquire and release. Most scripts also write to
--- due or waitq themselves.
+-- directly, because parameters for the keys would cost time on every acquire and release.
 --
--- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. A
--- pool may also be divided into shards. Then each shard has all of these keys under its own <tag>, such as
--- agentperf:{lb:<type>#3/8.30} for shard 3 of 8 (30: see keys.py), and a call of a script uses the keys of only one
--- shard. Only layout.lua divides a pool. It also describes #pool of a divided pool. Once a pool has no instances, no
--- leases and no waiters, its keys expire after a minute, or after a day if `configure` has set its settings.
+-- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. If
+-- a pool is divided into shards, each shard has all of these keys under its own <tag>. The <tag> of shard 3 of 8 is,
+-- for example, agentperf:{lb:<type>#3/8.30} (30: see keys.py). A call of a script uses the keys of only one shard. Only
+-- layout.lua divides a pool. The header of layout.lua also describes #pool of a divided pool. Once a pool has no
+-- instances, no leases and no waiters, its keys expire after a minute, or after a day if `configure` has set its
+-- settings.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance, with these fields in this order:
 --       load           leases on the instance now
 --       limit          max leases now; 0 while the instance takes no work. An instance is ready while load < limit
 --       seq            the value of #picks after the last pick of this instance
---       fence          its last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
+--       fence          its last fencing token: the grant time, us, or the previous token + 1, whichever is higher
 --       peak           highest load that the instance has had
 --       ewma_us        smoothed response time, us; 0 when none was measured
 --       ewma_at_ms     time of the last measurement, ms; kept up to date only under PEAK_EWMA
@@ -23,8 +23,7 @@
 --       streak         bad outcomes since the last good one; see `record_outcome` in health.lua
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted. There are three groups of flags. The flag unhealthy is in the
---                      group disabled, not in the group unhealthy:
+--       flags          names, comma-separated and sorted. The flag unhealthy is in the group disabled. Groups:
 --         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
@@ -89,8 +88,8 @@
 --   <tag>:history        HASH    see history.lua
 --
 -- If a later minor version has added fields to the record of an instance, the scripts keep these fields. The patterns
--- and functions for records are in records.lua, whole_records.lua, grants.lua, acquire.lua and release.lua. Those for
--- extra records are in maintenance.lua. pick.lua also reads records.
+-- and functions for records are in records.lua, whole_records.lua, grants.lua, acquire.lua and release.lua. The
+-- functions for extra records are in maintenance.lua. pick.lua also reads records.
 
 -- Raise an error if one of these keys has the wrong type: ready, and ready@<label> for each of `labels`. Scripts call
 -- this before their first write.
@@ -101,18 +100,18 @@ local function check_types(labels)
   end
 end
 
--- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. Scores order
--- instances by load / limit, and those with equal load / limit by the last pick. The order by load / limit is exact for
--- limits up to 90, because different values of load / limit then differ by more than 1/8192. The order by the last pick
--- is exact for the first 2^40 picks of the pool. The score stays below 2^53. No script unpacks the score, but tests do;
--- see tests/support/records.py.
+-- Pack two numbers into one score: load / limit in steps of 1/8192, and the number of the last pick. The score orders
+-- instances by load / limit, and instances with the same load / limit by their last pick. The order by load / limit is
+-- exact for limits up to 90: with such limits, two different values of load / limit differ by more than 1/8192. The
+-- order by the last pick is exact for the first 2^40 picks of the pool. The score stays below 2^53. No script unpacks
+-- the score, but tests do; see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq
 end
 
--- Add an instance to ready and to ready@<label> of each of its labels if its load is below its limit; otherwise remove
--- it from them.
+-- If the load of an instance is below its limit, add the instance to ready, and to ready@<label> for each of its
+-- labels. Otherwise, remove the instance from these keys.
 --   score  the kind of score of the pool's strategy, see strategies.lua
 --   was    whether the instance was ready before, nil when unknown
 local function index(score, id, load, limit, seq, weight, labels, was)

@@ -1,7 +1,6 @@
 -- The patterns for the records in the hash `state`, and the replies that many scripts share. Needs strategies.lua;
--- pool.lua describes all fields. Only this file, release.lua, whole_records.lua and grants.lua have patterns for whole
--- records, with the fields in a fixed order. pick.lua has patterns for the first few fields, and acquire.lua writes
--- these fields.
+-- pool.lua describes all fields. Only these files have patterns for records with a fixed order of the fields: this
+-- file, release.lua, whole_records.lua, grants.lua and pick.lua. acquire.lua writes the first few fields in this order.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
 -- that pool.lua lists. In this order, the fields that change most often come first, so that a call can copy the rest of

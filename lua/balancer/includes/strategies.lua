@@ -1,7 +1,7 @@
 -- The strategies, each as a row of four properties. No other Lua code contains the name of a strategy.
 -- LoadBalancingStrategy in model.py is the same list in Python; its docstring says how to add a strategy.
 --   score     the score of an instance in the sorted sets ready and ready@<label>, see `index` in pool.lua
---     load        relative load, then the number of the last pick    last_pick   only this number
+--     load        relative load, then the number of the last pick    last_pick   number of the last pick
 --     free_share  weight * free share of the limit                   none        always 0
 --   pick      how acquire and select pick a ready instance, see `pick` in pick.lua
 --   waiter    which ready instance a waiter gets, see `best` in maintenance.lua: first or last by score, or any

@@ -41,10 +41,10 @@
 -- In the tests in which the popularity of keys drifts, the hit ratio is at most 4 percentage points lower than with an
 -- LRU. With a window of fixed size, it would be at least 25 points lower than with an LRU.
 --
--- All state is in one table. The functions capture this table instead of many locals, because a script builds its
--- closures on every call, and Lua 5.1 needs time for each captured local (measured per call: 14 us with many locals, 4
--- us with one). For the same reason, the functions are built only after the settings have been found. Numbers are
--- converted to text with '%d', because Redis 7.0 would convert a number in a command with %.17g.
+-- All state is in one table, and the functions capture only this table. A script builds its closures on every call, and
+-- Lua 5.1 needs time for each captured local (measured per call: 14 us with many locals, 4 us with one). To save time,
+-- the functions are built only after the settings have been found. Numbers are converted to text with '%d', because
+-- Redis 7.0 would convert a number in a command with %.17g.
 
 -- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
 
@@ -79,8 +79,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   if not is_whole or (not next_ms and m[4] and m[4] ~= '') then
     return nil, corrupt(META, 'clock, bytes, next, deferred, resent or removed that is no whole number')
   end
-  -- While entries move to this shard from another layout, the field `moving` holds two numbers. They are the parts of
-  -- the limits, in entries and in bytes, that the other layout still uses.
+  -- While entries move to this shard from another layout, the field `moving` holds two numbers: how many entries and
+  -- how many bytes of this shard's limits are still reserved for the other layout.
   hot, warm, cold = number(hot), number(warm), number(cold)
   local total, max_bytes, marks = hot + warm + cold, number(bytes), false
   if m[9] and m[9] ~= 'done' and not closed then
@@ -129,11 +129,11 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
-    marks = marks,          -- see expect.lua; false if no entries move here
+    marks = marks,          -- key of the marks, see expect.lua; false if no entries move here
     accesses = accesses, grow = grow,  -- I.accesses packs two counts of the current period: hits * 10^8 + accesses
     halvings = lfu and (m[13] or '0 0 0 0'),
     promoted = false,       -- whether an entry may have entered hot or warm
-    halved = false,         -- see aged
+    halved = false,         -- see I.aged
     dead = {}, evicted = 0, expired = 0, stored = m,
   }
 
@@ -164,20 +164,20 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       return math.floor(score / 16), score % 16
     end
 
-    -- Return `part` times the number of entries, or `part` times the capacity if that is lower.
+    -- Return `part` times the capacity or the number of entries, whichever is lower.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
 
     -- Adapt the window. Direction 1 is a signal to widen it, -1 a signal to narrow it. Direction 0 ends a period, which
     -- has about 4 * capacity accesses. META's field climb holds five numbers:
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
-    --   ratio   the hit ratio of the period to compare with. It is -2 if nothing was evicted yet, and -1 if the cache
-    --           became full in that period. Both mean that there is no hit ratio to compare with
-    --   grow    I.grow at the end of that period. The window has 1 % of the cache, plus I.grow entries
+    --   ratio   the hit ratio of an earlier period, with which later periods are compared. -2: nothing was evicted yet.
+    --           -1: the cache became full in that period. In both cases, there is no hit ratio to compare with
+    --   grow    I.grow at the end of the same period. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
-      if not c then                      -- read the text; a text of another form counts as the default values
+      if not c then                      -- read the field; if it has another form, the default values apply
         local trend, rest, ratio, grow, age =
           string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
         c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
@@ -294,8 +294,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
       end
     end
-    -- Return the oldest entry of a tier, and its score as a number and as text. Returns nothing if the oldest entry is
-    -- `keep`: this entry was just written, so the tier has no other entry.
+    -- Return the oldest entry of a tier, and its score as a number and as text. The entry `keep` was just written. So
+    -- if it is the oldest entry, the tier has no other one, and nothing is returned.
     function I.oldest(i, keep)
       local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
       if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
@@ -363,7 +363,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   function I.expire()
     if not I.next or I.now_ms < I.next then return end
     -- If the cache has at most SMALL entries, each write removes all expired entries. If it has at most LISTPACK
-    -- entries, the server may store the hash SIZE as a listpack. HSCAN would then return all of its fields at once.
+    -- entries, the server may store the hash SIZE as a listpack. HSCAN returns all fields of a listpack at once, so
+    -- HRANDFIELD is used instead.
     local call, found, SMALL, LISTPACK = I.call, 0, 32, 512
     if I.n <= SMALL then
       local first_ms = nil
@@ -409,7 +410,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     if not version then I.deferred_count = 0; return 0 end
     local cleared = I.deferred .. ':' .. version
     local keys = redis.pcall('HRANDFIELD', cleared, n)
-    if keys.err then                                                   -- a key of another type: it lists no entries
+    if keys.err then                                                   -- the key has another type: it lists no entries
       I.call('UNLINK', cleared)
       keys = {}
     end

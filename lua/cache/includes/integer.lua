@@ -1,6 +1,6 @@
 -- Decode a whole number that the codec has stored: the letter m, followed by the number in msgpack form. Returns nil
--- for any other value, and also for numbers of at least 2^53 or at most -2^53, because a double cannot hold all of them
--- exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
+-- for any other value. Also returns nil for numbers of at least 2^53 or at most -2^53, because a double cannot hold all
+-- of them exactly. The library cmsgpack is not used: it accepts other types, and not every server has it.
 local function decode_integer(value)
   local first = string.byte(value, 2)
   if string.byte(value, 1) ~= 109 or not first then return nil end

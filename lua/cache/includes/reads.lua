@@ -1,5 +1,5 @@
 -- These functions record reads. They are added to I, the state of the indexes; see index.lua. They are not in index.lua
--- itself, because most puts do not need them, and a call takes about 0.2 us to create each function.
+-- itself, because most puts do not need them, and creating each function takes about 0.2 us.
 
 -- Return three tables: the fields of SIZE, the tiers and the scores of the keys. The index in each table is the
 -- position of the key in `keys`. Sends one command per tier to find the scores. In a plain LRU, all entries are in cold
@@ -29,7 +29,8 @@ end
 function I.record_reads(keys, counts)
   local sizes, tiers, scores = I.locate(keys)
   -- The old end of cold consists of the entries of cold that were used longest ago. Its size is a tenth of the cache.
-  -- I.tail is the highest score in the old end. If cold is smaller than a tenth, all of cold counts as the old end.
+  -- I.tail is the highest score in the old end. If cold is smaller than a tenth of the cache, all of cold counts as the
+  -- old end.
   if I.lfu and I.grow >= 1 then
     local rank = I.share(0.1)
     I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge

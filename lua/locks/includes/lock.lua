@@ -3,23 +3,25 @@
 -- keys STATE, HELD and QUEUE.
 --
 -- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The keys
--- state, held and queue expire with the last lease, grant or waiter. When there is none, they are deleted.
+-- state, held and queue expire with the last lease, grant or waiter. If a script leaves no lease, grant or waiter, it
+-- deletes these three keys.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
---       held fence= ttl_ms= [late=1] [added=]     late: another copy of a request for the token may still arrive;
+--       held fence= ttl_ms= [late=1] [added=]     late: another copy of the acquire request may still arrive;
 --                                                 added: identifies the last addition of time, see extend.lua
 --       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
 --       waiting ticket= limit= live_ms= [late=1]  live_ms: server time at which the waiter loses its position unless it
 --                                                 polls again
---     #fence     the last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
+--     #fence     the last fencing token: the time of the grant, us, or the previous token + 1, whichever is higher
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: time of arrival, us. Grants are published on the channel <tag>:queue
 --   <tag>:spent:@<token>  STRING  a tombstone: the reason why a late copy of the request is refused; expires
--- A request is granted if fewer units are held than the limit in the request, so the lock itself stores no limit. The
--- queue is first in, first out. A waiter with a low limit does not let later waiters pass.
+-- Each request contains its own limit, so the lock stores none. A request is granted only while the number of units
+-- held is below the limit of the request. The queue is first in, first out. A waiter with a low limit does not let
+-- later waiters pass.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
-local LATE_MS = 55000  -- TTL of the tombstone of a token if another copy of its request may still arrive
+local LATE_MS = 55000  -- TTL of a tombstone if another copy of the acquire request may still arrive
 local HELD_RECORD = '^held fence=(%d+) ttl_ms=(%d+) ?(l?)'
 local GRANTED = '^grant fence=(%d+) ticket=(%d+) ?(l?)'
 local WAITING = '^waiting ticket=(%d+) limit=(%d+) live_ms=(%d+) ?(l?)'

@@ -30,8 +30,8 @@ local function decode_name(name)
   return (string.gsub(name, '%%(%x%x)', function(digits) return string.char(tonumber(digits, 16)) end))
 end
 
--- Add to `fields` the counters that stand before the bar of a line. Returns the position of the bar, or nil if the line
--- has no bar, because the slice has no buckets. Raises an error if `line` is not the line of a closed slice.
+-- Add to `fields` the counters that stand before the bar of a line. Returns the position of the bar. If the slice has
+-- no buckets, the line has no bar, and the result is nil. Raises an error if `line` is not the line of a closed slice.
 local USUAL = '^%S+ n=(%d+) ok=(%d+) sum_us=(%d+) min_us=(%d+) max_us=(%d+) last_ms=(%d+)() |'
 local function add_head(line, fields)
   local n, ok, sum_us, min_us, max_us, last_ms, stop = string.match(line, USUAL)
@@ -57,7 +57,7 @@ local function add_head(line, fields)
 end
 
 -- Add all counters of a line to `fields`, under the names that they have in a hash. The text of the buckets is changed
--- to JSON, such as [[-49,1],[-44,3,1,0,2]], and decoded. This takes half the time of reading it with patterns.
+-- to JSON, such as [[-49,1],[-44,3,1,0,2]], and decoded. Reading the text with patterns would take twice the time.
 local TO_JSON = {[' '] = '],[', [':'] = ','}
 local bucket_names = {}
 local function add_line(line, fields)
@@ -89,12 +89,12 @@ local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
 
--- If a range ends at most MAX_NEWER slices before the current slice, the list is read up to its end. This may save the
--- binary search.
+-- If a range ends at most MAX_NEWER slices before the current slice, the script also reads all later lines of the list.
+-- This may save the binary search.
 local MAX_NEWER = 16
 -- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the script
--- reads the positions at which these lines would be if no slice were missing from the list. If some of the lines may be
--- at other positions, a binary search finds the first of them.
+-- reads the positions at which these lines would be if no slice were missing from the list. If some of these lines may
+-- be at other positions, a binary search finds the first line that is not older than the range.
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]
   if not range.low then

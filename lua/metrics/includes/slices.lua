@@ -20,9 +20,9 @@ local function counter(text, missing)
   return number and number >= 0 and number < 1e24 and number or nil
 end
 
--- Return three values: the TTLs of the slices of each width, in ms, where 0 stands for a TTL that is not stored;
--- whether they were stored with the schema of this version (older versions stored no schema); whether all four are
--- stored. If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
+-- Return three values: the TTLs of the slices, one for each width, ms; whether the TTLs were stored with the schema of
+-- this version; whether all four TTLs are stored. A TTL that is not stored is returned as 0. Older versions stored no
+-- schema. If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
 -- Older versions do not know closed slices, and would return windows without them. To prevent this, the TTLs are stored
 -- with a unit, such as 900000ms. Older versions refuse such TTLs.
 local SCHEMA = '2'

@@ -11,8 +11,8 @@ local function clamped(number)
   error('a number that no counter reaches', 0)  -- NaN also gets here
 end
 
--- Check a time, or a shortest or longest duration. A valid value is -1, which means unknown, or it is at least 0 and
--- below 9e15. Unlike a sum, no time or duration gets larger.
+-- Check a time, or a shortest or longest duration. A valid value is -1 (unknown), or it is at least 0 and below 9e15.
+-- Any other value raises an error: unlike sums, times and durations never reach 9e15.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

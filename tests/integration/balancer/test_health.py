@@ -236,7 +236,7 @@ def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
     balancer.mark_unhealthy("planner", "p3")
     balancer.drain("planner", "p4")
     fail(balancer, "p0", 1)
-    assert pool_of(balancer).panic_for is None  # only p0 is unhealthy, of the three instances that are not disabled
+    assert pool_of(balancer).panic_for is None  # of the three instances that are not disabled, only p0 is unhealthy
     fail(balancer, "p1", 1)
     assert pool_of(balancer).panic_for is not None
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}

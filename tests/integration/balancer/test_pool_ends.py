@@ -70,7 +70,8 @@ def test_pool_without_instances_expires(
     lb._backend.run(sample(Pool.of(namespace, "planner")))
     assert all(ttl == -1 for part, ttl in ttls().items() if part != "history")
     assert listed(raw, namespace)
-    raw.delete(keys.pool(namespace, "planner").due)  # otherwise, the waiter's tombstone would keep the pool for 90 s
+    # Without this deletion, the waiter's tombstone would keep the pool for 90 s: the default TTL of 30 s, plus 60 s.
+    raw.delete(keys.pool(namespace, "planner").due)
     assert call(lb, "remove_instance", "planner", "p0")
     found = ttls()
     assert set(found) == {"state", "events", "history"}

@@ -82,7 +82,7 @@ def test_waiter_gets_the_released_unit(
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
-        # A message woke the waiter. Without the message, the waiter would have polled up to a second later.
+        # A message woke the waiter. Without a message, the waiter would have waited up to a second for its next poll.
         assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
@@ -339,7 +339,7 @@ def test_freed_capacity_skips_dead_waiters(
     for number in range(dead):
         assert isinstance(poll(backend, f"@dead{number}"), Queued)
     expiries = {f"W@dead{number}": 2 + number for number in range(dead)}
-    # The lease expires before the waiters do, so its expiry is processed first.
+    # The lease expires before the waiters, so the script processes the lease first.
     raw.zadd(pool.due, {first.lease.token: 1, **expiries}, xx=True)
     raw.hset(pool.state, "#next", 0)
 

@@ -51,7 +51,7 @@ def test_repair_rearms_lost_timers(
     again: dict[str, float] = dict(raw.zrange(pool.due, 0, -1, withscores=True))
     assert set(again) == set(due)
     assert (again["E:ill"], again["R:metered"]) == (due["E:ill"], due["R:metered"])
-    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # repair starts the slow-start step again
+    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # repair restarts the timer of the slow-start step
     assert raw.zrange(pool.tag + ":away", 0, -1, withscores=True) == away
     assert int(raw.hget(pool.state, "#next")) == min(again.values())
     assert [status_of(balancer, name).state for name in ("ill", "metered", "well", "new")] == states

@@ -209,7 +209,7 @@ def test_reads_show_all_shards_as_one_pool(
     assert [each.at for each in events] == sorted(each.at for each in events)
     paged: list[Any] = []
     while page := call(newcomer, "events", "planner", after=paged[-1].cursor if paged else "0-0", limit=3):
-        paged += page  # events of different shards with the same cursor are on the same page
+        paged += page  # events with equal cursors are on the same page, even if their shards differ
     assert paged == events
     pool = shards(namespace)[0]
     name = raw.zrange(pool.ids, 0, 0)[0]

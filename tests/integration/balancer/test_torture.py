@@ -237,7 +237,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     backend = Backend(server.url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     # No process is left to renew leases, so all leases expire. A dead waiter loses its position after three seconds
-    # without a poll; a grant expires after three seconds if it is not fetched.
+    # without a poll. An unfetched grant expires after three seconds.
     wait_until_all_end(raw, *pools)
     first = balancer.acquire("planner")
     assert first is not None, "no capacity became free after the TTL and one operation"
@@ -291,7 +291,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read before the histories, so that the histories contain the action of every reply
+        seen = observed(tmp_path)  # read first, so that the histories contain the action of every reply
         try:
             histories = read_histories(raw, pools_of(namespace, shards))
             check_histories(histories)

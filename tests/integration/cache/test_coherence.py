@@ -54,7 +54,7 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
             assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
-            # A copy is not used if the bus has been silent for 250 ms. This happens on a stalled machine.
+            # If the bus has been silent for 250 ms, as on a stalled machine, the cache does not use copies.
             if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
@@ -195,7 +195,7 @@ def test_local_copies_are_shared_per_cache_and_process(backend: Backend) -> None
         LRUCache(name="default", backend=backend, local_size=100, strict=True)
 
 
-# Separate processes write and read, with local copies, while bus connections are cut.
+# In the test below, processes with local copies write and read, while the test cuts bus connections.
 
 KEYS = [f"k{number}" for number in range(6)]
 TAGS = ("even", "odd")
@@ -262,7 +262,7 @@ def write_and_read(
                 chance.choice(writes[-3:]).key,
                 1.0,
                 count + 1,
-            )  # a key that this process has just changed
+            )  # read a key that this process has just changed
         begun = time.monotonic()
         found = cache.get(key, fresh=choice < 0.15)
         if found is not None:

@@ -139,7 +139,7 @@ def test_killed_leader_is_replaced_after_lease_expiry(
     leader.kill()
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
-        raw.pexpire(where(namespace, "l:k"), 300)  # the lease ends before its whole TTL has passed
+        raw.pexpire(where(namespace, "l:k"), 300)  # the lease now ends after 0.3 s instead of its full TTL
         assert LRUCache(name="default", backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
@@ -175,7 +175,7 @@ def test_error_reaches_all_waiters_without_retries(
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
-        assert all_wait.wait(20)  # a call that begins after the error would compute again
+        assert all_wait.wait(20)  # all calls must wait before the error, because a later call would compute again
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -288,7 +288,7 @@ def test_cancelled_leader_lets_another_compute(
 def test_unstorable_value_is_computed_once_for_all_tasks(
     runner: asyncio.Runner, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "_warned", {})  # an earlier run in this process may have warned
+    monkeypatch.setattr(compute, "_warned", {})  # an earlier test run in this process may already have warned
     cache = LRUCache(name="default", backend=backend)
     calls: list[object] = []
 

@@ -533,7 +533,7 @@ def test_policy_change_keeps_the_entries(
     cache = TieredCache(5, 5, 30, policy="tinylfu", name="default", backend=backend)
     cache.put_many({f"k{number}": number for number in range(60)})
     held = cache.get_many([f"k{number}" for number in range(60)])
-    cache.flush()  # otherwise, a later report of reads could move entries while `faults` scans the cache
+    cache.flush()  # reports the reads now, because a later report could move entries while `faults` scans the cache
     for policy in ("lru", "tinylfu"):
         other = TieredCache(5, 5, 30, policy=policy, name="default", backend=connect(server.url))
         other.put("one", 1, ttl=0.001)
@@ -684,7 +684,7 @@ FIRST_CALLS: dict[str, tuple[Any, ...]] = {
 
 def test_first_calls_name_every_operation() -> None:
     public = {name for of in (AsyncLRUCache, AsyncCache) for name, made in vars(of).items() if inspect.isfunction(made)}
-    # `scan` sends nothing until its first key is taken
+    # FIRST_CALLS leaves out `scan`, because `scan` sends nothing until its first key is taken.
     assert {name for name in public if not name.startswith("_")} == set(FIRST_CALLS) | {"scan"}
 
 

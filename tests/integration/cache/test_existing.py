@@ -63,7 +63,7 @@ def test_operations_use_the_stored_settings(cache: LRUCache, operator: Backend, 
     assert operator.run(existing.delete_many(["b", "z"])) == 1
     assert cache.get("b") is None
     cache.put("c", 3)
-    assert operator.run(existing.clear()) == 2  # counts `c`, and `a`, which is invalidated but still stored
+    assert operator.run(existing.clear()) == 2  # counts `c` and the invalidated `a`, which is still stored
     assert cache.get("c") is None
     stats = operator.run(existing.stats())
     assert stats is not None

@@ -75,7 +75,7 @@ class Reader:
                 return self.source()
 
             value = await self.cache.aio.get_or_compute("k", function, **self.options)
-            await asyncio.sleep(0.002)  # lets background refreshes run: they need this loop
+            await asyncio.sleep(0.002)  # gives background refreshes time to run on this loop
             return value
 
         return self.runner.run(read())
@@ -131,7 +131,7 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     assert reader.ask() == [1]
     assert reader.ask() == [1]
     no_longer_fresh(cache, raw, "k")
-    cache.get("k")  # makes a local copy, as in a process that did not compute the value
+    cache.get("k")  # kind "local": makes a copy, as in a process that did not compute the value
 
     if loop is None:  # only without a loop: on a loop, a blocked function would block the reader, too
         source.may_return.clear()
@@ -204,9 +204,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # A value is fresh for the soft TTL after its write. A process only estimates the server's time. So it may
-        # refresh the value too early, by at most the error of its estimate. This error is at most one round trip plus
-        # a rounding to 1 ms. No round trip is longer than the longest read.
+        # A value is fresh for the soft TTL after its write. But a process only estimates the server's time, so the
+        # process may refresh the value too early. The estimate is ahead by at most one round trip. No round trip is
+        # longer than the longest read. Roundings add at most 2 ms.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -241,8 +241,8 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    # `known` is the time when this test first finds a failed computation recorded on the server. The call that starts
-    # the failing refresh still returns the stale value, even after the limit.
+    # `known` is the time when this test first finds a failed computation on the server. Even after the limit, the call
+    # that starts the failing refresh still returns the stale value.
     known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()
@@ -256,7 +256,7 @@ def test_failing_function_raises_after_the_stale_limit(
         time.sleep(0.005)
 
     assert len(refused) == 3
-    # The estimate of the server's time is wrong by at most the duration of the first call, plus rounding to 1 ms.
+    # The estimate of the server's time is wrong by at most the duration of the first call. Roundings add at most 2 ms.
     assert min(refused) > before + soft_ttl + limit - (written - before) - 0.002
     assert max(served) < max(known, written + soft_ttl + limit + 0.002)
     assert max(served) > before + soft_ttl, "stale values were returned"
@@ -419,7 +419,7 @@ def test_killed_refresher_is_replaced_without_waiting_readers(
     reader = Reader(cache, source, None, ttl=60, soft_ttl=0.05)
     assert reader.ask() == "old"
     assert source.calls == 0
-    raw.pexpire(where(namespace, "l:k"), 100)  # ends the lease before its whole TTL has passed
+    raw.pexpire(where(namespace, "l:k"), 100)  # the lease now ends after 0.1 s instead of its full TTL
     reader.until([1])
 
 

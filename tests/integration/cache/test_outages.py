@@ -154,7 +154,7 @@ def test_stale_copies_are_returned_up_to_the_limit(
 def test_copies_from_before_an_outage_are_dropped(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The bus keeps its connection during the outage, even on a slow machine.
+    # With this patch, the bus keeps its connection during the outage, even on a slow machine.
     monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
     assert copies_after_recovery(own_server, connect) == (0, "computed")
 
@@ -280,7 +280,8 @@ def test_pending_invalidations_are_bounded(connect: Callable[..., Backend]) -> N
     assert list(cache._shared_state.shards[0].pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
-# Processes use the cache while the server is killed and restarted. A value is the time at which its computation began.
+# In the test below, processes use the cache while the server is killed and restarted. Each value is the time at which
+# the computation of the value began.
 
 DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
@@ -362,8 +363,8 @@ def test_killed_server_costs_no_results_or_coherence(
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    # With the default `appendfsync everysec`, the server may reply before it has passed a write to the operating
-    # system. If the server is killed in between, it loses acknowledged writes.
+    # With the default `appendfsync everysec`, the server may acknowledge a write before it has passed the write to the
+    # operating system. If the server is killed in between, the write is lost.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):
@@ -383,7 +384,7 @@ def test_killed_server_costs_no_results_or_coherence(
         )
 
     def ask() -> None:
-        if server.nodes[0].alive:  # no ping to a dead server: this is an outage, not a stall
+        if server.nodes[0].alive:  # a dead server gets no ping, because an outage is not a stall
             with contextlib.suppress(RedisError):  # raised while the server loads its data
                 client.ping()
 

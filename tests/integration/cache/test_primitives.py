@@ -253,7 +253,7 @@ def test_full_server_refuses_and_changes_nothing(
 
 
 def test_misses_end_with_the_outage(call: Call, server: Server, proxy: Proxy, connect: Callable[..., Backend]) -> None:
-    steady = LRUCache(name="c", backend=connect(server.url))  # no short deadline: its puts may take longer
+    steady = LRUCache(name="c", backend=connect(server.url))  # default deadline, because a put may take over 0.3 s
     call(steady, "put_many", {"kept": 1, "deleted": 1})
     cache = LRUCache(name="c", backend=connect(proxy.url, deadline=0.3), on_unavailable="miss")
     wait_until(lambda: call(cache, "get", "kept") == 1, "the server to be found")

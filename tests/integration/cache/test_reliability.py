@@ -92,7 +92,7 @@ def test_cancelled_put_does_not_overwrite_a_newer_one(
 ) -> None:
     cache = LRUCache(name="default", backend=through_proxy)
     cache.put("k", "older")
-    names = ["j", "k"] if many else ["k"]  # put_many sends its first put before the batch of the others
+    names = ["j", "k"] if many else ["k"]  # put_many sends its first put alone, then the other puts in a batch
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
@@ -523,7 +523,7 @@ def test_cancelled_store_releases_the_key(
     monkeypatch: pytest.MonkeyPatch,
     sound: bool,
 ) -> None:
-    # Without this patch, a release after the outage would hide renewals that do not stop.
+    # Without this patch, a release of the lease after the outage would hide endless renewals.
     monkeypatch.setattr(Shard, "release_later", lambda *_: None)
     if not sound:
         end = compute._end
@@ -548,7 +548,7 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
     lost = proxy.reset_before_request(only=PUT, times=math.inf)
 
     def compute_elsewhere() -> str:
-        lost.wait()  # returns when a put was lost; the task acquired the lease before this put
+        lost.wait()  # returns when a put is lost; by that time, the task has the lease
         return remote.get_or_compute("k", lambda: "other")
 
     def wait_for_other_or_renewals() -> None:

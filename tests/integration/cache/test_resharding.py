@@ -57,7 +57,7 @@ def test_entries_survive_changes_of_the_number(
     for shards in (16, 4, 1):
         assert finish(operator, shards, service).done
         assert cache.get_many(NAMES) == VALUES
-        cache.flush()  # reports these reads now: a report while `faults` scans the cache would move entries
+        cache.flush()  # reports the reads now, because a later report could move entries while `faults` scans the cache
         assert faults(raw, namespace, service, "answers") == []
         found = operator.run(find(operator, service, "answers"))
         assert found is not None

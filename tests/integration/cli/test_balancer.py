@@ -332,7 +332,7 @@ def test_events_are_printed_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # If the tests are a background job of a shell, child processes ignore SIGINT. So the program resets its handler.
+    # If a shell runs the tests as a background job, child processes ignore SIGINT. So the program sets a handler.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]

@@ -140,7 +140,7 @@ def test_keys_print_least_recently_used_first(cache: Run, perf: AgentPerf) -> No
 
 def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     docs = perf.tiered_cache("both", hot_size=100, warm_size=500, cold_size=2000)
-    docs.put_many({f"small{number}": 1 for number in range(1200)})  # more entries than a page has
+    docs.put_many({f"small{number}": 1 for number in range(1200)})  # more entries than `top` reads at a time
     docs.put("large", "x" * 3000)
     docs.put("hidden", "y" * 4000, tags=["gone"])
     docs.invalidate_tags("gone")

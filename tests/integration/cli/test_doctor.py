@@ -16,7 +16,7 @@ from tests.support.commandline import FAILURE, OK, UNREACHABLE, USAGE, Run
 from tests.support.schemas import SCHEMAS
 from tests.support.servers import Server, free_port
 
-pytestmark = pytest.mark.privileged  # most findings need INFO
+pytestmark = pytest.mark.privileged  # most findings of the doctor need the command INFO
 
 
 def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: str) -> None:

@@ -63,7 +63,7 @@ def start(server: Server, namespace: str, tmp_path: Path) -> Iterator[Callable[.
     """Start `agentperf exporter` on a free port."""
     started: list[subprocess.Popen[str]] = []
     env = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace, "PYTHONPATH": str(ROOT)}
-    # If the tests are a background job of a shell, child processes ignore SIGINT. So the program resets its handler.
+    # If a shell runs the tests as a background job, child processes ignore SIGINT. So the program sets a handler.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
 

@@ -238,8 +238,8 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
-        # `agentperf serve` imports the package `web` again and sets this attribute to the new module. The test restores
-        # the old value. Otherwise later tests would patch the new module, which no code uses.
+        # `agentperf serve` imports the package `web` again and sets this attribute to the new module. The patch
+        # restores the old module at its end. Otherwise, later tests would patch the new module, which no code uses.
         patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)

@@ -144,7 +144,7 @@ def test_late_task_does_not_release_the_lock_of_another(
         entered, acquired = asyncio.Event(), asyncio.Event()
         late = asyncio.create_task(overrun(entered, acquired))
         await entered.wait()
-        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # the lease of `late` has expired
+        raw.zadd(where.held, {raw.zrange(where.held, 0, 0)[0]: 1})  # as if the lease of `late` had expired
         assert await lock.aio.acquire(blocking_timeout=60)
         fence = lock.fence
         acquired.set()
@@ -208,7 +208,7 @@ def test_waiters_are_served_in_order(perf: AgentPerf, raw: Raw, where: keys.Lock
 def test_released_lock_wakes_its_waiter(
     perf: AgentPerf, raw: Raw, where: keys.LockKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows, "_MIN_WAIT_S", 600.0)  # the next poll comes too late for this test
+    monkeypatch.setattr(flows, "_MIN_WAIT_S", 600.0)  # the waiter polls only every 600 s, too late for this test
     monkeypatch.setattr(flows, "LIVE_MS", 600_000)
     woken = threading.Event()
 
@@ -447,7 +447,7 @@ def test_dropped_unit_with_a_timeout_is_held_until_then(perf: AgentPerf) -> None
     thread.join(60)
     gc.collect()
     dropped = threading.Event()
-    lock_keeper_of(perf.backend).leases.jobs.put(dropped.set)  # runs after all earlier releases
+    lock_keeper_of(perf.backend).leases.jobs.put(dropped.set)  # `dropped` is set after all earlier releases
     assert dropped.wait(60)
     assert not perf.lock("x", timeout=60).acquire(blocking=False)
     assert not perf.semaphore("x", 1, timeout=60).acquire(blocking=False)

@@ -294,7 +294,7 @@ def test_killed_process_loses_only_pending_records(server: Server, namespace: st
     for _ in range(25):
         recorded, counted = worker.said()
         worker.answer()
-    recorded, counted = worker.said()  # the worker now waits for a reply that never comes
+    recorded, counted = worker.said()  # the worker now waits for the test's answer, which never comes
     wait_until(lambda: stored_count(raw, namespace) >= counted, "the confirmed records")
     worker.kill()
     assert counted <= stored_count(raw, namespace) <= recorded

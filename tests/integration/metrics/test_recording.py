@@ -356,7 +356,7 @@ def test_combined_agents_read_as_one_agent(collector: MetricsCollector, call: Ca
 def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
     collector.record_execution("research", 0.25, True)
     collector.flush()
-    time.sleep(0.002)  # so that the end times differ: they are stored in whole milliseconds
+    time.sleep(0.002)  # end times are stored in whole milliseconds, and must differ here
     collector.record_execution("research", 3.0, False, "a|b c")
     collector.flush()
     time.sleep(0.002)

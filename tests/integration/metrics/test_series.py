@@ -39,7 +39,7 @@ def collector(backend: Backend) -> MetricsCollector:
 
 def assert_equal(row: SeriesRow, window: PerformanceMetrics) -> None:
     """Check that a row and a window of the same time range have the same data."""
-    if window.interval.seconds:  # 0 if no slice of the time range is kept
+    if window.interval.seconds:  # `seconds` is 0 if no slice of the time range is kept
         assert row.interval.start == window.interval.start
     assert (row.tasks, row.errors, row.cancelled) == (window.task_count, window.failure_count, window.cancelled_count)
     assert (row.tokens_in, row.tokens_out, row.cost) == (window.tokens_in, window.tokens_out, window.cost)

@@ -192,9 +192,9 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
         await shown.shows("PAUSED at")
         perf.metrics.record_execution("planner", 0.1, True)
         await perf.metrics.aio.flush()
-        await asyncio.sleep(0.6)  # without the pause, the view would read three times meanwhile
+        await asyncio.sleep(0.6)  # an unpaused view would read three times in 0.6 s
         assert shown.has("planner", "41")
-        await shown.press("w")  # causes one more read, up to the end of the slice in which the pause began
+        await shown.press("w")  # one more read: the slice of the pause counts as a whole, so 42 may already appear
         await shown.shows("last 1h")
         await shown.press("p")
         await shown.shows("planner", "42")

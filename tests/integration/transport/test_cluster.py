@@ -92,8 +92,8 @@ return redis.call('SET', 'elsewhere', 1)
 """
         header = parse_header(source.removeprefix("#!lua\n"))
 
-    # If the other slot is on another node, the server reports the same error as for a key that is being moved.
-    # The client therefore retries in this case.
+    # If the slot of `elsewhere` is on another node, the server reports the same error as while a slot is being moved.
+    # The client then retries until its deadline.
     backend = connect(server.url, deadline=2.0)
     with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):
         run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))

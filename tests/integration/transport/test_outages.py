@@ -343,7 +343,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # in each round: an `Interrupted` inside a destructor is lost, so the loop goes on
+                    armed[0] = True  # in each round, because an `Interrupted` raised in a destructor is lost
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

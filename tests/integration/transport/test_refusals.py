@@ -135,8 +135,8 @@ def test_refused_write_is_not_applied_and_succeeds_after_the_refusal(
     with server.client() as raw, ThreadPoolExecutor(1) as pool:
         with refuse(server, raw):
             if refuse is slow_script:
-                # The script uses the whole processor time of the server. So the reply to the last attempt may come after
-                # the deadline. Then the outcome is unknown.
+                # The script keeps the server busy, so the reply to the last attempt may come after the deadline. The
+                # outcome is then unknown.
                 wait_until(lambda: outcome() == "not_applied", "a refusal of each attempt within the deadline")
             else:
                 assert outcome() == "not_applied"

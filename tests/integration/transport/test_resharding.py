@@ -339,7 +339,8 @@ def test_slots_moved_round_under_load_lose_nothing(
     with loaded(server, namespace) as (load, mover):
         load.await_progress()
         for _ in range(ROUNDS * len(server.nodes)):  # after a full round, each slot is on its first node again
-            # The heartbeats of workers expire and begin again, so their slot may be empty now and in use later.
+            # The slot of the workers' heartbeats counts as used even if it is empty now. Heartbeats expire and begin
+            # again, so this slot may soon be in use.
             used = sorted({*mover.used_slots(), key_slot(keys.workers_seen(namespace))})
             for slot in used:
                 mover.move(slot, mover.next_after(mover.owners[slot]), KEY_PAUSE_S)

@@ -99,7 +99,7 @@ def test_twenty_pages_cost_what_one_costs(
 
     async def both() -> None:
         async with asyncio.timeout(60):
-            await cost(1, 3)  # a warm-up: this also reads the data that is read only rarely
+            await cost(1, 3)  # a warm-up, which also reads the data that is rarely refreshed
             one, twenty = await cost(1), await cost(20)
         assert twenty[0] <= 1.2 * one[0] + 5, f"{twenty[0]:.0f} commands a read with 20 pages, {one[0]:.0f} with one"
         assert twenty[1] <= 1.01, "a read each interval"

@@ -257,7 +257,7 @@ def test_page_after_the_last_row_says_so(browser: Browser, filled: AgentPerf, pa
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/pool?name=coder").text)
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
-    assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))  # its lease
+    assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))  # row of its lease
     assert any(row[1] == "✕ unhealthy" for row in page.rows if len(row) > 1)
 
 

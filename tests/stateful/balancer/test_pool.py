@@ -108,8 +108,8 @@ class PoolMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32),
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
-        # The picks of RANDOM and PEAK_EWMA depend on the server's time. With JUMPY settings, too much of the state
-        # depends on the picks, so LEAST_LOADED replaces these two strategies.
+        # RANDOM and PEAK_EWMA pick instances by the server's time. With JUMPY settings, the picks would affect too much
+        # of the state, so LEAST_LOADED replaces these two strategies.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.fake.client.hset(state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         self.refresh()
-        # If there are waiters, one of them may have used up the recovered rate limit again.
+        # If there are waiters, one of them may have got a lease, so that the instance is rate-limited again.
         if flag == "ejected" or (flag == "rate_limited" and not self.waiting):
             assert flag not in self.instances[name].health
         if flag == "ejected":
@@ -234,7 +234,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(commands.cool_down(self.pool, name, rest_ms, "cooled_down")) is (name in self.registered())
         assert self.rest_until_ms(name) >= until_ms  # a rest is never shortened
         if name in self.registered():
-            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # only `rest_ends` ends a rest
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # the rest ends only in `rest_ends`
             self.refresh()
             assert "resting" in self.instances[name].health
 
@@ -291,7 +291,7 @@ class PoolMachine(RuleBasedStateMachine):
         free = 0
         for name, each in self.instances.items():
             if require <= each.labels and self.load(name) < each.limit:
-                # The rate in these tests is so low that an instance is rate-limited after one lease.
+                # In these tests, a metered instance has such a low rate that one lease makes it rate-limited.
                 free += 1 if "metered" in each.health else each.limit - self.load(name)
         command = commands.acquire_many(self.pool, tokens, DAY_MS, Choice(self.strategy, require), whole=whole)
         if late:
@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            self.queued_before.update(granted)  # their release leaves a tombstone, as after a wait in the queue
+            self.queued_before.update(granted)  # releasing these leases leaves tombstones, as after a wait in the queue
         if granted:
             again = self.fake.run(command)
             assert {token: each.facts[0] for token, each in again.items()} == {t: self.leases[t] for t in granted}
@@ -378,13 +378,13 @@ class PoolMachine(RuleBasedStateMachine):
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # The last healthy instance is never ejected. A half-open instance is not in `fit_before` and may be ejected
-            # again.
+            # An ejection leaves at least one healthy instance. A half-open instance may be ejected again, although it
+            # is not in `fit_before`.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted
         self.granted.discard(token)
-        # After a release that left a tombstone, the token is spent; without a tombstone, the token is unknown.
+        # If its release left a tombstone, the token is spent. Otherwise the token is unknown.
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
@@ -480,8 +480,8 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # This waiter got a grant. So an earlier waiter that requires the same labels, or only some of them, must
-            # not be waiting any more.
+            # This waiter got a grant. An earlier waiter must not be waiting any more if it requires a subset of the
+            # labels that this waiter requires.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"
@@ -544,7 +544,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # An instance with free capacity must not have all labels that a waiter in the queue requires.
+        # No waiter may stay in the queue while an instance with all required labels has free capacity.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())

@@ -42,8 +42,8 @@ def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = M
         ({}, "-+-", "oFO"),
         ({"for_": "2m"}, "-++++-", "oppFfO"),
         ({"for_": "2m"}, "++-+++", "ppoppF"),
-        # "?" means that the threshold lies within the error bounds of the value. Then the rule neither fires nor
-        # resolves, and the time does not count towards `for_`.
+        # "?" means that the threshold lies within the error bounds of the value. Then the rule neither starts nor stops
+        # firing, and the time does not count towards `for_`.
         ({}, "-??????", "ooooooo"),
         ({}, "+???-", "FfffO"),
         ({"for_": "2m"}, "+?+++", "pppFf"),

@@ -103,7 +103,7 @@ def test_shards_of_an_unreachable_node_come_last(layouts: Layouts) -> None:
 def test_own_releases_are_counted_until_the_next_reply() -> None:
     found = layout(2)
     shard = found.shards[0]
-    found.released(shard)  # nothing was heard yet
+    found.released(shard)  # has no effect before the first reply of the shard
     assert found.free_share(shard) == 1.0
     found.hear(shard, 3, 10)
     found.released(shard)

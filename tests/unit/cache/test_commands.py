@@ -162,8 +162,8 @@ def test_packed_numbers_match_in_lua_and_python(fake: Fake, policy: Policy) -> N
     put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b".rrrrrm\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
-    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the last tick was the put of the other key
-    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the other put has moved `name` to cold
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # minus the last tick, which the put of `other` caused
+    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the put of `other` has moved `name` to cold
 
     assert size is not None
     assert score is not None

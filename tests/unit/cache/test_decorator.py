@@ -105,7 +105,7 @@ def test_blocking_call_refuses_coroutine_function_naming_aio(cache: LRUCache) ->
     for method, call in (
         ("get_or_compute", lambda: cache.get_or_compute("k", fetch)),
         ("warm_up", lambda: cache.warm_up(["k"], fetch)),
-        ("", lambda: cache.get_or_compute("k", lambda: fetch("k"))),  # only the call reveals the coroutine
+        ("", lambda: cache.get_or_compute("k", lambda: fetch("k"))),  # only a call of the lambda reveals the coroutine
     ):
         with pytest.raises(InvalidArgument, match=rf"\.aio\.?{method}") as refused:
             call()

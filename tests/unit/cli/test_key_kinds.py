@@ -34,8 +34,8 @@ def test_every_key_of_the_legend_is_known() -> None:
 
 def test_every_kind_is_in_the_legend() -> None:
     seen = {found.kind for key, _ in legend() if (found := known(key)) is not None}
-    # The legend also names `absent` and `deferred:<version>`, but in a form that `legend` does not read. `scratch` is a
-    # key of `agentperf doctor`, and is not in the legend.
+    # The legend also describes `absent` and `deferred:<version>`, but `legend()` does not parse these descriptions.
+    # `scratch` is a key of `agentperf doctor`, and is not in the legend.
     elsewhere = {"absent", "scratch", "deferred:[0-9]+"}
     assert {kind.part for kind in KINDS if kind not in seen} == elsewhere
 

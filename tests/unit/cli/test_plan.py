@@ -84,8 +84,8 @@ def test_pool_is_calculated_from_its_costs() -> None:
 
 
 def test_cache_is_calculated_from_its_costs() -> None:
-    # 16 processes read 16,000 entries a second and find 12,000. So each process finds 150 entries in 0.2 s. These are
-    # fewer than a full report has (256), so each process sends one report every 0.2 s.
+    # The default is 16 processes. They find 12,000 entries a second, so each process finds 150 entries in 0.2 s. A
+    # report holds up to 256 entries, so each process sends one report every 0.2 s.
     found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
     assert found.memory == found.cache.memory == 10**6 * 900
     reports = 16 / 0.2
@@ -94,7 +94,7 @@ def test_cache_is_calculated_from_its_costs() -> None:
 
 
 def test_metrics_are_calculated_from_their_costs() -> None:
-    # There are many more executions than agents, so each process sends all agents every second, in 16 flushes.
+    # With so many executions, each process sends all 100 agents every second, in one flush for each of the 16 shards.
     found = forecast(Plan(agents=100, rps=1e5, processes=2), COSTS, 8 * GIB, Retention())
     expected = 32 * 100e-6 + (200 - 32) * 50e-6 + (1e5 - 200) * 5e-6
     assert found.load.cpu == pytest.approx(expected, rel=1e-6)
@@ -109,7 +109,7 @@ def test_metrics_are_calculated_from_their_costs() -> None:
     ("acquires", "nodes", "shards"),
     [
         (6250, 1, 1),  # 6250 * 80 us: half a core, which is the capacity of a node
-        (6400, 3, 8),  # 4.1 quarters of a node, rounded up to 8, a power of two; a Cluster has at least 3 nodes
+        (6400, 3, 8),  # 1.02 nodes, but a Cluster has at least 3; 4.1 quarters of a node, so 8 shards, a power of two
         (25_000, 4, 16),  # 4 nodes: 16 quarters, so 16 shards
         (25_100, 5, 32),
     ],

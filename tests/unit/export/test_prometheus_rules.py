@@ -64,7 +64,7 @@ def test_every_expression_is_promql_over_exported_metrics() -> None:
     for name, own in page.values:
         labels.setdefault(name, set()).update(label for label, _ in own)
     found = written(every_rule())
-    # There is no rule for `max`. `every_rule` adds 5 more alerts, and 2 SLOs with 2 rules each.
+    # Each measure but `max` has one rule. `every_rule` adds 5 more alerts, and 2 SLOs with 2 rules each.
     assert len(found) == len(MEASURES) - 1 + 5 + 4
     for name, each in found.items():
         used = list(selectors(promql, each["expr"]))

@@ -256,7 +256,7 @@ def test_compaction_and_advisor_are_counted_separately() -> None:
         ({"input_tokens": 10, "output_tokens": 5, "total_tokens": 99}, used(10, 5, differs=True)),
         ({"inputTokens": 10, "outputTokens": 5, "totalTokens": 99}, used(10, 5, differs=True)),
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 99}, used(10, 89, reasoning=84, differs=True)),
-        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 0}, used(10, 5)),  # 0 is only a default
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 0}, used(10, 5)),  # 0 counts as no total
         ({"prompt_tokens": 10, "total_tokens": 15}, used(10, 5)),
         ({"completion_tokens": 5, "total_tokens": 15}, used(10, 5)),
     ],

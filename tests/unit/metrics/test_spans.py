@@ -183,7 +183,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # as if another thread had found the root open before, and called this now
+                late._open_within(self)  # as if another thread had just found the root open, and entered `late` now
             else:
                 super().__setattr__(name, value)
 
