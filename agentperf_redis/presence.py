@@ -297,7 +297,7 @@ def _left(key: str, reply: Reply) -> None:
 
 @functools.cache
 def _version() -> str:
-    """Return the version of this library; "?" if it runs from a source tree."""
+    """Return the version of this library; "?" if it is not installed."""
     try:
         return version("agentperf-redis")
     except PackageNotFoundError:

@@ -24,5 +24,5 @@ def version(*, as_json: bool) -> Exit:
 def _installed(package: str) -> str:
     try:
         return installed(package)
-    except PackageNotFoundError:  # not installed: run from a source tree
+    except PackageNotFoundError:  # the package runs without installation
         return "not installed"

@@ -374,7 +374,7 @@ class _Demo:
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
         late = False
         while not self._look_for_recovery(victim) and not late:
-            late = time.monotonic() > give_up_at  # when late, the condition of the loop checks one last time
+            late = time.monotonic() > give_up_at  # if late, the loop looks one last time, then ends
             for agent in set(victim.held.values()):
                 self._try_capacity(agent)
             time.sleep(_TICK_S)

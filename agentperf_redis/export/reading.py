@@ -87,5 +87,5 @@ def _version() -> str:
 
     try:
         return version("agentperf-redis")
-    except PackageNotFoundError:  # not installed: run from a source tree
+    except PackageNotFoundError:  # the package runs without installation
         return "unknown"

@@ -20,6 +20,7 @@ A checksum of the test's name chooses the version and the server, so that each m
 
 from __future__ import annotations
 
+import functools
 import itertools
 import zlib
 from collections import defaultdict
@@ -101,7 +102,12 @@ def is_quick(item: pytest.Item, *, other_api: bool = False) -> bool:
 
 
 def _is_long(item: pytest.Item) -> bool:
-    return item.get_closest_marker("thorough") is not None or item.path.is_relative_to(BORDERS)
+    return item.get_closest_marker("thorough") is not None or _is_about_borders(item.path)
+
+
+@functools.cache
+def _is_about_borders(path: Path) -> bool:
+    return path.is_relative_to(BORDERS)
 
 
 def _without_repetitions(items: Iterable[pytest.Item]) -> set[pytest.Item]:

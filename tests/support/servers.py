@@ -160,7 +160,22 @@ def free_port() -> int:
     raise ServerFailed("no free port between 12000 and the ephemeral ones")
 
 
-class _Cluster(redis.RedisCluster):
+_PAGE = 10_000
+"""Keys per page of a scan. The tests share a server, whose keys would need thousands of pages of redis-py's size, 10."""
+
+
+class _LargePages:
+    """Part of a client of redis-py that scans in large pages."""
+
+    def scan_iter(self, match: Any = None, count: int = _PAGE, **kwargs: Any) -> Any:
+        return super().scan_iter(match, count, **kwargs)  # type: ignore[misc]  # of redis-py's client
+
+
+class _Client(_LargePages, redis.Redis):  # type: ignore[misc]  # fewer parameters are named
+    pass
+
+
+class _Cluster(_LargePages, redis.RedisCluster):  # type: ignore[misc]
     """Lists keys on all nodes. redis-py's own client queries one node, which has a third of the keys."""
 
     def keys(self, pattern: Any = "*", **kwargs: Any) -> Any:
@@ -230,7 +245,7 @@ class Node:
     def client(self, **options: Any) -> Raw:
         login = _ADMIN if _restricted else {}
         settings = {"decode_responses": True, "protocol": 2, "retry": Retry(NoBackoff(), 0), **login, **options}
-        return redis.Redis(host="127.0.0.1", port=self.port, **settings)
+        return _Client(host="127.0.0.1", port=self.port, **settings)
 
     def refused(self) -> list[str]:
         """Return the reason and the object of each refusal to the default user since the previous call."""

@@ -281,8 +281,9 @@ class PoolWorld:
                     self._raw.hset(shard.keys.history, f"1m:{start_ms // 60_000 % 180}", f"at={start_ms} {words}")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_sampling")
-@pytest.mark.parametrize("shards", [1, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("shards", [1, 4])
 def test_replay_of_a_pool_names_the_live_firings(
     perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,7 +194,7 @@ def test_consistent_hash_moves_keys_only_for_changed_instance(backend: Backend) 
     assert {before[key] for key in keys if before[key] != without[key]} == {"p7"}
 
 
-@pytest.mark.parametrize("sessions", [1, 3, 50])
+@pytest.mark.parametrize("sessions", [1, pytest.param(3, marks=pytest.mark.thorough), 50])
 def test_consistent_hash_never_exceeds_its_bound(backend: Backend, sessions: int) -> None:
     pool = fill(backend, "t", LoadBalancingStrategy.CONSISTENT_HASH, fleet(100, max_capacity=50))
     for number in range(20):

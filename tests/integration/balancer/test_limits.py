@@ -99,6 +99,7 @@ def test_concurrent_failures_lower_a_limit_once(backend: Backend) -> None:
     assert status_of(balancer, "p0").limit == 8
 
 
+@pytest.mark.thorough
 def test_limit_above_a_thousand_recovers(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1300))

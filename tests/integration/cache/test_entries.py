@@ -109,7 +109,8 @@ parsed arguments, mail, configuration, source and XML. The trace has only every 
 in a row."""
 
 
-@pytest.mark.parametrize("size", [8, pytest.param(50, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("size", [8, 50])
 def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
     """Over a recorded trace, each access hits if and only if a textbook LRU hits, and the same entries are left."""
     cache, model = LRUCache(max_size=size, name="default", backend=backend), OrderedDict[str, int]()

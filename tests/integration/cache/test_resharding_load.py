@@ -203,7 +203,10 @@ def reshard(url: str, namespace: str, name: str, shards: int, pause_after: int) 
 
 
 def entries(raw: Raw, namespace: str, name: str) -> int | None:
-    """Return an upper bound for the number of stored entries, or None if the layout changes during the count."""
+    """Return the number of stored entries, or None if the layout changes during the count.
+
+    Entries that move from one layout to the other during the count may be missing.
+    """
     own = keys.cache(namespace, "cache", name).meta
     text = raw.hget(own, "settings")
     settings = Settings.parse(text)

@@ -219,6 +219,7 @@ def test_computed_value_finds_the_layout(call: Call, server: Server, connect: Ca
     assert lru(connect(server.url)).get(work.key(5)) == 5
 
 
+@pytest.mark.thorough
 def test_changed_limit_applies_to_all_shards(server: Server, connect: Callable[..., Backend], namespace: str) -> None:
     first, second = lru(connect(server.url)), LRUCache(name="answers", backend=connect(server.url))
     first.put_many({f"key {number}": number for number in range(4000)})

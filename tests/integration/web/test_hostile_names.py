@@ -50,7 +50,7 @@ def named_badly(perf: AgentPerf) -> Iterator[AgentPerf]:
     lb.release(held)
 
 
-@pytest.mark.parametrize("actions", [False, True])
+@pytest.mark.parametrize("actions", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_no_page_contains_markup_of_a_name(named_badly: AgentPerf, runner: asyncio.Runner, actions: bool) -> None:
     browser = Browser(runner, app(named_badly, allow_actions=actions))
     name = urlencode({"name": BAD})

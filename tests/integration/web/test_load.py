@@ -178,6 +178,7 @@ def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runne
     release(perf)
 
 
+@pytest.mark.thorough
 def test_first_page_of_a_thousand_agents_is_small(perf: AgentPerf, runner: asyncio.Runner) -> None:
     fill_with_agents(perf)
     browser, sizes = Browser(runner, app(perf)), {}

@@ -630,7 +630,7 @@ class JumpyPoolMachine(PoolMachine):
     settings = JUMPY
 
 
-@pytest.mark.parametrize("machine", [PoolMachine, JumpyPoolMachine])
+@pytest.mark.parametrize("machine", [PoolMachine, pytest.param(JumpyPoolMachine, marks=pytest.mark.thorough)])
 @examples(4, 60)
 def test_any_sequence_of_operations_matches_the_model(machine: type[PoolMachine], examples: int) -> None:
     effort = settings(max_examples=examples, stateful_step_count=45, deadline=None, phases=[Phase.generate])
