@@ -47,6 +47,6 @@ if cleared > 0 then
 end
 call('SET', EPOCHS, version .. ' ' .. version .. ' ' .. version)
 call('HSET', META, 'clock', version, 'bytes', 0, 'removed', version, 'accesses', 0, 'grow', 0, 'halvings', '0 0 0 0',
-  'climb', '0 0 -2 0 0', 'next', '', 'scan', '0', 'deferred', deferred_count)
+  'climb', '0 0 -3 0 0', 'next', '', 'scan', '0', 'deferred', deferred_count)
 call('SPUBLISH', BUS, 'c ' .. version .. ' ' .. ORIGIN .. ' ')
 return {1, cleared, clock}

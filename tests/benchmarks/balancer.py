@@ -16,13 +16,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+import redis
+
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool
 from agentperf_redis.command import Batch, Command
 from agentperf_redis.script import Script
 from tests.benchmarks import health, least_busy
-from tests.benchmarks.measure import Bench, Row, Work, first_decile, micros
+from tests.benchmarks.measure import Bench, Row, Work, first_decile, micros, processor_times
 from tests.support.servers import Server, program
 
 SIZES = (10, 1000, 10_000)
@@ -140,7 +142,14 @@ def against_bare_scripts(bench: Bench, backend: Backend, strategy: LoadBalancing
 
 
 def _against_two_calls(bench: Bench, name: str, ours: Work, goal: float) -> Row:
-    client = bench.client()
+    with closing(bench.client()) as client:
+        pair = bench.pair(ours, two_calls(client), times(bench))
+    reference = f"two bare EVALSHA {micros(pair.reference_s)}"
+    return Row(name, micros(pair.ours_s), reference, pair.ratio, f"<= {goal} x", pair.ratio <= goal)
+
+
+def two_calls(client: redis.Redis) -> Work:
+    """Return the work that any acquire and release need at least: two scripts, each sent on its own."""
     sha = client.script_load("return 1")
 
     def bare(times: int) -> None:
@@ -148,10 +157,7 @@ def _against_two_calls(bench: Bench, name: str, ours: Work, goal: float) -> Row:
             client.evalsha(sha, 0)
             client.evalsha(sha, 0)
 
-    pair = bench.pair(ours, bare, times(bench))
-    client.close()
-    reference = f"two bare EVALSHA {micros(pair.reference_s)}"
-    return Row(name, micros(pair.ours_s), reference, pair.ratio, f"<= {goal} x", pair.ratio <= goal)
+    return bare
 
 
 def on_cores(bench: Bench, backend: Backend) -> Iterator[Row]:
@@ -172,6 +178,18 @@ def on_cores(bench: Bench, backend: Backend) -> Iterator[Row]:
         with _pinned({0: available[0], server: available[cores - 1]}):
             for what, work in (("acquire + release", pairs), ("with lb.lease", blocks)):
                 yield _against_two_calls(bench, f"{what}, least loaded of 10, {where}", work(balancer, name), goal)
+            if cores == 1:
+                yield from _processor_times(bench, pairs(balancer, name))
+
+
+def _processor_times(bench: Bench, ours: Work) -> Iterator[Row]:
+    """Measure how the processor time of a pair is divided: the part of the server bounds what a better client saves."""
+    with closing(bench.client()) as client:
+        mine, theirs = (processor_times(work, client, 10 * times(bench)) for work in (ours, two_calls(client)))
+    for what, one, other in zip(("client", "server"), mine, theirs, strict=True):
+        yield Row(
+            f"  processor time of the {what}", micros(one), f"two bare EVALSHA {micros(other)}", one / other, "", None
+        )
 
 
 @contextmanager
@@ -209,15 +227,14 @@ def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
             yield Row(what, "", "litellm's least-busy: not installed", None, f"<= 1/{goal} x", None)
             continue
         ours = pairs(LoadBalancer(backend=backend), pool_name(LoadBalancingStrategy.LEAST_LOADED, size))
-        pair = bench.pair(ours, least_busy.calls(bench.url, size), 100 if bench.full else 30)
-        yield Row(
-            what,
-            micros(pair.ours_s),
-            f"litellm's least-busy: {micros(pair.reference_s)}",
-            pair.ratio,
-            f"<= 1/{goal} x",
-            pair.ratio <= 1 / goal,
-        )
+        theirs, rounds = least_busy.calls(bench.url, size), 100 if bench.full else 30
+        pair = bench.pair(ours, theirs, rounds)
+        reference = f"litellm's least-busy: {micros(pair.reference_s)}"
+        yield Row(what, micros(pair.ours_s), reference, pair.ratio, f"<= 1/{goal} x", pair.ratio <= 1 / goal)
+        with closing(bench.client()) as client:
+            limit = bench.pair(two_calls(client), theirs, rounds)
+        reference = f"litellm's least-busy: {micros(limit.reference_s)}"
+        yield Row("  limit: two bare EVALSHA", micros(limit.ours_s), reference, limit.ratio, "", None)
 
 
 def server_time_on_redis(bench: Bench) -> Iterator[Row]:

@@ -94,6 +94,20 @@ def timed(work: Work, times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
+def processor_times(work: Work, client: redis.Redis, times: int) -> tuple[float, float]:
+    """Return the processor time per operation that this process and the server need, in seconds."""
+
+    def used() -> tuple[float, float]:
+        server: dict[str, float] = client.info("cpu")
+        return time.process_time(), server["used_cpu_user"] + server["used_cpu_sys"]
+
+    work(max(1, times // 5))
+    before = used()
+    work(times)
+    after = used()
+    return (after[0] - before[0]) / times, (after[1] - before[1]) / times
+
+
 def first_decile(figures: Sequence[float]) -> float:
     """Return the first decile: of times that other load can only lengthen, it shows the time without such load."""
     return statistics.quantiles(figures, n=10)[0]

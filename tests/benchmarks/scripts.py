@@ -1,8 +1,9 @@
 """Benchmark of the server time of acquire and release, against another checkout of the library.
 
-The option `--against FOLDER` names the other checkout, and `--acquire-goal RATIO` sets the goal of acquire. Both checkouts send their own scripts to one server, in turn.
-The compared time is the time spent in scripts, as counted by the server. It excludes client and network. Other load on
-the machine can only lengthen this time, so the first decile of many short rounds is compared.
+The option `--against FOLDER` names the other checkout, and `--acquire-goal RATIO` sets the goal of acquire. Both
+checkouts send their own scripts to one server, in turn. The compared time is the time spent in scripts, as counted by
+the server. It excludes client and network. Other load on the machine can only lengthen this time, so the first decile
+of many short rounds is shown.
 """
 
 from __future__ import annotations

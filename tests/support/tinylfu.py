@@ -21,10 +21,11 @@ WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
 GHOSTS, MIN_GHOSTS = 2, 16
 PERIOD, PERIODS, RESTS = 4, 4, 8
 """PERIOD: accesses in a period, as a multiple of the cache's size. PERIODS: periods between two halvings of the
-frequencies. RESTS: periods in which the window keeps its size after it has returned to an earlier size."""
-FILLING, FILLED = -2.0, -1.0
+frequencies. RESTS: periods in which the window keeps its size after it has returned to an earlier size. It is only two periods if
+the hit ratio does not return."""
+FILLING, FILLED = -3.0, -2.0
 """Values that stand in place of the last hit ratio. FILLING: nothing has been evicted yet. FILLED: the cache became
-full during the last period."""
+full during the last period. FILLED + 1: it became full in the period before."""
 MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
@@ -108,16 +109,26 @@ class TinyLFU:
         self.accesses = self.hits = 0
         if self.rests:
             self.rests -= 1
+            if self.rests == RESTS - 1:
+                return
+            if self.rests == RESTS - 2 and self.has_fallen(ratio, accesses):
+                self.rests = 0
         elif self.ghosts_before == 0:
             ratio = FILLING
-        elif self.last_ratio == FILLING:
-            ratio = FILLED
+        elif self.last_ratio in (FILLING, FILLED):
+            ratio = self.last_ratio + 1
         elif ratio < self.last_ratio and abs(self.grow - self.last_grow) > entries * 0.05:
-            chance = math.sqrt(2 * self.last_ratio * (1 - self.last_ratio) / accesses)
-            if ratio < min(self.last_ratio * 0.95, self.last_ratio - 3 * chance):
+            if self.has_fallen(ratio, accesses):
                 self.grow, self.trend, self.rests = self.last_grow, 0.0, RESTS
             return
         self.last_ratio, self.last_grow = ratio, self.grow
+
+    def has_fallen(self, ratio: float, accesses: int) -> bool:
+        """Return whether a period's hit ratio is clearly lower than the last one."""
+        if self.last_ratio <= 0:
+            return False
+        chance = math.sqrt(2 * self.last_ratio * (1 - self.last_ratio) / accesses)
+        return ratio < min(self.last_ratio * 0.95, self.last_ratio - 3 * chance)
 
     def touch(self, reads: dict[str, int]) -> None:
         """Record reads, oldest first."""
@@ -249,7 +260,7 @@ def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
     pairs["accesses"] = int(meta.get("accesses", 0)), model.hits * 10**8 + model.accesses
     pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), model.grow
     pairs["climb"] = (
-        pytest.approx([float(number) for number in meta.get("climb", "0 0 -2 0 0").split()]),
+        pytest.approx([float(number) for number in meta.get("climb", "0 0 -3 0 0").split()]),
         [model.trend, model.rests, model.last_ratio, model.last_grow, model.age],
     )
     pairs["halvings"] = (

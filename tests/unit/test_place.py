@@ -445,6 +445,7 @@ def test_script_has_one_name_in_any_folder_and_process(tmp_path: Path) -> None:
     assert (len(program), tiers, made) == (16, f"job.tiers#{program}", f"job.make#{program}")
 
 
+@pytest.mark.thorough
 def test_two_scripts_of_one_name_never_collide(tmp_path: Path) -> None:
     names = set()
     for folder, text in (("a", SCRIPT), ("b", SCRIPT + "\n")):

@@ -36,7 +36,8 @@
 -- The signals measure only the gain of a small change. If a program loops over slightly more keys than the cache can
 -- hold, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratio of each period (see
 -- I.adapt) is compared with the hit ratio of an earlier period. If the window has moved and the hit ratio has clearly
--- fallen, the window returns to its earlier size and keeps this size for some periods.
+-- fallen, the window returns to its earlier size and keeps this size for some periods. If the hit ratio does not return
+-- with the window, the window was not the cause, and it may move again after two periods.
 --
 -- In the tests in which the popularity of keys drifts, the hit ratio is at most 4 percentage points lower than with an
 -- LRU. With a window of fixed size, it would be at least 25 points lower than with an LRU.
@@ -171,8 +172,9 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     -- has about 4 * capacity accesses. META's field climb holds five numbers:
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
-    --   ratio   the hit ratio of an earlier period, with which later periods are compared. -2: nothing was evicted yet.
-    --           -1: the cache became full in that period. In both cases, there is no hit ratio to compare with
+    --   ratio   the hit ratio of an earlier period, with which later periods are compared. A negative value means that
+    --           there is none yet. -3: nothing was evicted yet. -2: the cache became full in that period. -1: that was
+    --           one period earlier, and the entries are still newer than they will be later
     --   grow    I.grow at the end of the same period. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
@@ -180,7 +182,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       if not c then                      -- read the field; if it has another form, the default values apply
         local trend, rest, ratio, grow, age =
           string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
-        c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -2) or -2,
+        c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -3) or -3,
           grow = tonumber(grow or 0) or 0, age = tonumber(age or 0)}
         I.climb = c
       end
@@ -203,12 +205,16 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.halvings = I.text(I.clock) .. ' ' .. string.match(I.halvings, '%d+ %d+ %d+')
         I.halved = I.clock
       end
-      if c.rest > 0 then c.rest = c.rest - 1
-      elseif I.call('ZCARD', I.ghost) == 0 then ratio = -2   -- nothing was evicted yet: no hit ratio to compare with
-      elseif c.ratio == -2 then ratio = -1           -- the cache became full during this period
+      local chance = c.ratio > 0 and math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses)
+      local has_fallen = chance and ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance
+      if c.rest > 0 then
+        c.rest = c.rest - 1
+        if c.rest == 7 then return end   -- in the first period, the entries still are those of the other size
+        if c.rest == 6 and has_fallen then c.rest = 0 end
+      elseif I.call('ZCARD', I.ghost) == 0 then ratio = -3
+      elseif c.ratio < -1 then ratio = c.ratio + 1
       elseif ratio < c.ratio and math.abs(I.grow - c.grow) > entries * 0.05 then
-        local chance = math.sqrt(2 * c.ratio * (1 - c.ratio) / accesses)
-        if ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance then
+        if has_fallen then
           I.grow = math.min(max, c.grow)
           c.trend, c.rest = 0, 8
         end

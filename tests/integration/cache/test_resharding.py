@@ -40,7 +40,7 @@ def lru(backend: Backend, shards: int | None = None, max_size: int = 8000, **opt
     return LRUCache(max_size, name="answers", backend=backend, shards=shards, **options)
 
 
-@pytest.mark.parametrize("kind", ["lru", "tiered"])
+@pytest.mark.parametrize("kind", [pytest.param("lru", marks=pytest.mark.thorough), "tiered"])
 def test_entries_survive_changes_of_the_number(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, kind: str
 ) -> None:

@@ -99,6 +99,7 @@ def test_same_variable_of_two_modules_is_two_caches(execute: Execute, tmp_path: 
     assert execute("import one, two; print(one.users.get('k'), two.users.get('k'))") == "1 None"
 
 
+@pytest.mark.thorough
 def test_command_line_lists_unnamed_caches(execute: Execute) -> None:
     program = """
 import os, sys, shop

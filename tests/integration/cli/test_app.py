@@ -102,6 +102,7 @@ def test_shell_completion_offers_commands(program: Program, words: str, found: s
     assert found in done.stdout.split()
 
 
+@pytest.mark.thorough
 def test_warnings_name_no_place_in_the_code() -> None:
     code = (
         "import warnings; from agentperf_redis import cli; from agentperf_redis.cli import app\n"

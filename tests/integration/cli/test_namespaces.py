@@ -74,6 +74,7 @@ def test_user_without_scan_gets_no_hint(agentperf: Run, two: Server) -> None:
     assert (done.returncode, done.stderr) == (OK, "Nothing was recorded.\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("cluster")
 def test_namespaces_of_a_cluster_are_found(agentperf: Run, perf: AgentPerf) -> None:
     perf.metrics.record_execution("planner", 0.1, True)

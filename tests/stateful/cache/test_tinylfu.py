@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -11,7 +12,7 @@ from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from tests.support.cache_scan import faults
 from tests.support.mutants import alter
 from tests.support.servers import Raw
-from tests.support.tinylfu import COLD, FROM_WINDOW, HOT, RESTS, TIERS, TinyLFU, differences
+from tests.support.tinylfu import COLD, FROM_WINDOW, HOT, PERIOD, RESTS, TIERS, TinyLFU, differences
 
 SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
 LARGE = [(8, 40, 160), (0, 0, 120)]
@@ -173,21 +174,52 @@ def test_window_returns_if_its_move_cost_hits(backend: Backend, raw: Raw) -> Non
     assert both.model.rests == RESTS
 
 
+def scan_for_two_periods(backend: Backend, raw: Raw) -> Both:
+    """Continue the scan after the window has returned, so that the hit ratio stays low."""
+    both = scan_after_good_period(backend, raw)
+    for number in range(2 * PERIOD * both.model.total):
+        both.put(f"later{number}")
+    return both
+
+
+@pytest.mark.servers("valkey")
+def test_window_may_move_if_its_return_did_not_help(backend: Backend, raw: Raw) -> None:
+    both = scan_for_two_periods(backend, raw)
+
+    assert both.differences() == []
+    assert both.model.rests == 0
+
+
+@pytest.mark.servers("valkey")
+def test_window_rests_if_its_return_helped(backend: Backend, raw: Raw) -> None:
+    both = scan_after_good_period(backend, raw)
+    both.put("kept")
+    while both.model.rests > RESTS - 3:
+        for _ in range(50):
+            both.get("kept")
+        both.flush()
+        assert both.model.rests, "the window rests for more than two periods"
+
+    assert both.differences() == []
+
+
 @pytest.mark.servers("valkey")
 @pytest.mark.parametrize(
-    ("line", "instead"),
+    ("scan", "line", "instead"),
     [
-        ("I.grow = math.min(max, c.grow)", "I.grow = max"),
-        ("c.trend, c.rest = 0, 8", "c.rest = 4"),
-        ("c.trend, c.rest = 0, 8", "c.trend = 0"),
+        (scan_after_good_period, "I.grow = math.min(max, c.grow)", "I.grow = max"),
+        (scan_after_good_period, "c.trend, c.rest = 0, 8", "c.rest = 4"),
+        (scan_after_good_period, "c.trend, c.rest = 0, 8", "c.trend = 0"),
+        (scan_for_two_periods, "if c.rest == 7 then return end", ""),
+        (scan_for_two_periods, "if c.rest == 6 and has_fallen then c.rest = 0 end", ""),
     ],
 )
 @pytest.mark.thorough
 def test_changed_return_of_the_window_fails_the_check(
-    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch, line: str, instead: str
+    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch, scan: Callable[..., Both], line: str, instead: str
 ) -> None:
     alter(monkeypatch, "cache/put", line, instead)
-    assert scan_after_good_period(backend, raw).differences() != []
+    assert scan(backend, raw).differences() != []
 
 
 @pytest.mark.servers("valkey")
