@@ -273,7 +273,7 @@ local function full(name)
   append(0)
   for field, value in pairs(fields) do
     if EXTREME[field] then value = extreme(value)
-    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- the call would take twice the time
+    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- calling it each time takes longer
     reply[size + 1], reply[size + 2] = field, value
     size = size + 2
   end

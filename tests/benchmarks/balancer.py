@@ -234,7 +234,9 @@ def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
         with closing(bench.client()) as client:
             limit = bench.pair(two_calls(client), theirs, rounds)
         reference = f"litellm's least-busy: {micros(limit.reference_s)}"
-        yield Row("  limit: two bare EVALSHA", micros(limit.ours_s), reference, limit.ratio, "", None)
+        yield Row(
+            f"  limit: two bare EVALSHA, {size:,} instances", micros(limit.ours_s), reference, limit.ratio, "", None
+        )
 
 
 def server_time_on_redis(bench: Bench) -> Iterator[Row]:

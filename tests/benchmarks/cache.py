@@ -147,7 +147,7 @@ class Textbook:
 
 
 class Fewest:
-    """The fewest steps of a hit in a local copy: it checks an expiry and counts the read, without a lock or an error."""
+    """The fewest steps of a hit in a local copy: it checks an expiry and counts the read. It handles no errors."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.until = time.monotonic() + 3600
@@ -364,7 +364,7 @@ def many_tasks(bench: Bench, tasks: int) -> Iterator[Row]:
         return Row(name, micros(statistics.median(figures)), reference, ratio, shown, met)
 
     yield row(f"get, hit in Redis, {tasks} tasks", ours, TASKS_GOAL if tasks == 100 else None)
-    yield row("  limit: GET of redis.asyncio, one pipeline", together, None)
+    yield row(f"  limit: GET of redis.asyncio, one pipeline, {tasks} tasks", together, None)
 
 
 def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any]:

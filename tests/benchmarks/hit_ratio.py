@@ -225,7 +225,7 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
     yield Scene("zipf, scan, loop", zipf_scan_loop(count, keys), keys // 10)
     yield Scene("loop", loop(count, keys // 8), keys // 10)
-    yield Scene("drifting zipf", drift(drifting, keys, 3), keys // 10, drifts=True)
+    yield Scene("drifting zipf", drift(drifting, keys, 3 * drifting // count), keys // 10, drifts=True)
     yield Scene("births", births(drifting, keys // 10), keys // 10, drifts=True)
 
 

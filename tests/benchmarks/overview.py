@@ -46,14 +46,14 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
             server: list[tuple[float, float]] = []
             reader: list[tuple[float, float]] = []
             for number in range(3 * bench.rounds + 1):
-                took, waited = [0.0, 0.0], [0.0, 0.0]
+                server_s, reader_s = [0.0, 0.0], [0.0, 0.0]
                 for at in (0, 1) if number % 2 else (1, 0):
                     client.config_resetstat()
-                    waited[at] = (ours, theirs)[at].run(what, kind)
-                    took[at] = client.info("commandstats")["cmdstat_evalsha"]["usec"] / 1e6
+                    reader_s[at] = (ours, theirs)[at].run(what, kind)
+                    server_s[at] = client.info("commandstats")["cmdstat_evalsha"]["usec"] / 1e6
                 if number:  # round 0 is not counted, because it loads the scripts
-                    server.append((took[0], took[1]))
-                    reader.append((waited[0], waited[1]))
+                    server.append((server_s[0], server_s[1]))
+                    reader.append((reader_s[0], reader_s[1]))
             for of, pairs in (("server", server), ("reader", reader)):
                 first, second = (first_decile([pair[at] for pair in pairs]) for at in (0, 1))
                 yield Row(
@@ -69,8 +69,8 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 def _seconds_into_minute(seconds: float) -> float:
     """Wait for this time of a minute. Returns the time ten seconds after the start of the minute.
 
-    A five-minute window that ends then takes the most work to read, because it has ten slices: five of ten seconds,
-    four of a minute, one of ten seconds.
+    A five-minute window that ends then has ten slices: five of ten seconds, four of a minute, one of ten seconds. If it
+    ended at a full minute, it would have five.
     """
     time.sleep((seconds - time.time()) % 60)
     return time.time() // 60 * 60 + 10.0

@@ -161,7 +161,7 @@ def free_port() -> int:
 
 
 _PAGE = 10_000
-"""Keys per page of a scan. The tests share a server, whose keys would need thousands of pages of redis-py's size, 10."""
+"""Keys per page of a scan. A page of redis-py has 10 keys, so the keys of the shared server would need thousands."""
 
 
 class _LargePages:

@@ -21,8 +21,8 @@ WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.03, 0.1, 0.1
 GHOSTS, MIN_GHOSTS = 2, 16
 PERIOD, PERIODS, RESTS = 4, 4, 8
 """PERIOD: accesses in a period, as a multiple of the cache's size. PERIODS: periods between two halvings of the
-frequencies. RESTS: periods in which the window keeps its size after it has returned to an earlier size. It is only two periods if
-the hit ratio does not return."""
+frequencies. RESTS: periods in which the window keeps its size after it has returned to an earlier size. If the
+hit ratio does not return, the window rests for only two periods."""
 FILLING, FILLED = -3.0, -2.0
 """Values that stand in place of the last hit ratio. FILLING: nothing has been evicted yet. FILLED: the cache became
 full during the last period. FILLED + 1: it became full in the period before."""

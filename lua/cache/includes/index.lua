@@ -212,7 +212,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         if c.rest == 7 then return end   -- in the first period, the entries still are those of the other size
         if c.rest == 6 and has_fallen then c.rest = 0 end
       elseif I.call('ZCARD', I.ghost) == 0 then ratio = -3
-      elseif c.ratio < -1 then ratio = c.ratio + 1
+      elseif c.ratio == -3 or c.ratio == -2 then ratio = c.ratio + 1
       elseif ratio < c.ratio and math.abs(I.grow - c.grow) > entries * 0.05 then
         if has_fallen then
           I.grow = math.min(max, c.grow)

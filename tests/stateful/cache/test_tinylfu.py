@@ -100,8 +100,7 @@ def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("capacities", "operations", "look_every"),
-    [(SMALL[0], 600, 1)]
-    + [pytest.param(capacities, 600, 1, marks=pytest.mark.thorough) for capacities in SMALL[1:]]
+    [(SMALL[0], 600, 1), pytest.param(SMALL[1], 600, 1, marks=pytest.mark.thorough), (SMALL[2], 600, 1)]
     + [pytest.param(capacities, 2500, 50, marks=pytest.mark.thorough) for capacities in LARGE],
 )
 def test_server_state_matches_the_model_after_any_operations(
@@ -148,7 +147,7 @@ WINDOW = 50
 def scan_after_good_period(backend: Backend, raw: Raw) -> Both:
     """Fill a cache with evictions, and set the state as if the window had moved after a period with 90 % of hits.
 
-    Then scan new keys for a period, without any hit.
+    Then put new keys for a period. `put` also reads each key once, so half of the accesses are hits.
     """
     both = Both(backend, raw, (0, 0, 100))
     for number in range(250):
@@ -177,7 +176,7 @@ def test_window_returns_if_its_move_cost_hits(backend: Backend, raw: Raw) -> Non
 def scan_for_two_periods(backend: Backend, raw: Raw) -> Both:
     """Continue the scan after the window has returned, so that the hit ratio stays low."""
     both = scan_after_good_period(backend, raw)
-    for number in range(2 * PERIOD * both.model.total):
+    for number in range(PERIOD * both.model.total):  # each has two accesses
         both.put(f"later{number}")
     return both
 

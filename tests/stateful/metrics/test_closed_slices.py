@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.series import merged_rows
 from tests.support.examples import examples
 from tests.support.filled import WIDTHS
+from tests.support.mutants import alter
 from tests.support.servers import Server, new_namespace
 from tests.support.slices import Slices, add, open_slices, stored_slices
 
@@ -167,14 +169,16 @@ class History:
         width = _SECONDS[name]
         return datetime.strptime(start, WIDTHS[width][1]).replace(tzinfo=UTC).timestamp() + width
 
-    def window(self, seconds: int, end: float, *, plain: bool = False) -> dict[str, int]:
-        """Return the counters that `commands.read` returns for a window."""
+    def window(
+        self, seconds: int, end: float, *, plain: bool = False, names: Sequence[str] = (AGENT,)
+    ) -> dict[str, int]:
+        """Return the counters that `commands.read` returns for a window, if it reads the series `names` in one call."""
         shard = keys.metrics_shard(AGENT)
         reply = self.backend.run(
             commands.read(
                 self.backend.namespace,
                 shard,
-                [AGENT],
+                names,
                 window_ms=seconds * 1000,
                 as_of_ms=round(end * 1000),
                 max_exact=-1 if plain else 0,
@@ -246,3 +250,48 @@ def test_late_samples_are_counted_beside_closed_slices(server: Server, minutes: 
     ]
     check(server, [*busy, *late])
     check(server, [*busy, Flush(1, 1200.0, 0.0, [Sample(0.0, 300, OK)], 25, 0), *late, *busy])
+
+
+def differences_among_others(server: Server, positions: Iterable[int]) -> list[str]:
+    """Return the windows in which a series with closed slices counts differently if other series are read with it.
+
+    Args:
+        server: the server.
+        positions: positions of the series among 70 series, of which the others have no slices.
+    """
+    with closing(Backend(server.url, namespace=new_namespace("closed"))) as backend, server.client() as raw:
+        history = History(backend, raw)
+        for _ in range(70):
+            history.flush(Flush(0, 61.0, 0.0, [Sample(0.0, 300, OK)], 25, 0))
+        found = []
+        for seconds in (300, 3600, 7200):
+            for plain in (False, True):
+                alone = history.window(seconds, history.now, plain=plain)
+                assert alone["n"] > 100
+                for position in positions:
+                    names = [f"none-{number}" for number in range(70)]
+                    names[position] = AGENT
+                    if history.window(seconds, history.now, plain=plain, names=names) != alone:
+                        found.append(f"{seconds} s, position {position}, plain={plain}")
+        return found
+
+
+def test_series_counts_the_same_among_others(server: Server) -> None:
+    assert differences_among_others(server, (0, 31, 32, 69)) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.servers("valkey")
+@pytest.mark.parametrize(
+    ("line", "instead", "position"),
+    [
+        ("if (i - NAMES) % GROUP == 0 then", "if i == NAMES then", 32),
+        ("math.min(first + GROUP - 1, #ARGV)", "first", 1),
+        ("for r = 1, #ranges do keys[#keys + 1]", "for r = 1, 0 do keys[#keys + 1]", 0),
+    ],
+)
+def test_missed_list_of_a_group_fails_the_check(
+    server: Server, monkeypatch: pytest.MonkeyPatch, line: str, instead: str, position: int
+) -> None:
+    alter(monkeypatch, "metrics/read", line, instead)
+    assert differences_among_others(server, [position]) != []
