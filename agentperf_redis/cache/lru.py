@@ -103,7 +103,8 @@ class LRUCache(DecoratingCache):
     ) -> None:
         self._max_size = arguments.count("max_size", max_size, minimum=0)
         self._default_ttl = default_ttl
-        capacity = self._max_size or DefaultCount(_MAX_SIZE)  # 0 only turns this object off; the cache keeps its size
+        # max_size=0 turns only this object off. It does not change the size of the shared cache.
+        capacity = self._max_size or DefaultCount(_MAX_SIZE)
         given = (
             policy,
             None,

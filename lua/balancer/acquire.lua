@@ -74,8 +74,8 @@ local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or
 
 -- The usual case: the token is new, nothing is due, the queue is empty, and the instance has no rate limits. The other
 -- cases need the files included below. The usual case returns before the functions of these files are created, which
--- saves 2 us per call. If anything is unusual, the code below the includes handles it, and reads the record of `id`
--- again. So the usual case does not decide whether a field is corrupt.
+-- saves 2 us per call. If anything is unusual, such as a field of another form, the code below the includes handles it,
+-- and reads the record of `id` again. Only that code decides whether a field is corrupt.
 local score, how, _, _, strategy = rules(facts[2] or '')
 if not score then score, how, _, _, strategy = rules(match(facts[2] or '', '^(%S+ %S+) slow_after_us=%d+$')) end
 if look or several or facts[1] or not score or WANTED ~= '-' and WANTED ~= strategy then

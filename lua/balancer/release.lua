@@ -46,7 +46,7 @@ local response_us, is_ok = tonumber(RESPONSE_US), OUTCOME == 'o'
 -- The usual case: the outcome is good or neutral, the instance has no flags, no waiter of this or another shard waits
 -- for a unit, and no late copy of the acquire request can arrive. The other cases need the files included below. The
 -- usual case returns before the functions of these files are created, which saves 2 us per call. It leaves everything
--- unusual to the code below, so it does not decide whether a field is corrupt.
+-- unusual to the code below, such as a field of another form. Only that code decides whether a field is corrupt.
 local score, _, _, response = rules(facts[2] or '')
 local slow_after_us
 if not score then

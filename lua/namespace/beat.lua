@@ -45,7 +45,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 -- Keep the start that the first heartbeat stored. If each heartbeat computed the start, it would vary with the latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
--- Times later than `last` were stored before the server's clock was set back.
+-- A heartbeat later than `last` was stored before the server's clock was set back. It does not count.
 local first, last = whole(now - KEEP_MS), whole(now + KEEP_MS)
 if not call('ZSCORE', SEEN, WORKER) and call('ZCOUNT', SEEN, first, last) >= MAX_WORKERS then return {0, now} end
 

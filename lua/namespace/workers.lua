@@ -17,7 +17,7 @@ local found = redis.call('TYPE', SEEN).ok
 if found ~= 'zset' and found ~= 'none' then return corrupt(SEEN, 'a ' .. found) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
--- Times later than `last` were stored before the server's clock was set back.
+-- A heartbeat later than `last` was stored before the server's clock was set back. It does not count.
 local first, last = string.format('%.0f', now - KEEP_MS), string.format('%.0f', now + KEEP_MS)
 local reply = redis.call('ZRANGEBYSCORE', SEEN, first, last, 'WITHSCORES')
 table.insert(reply, 1, now)

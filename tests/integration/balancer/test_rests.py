@@ -252,7 +252,7 @@ def test_invalid_rest_is_refused(
     assert lb.release(held)
 
 
-# A test under load: no process leases a rate-limited instance before the rest of the instance ends.
+# A test under load: while a rate-limited instance rests, no process leases it.
 
 PROCESSES, REST_S, RUN_S = 4, 2.0, 8.0
 LIMITED = "limited"
