@@ -93,7 +93,7 @@ local lines, hashes = NONE, starts  -- of one series: the lines of its closed sl
 -- such list. One command for a group takes much less time than one command for each series.
 local GROUP, is_listed = 32, true
 local function look_for_lists(first)
-  if #ARGV == NAMES then return end      -- a single series: reading its list takes no more time
+  if #ARGV == NAMES then return end      -- for a single series, EXISTS would save no time
   local keys = {}
   for i = first, math.min(first + GROUP - 1, #ARGV) do
     for r = 1, #ranges do keys[#keys + 1] = closed_key(tag, ranges[r].tier, ARGV[i]) end

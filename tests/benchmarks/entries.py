@@ -20,7 +20,7 @@ from agentperf_redis.backend import Backend
 from tests.benchmarks import entry_calls
 from tests.benchmarks.cache import servers
 from tests.benchmarks.measure import Bench, Row, first_decile, micros
-from tests.benchmarks.scripts import HERE, Build
+from tests.benchmarks.scripts import HERE, Build, other_checkout
 
 BYTES_GOAL = {"Valkey": 180, "Redis": 245}
 """Maximum bytes of an entry beyond those of `SET key value PX` with the same key and value."""
@@ -34,10 +34,9 @@ WORKS = {"hit": "mget", "put": "evalsha", "replace": "evalsha", "touch": "evalsh
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     """Yield the rows about bytes. With --against, also yield the rows about server times."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--against", type=Path)
     parser.add_argument("--put-goal", type=float, default=TIME_GOAL)
     options = parser.parse_known_args(rest)[0]
-    other: Path | None = options.against
+    other = other_checkout(rest)
     for server, url in servers(bench):
         with closing(redis.Redis.from_url(url, protocol=2)) as client:
             for kind in ("LRU", "tiered"):
@@ -89,7 +88,7 @@ def times(bench: Bench, client: Any, url: str, server: str, other: Path, put_goa
     entries, calls = (10_000 if bench.full else 1000), 100
     program = Path(entry_calls.__file__)
     ours = Build.of(program, HERE, url, "ours", entries, calls)
-    theirs = Build.of(program, other.resolve(), url, "theirs", entries, calls)
+    theirs = Build.of(program, other, url, "theirs", entries, calls)
     works = dict(WORKS)
     if "def touch" not in (other / "agentperf_redis" / "cache" / "client.py").read_text():
         del works["touch"]

@@ -216,17 +216,19 @@ def positive(text: str) -> int:
 def made(*, full: bool) -> Iterator[Scene]:
     """Yield generated traces.
 
-    The first two have stable popularity, and the second also has scans and loops. The third is only a loop. In the last
-    two, popularity drifts.
+    The first two have stable popularity, and the second also has scans and loops. The third is only a loop. In the
+    others, popularity drifts.
     """
     count = 60_000 if full else 8000
     keys = count // 5
-    drifting = count if full else 4 * count  # in a shorter trace, most accesses come before the window has adapted
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
     yield Scene("zipf, scan, loop", zipf_scan_loop(count, keys), keys // 10)
     yield Scene("loop", loop(count, keys // 8), keys // 10)
-    yield Scene("drifting zipf", drift(drifting, keys, 3 * drifting // count), keys // 10, drifts=True)
-    yield Scene("births", births(drifting, keys // 10), keys // 10, drifts=True)
+    yield Scene("drifting zipf", drift(count, keys, 3), keys // 10, drifts=True)
+    yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
+    if not full:  # in the short traces, a large part of the accesses comes before the window has adapted
+        yield Scene("long drifting zipf", drift(4 * count, keys, 12), keys // 10, drifts=True)
+        yield Scene("long births", births(4 * count, keys // 10), keys // 10, drifts=True)
 
 
 def made_large(*, full: bool) -> Iterator[Scene]:

@@ -8,7 +8,6 @@ machine can only lengthen these times, so the first decile of many rounds is com
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks import overview_calls
 from tests.benchmarks.measure import Bench, Row, first_decile
-from tests.benchmarks.scripts import HERE, Build
+from tests.benchmarks.scripts import HERE, Build, other_checkout
 
 GOAL = 1.1
 """Maximum ratio of each cost."""
@@ -28,14 +27,12 @@ KINDS = ("counters", "percentiles")
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     """Yield two rows per kind of overview, or no row without --against."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--against", type=Path)
-    other: Path | None = parser.parse_known_args(rest)[0].against
+    other = other_checkout(rest)
     if other is None:
         return
     program = Path(overview_calls.__file__)
     ours = Build.of(program, HERE, bench.url, "ours", AGENTS, EVERY_S)
-    theirs = Build.of(program, other.resolve(), bench.url, "theirs", AGENTS, EVERY_S)
+    theirs = Build.of(program, other, bench.url, "theirs", AGENTS, EVERY_S)
     with closing(bench.client()) as client, closing(ours), closing(theirs):
         time.sleep(RECORDED_S)
         as_of = _seconds_into_minute(12)

@@ -7,7 +7,6 @@ on the machine can only lengthen these times, so the first decile of many short 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks import recording_calls
 from tests.benchmarks.measure import Bench, Row, micros
-from tests.benchmarks.scripts import HERE, Build
+from tests.benchmarks.scripts import HERE, Build, other_checkout
 
 GOAL = 1.1
 """Maximum ratio of each cost."""
@@ -26,14 +25,12 @@ AGENTS, SAMPLES = 10, 500
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     """Yield one row per cost, or no row without --against."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--against", type=Path)
-    other: Path | None = parser.parse_known_args(rest)[0].against
+    other = other_checkout(rest)
     if other is None:
         return
     program = Path(recording_calls.__file__)
     ours = Build.of(program, HERE, bench.url, "ours", AGENTS, SAMPLES)
-    theirs = Build.of(program, other.resolve(), bench.url, "theirs", AGENTS, SAMPLES)
+    theirs = Build.of(program, other, bench.url, "theirs", AGENTS, SAMPLES)
     figures: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with closing(bench.client()) as client, closing(ours), closing(theirs):
         for number in range(24 * bench.rounds + 1):

@@ -65,20 +65,27 @@ class Build:
         self.process.communicate()
 
 
+def other_checkout(rest: Sequence[str]) -> Path | None:
+    """Return the folder that --against names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--against", type=Path)
+    found: Path | None = parser.parse_known_args(rest)[0].against
+    return found and found.resolve()
+
+
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
     """Yield one row per strategy and script, or no row without --against."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--against", type=Path)
     parser.add_argument("--acquire-goal", type=float, default=GOAL)
     options = parser.parse_known_args(rest)[0]
-    other: Path | None = options.against
+    other = other_checkout(rest)
     if other is None:
         return
     goals = {"acquire": options.acquire_goal, "release": GOAL}
     instances, calls = (10_000, 100) if bench.full else (1000, 100)
     program = Path(script_calls.__file__)
     ours = Build.of(program, HERE, bench.url, "ours", instances, calls)
-    theirs = Build.of(program, other.resolve(), bench.url, "theirs", instances, calls)
+    theirs = Build.of(program, other, bench.url, "theirs", instances, calls)
     with closing(bench.client()) as client, closing(ours), closing(theirs):
         names = [strategy.value for strategy in LoadBalancingStrategy]
         for name in (*names, f"{LoadBalancingStrategy.LEAST_LOADED.value}-metered"):
