@@ -88,18 +88,7 @@ end
 local call = redis.call
 local NONE = {}
 local lines, hashes = NONE, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
-
--- Set `is_listed`: whether any of the next GROUP series has a list of closed slices. Series with few executions have no
--- such list. One command for a group takes much less time than one command for each series.
-local GROUP, is_listed = 32, true
-local function look_for_lists(first)
-  if #ARGV == NAMES then return end      -- for a single series, EXISTS would save no time
-  local keys = {}
-  for i = first, math.min(first + GROUP - 1, #ARGV) do
-    for r = 1, #ranges do keys[#keys + 1] = closed_key(tag, ranges[r].tier, ARGV[i]) end
-  end
-  is_listed = #keys > 0 and call('EXISTS', unpack(keys)) > 0
-end
+local is_listed                     -- whether any series of the current group may have a list of closed slices
 
 -- Set `lines` and `hashes` for a series. A slice with a line rarely has a hash as well. So one call checks whether any
 -- slice with a line has a hash. If none has one, the hashes of these slices need not be read.
@@ -286,7 +275,7 @@ end
 
 local read = MAX_EXACT < 0 and plain or full
 for i = NAMES, #ARGV do
-  if (i - NAMES) % GROUP == 0 then look_for_lists(i) end
+  if (i - NAMES) % GROUP == 0 then is_listed = may_be_listed(tag, ranges, ARGV, i, math.min(i + GROUP - 1, #ARGV)) end
   append(ARGV[i])
   local fine, wrong = pcall(read, ARGV[i])
   if not fine then return corrupt(key, 'something else (' .. (type(wrong) == 'table' and wrong.err or wrong) .. ')') end

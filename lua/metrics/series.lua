@@ -129,8 +129,10 @@ end
 -- Return two values. The first is the lines of the closed slices of a series: one list for each step, by its index in
 -- `starts`. The second is whether the lines suffice for all steps that have a line and only one slice. They suffice if
 -- none of these slices has a hash, which is the usual case.
+local is_listed  -- whether any series of the current group may have a list of closed slices
 local function lines_of_steps(name)
   local found, hashes = {}, {}
+  if not is_listed then return found, false end
   for _, range in ipairs(ranges) do
     key = closed_key(tag, range.tier, name)
     for _, line in ipairs(closed_lines(key, range, now)) do
@@ -151,6 +153,7 @@ local reply = {1, now, from, math.max(from, to)}
 for i = NAMES, #ARGV do
   local name = ARGV[i]
   text, size = {}, 0
+  if (i - NAMES) % GROUP == 0 then is_listed = may_be_listed(tag, ranges, ARGV, i, math.min(i + GROUP - 1, #ARGV)) end
   local fine, lines, without_hashes = pcall(lines_of_steps, name)
   if not fine then return corrupt(key, wrong_text(lines)) end
   for number = 1, #starts do

@@ -89,6 +89,19 @@ local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
 
+-- Return whether any of the series `names[first]` to `names[last]` may have a list of closed slices. Series with few
+-- executions have no such list. One command for GROUP series takes much less time than one command for each of them.
+local GROUP = 32
+local function may_be_listed(tag, ranges, names, first, last)
+  if first == last then return true end  -- for a single series, EXISTS would save no time
+  local keys, tiers = {}, {}
+  for r = 1, #ranges do tiers[ranges[r].tier] = true end  -- many ranges may share a tier, and thus a list
+  for tier in pairs(tiers) do
+    for i = first, last do keys[#keys + 1] = closed_key(tag, tier, names[i]) end
+  end
+  return #keys > 0 and redis.call('EXISTS', unpack(keys)) > 0
+end
+
 -- If a range ends at most MAX_NEWER slices before the current slice, the script also reads all later lines of the list.
 -- This may save the binary search.
 local MAX_NEWER = 16

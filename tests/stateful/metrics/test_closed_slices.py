@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +21,8 @@ from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import bucket_index
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.series import merged_rows
+from agentperf_redis.metrics.series import Rows, merged_rows, read_series
+from agentperf_redis.windows import TimeRange
 from tests.support.examples import examples
 from tests.support.filled import WIDTHS
 from tests.support.mutants import alter
@@ -189,6 +192,12 @@ class History:
         fields |= {f"h:{index}": value for index, value in counters.buckets.items()}
         return fields | {f"err:{name}": value for name, value in counters.errors.items()}
 
+    def steps(self, seconds: int, names: Sequence[str]) -> Rows:
+        """Return the rows of the agent by minutes, if `read_series` reads the series `names` in one call."""
+        shard, time = keys.metrics_shard(AGENT), TimeRange(seconds * 1000, round(self.now * 1000))
+        reply = self.backend.run(read_series(self.backend.namespace, shard, names, time, 60_000))
+        return reply.rows[names.index(AGENT)]
+
     def expected_window(self, seconds: int, end: float) -> dict[str, int]:
         total: dict[str, int] = {}
         for (name, start), fields in self.expected.items():
@@ -264,15 +273,18 @@ def differences_among_others(server: Server, positions: Iterable[int]) -> list[s
         for _ in range(70):
             history.flush(Flush(0, 61.0, 0.0, [Sample(0.0, 300, OK)], 25, 0))
         found = []
-        for seconds in (300, 3600, 7200):
-            for plain in (False, True):
-                alone = history.window(seconds, history.now, plain=plain)
-                assert alone["n"] > 100
-                for position in positions:
-                    names = [f"none-{number}" for number in range(70)]
-                    names[position] = AGENT
-                    if history.window(seconds, history.now, plain=plain, names=names) != alone:
-                        found.append(f"{seconds} s, position {position}, plain={plain}")
+        reads: dict[str, Callable[..., Any]] = {
+            "plain": partial(history.window, end=history.now, plain=True),
+            "full": partial(history.window, end=history.now, plain=False),
+            "series": history.steps,
+        }
+        for seconds, (kind, read) in product((300, 3600, 7200), reads.items()):
+            alone = read(seconds, names=[AGENT])
+            for position in positions:
+                names = [f"none-{number}" for number in range(70)]
+                names[position] = AGENT
+                if read(seconds, names=names) != alone:
+                    found.append(f"{seconds} s, position {position}, {kind}")
         return found
 
 
@@ -282,16 +294,18 @@ def test_series_counts_the_same_among_others(server: Server) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.servers("valkey")
+@pytest.mark.parametrize("script", ["metrics/read", "metrics/series"])
 @pytest.mark.parametrize(
     ("line", "instead", "position"),
     [
         ("if (i - NAMES) % GROUP == 0 then", "if i == NAMES then", 32),
-        ("math.min(first + GROUP - 1, #ARGV)", "first", 1),
-        ("for r = 1, #ranges do keys[#keys + 1]", "for r = 1, 0 do keys[#keys + 1]", 0),
+        ("math.min(i + GROUP - 1, #ARGV)", "math.min(i + 1, #ARGV)", 2),
+        ("do tiers[ranges[r].tier] = true end", "do break end", 0),
+        ("for i = first, last do keys[#keys + 1]", "for i = first, last - 1 do keys[#keys + 1]", 31),
     ],
 )
 def test_missed_list_of_a_group_fails_the_check(
-    server: Server, monkeypatch: pytest.MonkeyPatch, line: str, instead: str, position: int
+    server: Server, monkeypatch: pytest.MonkeyPatch, script: str, line: str, instead: str, position: int
 ) -> None:
-    alter(monkeypatch, "metrics/read", line, instead)
+    alter(monkeypatch, script, line, instead)
     assert differences_among_others(server, [position]) != []
