@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.metrics.client import MetricsCollector
 
 
-_SERVICES = (
+_LOADED_LATER = (
     "alerts.client",
     "balancer.client",
     "cache.lru",
@@ -34,11 +34,12 @@ _SERVICES = (
     "locks.client",
     "metrics.client",
     "metrics.tracking",
+    "transport.pubsub.listener",
 )
 
 
-def _load_services() -> None:
-    for name in _SERVICES:
+def _load_all() -> None:
+    for name in _LOADED_LATER:
         importlib.import_module(f"agentperf_redis.{name}")
 
 
@@ -276,7 +277,7 @@ class AgentPerf:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(_load_services)
+        await asyncio.to_thread(_load_all)
         return self
 
     async def __aexit__(

@@ -1,23 +1,7 @@
-"""Loads the Lua scripts and parses their headers.
+"""Loads the Lua scripts.
 
-A script is one file under ``lua/`` and runs as one atomic operation. The header comment is the contract of the script::
-
-    -- acquire: pick an instance and lease one unit of its capacity.
-    -- KEYS
-    --   state HASH  agentperf:{lb:<type>}:state
-    -- ARGV
-    --   token       text  '@' followed by the client's request id
-    --   ttl_ms      int   TTL of the lease, ms
-    -- RETURNS
-    --   {1, id}     granted
-    -- REPEAT  a second delivery returns the same lease
-    -- ERRORS  none
-    -- COST    O(log N)
-
-Each line under KEYS has a name, a type and the shape of the key. Each line under ARGV has a name, a type and the unit.
-A name that ends in ``...`` stands for any number of values. A line of any other form continues the previous line or is
-a remark. Contract tests compare the header with the local variables to which the script assigns KEYS and ARGV in its
-first lines, and with the calls from Python.
+A script is one file under ``lua/`` and runs as one atomic operation. Its header comment is its contract; see
+`script_header`.
 
 A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` in the folder of the script or, if it is
 missing there, in ``lua/``. Includes do not nest. A fragment may be included above the lines that assign KEYS and ARGV
@@ -30,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+    from agentperf_redis.script_header import Header
+
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
-_SLOT = re.compile(r"([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|float|text|bytes)(?: +(.*))?")
-_SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
 
 
 def read_fragment(directory: Traversable, name: str) -> str:
@@ -57,29 +41,6 @@ def lua_folder() -> Traversable:
 
     inside = resources.files("agentperf_redis") / "lua"
     return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"
-
-
-class Slot(NamedTuple):
-    """One line of a header: a key or an argument."""
-
-    name: str
-    type: str
-    shape: str
-
-    @property
-    def many(self) -> bool:
-        """Whether this line stands for any number of values."""
-        return self.name.endswith("...")
-
-
-class Header(NamedTuple):
-    """The parsed header of a script."""
-
-    purpose: str
-    keys: tuple[Slot, ...]
-    argv: tuple[Slot, ...]
-    notes: dict[str, str]
-    """RETURNS, REPEAT, ERRORS and COST, as written."""
 
 
 class Script:
@@ -124,47 +85,6 @@ class Script:
     @property
     def header(self) -> Header:
         """The header comment at the top of the file, parsed."""
+        from agentperf_redis.script_header import parse_header  # most processes never need a header
+
         return parse_header(self.source)
-
-
-def parse_header(text: str) -> Header:
-    """Parse the comment at the top of a script.
-
-    Args:
-        text: the text of the file.
-
-    Returns:
-        The header; missing sections are empty.
-    """
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("--") or line.startswith("--@"):
-            break
-        lines.append(line[2:].rstrip())
-    sections: dict[str, list[str]] = {"": []}
-    current = ""
-    for line in lines:
-        word = line.strip().split(" ", 1)[0]
-        if word in _SECTIONS and line.startswith(" " + word):
-            current = word
-            rest = line.strip()[len(word) :].strip()
-            sections[current] = [rest] if rest else []
-        else:
-            sections[current].append(line.strip())
-    return Header(
-        purpose=" ".join(sections[""]).strip(),
-        keys=_slots(sections.get("KEYS", [])),
-        argv=_slots(sections.get("ARGV", [])),
-        notes={name: "\n".join(sections[name]) for name in _SECTIONS[2:] if name in sections},
-    )
-
-
-def _slots(lines: list[str]) -> tuple[Slot, ...]:
-    slots: list[Slot] = []
-    for line in lines:
-        found = _SLOT.fullmatch(line)
-        if found:
-            slots.append(Slot(*found.groups("")))
-        elif slots:
-            slots[-1] = slots[-1]._replace(shape=f"{slots[-1].shape} {line}".strip())
-    return tuple(slots)

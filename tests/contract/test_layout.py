@@ -126,6 +126,7 @@ PROVEN_BY = {
     "metrics/retention.py": "tests/unit/metrics/test_model.py",
     "metrics/workers.py": f"{INTEGRATION}/metrics/test_workers.py",
     "script.py": "tests/contract/test_headers.py",
+    "script_header.py": "tests/contract/test_headers.py",
     "top/app.py": f"{INTEGRATION}/top/test_app.py",
     "top/details.py": f"{INTEGRATION}/top/test_app.py",
     "top/listings.py": f"{INTEGRATION}/top/test_app.py",

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from agentperf_redis.command import Command
-from agentperf_redis.script import Header, Script, Slot, parse_header
+from agentperf_redis.script import Script
+from agentperf_redis.script_header import Header, Slot, parse_header
 from tests.support.places import LUA
 
 _SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")

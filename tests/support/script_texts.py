@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from agentperf_redis.script import Script, parse_header
+from agentperf_redis.script import Script
+from agentperf_redis.script_header import parse_header
 
 _SHEBANG = "#!lua\n"
 _NUMBERS = (

@@ -6,7 +6,8 @@ import pytest
 
 from agentperf_redis.command import Batch, Command, Flow, Pause, Wait, WakeUp, whole_number
 from agentperf_redis.errors import AgentPerfError, LeaseLost
-from agentperf_redis.script import Script, parse_header
+from agentperf_redis.script import Script
+from agentperf_redis.script_header import parse_header
 
 
 @pytest.mark.parametrize(("text", "number"), [("0", 0), (b"12", 12), ("9" * 16, 10**16 - 1), (None, 0)])

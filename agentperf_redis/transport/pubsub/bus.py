@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
+from typing import TYPE_CHECKING
 
 from agentperf_redis.transport.connector import Connector
-from agentperf_redis.transport.pubsub.listener import Listener
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 from agentperf_redis.transport.topology import Node
+
+if TYPE_CHECKING:
+    from agentperf_redis.transport.pubsub.listener import Listener
 
 
 class Bus:
@@ -39,7 +41,7 @@ class Bus:
         learn: Callable[[], str] | None = None,
         on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
-        self._new_listener = partial(Listener, connector, locate, doubt, learn, on_trouble)
+        self._collaborators = (connector, locate, doubt, learn, on_trouble)
         self._lock = threading.Lock()
         self._listener: Listener | None = None
         self._closed = False
@@ -54,11 +56,13 @@ class Bus:
             on_gap: called on the thread of the bus whenever messages may have been missed. This is the case when the
                 node confirms the subscription, when the connection is lost, and when it is restored.
         """
+        from agentperf_redis.transport.pubsub.listener import Listener  # many programs never subscribe
+
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:
             if not self._closed:
                 if self._listener is None:
-                    self._listener = self._new_listener()
+                    self._listener = Listener(*self._collaborators)
                     self._listener.start()
                 self._listener.add(subscription)
         return subscription

@@ -12,7 +12,8 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.command import Batch, Command
 from agentperf_redis.errors import BackendUnavailable, ScriptFailed
 from agentperf_redis.keys import SLOTS, key_slot
-from agentperf_redis.script import Script, parse_header
+from agentperf_redis.script import Script
+from agentperf_redis.script_header import parse_header
 from agentperf_redis.transport import connector, executor
 from tests.support.driving import Run, add
 from tests.support.servers import Node, Server, migrate_login, wait_until
