@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -20,6 +21,7 @@ from agentperf_redis.balancer.commands import ANY, Pool, register
 from agentperf_redis.balancer.layouts import Layout, layouts_of
 from tests.benchmarks.balancer import run_all, saturated
 from tests.benchmarks.measure import Bench, Row, Work, micros, timed
+from tests.benchmarks.nodes import run_by_node
 from tests.support.servers import Server
 
 SHARDS, INSTANCES, CALLS = 16, 10_000, 400
@@ -44,21 +46,24 @@ def rows(bench: Bench) -> Iterator[Row]:
 def against_one_shard(bench: Bench, server: Server, backend: Backend) -> Iterator[Row]:
     """Compare acquire and release in 16 shards with those in one shard.
 
-    The server time is measured with pipelined calls, so that each node is busy for some time. The client time is
-    measured with single calls.
+    The server time is measured with pipelined calls, on one node after the other. The client time is measured with
+    single calls.
     """
     balancer = LoadBalancer(backend=backend)
     layouts = [fill(backend, balancer, name, shards) for name, shards in (("one", 1), ("many", SHARDS))]
     for what, work in (("acquire + release", singles), ("acquire_many + release of 10", tens)):
         busiest = []
+        spread: Counter[int] = Counter()
         for number in range(3 * bench.rounds + 1):
             figures = [server_time(server, partial(work, backend, layout)) for layout in layouts]
             if number:  # round 0 is not counted, because it loads the scripts
                 busiest.append([max(times) / CALLS for times in figures])
+                spread.update(dict(enumerate(figures[1])))
         # Other load on the machine can only lengthen the times. So the lower quartiles are compared.
         reference_us, ours_us = (statistics.quantiles(each, n=4)[0] for each in zip(*busiest, strict=True))
+        shares = "/".join(f"{100 * usec / spread.total():.0f}" for usec in spread.values())
         yield Row(
-            f"busiest of 3 nodes, {what}, {INSTANCES:,} instances",
+            f"busiest of 3 nodes, {what}, {INSTANCES:,} instances, {SHARDS} shards ({shares} %)",
             f"{ours_us:.3g} us",
             f"one shard: {reference_us:.3g} us",
             ours_us / reference_us,
@@ -109,7 +114,7 @@ def fill(backend: Backend, balancer: LoadBalancer, name: str, shards: int) -> La
 def singles(backend: Backend, layout: Layout) -> None:
     """Acquire leases in the shards that calls would pick, and release them."""
     chosen = [(next(layout.in_order()), f"@bench:{next(_numbers)}") for _ in range(CALLS)]
-    granted = run_all(backend, [commands.acquire(shard, token, 60_000, ANY) for shard, token in chosen])
+    granted = run_by_node(backend, [commands.acquire(shard, token, 60_000, ANY) for shard, token in chosen])
     found = zip(chosen, granted, strict=True)
     release(backend, layout, [(shard, token, grant) for (shard, token), grant in found])
 
@@ -120,7 +125,7 @@ def tens(backend: Backend, layout: Layout) -> None:
     for _ in range(CALLS):
         for shard, count in layout.split(10) if layout.is_divided else [(layout.shards[0], 10)]:
             requests.append((shard, [f"@bench:{next(_numbers)}" for _ in range(count)]))
-    answers = run_all(backend, [commands.acquire_many(shard, tokens, 60_000, ANY) for shard, tokens in requests])
+    answers = run_by_node(backend, [commands.acquire_many(shard, tokens, 60_000, ANY) for shard, tokens in requests])
     found = zip(requests, answers, strict=True)
     release(backend, layout, [(shard, *each) for (shard, _), answer in found for each in answer.items()])
 
@@ -129,7 +134,7 @@ def release(backend: Backend, layout: Layout, leases: list[tuple[Pool, str, Any]
     """Pass the load and capacity in each grant on to the layout, and release the leases."""
     for shard, _, granted in leases:
         layout.hear(shard, granted.load, granted.cap)
-    run_all(backend, [commands.release(shard, token, each.facts[0]) for shard, token, each in leases])
+    run_by_node(backend, [commands.release(shard, token, each.facts[0]) for shard, token, each in leases])
     for shard, _, _ in leases:
         layout.released(shard)
 

@@ -1,8 +1,8 @@
 """Compares a cache of 16 shards with a cache of one shard, under the same mixed load, on a Cluster of three nodes.
 
 The server time of a node is the processor time of its process. To measure it, the commands of the load are sent in one
-batch, with one pipeline per node. The client's time is the processor time of this process per call. Both caches evict
-entries during the load.
+pipeline per node, to one node after the other. The client's time is the processor time of this process per call. Both
+caches evict entries during the load.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache import commands as cached
 from agentperf_redis.cache.entry_format import payload
 from agentperf_redis.cache.process.access_buffer import NO_REPORT
-from agentperf_redis.command import Batch, Command
+from agentperf_redis.command import Command
 from tests.benchmarks.measure import Bench, Row, micros
+from tests.benchmarks.nodes import run_by_node
 from tests.support.servers import Server
 from tests.support.traces import zipf
 
@@ -64,7 +65,7 @@ def tiered(backend: Backend, shards: int | None) -> Cache:
     return TieredCache(*sizes, name="load", shards=shards, backend=backend)
 
 
-def batch(cache: Cache, keys: list[str], chance: random.Random) -> Batch[Any]:
+def load_of(cache: Cache, keys: list[str], chance: random.Random) -> list[Command[Any]]:
     """Return the commands of a load: mostly reads, some puts, a few deletions, and the invalidation of a tag."""
     shared, data = cache._shared_state, cache._flows.writer.codec.encode(VALUE)
     commands: list[Command[Any]] = []
@@ -92,7 +93,7 @@ def batch(cache: Cache, keys: list[str], chance: random.Random) -> Batch[Any]:
             case _:
                 commands.append(cached.read(where, key))
     commands += [cached.invalidate_tags(shard.keys, ("t",), "bench") for shard in shared.shards]
-    return Batch(tuple(commands))
+    return commands
 
 
 def call_each(cache: Cache, keys: list[str], chance: random.Random) -> None:
@@ -117,7 +118,7 @@ def compared(bench: Bench, nodes: list[Any], kind: str, one: Cache, many: Cache)
     keys = zipf(AT_ONCE * (bench.rounds + 1), KEYS, 0.9, seed=4)
     for cache in (one, many):
         cache.put_many({f"k{number}": VALUE for number in range(CAPACITY)})
-        cache._backend.run(batch(cache, keys[:AT_ONCE], random.Random(0)).settled())
+        run_by_node(cache._backend, load_of(cache, keys[:AT_ONCE], random.Random(0)))
         call_each(cache, keys[:CALLS], random.Random(0))
         cache.flush()
     busiest: dict[Cache, list[float]] = {one: [], many: []}
@@ -125,9 +126,9 @@ def compared(bench: Bench, nodes: list[Any], kind: str, one: Cache, many: Cache)
     for turn in range(1, bench.rounds + 1):
         its = keys[turn * AT_ONCE : (turn + 1) * AT_ONCE]
         for cache in in_turn(turn, one, many):
-            load = batch(cache, its, random.Random(turn))
+            load = load_of(cache, its, random.Random(turn))
             before = [server_us(node) for node in nodes]
-            cache._backend.run(load)
+            run_by_node(cache._backend, load)
             usec = [server_us(node) - used for node, used in zip(nodes, before, strict=True)]
             busiest[cache].append(max(usec) / AT_ONCE)
             if cache is many:
