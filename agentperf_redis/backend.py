@@ -365,7 +365,7 @@ class Backend:
         except ExchangeFailed as failed:
             return failed.final
         except BackendUnavailable:
-            # The embedded server cannot start. Commands then fail at once, even without the breaker.
+            # The embedded server cannot start. So commands fail at once, and the breaker is not needed.
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 

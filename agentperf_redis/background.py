@@ -64,7 +64,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._closers: deque[SimpleQueue[None]] = deque()
-        # Only the background thread changes the attributes below.
+        # Only the thread that runs the jobs changes the attributes below.
         self._identity = 0
         self._draining = False
         self._ready: deque[Job] = deque()
@@ -225,7 +225,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # if not, the job was rescheduled to an earlier time
+            if self._due_times.get(job) == due:  # rescheduling a job leaves its old entry in the heap
                 del self._due_times[job]
                 jobs.append(job)
         return jobs

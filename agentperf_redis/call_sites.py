@@ -239,8 +239,9 @@ def _target(node: ast.expr, scope: _Scope) -> str:
             return f".{name}"
         case ast.Attribute(value=owner, attr=name) | ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
             before = _target(owner, scope)
-            # An index that is no identifier is left out of the name, because a name with it could equal that of a call.
-            # For example, the call in `caches.users = wrap()` has the name "caches.users-wrap".
+            # An index that is no identifier is left out of the name: with such an index, two calls could have the same
+            # name. For example, the calls in `caches["users-wrap"] = LRUCache()` and in `caches.users = wrap()` would
+            # both have the name "caches.users-wrap".
             return ".".join(filter(None, (before, name))) if name.isidentifier() else before
         case ast.Subscript(value=owner):
             return _target(owner, scope)

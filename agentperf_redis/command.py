@@ -88,7 +88,7 @@ class Command(Generic[T]):
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # number of tuples at the end of the arguments; unpacking only these saves 1 us per command
+        many = 0  # number of tuples at the end; unpacking only the end, not all arguments, saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:
@@ -201,7 +201,7 @@ class WakeUp:
 
     def __init__(self, sender: asyncio.AbstractEventLoop | None = None) -> None:
         self.sender = sender
-        # Reentrant: while this thread holds the lock, garbage collection may end a waiting task, which calls `forget`.
+        # Reentrant: while this thread holds the lock, garbage collection may end a waiting task and thus call `forget`.
         self._lock = threading.RLock()
         self._sent = False
         self._callbacks: list[Callable[[], None]] = []

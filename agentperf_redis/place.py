@@ -167,7 +167,7 @@ def _makes(made: object, method: str, frame: FrameType) -> bool:
     first, called = _first_argument(frame), frame.f_code.co_name
     if first is made:
         return method in ("", called)
-    # The `__call__` of a metaclass also makes the object, for example if the class is a singleton.
+    # The `__call__` of a metaclass may make the object, for example if the class is a singleton.
     return called == "__call__" and isinstance(first, type) and isinstance(made, first)
 
 

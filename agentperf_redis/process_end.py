@@ -135,9 +135,9 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # only one of several threads gets the hook
             if hook is not None:
                 _attach(name, hook, module)
-    # multiprocessing drops all finalizers when it starts the work of a child. In a child of a forkserver with preloaded
-    # modules, the main module is imported earlier, and this import may register the finalizer. If the finalizer was
-    # dropped, register it again.
+    # When multiprocessing starts the work of a child, it drops all finalizers. In a child of a forkserver with
+    # preloaded modules, the import of the main module may have registered the finalizer before that. So register a
+    # dropped finalizer again.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize

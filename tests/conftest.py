@@ -54,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts background jobs with SIGINT ignored. The programs that tests start would inherit this setting.
+    # If a shell script starts pytest in the background, pytest ignores SIGINT. The programs that tests start would
+    # inherit this setting.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in (
         "thorough: takes long, in real time or in processor time; omitted by plain pytest",
@@ -106,8 +107,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
         # These tests use a proxy, or change one server process. They do not run on a Cluster, because the nodes of a
-        # Cluster send their own addresses to clients. The clients would then bypass the proxy. Other tests cover the
-        # behaviour of a Cluster.
+        # Cluster send their own addresses to clients. Clients that use these addresses would bypass the proxy or the
+        # changed process. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if only is None and _is_about_output(metafunc.definition.path):
         # Commands and pages show results of the services, and the services are tested on every kind of server. So

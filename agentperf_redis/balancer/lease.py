@@ -128,8 +128,8 @@ class Lease:
         self._outcome: Outcome | None = None
         self._retry_after: float | None = None
         self.started = time.monotonic()
-        # These times count from `sent_at`, when the request was sent. So the lease ends in this process no later than
-        # on the server.
+        # The times below count from `sent_at`, when the request was sent. So the lease ends in this process no later
+        # than on the server.
         self.renew_at = sent_at + ttl / 3
         self.valid_until = sent_at + ttl
         self.hold_until = sent_at + max_hold

@@ -287,9 +287,8 @@ class LeaseKeeper:
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
-            # Send one batch at a time. Wait for its reply for at most half of the remaining budget, or for the minimum
-            # timeout if that is longer. So an unresponsive Cluster node does not cause the loss of leases on the other
-            # nodes.
+            # Send one batch at a time. Limit its timeout to half of the remaining budget, but allow at least the
+            # minimum timeout. So an unresponsive Cluster node does not cause the loss of leases on the other nodes.
             sent_at = time.monotonic()
             command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
             try:

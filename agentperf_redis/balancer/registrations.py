@@ -116,7 +116,7 @@ class Registrations:
             except BackendUnavailable as error:  # raised below, after the other shards are restored
                 away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
-            # Another process may have found the pool empty and let its division expire, see `_let_lapse` in
+            # Another process may have found the pool empty and set the division to expire in a day, see `_let_lapse` in
             # flows/instances.py. If that process died before it counted the instances again, only this call keeps the
             # division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
@@ -175,7 +175,7 @@ class Registrations:
         placed = replace(known, strategy=division.strategy, settings=division.settings)
         reply = yield from self._clock.before_deadline(home, partial(registration, home, placed))
         if reply.is_first:
-            # Meanwhile, another process may have deleted the pool, or may have let its division expire.
+            # Meanwhile, another process may have deleted the pool, or may have set its division to expire.
             confirmed = yield from self._divide(pool, shards, division.strategy, known.settings)
             if confirmed.shards != shards:
                 yield from self._clock.before_deadline(home, partial(commands.remove, home, known.instance.id))

@@ -153,8 +153,8 @@ def _refreshed(
         try:
             new = yield from flow
             # `new` is None if this task did not get the lease: either a refresh has just failed, or another refresh has
-            # the lease. The refresh that was cut off may still have the lease. So if `new` is None, the key stays
-            # marked as cut off.
+            # the lease. This other refresh may be the one that was cut off. So if `new` is None, the key stays marked
+            # as cut off.
             cut_off = new is None
             if isinstance(new, Served):
                 return Served(new.value)  # `refreshing` has warned if the value cannot be stored

@@ -71,7 +71,7 @@ def _print(target: Target, perf: AgentPerf, window: str, every: float, count: in
         try:
             found = perf.backend.run(overview(perf, window, known_changes=NO_CHANGES, charts=False))
         except BackendUnavailable as error:
-            if count is not None:  # with --count, a script may read the lines: end at the first fault
+            if count is not None:  # with --count, the reader may be a script: end at the first fault
                 raise
             if not fault:
                 err.print(f"agentperf: {error}; trying again", style="red")

@@ -78,7 +78,7 @@ _ALLOWED: Final = (
     "that are decorated with @agentperf_redis.storable"
 )
 
-# Codes of the extensions. They are stored, so a number never changes its meaning.
+# Codes of the extensions. Stored values contain these codes, so the meaning of a code never changes.
 _TEXT, _BIG_INT, _BYTEARRAY, _COMPLEX, _DECIMAL, _UUID, _DATETIME, _DATE, _TIME, _TIMEDELTA = range(1, 11)
 _TUPLE, _SET, _FROZENSET, _DICT, _ARRAY, _NUMPY_SCALAR, _OBJECT, _KEY_OF_OBJECT = range(32, 40)
 
@@ -339,7 +339,7 @@ class _Shaper:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             shaped = _shape_numpy(value, kind, self._max_bytes)
-            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the shape is stored as a container, too
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # an array's shape is one more nested container
                 raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
             return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -603,7 +603,7 @@ def _check_structure(packed: bytes) -> None:
             skimmer.skip()
         except msgpack.OutOfData:
             raise Undecodable("the data is cut off, or a length in it is wrong") from None
-    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # up to MAX_DEPTH containers cannot be nested too deeply
+    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # MAX_DEPTH containers or fewer cannot nest too deeply
         depth = sum(any(type(item) in _UNPACKED_CONTAINERS for item in level) for level in _levels(packed))
         if depth > MAX_DEPTH:
             raise Undecodable(f"more than {MAX_DEPTH} nested containers")

@@ -112,7 +112,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         demo = _Demo(options, progress, tree, perf, url, folder)
         demo.read_earlier_counts()
         if options.url is not None and options.namespace is None:
-            stack.callback(_tidy, perf.backend)  # even after a failure
+            stack.callback(_tidy, perf.backend)  # tidy up even after a failure
         progress.begin(
             Start(
                 address=perf.backend.address.masked,
@@ -164,7 +164,8 @@ class _Worker:
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        code = self.process.returncode  # as of the last poll; the journal was read after that poll
+        # The journal was read after the last update of `returncode`. So the journal of an ended process is complete.
+        code = self.process.returncode
         if code is None:
             return "working" if self.account.process else "starting"
         return "done" if code == 0 and self.account.result is not None else "failed"

@@ -133,7 +133,7 @@ class Team:
 
     def _step(self, agent: str, work: Callable[[], T], *given: object) -> T:
         """Run the work of an agent on a leased instance. `given` is the input of the work."""
-        self._computed = agent == SUMMARISER  # nothing caches the summariser's work
+        self._computed = agent == SUMMARISER  # the summariser's work is not cached, so it is always computed
         try:
             with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
                 began = time.perf_counter()

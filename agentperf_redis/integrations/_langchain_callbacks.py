@@ -166,7 +166,7 @@ class AgentPerfCallbackHandler(BaseCallbackHandler):
         InvalidArgument: an argument is invalid.
     """
 
-    run_inline = True  # LangChain runs the handler in the event loop, because recording takes only microseconds
+    run_inline = True  # LangChain may call the handler in the event loop: recording takes only microseconds
 
     def __init__(self, perf: AgentPerf, agent: str | None = None, *, not_failures: ExceptionTypes = ()) -> None:
         self._metrics = checked_perf(perf).metrics

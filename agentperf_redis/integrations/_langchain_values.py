@@ -13,7 +13,7 @@ from agentperf_redis.codec.storable import REGISTRY, storable
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.extras import extra
 
-with extra("langchain"):  # if this module is imported within another `extra`, the error names the outer extra
+with extra("langchain"):  # if langgraph.py imports this module, the error names the extra langgraph instead
     from langchain_core import messages, outputs
     from langchain_core.documents import Document
     from langchain_core.messages.base import TextAccessor

@@ -126,8 +126,8 @@ def _put_off(error: NoCapacity) -> Any:
     if request is None or request.called_directly or request.is_eager:
         raise error
     # `retry` increments `request.retries`. A task that waits for capacity has not failed, so its wait must not use up a
-    # retry. Therefore `request.retries` is first lowered by one. Passing `max_retries` would not help: `retry` stores
-    # that value in the task, where it applies to all later retries in this process.
+    # retry. Therefore `request.retries` is first lowered by one. A higher `max_retries` must not be passed instead:
+    # `retry` would store it in the task, for all later retries in this process.
     retries = request.retries
     request.retries = retries - 1
     try:
@@ -193,7 +193,7 @@ class _Tracking:
             if process_end.is_child() and not (self._is_receiver() or task.request.is_eager):
                 return  # this pool process ends, and the main process of the worker counts the execution
             error = CancelledError()  # the greenlet was killed, or the worker stops
-        wrapped = getattr(error, "exc_cls_name", None)  # set by the wrapper of an exception that cannot be pickled
+        wrapped = getattr(error, "exc_cls_name", None)  # an attribute of Celery's wrapper for unpicklable exceptions
         if wrapped is not None:
             span.fail(arguments.nearest_name(wrapped))
             error = None
@@ -209,7 +209,7 @@ class _Tracking:
             self._count_killed(sender, task_id, exception)
 
     def _note_retry(self, sender: Any, request: Any, reason: object = None, **_: object) -> None:
-        # The worker itself retries runs that it lost and runs that it cancelled. For a lost run, `reason.exc` is a
+        # The worker itself retries each run that was lost or cancelled. For a lost run, `reason.exc` is a
         # WorkerLostError. For a cancelled run, `reason` is None.
         cause = getattr(reason, "exc", None)
         if reason is None or isinstance(cause, WorkerLostError):

@@ -301,7 +301,8 @@ class AgentPerfCache(BaseCache):  # type: ignore[misc,unused-ignore]  # the base
             return _loaded(stored, None)
         value = default() if callable(default) else default
         yield from self._add(key, value, timeout, version)
-        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)  # another caller's value may be stored
+        # Return the stored value: another caller may have stored its value first.
+        return _loaded((yield lambda cache: cache.get(name, _MISSING)), value)
 
     def _incr(self, key: Any, delta: int, version: int | None) -> Steps[int]:
         name = self._key(key, version)

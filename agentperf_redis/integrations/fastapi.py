@@ -103,13 +103,13 @@ class _Templates(Templates):
             listed = self._list(routes)
         found = super().find(listed.targets, scope)
         if found is None and time.monotonic() - listed.listed_at > _LISTED_EVERY_S:
-            # Routes may have been added to an included router after the routes were listed.
+            # An included router may have got new routes since the list was made.
             found = super().find(self._list(routes).targets, scope)
         return found
 
     def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
-        # A route context only forwards calls to its route, at some cost. So list the route itself, which is the object
-        # to which the method `context.matches` is bound.
+        # A route context only forwards calls to its route, which costs time. So list the route itself: the method
+        # `context.matches` is bound to the route.
         targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
         listed = _Listed(routes, len(routes), time.monotonic(), targets)
         if len(self._listed) >= _MAX_LISTS:

@@ -246,7 +246,7 @@ class Templates:
                 found = self._template(route, scope, child_scope)
                 if match is Match.FULL:
                     return found
-                partial = partial or found  # the route has the path of the request, but not its method
+                partial = partial or found  # the route matches the path of the request, but not the method
         return partial
 
     def _template(self, route: BaseRoute, scope: Scope, child_scope: Scope) -> str:
@@ -344,7 +344,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif last:
-            self._complete = True  # from now on, a disconnect message does not cancel the request
+            self._complete = True  # from now on, a disconnect message does not count as a cancellation
         try:
             await self._send(message)
         except OSError:  # ASGI specifies that a server raises OSError if the client has left

@@ -126,8 +126,8 @@ class LockKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # Each access to the dict is a single atomic operation, so no lock is needed. Only one `pop` can find the token
-        # of a lease, and this `pop` ends the lease. So each lease is either released or lost, and only once.
+        # Each access to the dict is a single atomic operation, so no lock is needed. A lease ends when `pop` removes
+        # its token. Only one `pop` can find the token. So each lease ends only once: it is either released or lost.
         self._held: dict[str, weakref.ref[Held]] = {}
         self._closed = False
 
@@ -142,7 +142,7 @@ class LockKeeper:
 
     def hold(self, held: Held) -> bool:
         """Keep a lease from now on. Returns False when the keeper is closed."""
-        # The callback runs after `held` is deleted, so the values that it needs are bound here.
+        # When the callback runs, `held` no longer exists. So the values that the callback needs are bound here.
         dropped = partial(self._dropped, held.place, held.token, held.renewed)
         self._held[held.token] = weakref.ref(held, dropped)
         if self._closed:

@@ -199,7 +199,7 @@ class Buffer:
     def aggregate(self) -> None:
         """Move everything recorded so far from the sample buffers to the accumulators."""
         with self._lock:
-            if self._aggregating:  # this call comes from a record made during `aggregate`; see `_lock`
+            if self._aggregating:  # `aggregate` is already running on this thread; see `_lock`
                 return
             self._aggregating = True
             try:
@@ -311,8 +311,9 @@ class Buffer:
                     shard.seq += 1
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
-                    # The server may have forgotten the sequence number. If so, the server cannot tell whether it has
-                    # counted the batch. Probably, it has not. So the batch is sent again, under a new writer name.
+                    # By now, the server may have forgotten the sequence number. Without the number, the server cannot
+                    # tell whether it has counted the batch. Probably, the batch was not counted. So it is sent again,
+                    # under a new writer name.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1

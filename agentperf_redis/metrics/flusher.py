@@ -189,7 +189,7 @@ class Flusher:
 
     def _flush_requested(self) -> None:
         requests = self._take_requests()
-        if requests:  # another flush may already have completed all of them
+        if requests:  # another flush may already have completed all requests
             self._flush(requests)
 
     def _flush_last(self) -> None:

@@ -306,7 +306,7 @@ def counts(shape: Shape, count: Count) -> Counts | None:
         if reading is not None and (not total or reading.tokens_in + reading.tokens_out == total):
             return reading
         nearest = nearest or reading
-    # `nearest` is never None: one of the readings counts every part separately, and that reading always succeeds.
+    # `nearest` is never None: the reading in which all parts are BESIDE always succeeds.
     return _with_rest(shape, cast("Counts", nearest), total, count_in, count_out)
 
 

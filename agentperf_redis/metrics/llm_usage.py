@@ -125,7 +125,7 @@ _HOLDERS: dict[str, bool] = {
     "metrics": _ALL,  # Strands' AgentResult, Agno
     "_state": _ALL,  # pydantic-ai's AgentRunResult, if its `usage` is a method
     "message": _ALL,  # Anthropic's message_start and batch results, LangChain's ChatGeneration
-    "response": _ALL,  # OpenAI's response.completed, a batch's row
+    "response": _ALL,  # OpenAI's response.completed, batch rows
     "body": _ALL,  # OpenAI's batch rows
     "result": _ALL,  # Anthropic's batch rows
     "interaction": _ALL,  # Gemini's interaction.completed
@@ -133,7 +133,7 @@ _HOLDERS: dict[str, bool] = {
     "metadata": _ALL,  # Bedrock's stream
     "amazon-bedrock-invocationMetrics": _ALL,
     "data": _ALL,  # Mistral's stream
-    "messages": _ALL,  # the state of agents
+    "messages": _ALL,  # an agent's state
     "message_history": _ALL,
     "raw_responses": _ALL,  # openai-agents
     "inlined_responses": _ALL,  # Gemini's batches
@@ -452,7 +452,7 @@ class _Search:
         sum_ = total(own)
         if sum_ is None:
             return []
-        # The usage itself has the reasoning tokens of all requests. The list of the requests may lack them.
+        # The usage itself counts the reasoning tokens of all requests. Its `iterations` may lack these counts.
         thoughts = counts(shape, self._counter(source, names))
         reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
         apart_sums = [other for each in others.values() if (other := total(each)) is not None]
@@ -514,8 +514,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. The response must end with this chunk, because a later response
-            # may have the same id: Ollama uses only 999 ids.
+            # The last chunk has counts and no choices. With this chunk, the response must count as ended: a later
+            # response may have the same id, because Ollama uses only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))

@@ -202,7 +202,7 @@ def flush(metrics: MetricsCollector, seconds: float) -> bool:
 
     if _get_running_loop() is None:
         wait()
-    else:  # The tracer has no asyncio method for a flush. This wait blocks the event loop, as exporters' flushes do.
+    else:  # A tracer has no asyncio method for a flush. So `join` blocks the event loop, as an exporter's flush does.
         thread = threading.Thread(target=wait, name="agentperf-traces-flush", daemon=True)
         thread.start()
         thread.join(seconds)

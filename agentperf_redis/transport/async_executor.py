@@ -70,7 +70,8 @@ class AsyncExecutor:
     """
 
     # The executor has no strong reference to its loop. The backend keeps its executors in a map whose keys are weak
-    # references to the loops. If an executor had a strong reference to its loop, both would stay in this map forever.
+    # references to the loops. If an executor had a strong reference to its loop, the map would keep the executor and
+    # the loop forever.
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # a forked child keeps its copy of the flow, so that the copy is not closed
+            if self._pid == os.getpid():  # a forked child must not close its copy of the flow, so it keeps the entry
                 self._running.pop(flow, None)
 
     async def _shielded(
@@ -300,8 +301,8 @@ class AsyncExecutor:
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Shielded):
             try:
-                # Start the flow here: if a new task were cancelled before it starts the flow, no `finally` of the flow
-                # would run.
+                # Start the flow here, not in the new task. If the task were cancelled before its first step, no
+                # `finally` of the flow would run.
                 first = next(step.flow)
             except StopIteration as done:
                 return done.value

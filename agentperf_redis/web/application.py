@@ -59,7 +59,7 @@ def app(
 def build(perf: AgentPerf, settings: Settings, pages: Sequence[BaseRoute]) -> Starlette:
     """Make the application of these pages."""
     # The seed must not contain the server's password. Each visitor gets a cookie with a code that is derived from the
-    # seed. From this code, a visitor could guess a short password.
+    # seed. If the seed contained a short password, a visitor could use this code to guess the password.
     sessions = Sessions(settings.token, f"{perf.backend.address.masked} {perf.backend.namespace}")
     made = Starlette(
         routes=[

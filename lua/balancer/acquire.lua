@@ -23,16 +23,16 @@
 --     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. registered: number of
 --     instances. waiting: number of waiters. disabled: number of instances that are draining, have missed their
 --     heartbeat or were marked unhealthy by hand. unhealthy: number of instances that are not disabled, but ejected,
---     half-open or failing their checks. rate_limited: number of all other instances that are resting or have used up a
---     rate limit. Exception: if all instances that are not disabled count as unhealthy or rate_limited, retry_ms is the
---     time until the first of them comes back, at most a day. If this time is unknown, the exception does not apply
+--     half-open or failing their checks. rate_limited: number of the other instances that are resting or have used up a
+--     rate limit. If all instances that are not disabled count as unhealthy or rate_limited, and the time until the
+--     first of them comes back is known, retry_ms is this time instead, at most a day
 --   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
---     has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
+--     has expired but the tombstone is not written yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  a second copy of the request returns the same lease. It is refused if the token was cancelled, if the lease
---         expired, or if the release of the lease left a tombstone. The release leaves one if a copy of this request
---         had late 1, or if bury_ms of the release is not 0
+-- REPEAT  a second copy of the request returns the same lease. The copy is refused if the token was cancelled, if the
+--         lease expired, or if the release of the lease left a tombstone. The release leaves a tombstone if a copy of
+--         this request had late 1, or if bury_ms of the release is not 0
 -- ERRORS  none
 -- COST    O(log N + log L) for N instances and L leases. In the usual case, it calls 6 commands under least_loaded,
 --         round_robin and random, and 7 to 13 under the other strategies. It calls 1 or 2 more if wanted is '-' and the
@@ -57,9 +57,9 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- Pick an instance now, so that one HMGET can read its record together with the facts about the pool. The pool's
--- strategy is not known yet. In most calls it is the wanted strategy or the default; otherwise, the pick is repeated
--- below. A pick from the ring needs the facts, so it follows below. If there is no record to read, the HMGET reads the
--- token again instead.
+-- strategy is not known yet, so this pick assumes the wanted strategy or the default. If the pool has another strategy,
+-- the pick is repeated below. A pick from the ring needs the facts, so it comes after the HMGET. If there is no record
+-- to read, the HMGET reads the token twice.
 local _, expected = rules(POOL .. (WANTED == '-' and DEFAULT_STRATEGY or WANTED))
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
@@ -67,8 +67,8 @@ local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '
 local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
 local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
--- These four numbers are whole unless another program has changed one of them. `maintenance` reports such a change. If
--- one of the four is infinite or NaN, the total is infinite or NaN too, so a check of the total finds it.
+-- next_ms, picks, sum and cap are whole numbers unless another program has changed one of them. `maintenance` reports
+-- such a change. An infinite number or NaN makes the total infinite or NaN, so a check of the total finds it too.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 
@@ -131,10 +131,10 @@ if WANTED ~= '-' and WANTED ~= stored then
 end
 if not stored then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 
--- Each round processes at most EXPIRIES due timers. Then it grants free units to waiters, so that this caller does not
--- overtake a waiter. While nothing is free and more timers may be due, another round follows, at most ROUNDS in all. If
--- the pool seems full, the next lines also check whether the server's clock was set back. If so, rounds are needed even
--- if no timer is due, because `maintain` also corrects the timers.
+-- Each round of the loop below processes at most EXPIRIES due timers. It then grants free units to waiters, so that
+-- this caller does not overtake a waiter. While no unit is free and more timers may be due, another round follows, at
+-- most ROUNDS in all. If the pool seems full, the next lines check whether the server's clock was set back. If it was,
+-- rounds are needed even if no timer is due, because `maintain` also corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back

@@ -22,12 +22,12 @@
 --     load, cap: as in acquire
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}   no lease is granted. Values: as in acquire
 --   {-1, why}   all tokens are spent, or whole is 1 and at least one token is spent. No lease is granted. why: as in
---     acquire. If an earlier copy of the request got leases, they stay until they are released or expire
+--     acquire. Leases that an earlier copy of the request got are kept until they are released or expire
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  returns the same leases, and never leases a second unit to a token. If late is 1 and the pool exists, a call
---         that returns {1, ...} or {0, ...} leaves a tombstone for each token without a lease. A late copy of the
---         request then gets no lease for this token
+--         that returns {1, ...} or {0, ...} leaves a tombstone for each token without a lease. So a late copy of the
+--         request gets no leases for these tokens
 -- ERRORS  none
 -- COST    O(n log N + n log L) for n leases to grant, N instances, and L leases in the pool. It calls some 25 + 8 n
 --         commands. For each lease, it calls 1 or 2 more for each label of the instance, and 1 more if the instance has
@@ -126,10 +126,10 @@ local function reserve(count)
 end
 
 local expiry_ms, sum, cap = now_ms + TTL_MS, 0, 0
--- Pick an instance with a free unit for one lease. Return the record and the id of the instance. `number` is the index
--- in `randoms` of the random number for this lease. If no instance is picked, or if the picked one is full or has a
--- corrupt record, try the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of
--- the picked instance, if any.
+-- Pick an instance with a free unit for one lease. Return the record and the id of the instance. The random number for
+-- this lease is `randoms[number]`. If no instance is picked, or if the picked one is full or has a corrupt record, try
+-- the ids in `spare`, which `reserve` found. If all of them are full too, return nil and the id of the picked instance,
+-- if any.
 local function picked(number, spare)
   local random = randoms[number] or '0'
   local point = POINT == '-' and format('%.0f', random % 281474976710656) or POINT

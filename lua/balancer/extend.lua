@@ -1,4 +1,4 @@
--- extend: give a lease a new TTL, counted from now. Later renewals by the client use the same TTL.
+-- extend: give a lease a new TTL, counted from now. Later renewals by the client use the new TTL.
 -- KEYS
 --   state   HASH  agentperf:{lb:<type>}:state
 --   due     ZSET  agentperf:{lb:<type>}:due

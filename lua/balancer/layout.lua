@@ -1,7 +1,7 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
--- A divided pool still has the state key of an undivided pool. In this hash, #pool holds the number of shards and the
--- strategy, and #settings holds the settings. Any other script that finds a number of shards in #pool refuses the
--- request. The caller then uses the keys of the shards.
+-- A divided pool still has the hash `state`, in which #pool holds the number of shards and the strategy, and #settings
+-- holds the settings. If any other script finds a number of shards in #pool, the script refuses the request. The caller
+-- then uses the keys of the shards.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -23,8 +23,8 @@
 --   {1, shards, strategy, settings, before}   done. strategy: the strategy of the pool. settings: the settings of the
 --     pool after a 'set', else empty. before: the settings that were replaced, empty if none were
 --   {0, shards}       not done. shards: the number of shards that the pool has now, 1 if it is not divided. Nothing was
---     changed, with one exception: if the division is expiring after a 'lapse', a 'set' to 1 shard ends it and returns
---     {0, 1}
+--     changed, with one exception: if the division is expiring after a 'lapse', a 'set' to 1 shard ends the division
+--     and returns {0, 1}
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 --   {-6, now_ms}      the request came after until_ms; nothing was changed
@@ -73,7 +73,7 @@ local before, settings = '', known[2]
 local is_kept = shards and call('PTTL', STATE) == -1
 if is_kept then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
-elseif WANTED ~= '-' or not strategy then  -- not kept: the pool has no instance, so its strategy may change
+elseif WANTED ~= '-' or not strategy then  -- the pool has no instance, so its strategy may change
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end

@@ -13,8 +13,8 @@
 --   cap         int   max concurrent leases
 --   weight      text  weight, decimal, at least 0
 --   labels      text  labels, comma-separated, or '-' for none
---   on          text  flags to set, comma-separated, or '-' for none. The flags removed and heartbeat_missed are
---                     cleared. The flags metered and rate_limited are computed again. All other flags stay
+--   on          text  flags to set, comma-separated, or '-' for none. The flags `removed` and `heartbeat_missed` are
+--                     cleared. The flags `metered` and `rate_limited` are computed again. All other flags stay
 --   ewma_us     int   initial smoothed response time, us; 0 when not known
 --   silence_ms  int   time without a heartbeat after which the instance is disabled, ms; 0: no heartbeat is expected
 --   points      text  positions of the instance on the ring, 0 to 2^48 - 1 each, separated by spaces

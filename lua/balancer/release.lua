@@ -16,9 +16,9 @@
 --   rest_ms      int   time for which the instance gets no work after the outcome 'l', ms
 -- RETURNS
 --   1   this call or an earlier copy of it ended the lease. In one case, the script only assumes that an earlier copy
---     ended it: again is 1, bury_ms is 0, and the token has neither a lease nor a tombstone
+--     ended the lease: again is 1, bury_ms is 0, and the token has neither a lease nor a tombstone
 --   0   the token has no lease: it is unknown or waiting. If bury_ms is not 0, the token's request is now cancelled
---   {-1, why}   the request had ended before. why: the reason in its tombstone
+--   {-1, why}   the token is spent. why: the reason in its tombstone
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: no unit is freed twice
 -- ERRORS  none
@@ -45,8 +45,9 @@ local response_us, is_ok = tonumber(RESPONSE_US), OUTCOME == 'o'
 
 -- The usual case: the outcome is good or neutral, the instance has no flags, no waiter of this or another shard waits
 -- for a unit, and no late copy of the acquire request can arrive. The other cases need the files included below. The
--- usual case returns before the functions of these files are created, which saves 2 us per call. It leaves everything
--- unusual to the code below, such as a field of another form. Only that code decides whether a field is corrupt.
+-- usual case returns before the functions of these files are created, which saves 2 us per call. If anything is
+-- unusual, such as the form of a field, the code below handles the call. Only that code decides whether a field is
+-- corrupt.
 local score, _, _, response = rules(facts[2] or '')
 local slow_after_us
 if not score then

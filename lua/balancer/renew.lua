@@ -1,5 +1,5 @@
--- renew: give many leases the same TTL, counted from now. A lease that has more time left than this TTL is shortened.
--- This happens only after the server's clock was set back.
+-- renew: give many leases the same TTL, counted from now. A lease that has more time left than this TTL is shortened,
+-- for example after the server's clock was set back.
 -- KEYS
 --   due        ZSET  agentperf:{lb:<type>}:due
 -- ARGV

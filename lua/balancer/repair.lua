@@ -13,7 +13,8 @@
 -- RETURNS
 --   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the next page, 0 after the last page. wrong:
 --     number of instances whose load differed from the number of their leases. orphans: on the first page, number of
---     leases and waiters that were deleted because they had no timer; else 0. registered: number of instances
+--     leases and waiters that were deleted because they had no timer; 0 on the other pages. registered: number of
+--     instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: the first run has made all corrections
@@ -48,8 +49,8 @@ end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
--- For each half-open instance of the page, since_us holds its probe_since_us (a time, see pool.lua), and `before` holds
--- the number of its leases that were granted before that time.
+-- since_us holds the time probe_since_us (see pool.lua) of each half-open instance of the page. For each of these
+-- instances, `before` holds the number of leases that were granted before this time.
 local since_us, before = {}, {}
 for _, id in ipairs(page) do
   local r = pool.read(id)

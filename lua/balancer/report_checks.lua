@@ -6,7 +6,7 @@
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   claimed_ms  int   when the checks were claimed: now_ms in the reply of claim_checks
+--   claimed_ms  int   server time when the checks were claimed, ms: now_ms in the reply of claim_checks
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 --   results...  text  '+' (passed) or '-' (failed), followed by the id of an instance; at most 500
 -- RETURNS

@@ -1,6 +1,6 @@
--- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. Before
--- that, this call processes due timers, as `status` does. So the history and `status` show the same figures, except for
--- leases on removed instances (see the end of the script).
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. It
+-- processes due timers before it adds the figures, as `status` does. So the history and `status` show the same figures,
+-- except for leases on removed instances (see the end of the script).
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -42,15 +42,14 @@ local NOT_HEALTHY = {unhealthy = true, heartbeat_missed = true, ejected = true, 
 local function read_instances()
   local facts, registered = call('HMGET', STATE, '#usable', '#cap'), call('ZCARD', IDS)
   -- #cap is the sum of the capacities of the instances that take work. All scripts except `repair` change this sum with
-  -- HINCRBY. So it may be negative after another program has deleted it. Here, a negative value counts as 0.
+  -- HINCRBY. So if another program has deleted #cap, the sum may be negative. Here, a negative value counts as 0.
   local usable, capacity = whole_number(facts[1]), whole_number(facts[2]) or 0
   if usable == registered and call('ZCARD', AWAY) == 0 then return registered, capacity end  -- all instances take work
   local healthy, invalid = registered, nil
   for from = 0, registered - 1, 1000 do
     local ids = call('ZRANGE', IDS, from, from + 999)
     for i, record in ipairs(call('HMGET', STATE, unpack(ids))) do
-      -- Most instances have no flags. Their records are not parsed, because parsing would take much longer than this
-      -- search.
+      -- Only records with flags are parsed. Most records have no flags, and parsing takes much longer than this search.
       if not record or not string.find(record, ' flags=- ', 1, true) then
         local flags, limit, cap = nil, nil, nil
         if record then

@@ -9,7 +9,7 @@
 -- ARGV
 --   wanted  text  strategy the pool must have, or '-' for any
 --   labels  text  comma-separated labels; the instance must have all of them; '-' for none
---   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity, or random if it has none
+--   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity, or random without an affinity
 --   random  int   random number, 0 to 2^52 - 1
 -- RETURNS
 --   {1, id, record}   the instance that would be picked

@@ -11,15 +11,15 @@
 --   ignore    text    the first 8 characters (the version) of an entry that the caller found invalid; this entry counts
 --                     as missing. Empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a reader. For a background refresh of a stale value: min time between a failed
---                     computation and the next attempt, ms
+--   retry_ms  text    for a background refresh of a stale value: min time between a failed computation and the next
+--                     attempt, ms. Empty for a reader
 -- RETURNS
 --   {1, entry, epochs}  there is an entry that was not cleared. The caller checks whether one of the entry's tags
 --                       was invalidated
 --   {2, version, wrong_type}  the lease is granted, and the caller computes the value. version: the clock of the
---                       cache's last change. If the key is invalidated after this clock, put.lua refuses the value.
---                       wrong_type: 1 if the key of the entry or of the lease had a wrong type, else 0. Such a key is
---                       replaced
+--                       cache's last change. If the cache is cleared or a tag of the value is invalidated after this
+--                       change, put.lua refuses the value. wrong_type: 1 if the key of the entry or of the lease had a
+--                       wrong type, else 0. Such a key is replaced
 --   {3, lease_left_ms, token}  another caller computes the value. lease_left_ms: remaining TTL of its lease; token:
 --                       token of its lease
 --   {4, error}          the awaited computation failed, or a background refresh comes less than retry_ms after the last
@@ -74,7 +74,7 @@ if lease[1] then
   end
   return {3, math.max(1, left_ms), lease[1]}
 end
--- The lease does not store the server's time but `clock`, the version of the last change. So a later invalidation has a
+-- The lease stores `clock`, the version of the last change, instead of the server's time. So a later invalidation has a
 -- higher version than the stored one, even if the server's clock was set back in between.
 call('HSET', LEASE, 'token', TOKEN, 'version', string.format('%d', clock), 'lease_ms', LEASE_MS)
 call('PEXPIRE', LEASE, LEASE_MS)

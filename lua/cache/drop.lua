@@ -15,7 +15,7 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   keep_ms   int     TTL of epochs, ms. During this time, a value whose computation began before the clear is not
---                     stored. If the settings contain a layout number, meta keeps this number for the same time
+--                     stored. If the settings contain a layout number, meta also keeps this number for keep_ms
 -- RETURNS
 --   {1}     dropped
 --   {0, n}  the cache is in use; nothing was deleted. n is the sum of three numbers: entries, clears whose values are
@@ -39,7 +39,7 @@ if left > 0 then return {0, left} end
 local layout = string.match(call('HGET', META, 'settings') or '', ' layout (%d+)')
 call('PEXPIRE', EPOCHS, KEEP_MS)
 call('UNLINK', META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
-if layout then                           -- the next layout must not be one that processes may still know
+if layout then                           -- a new cache must not reuse an earlier layout that processes may still know
   call('HSET', META, 'layout', layout)
   call('PEXPIRE', META, KEEP_MS)
 end

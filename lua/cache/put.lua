@@ -23,7 +23,7 @@
 --   until_ms   int     server time after which this request is refused, ms
 --   seen       text    empty on the first delivery; else the newest version that the caller knew before it first sent
 --                      the request
---   ttl_ms     text    TTL, ms; 0: the value never expires; -1: the default of its tier. Or three such numbers,
+--   ttl_ms     text    TTL, ms; 0: the value never expires; -1: the default of the entry's tier. Or three such numbers,
 --                      "<hot>/<warm>/<cold>"; the number of the entry's tier applies
 --   tier       int     1 hot, 2 warm, 3 cold; 0: an existing entry keeps its tier, and the policy chooses the tier of a
 --                      new entry
@@ -51,7 +51,7 @@
 --   {0, 1}                 as {0}, but this is a repeated delivery: an earlier copy may have been executed
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          the value alone exceeds the cache's limit of bytes; the old value is removed
---   {-2, 0, 0}             'incr': the entry with the new number exceeds this limit; the old number stays
+--   {-2, 0, 0}             'incr': the entry with the new number exceeds the limit of bytes; the old number stays
 --   {-3}                   after the lease was claimed, the cache was cleared, or a tag of the value was (or may have
 --                          been) invalidated; the lease is released, and nothing else is done
 --   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes

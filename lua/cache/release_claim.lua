@@ -19,8 +19,9 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released, but the value may be outdated: since the claim, the cache was cleared, or the value
---                       has tags and any tag of the cache was invalidated. Also returned if epochs has another form
+--   {2}                 released, but the computed value may be outdated: since the claim, the cache was cleared, or
+--                       the value has tags and any tag of the cache was invalidated. Also returned if epochs has
+--                       another form
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

@@ -34,8 +34,8 @@
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
--- The last offset that this script reads in an entry. If the tags of an entry extend beyond it, only readers check
--- these tags.
+-- The last offset that this script reads in an entry. If the tags of an entry extend beyond this offset, only readers
+-- check the tags.
 local HEAD = 511
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 

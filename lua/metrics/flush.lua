@@ -6,31 +6,32 @@
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   latests...      LIST    agentperf:{metrics:<shard>}:latest:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   This script computes more keys under the same hash tag: those of slices, of lists of closed slices, of __other__,
---   and of names that give way (see idle_ms). It also computes the key of the index of an agent's parts. The parts of
---   an agent are its spans and measures.
+--   Other keys under the same hash tag are computed here: the keys of slices, of lists of closed slices, of __other__,
+--   of names that give way (see idle_ms), and of the indexes of the parts of agents. The parts of an agent are its
+--   spans and measures.
 -- ARGV
 --   seq             int     idempotency key of this flush, a number that rises with each flush of this writer to this
 --                           shard
 --   writer_keep_ms  int     how long the server remembers seq, ms
 --   firm            int     1: the next four TTLs apply and are stored for the shard. 0: the stored TTLs apply instead.
 --                           If not all four are stored, 0 has the same effect as 1
---   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0: no such slices are written
+--   keep_10s_ms     int     TTL of a slice of 10 s, counted from its end, ms; 0: no such slices are written
 --   keep_1m_ms      int     the same for a slice of 1 min, ms
 --   keep_1h_ms      int     the same for a slice of 1 h, ms
 --   keep_1d_ms      int     the same for a slice of 1 day, ms
---   max_recent      int     max raw samples of a series
+--   max_recent      int     max number of raw samples of a series
 --   recent_keep_ms  int     TTL of raw samples, ms
---   max_slow        int     max slowest samples of a series
+--   max_slow        int     max number of slowest samples of a series
 --   slow_keep_ms    int     TTL of slowest samples, ms
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     if an agent has this many parts, further spans are counted under __other__
---   max_errors      int     max error types of a series, and also max models of a series; further ones are counted
---                           under __other__
---   idle_ms         int     time without use after which a name may give way, ms. When a new name would exceed a limit,
---                           it takes the place of such an old name. The counts of the old name are added to __other__.
---                           If the old name is an agent, the counts of its spans are added to the span __other__ of the
---                           agent __other__. For error types and models, the time is rounded up to whole days
+--   max_errors      int     max number of error types of a series, and also of its models; further error types and
+--                           models are counted under __other__
+--   idle_ms         int     time without use after which a name may give way, ms. A name is an agent, a span, an error
+--                           type or a model. At a limit, a new name takes the place of an old name that may give way,
+--                           and the counts of the old name are added to __other__. If an agent gives way, the counts of
+--                           its spans are added to the span __other__ of the agent __other__. For error types and
+--                           models, the time is rounded up to whole days
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -48,9 +49,9 @@
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
 -- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
 --         O(fields). A list of closed slices that gets late samples adds O(256 lines). At a limit, each name that gives
---         way adds O(fields). One flush removes at most 16 agents, which together have at most max_parts + 3 parts. It
---         also removes at most 16 spans of each agent that stays. Of each series, it removes at most max_errors error
---         types and max_errors models
+--         way adds O(fields). One flush removes at most 16 agents. Together, these agents have at most as many parts as
+--         one agent can have: max_parts, the span __other__ and two measures. The flush also removes at most 16 spans
+--         of each agent that stays. Of each series, it removes at most max_errors error types and max_errors models
 --@include corrupt
 --@include whole_number
 --@include slices
@@ -62,13 +63,13 @@ local MAX_RECENT, RECENT_KEEP_MS = tonumber(ARGV[8]), tonumber(ARGV[9])
 local MAX_SLOW, SLOW_KEEP_MS = tonumber(ARGV[10]), tonumber(ARGV[11])
 local MAX_AGENTS, MAX_PARTS, MAX_ERRORS = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
 local IDLE_MS, SAMPLE_TAG, SENT_MS = tonumber(ARGV[15]), ARGV[16], tonumber(ARGV[17])
-local NAMES, CELLS = 18, 18 + math.floor((#KEYS - 3) / 3)  -- on a Cluster, one more key follows: `absent` in keys.py
+local NAMES, CELLS = 18, 18 + math.floor((#KEYS - 3) / 3)  -- floor: a Cluster has one more key (`absent` in keys.py)
 
 local call = redis.call
 local now = clock_ms()
--- Ages are relative to the time when the request was sent, since a request may wait, for example while the server is
--- stopped. No request waits longer than WRITER_KEEP_MS. If a request seems to have waited longer, the server's clock
--- was set forward, and ages count back from now.
+-- A request may wait, for example while the server is stopped. So ages count back from the time when the request was
+-- sent. No request waits longer than WRITER_KEEP_MS. If a request seems to have waited longer, the server's clock was
+-- set forward. In this case, ages count back from now.
 local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
@@ -83,7 +84,7 @@ local function holds(key, type)
   return false
 end
 
--- A wrong type makes this read fail. Only then is the type read, so the usual case needs only one call.
+-- If the key has a wrong type, this read fails, and the type is read next. So the usual case needs only one call.
 local known_seq = redis.pcall('GET', WRITER)
 if type(known_seq) == 'string' then
   known_seq = whole_number(known_seq)
@@ -107,7 +108,7 @@ end
 
 -- A name is counted under its own series or, if it is beyond a limit, under __other__.
 local series, indexes, leaving = {}, {}, {}
-local present  -- the agents and parts of this flush, which do not give way
+local present  -- the agents and parts that this flush counts; they do not give way
 local leaving_parts = 0  -- number of the parts of all agents that give way
 local function parts_of(agent)
   local key = tag .. 'parts:' .. agent
@@ -123,7 +124,7 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     for i = NAMES, CELLS - 1 do
       local agent, part = string.match(ARGV[i], '^([^/#]+)(.*)$')
       present[agent], present[tag .. 'parts:' .. agent .. part] = true, true
-      present[tag .. 'parts:' .. OTHER .. part] = true  -- the agent may be counted under __other__
+      present[tag .. 'parts:' .. OTHER .. part] = true  -- in case the agent is counted under __other__
     end
   end
   while known.idle[known.next] do
@@ -145,7 +146,7 @@ local function make_room(index, known)  -- take an idle member out of a full ind
   end
   return false
 end
-local function admit(index, member, limit)  -- returns whether the index has the member or room for it
+local function admit(index, member, limit)  -- returns whether the index has the member, or has room for it
   local known = indexes[index]
   if not known then
     local size = redis.pcall('ZCARD', index)
@@ -194,10 +195,10 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- `sums` holds, for each key, the sums to add to this key. All sums are first collected in memory, so that every read
--- and check precedes the first write. An accumulator adds the same sum to the total of its series and to several
--- slices. At first, the keys of this total and of these slices share one `sum` table. When a second accumulator adds to
--- one of these keys, the key gets a table of its own.
+-- `sums` maps each key to a table of the sums to add to this key. All sums are first collected in memory, so that every
+-- read and check precedes the first write. An accumulator adds the same sums to the total of its series and to several
+-- slices. So at first, the keys of the total and of these slices share one table. When a second accumulator adds to one
+-- of these keys, this key gets a table of its own.
 local sums, order, expiries = {}, {}, {}
 local function aggregate(sum, field, value)
   local values = sum.values
@@ -228,11 +229,12 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, a new type or model takes the place of an idle one. Idle means: not used today, and not on the last N days
--- before today. N is IDLE_MS in days, rounded up.
+-- limit, a new type or model takes the place of an idle one. A type or model is idle if it was used neither today nor
+-- on the N days before today. N is IDLE_MS in days, rounded up.
 local guards, gone_fields = {}, {}
--- The last use of a type or model is not stored. But the slice of a day has a field for each type and model that was
--- used on that day. If slices of a day are kept for less than IDLE_MS, no type or model counts as idle.
+-- The time when a type or model was last used is not stored. But each slice of 1 day has a field for every type and
+-- model that was used on that day. So the script reads these slices. If they are kept for less than IDLE_MS, no type or
+-- model counts as idle.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
 local function take_out_idle(total, guard, prefix)
   local idle = guard[prefix]
@@ -263,7 +265,7 @@ local function take_out_idle(total, guard, prefix)
     end
     local key = closed_key(tag, day, name)
     if #fields > 0 and call('TYPE', key).ok == 'list' then
-      pcall(function()  -- an error means that another program has written a line: the lines after it are skipped
+      pcall(function()  -- an error means that another program has written a line; later lines are skipped
         for _, line in ipairs(closed_lines(key, range, now)) do add_head(line, closed) end
       end)
       for i, field in ipairs(fields) do used[i] = used[i] or closed[field] end
@@ -274,7 +276,7 @@ local function take_out_idle(total, guard, prefix)
   end
   while #idle > 0 do
     local base = table.remove(idle)
-    if guard.kinds[base] == nil then  -- no name that gives way has added counts to this field
+    if guard.kinds[base] == nil then  -- this field gets no counts from a name that gives way
       guard.kinds[base] = false
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
@@ -479,7 +481,7 @@ local to_close, closing  -- `to_close`: the slices to close, by list; `closing`:
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
 end
-local function last_sample(one)  -- returns the last sample's time as stored, and as it will be after this flush
+local function last_sample(one)  -- returns the time of the last sample before and after this flush
   local before, own = last_before[one.total], sums[one.total].values.last_ms
   return before, before and before > own and before or own
 end
@@ -524,14 +526,14 @@ end
 local function close_slices()
   local closed_key, stamp_of, _, add_line, _, _, encode_name = closed_functions()
   local HEAD = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'min_us', 'max_us', 'last_ms'}
-  local NOT_IN_LINE = {first_ms = true}  -- only the total of a series needs this field
+  local NOT_IN_LINE = {first_ms = true}  -- only the total of a series needs first_ms
   for _, name in ipairs(HEAD) do NOT_IN_LINE[name] = true end
   local function digits(value)
     local number = counter(value)
     if not number then error('a field that is no number', 0) end
     return number < 9e15 and whole(number) or format('%.17g', number)
   end
-  local function line_of(start, tier, fields)  -- `fields` is flat, as the reply of HGETALL
+  local function line_of(start, tier, fields)  -- `fields` is a flat list, like the reply of HGETALL
     local head, rest, counts, least, most = {}, {}, {}, nil, nil
     for i = 1, #fields, 2 do
       local name, value = fields[i], fields[i + 1]
@@ -561,7 +563,7 @@ local function close_slices()
       local count = counts[index]
       if count then
         local distance = index - previous
-        if distance > 3 then runs[size + 1] = ' ' .. index .. ':'  -- shorter than a zero for each empty bucket
+        if distance > 3 then runs[size + 1] = ' ' .. index .. ':'  -- a new run is shorter than zeros for empty buckets
         elseif distance == 1 then runs[size + 1] = ','
         else runs[size + 1] = distance == 2 and ',0,' or ',0,0,' end
         runs[size + 2] = count
@@ -574,9 +576,9 @@ local function close_slices()
   end
 
   closing = {}
-  -- Return two flat lists: the counters of the slice after this flush, and the counters in its hash. If there is no
-  -- hash, false replaces the second list. If there is no hash and this flush does not write the slice, both results are
-  -- false or nil.
+  -- Return two flat lists: the counters that the slice will have after this flush, and the counters that its hash has
+  -- now. Without a hash, the second result is false. If there is no hash and this flush does not write the slice, both
+  -- results are false or nil.
   local function counters_of(key, line)
     local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
     if not (write or line) then return stored, stored end
@@ -648,7 +650,7 @@ local function close_slices()
       list = list, removed = #lines - kept, push = push, delete = delete, outdated = outdated_lines,
       expires = (kept == #lines and starts[#starts] + tier[WIDTH] or now) + one.keep,
     }
-    for _, key in ipairs(moved) do writes[key] = nil end  -- the lines have these counts, and no error can follow
+    for _, key in ipairs(moved) do writes[key] = nil end  -- the new lines have these counts, and no later step can fail
   end
   for _, one in pairs(to_close) do
     pcall(close, one)  -- an error means that another program has written a field or a line: the slices remain hashes
@@ -693,7 +695,7 @@ for i = 1, series_count do
     for first = 1, #one.fresh, 4000 do
       size = call('RPUSH', one.latest, unpack(one.fresh, first, math.min(first + 3999, #one.fresh)))
     end
-    local outdated_to = whole(now - RECENT_KEEP_MS)  -- a sample begins with 13 digits of ms, so texts can be compared
+    local outdated_to = whole(now - RECENT_KEEP_MS)  -- the 13 digits of a sample's time can be compared as text
     if string.sub(call('LINDEX', one.latest, 0), 1, 13) <= outdated_to then
       for _, member in ipairs(call('LRANGE', one.latest, 0, math.min(#one.fresh, 64))) do
         if string.sub(member, 1, 13) > outdated_to then break end
@@ -703,7 +705,7 @@ for i = 1, series_count do
     excess = math.max(excess, size - MAX_RECENT)
     if excess > 0 then call('LTRIM', one.latest, excess, -1) end
     call('PEXPIRE', one.latest, RECENT_KEEP_MS)
-    local min_us = -1  -- duration of the fastest kept sample, if the set is full; only slower samples are added
+    local min_us = -1  -- if the set is full: the duration of its fastest sample; only slower samples are added
     if one.slow_count >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}
     for s = 1, #one.slowest, 2 do

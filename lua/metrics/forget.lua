@@ -1,4 +1,4 @@
--- forget: remove an agent, its spans and its measures: the names, the counts of all time and the raw samples.
+-- forget: remove an agent with its spans and measures: their names, counts of all time and raw samples.
 -- KEYS
 --   agents  ZSET  agentperf:{metrics:<shard>}:agents
 --   parts   ZSET  agentperf:{metrics:<shard>}:parts:<agent>

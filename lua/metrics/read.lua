@@ -8,15 +8,15 @@
 --   window_ms  int   length of the window, ms; 0 for all time
 --   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
 --   max_exact  int   max number of raw durations to return for a series. If the window has more samples, or not all of
---                    them are stored, no durations are returned. -1: the reply has the second form below, which has
---                    only plain counters, and no buckets, error types or models
+--                    them are stored, no durations are returned. -1: the reply has the second form below, which has no
+--                    durations, buckets, error types or models
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...}  then for each series: name, number of its fields, name and value of each field,
 --                   raw durations, lines of the closed slices. The raw durations are one text of numbers in us,
---                   separated by spaces; it is empty if they are not returned (see max_exact). The fields do not
---                   contain the counts of the lines. The client adds these counts, because it parses the lines faster
---                   than the script. The window is [from_ms, to_ms)
+--                   separated by spaces; the text is empty if no durations are returned (see max_exact). The fields do
+--                   not contain the counts of the lines. The client adds these counts, because it parses the lines
+--                   faster than the script. The window is [from_ms, to_ms)
 --   {1, now_ms, from_ms, to_ms, ...}  if max_exact is -1; then for each series: name, n, ok, err, sum_us, llm_calls,
 --                   tool_calls, tok_in, tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in,
 --                   tok_cache_write, tok_reasoning. min_us, max_us, last_ms and first_ms are -1 if unknown. For a
@@ -40,8 +40,9 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- Extend the window to whole slices. Its start is rounded down to a multiple of a width: the width of the narrowest
--- kept slice that contains the start. If the window ends in the past, its end is rounded up in the same way.
+-- Extend the window to whole slices. Its start is rounded down to the start of the narrowest kept slice that contains
+-- it. If the window ends in the past, its end is rounded up to a multiple of the width of the narrowest kept slice that
+-- contains the end.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -64,7 +65,7 @@ end
 -- `starts` holds the prefixes of the keys to read. In a key, the name of the series follows the prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
-local ranges, outside = {}, {}  -- `ranges`: the slices that may be closed; `outside`: the prefixes of all others
+local ranges, outside = {}, {}  -- `ranges`: the slices that may be closed; `outside`: the prefixes of all other slices
 for s = 1, #slices do
   local tier, start = slices[s][1], slices[s][2]
   starts[s] = slice_key(tag, tier, start, '')
@@ -90,8 +91,8 @@ local NONE = {}
 local lines, hashes = NONE, starts  -- of one series: the lines of its closed slices, and the prefixes of its hashes
 local is_listed                     -- whether any series of the current group may have a list of closed slices
 
--- Set `lines` and `hashes` for a series. A slice with a line rarely has a hash as well. So one call checks whether any
--- slice with a line has a hash. If none has one, the hashes of these slices need not be read.
+-- Set `lines` and `hashes` for a series. A slice with a line rarely has a hash as well. So one EXISTS checks all slices
+-- with a line. If none of them has a hash, `hashes` need not contain these slices.
 local function find_slices(name)
   lines, hashes = NONE, starts
   if not is_listed then return end
@@ -122,10 +123,10 @@ local function find_slices(name)
   end
 end
 
--- An overview of all agents waits for `plain`. So for speed, `plain` adds up each counter in a local variable. Reading
--- a field takes 0.25 us per slice. Therefore some fields are not always read. The field err is read only if not all
--- executions succeeded. The counters of models and tools are all written together, so they are read only if llm_calls
--- exists. The last timestamp is read only from the newest hash that has one.
+-- `plain` must be fast, because an overview needs it for every agent. So each counter is added up in a local variable.
+-- Reading a field takes 0.25 us per slice, so some fields are read only if they are needed. The field err is read only
+-- if not all executions succeeded. The counters of models and tools are written together with llm_calls, so they are
+-- read only if llm_calls exists. The last timestamp is read only from the newest hash that has one.
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
   local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
@@ -202,10 +203,10 @@ local function plain(name)
 end
 
 -- Return the durations of the n samples in the window, ordered by the ends of the samples; nil if not all n are found.
--- The list is in the order of the flushes, and a late flush may append earlier samples. So the script first reads the
--- positions that the samples would have in a sorted list, with a margin. If samples are missing there, it reads the
--- whole list, unless the list has more than MAX_EXACT samples. The first 13 digits of a sample are the time of its end,
--- ms.
+-- The list of samples is in the order of the flushes, and a late flush may append earlier samples. So the script first
+-- reads the positions that the samples would have in a sorted list, with a margin. If samples are missing there and the
+-- list has at most MAX_EXACT samples, the script reads the whole list. The first 13 digits of a sample are the time of
+-- its end, ms.
 local MARGIN = 32
 local function durations(name, n)
   key = tag .. 'latest:' .. name
@@ -262,7 +263,7 @@ local function full(name)
   append(0)
   for field, value in pairs(fields) do
     if EXTREME[field] then value = extreme(value)
-    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- calling it each time takes longer
+    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- a call for each value takes longer
     reply[size + 1], reply[size + 2] = field, value
     size = size + 2
   end

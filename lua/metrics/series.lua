@@ -9,11 +9,11 @@
 --   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of step_ms since 1970
 --   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, and its steps as text, one step per line. A step has
---                   these parts, separated by the character 31: the number of the step, counted from 0; for each closed
---                   slice, a bar and the line that stores it (see includes/closed.lua); field and value of each counter
---                   in the hashes of the slices. A step without data is left out. The steps cover [from_ms, to_ms).
---                   This range contains the window up to now; no step begins after now
+--   {1, now_ms, from_ms, to_ms, ...} then for each series: name, steps. The steps are one text with a line for each
+--                   step. A step has these parts, separated by the character 31: the number of the step, counted from
+--                   0; for each closed slice, a bar and the line that stores it (see includes/closed.lua); field and
+--                   value of each counter in the hashes of the slices. A step without data may be left out. The steps
+--                   cover [from_ms, to_ms). This range contains the window up to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
@@ -39,8 +39,8 @@ local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
 -- The slices of a step are chosen as for a window with the same start and end. For each step, `starts` holds a list of
--- key prefixes, one for each slice. In a key, the name of the series follows the prefix. The list is empty if no slice
--- of the step is kept any longer. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
+-- key prefixes, one for each slice. If no slice of the step is kept any longer, this list is empty. In a key, the name
+-- of the series follows the prefix. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
 -- range maps the stamp of each slice to the index of its step in `starts`.
 local starts, ranges, of_tier = {}, {}, {}
 local oldest = oldest_kept(now, KEEP) or to
@@ -106,7 +106,7 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   for i = 2, #got, 2 do
     local value = got[i] + 0
     if not (value >= 0) then clamped(value) end
-    if value >= 1e8 and value % 1e8 == 0 then value = 1e14 end  -- Redis 7.2 may have stored it as 1e+8
+    if value >= 1e8 and value % 1e8 == 0 then value = 1e14 end  -- Redis 7.2 may have stored 1e+8: use `append_sums`
     if value > most then most = value end
   end
   if most < 1e14 and #got == 0 and #lines == 0 then return end
@@ -126,9 +126,8 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   size = size + 1
 end
 
--- Return two values. The first is the lines of the closed slices of a series: one list for each step, by its index in
--- `starts`. The second is whether the lines suffice for all steps that have a line and only one slice. They suffice if
--- none of these slices has a hash, which is the usual case.
+-- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. If
+-- the second is true, no step with a line and only one slice has a hash, which is the usual case.
 local is_listed  -- whether any series of the current group may have a list of closed slices
 local function lines_of_steps(name)
   local found, hashes = {}, {}

@@ -42,7 +42,7 @@ for key, wanted in pairs({[SEEN] = 'zset', [RECORD] = 'hash'}) do
 end
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
--- Keep the start that the first heartbeat stored. If each heartbeat computed the start, it would vary with the latency.
+-- Keep the start that the first heartbeat stored. A start that each heartbeat computes would vary with the latency.
 local since = whole_number(call('HGET', RECORD, 'since_ms'), math.max(0, now - AGE_MS))
 if not since then return corrupt(RECORD, 'a time that is no number') end
 -- A heartbeat later than `last` was stored before the server's clock was set back. It does not count.

@@ -3,7 +3,7 @@
 --   meta    HASH  agentperf:meta
 -- ARGV
 --   schema  int   major version of the data model that the caller writes
---   epoch   text  random; becomes the namespace's epoch if it has none
+--   epoch   text  random text; becomes the epoch of a namespace that has none
 -- RETURNS
 --   {1, schema, epoch}   the namespace is open. The epoch is empty if none is stored and the ACL user may not write
 --   {-1, schema, epoch}  the namespace was written by a newer major version; nothing was written

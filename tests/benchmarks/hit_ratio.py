@@ -226,7 +226,7 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("loop", loop(count, keys // 8), keys // 10)
     yield Scene("drifting zipf", drift(count, keys, 3), keys // 10, drifts=True)
     yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
-    if not full:  # in the short traces, a large part of the accesses comes before the window has adapted
+    if not full:  # in a short trace, the window adapts only after a large part of the accesses
         yield Scene("long drifting zipf", drift(4 * count, keys, 12), keys // 10, drifts=True)
         yield Scene("long births", births(4 * count, keys // 10), keys // 10, drifts=True)
 

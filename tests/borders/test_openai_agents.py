@@ -276,7 +276,7 @@ def test_errors_of_spans_are_failures(
     try:
         raise KeyError("x")
     except KeyError:
-        with trace("flow"), custom_span("retry"):  # the span begins after the exception was raised, so it has no error
+        with trace("flow"), custom_span("retry"):  # the exception is older than the span, so the span has no error
             pass
     assert snapshots()["flow"].error_types == {"too long": 1}
 

@@ -317,7 +317,7 @@ def test_scripts_are_called_with_their_header_names() -> None:
         remaining = iter(wanted)
         if None not in names:
             assert names == wanted, where
-        else:  # None stands for a `**`. Its arguments are checked when the command is created
+        else:  # None stands for a `**`, whose arguments are checked when the command is created
             assert all(each in remaining for each in names if each is not None), (where, names, wanted)
         called.add(name)
     assert called == set(headers.scripts())

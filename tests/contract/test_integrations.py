@@ -11,7 +11,7 @@ from tests.support.places import ROOT
 ADAPTERS = sorted(path.stem for path in (ROOT / "agentperf_redis" / "integrations").glob("[!_]*.py"))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-# A program that imports the adapters. Installed packages other than the core packages are hidden from it.
+# A program that imports the adapters. All installed packages except the core packages are hidden from this program.
 WITHOUT_FRAMEWORKS = """
 import importlib.abc, sys
 from importlib.metadata import packages_distributions

@@ -172,7 +172,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     lru.put("page", "hello")
     tiered.put("page", {"title": "Agents"}, "hot")
     tiered.put("draft", {"title": "Caches"})  # no tier is named, so the entry is a newcomer
-    # Of the entry keys of this cache, the README lists only the key of "page". So this test deletes the entry key of
+    # The README lists only one entry key of this cache, the key of "page". So this test deletes the entry key of
     # "draft". The indexes still contain "draft".
     raw.delete(f"{namespace}:{{tiered:docs}}:e:draft")
     for took in (0.02, 0.0201, 0.0202):

@@ -462,7 +462,7 @@ AFTER_READING = {
     "warm_up": {"items"},
     "register_instance": {"shards"},
     "configure_pool": {"shards"},
-    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # of a lease, which was acquired before
+    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # of a lease, which an earlier request acquired
 }
 """The arguments that a method may refuse after a request, because the refusal depends on the stored state."""
 _WRONG_ARITY = re.compile(r"too many positional arguments|missing a required argument|unexpected keyword")

@@ -133,7 +133,7 @@ def test_failing_refresh_of_single_requests_serves_the_old_value(
     wait_until(failed_often, "a refresh in the foreground that fails")
 
 
-# When Python closes the coroutine of `Stubborn`, the coroutine awaits again. Python warns about this second wait.
+# When Python closes the coroutine of `Stubborn`, the coroutine awaits again. Python warns about this second await.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object")
 @pytest.mark.parametrize("function", [Endless, Stubborn])
 def test_computation_of_a_closed_loop_is_given_up_at_once(
@@ -266,8 +266,8 @@ def test_map_of_loops_may_change_while_it_is_listed(backend: Backend) -> None:
     assert len(loops) > 20, "the map was changed"
 
 
-# On a busy machine, the loop may be closed while the waiter opens a connection. Closing a transport needs a running
-# loop (CPython 3.11), so `create_connection` leaves its transport open. Later, the garbage collector closes the socket
+# On a busy machine, the loop may be closed while the waiter opens a connection. In CPython 3.11, closing a transport
+# needs a running loop, so `create_connection` leaves its transport open. Later, the garbage collector closes the socket
 # and warns.
 @pytest.mark.filterwarnings("ignore:(?s).*unclosed (transport|<socket):pytest.PytestUnraisableExceptionWarning")
 def test_waiter_of_a_closed_loop_leaves_the_queue(backend: Backend, request_in_own_loop: Request) -> None:
@@ -318,7 +318,7 @@ def test_stopped_loop_does_not_block_its_keys(
     loop = asyncio.new_event_loop()
     loop.run_until_complete(pending(cache.aio.get_or_compute("k", never), never.begun))
     try:
-        with ThreadPoolExecutor(1) as other_thread:  # on the thread of the loop, the call would compute at once
+        with ThreadPoolExecutor(1) as other_thread:  # the loop's own thread would compute at once, without waiting
             assert other_thread.submit(cache.get_or_compute, "k", lambda: "here").result(20) == "here"
         assert remote.get_or_compute("k", lambda: "there") == "here"
     finally:

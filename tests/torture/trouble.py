@@ -124,7 +124,7 @@ class Trouble:
 
     def _kill_clients(self) -> None:
         for node in self._server.nodes:
-            with suppress(redis.RedisError), node.client() as client:  # as above
+            with suppress(redis.RedisError), node.client() as client:  # a node of a Cluster may be restarting
                 client.client_kill_filter(_type=self._chance.choice(("normal", "pubsub")), skipme=True)
 
     def _pause_server(self) -> None:
@@ -147,7 +147,7 @@ class Trouble:
                 try:
                     with node.client() as client:
                         client.config_set("maxmemory", limit)
-                except redis.RedisError:  # a restarting node of a Cluster; it will start without a limit
+                except redis.RedisError:  # a node of a Cluster may be restarting; it starts without a limit
                     continue
             if limit == "1":
                 time.sleep(0.3)

@@ -301,7 +301,7 @@ def test_put_from_destructor_works_at_any_time(jobs: Background) -> None:
         gc.set_threshold(*thresholds)
 
     def all_are_done() -> bool:
-        gc.collect()  # it returns at once, without collecting, while a collection runs on the background thread
+        gc.collect()  # does nothing while a collection runs on the background thread
         return len(done) == 300
 
     wait_until(all_are_done, "all jobs from __del__")

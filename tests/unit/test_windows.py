@@ -87,8 +87,8 @@ def kept(world: World, timestamp: float) -> float:
 
 def test_window_counts_exactly_the_range_it_covers(world: World) -> None:
     source = random.Random(world.now)
-    # No timestamp is within a millisecond of the border of a slice. Otherwise, rounding would decide which of the two
-    # slices counts the timestamp.
+    # Near the border of two slices, rounding to milliseconds would decide which slice counts a timestamp. So each
+    # timestamp is at least 10 ms away from a border.
     timestamps = [
         (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
         for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))

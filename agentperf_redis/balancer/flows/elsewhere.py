@@ -126,7 +126,7 @@ class Elsewhere:
             return []
         if not self._require:
             until = now + _LOOK_S * (0.8 + 0.2 * random_numbers.fraction())
-            for shard in asked:  # must precede the request: a message may end the watch during the request
+            for shard in asked:  # done before the request: a message may end the watch during the request
                 watched[shard] = until
         live_ms = 0 if self._require else _WATCH_MS
         batch = Batch(tuple(commands.watch(shard, self._require, live_ms) for shard in asked))

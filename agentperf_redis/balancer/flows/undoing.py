@@ -47,7 +47,7 @@ def or_undo(
         if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.undo(undoing(), ttl)
         raise
-    except GeneratorExit:  # the event loop is shutting down, so this flow can do no more I/O
+    except GeneratorExit:  # the event loop is shutting down, so this flow can do no further I/O
         interrupted = False
         keeper.undo(undoing(), ttl)
         raise

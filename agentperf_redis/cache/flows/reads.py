@@ -277,8 +277,8 @@ class Reader:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
         key = plain_text(key)
-        # A long key and its shortened name are stored under one name, and copies are invalidated by name. So only the
-        # long one of these two keys may have a copy.
+        # A long key is stored under its shortened name. A caller may also use the shortened name as a key. Copies are
+        # invalidated by stored name, so only the long key may have a copy.
         if key == name and key_names.is_shortened(name):
             return
         ttl_s = MAX_COPY_TTL_S if expiry is None else expiry - time.monotonic()

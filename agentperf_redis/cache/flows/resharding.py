@@ -92,8 +92,8 @@ class Resharding:
             coming = key_names.cache_shards(
                 *(self._backend.namespace, self._service, self._name, self.target, stored.layout + 1)
             )
-            # This request changes nothing, but raises if a node does not answer. Later, after the old shards are
-            # closed, such a failure would stop the cache.
+            # This request changes nothing, but raises if a node does not answer. After the old shards are closed, an
+            # unreachable node would stop the cache.
             yield from Batch(tuple(commands.forget(each, ()) for each in coming))
             yield from make_room(where, stored, self.target)
             begun = yield from commands.relayout(self._own, "begin", self.target, stored.layout)

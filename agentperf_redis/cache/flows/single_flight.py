@@ -334,11 +334,12 @@ class SingleFlight:
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
-    # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. If the
-    # lease has a token, the caller runs this flow. Waiters of this process get an error at once. The key may be
-    # invalidated during the computation. So waiters get a value only after the server has stored it. If the value
-    # cannot be stored, waiters get it after the server has confirmed that the key was not invalidated. If the lease has
-    # no token, waiters get every value at once.
+    # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. The
+    # caller runs this flow if the lease has a token.
+    #
+    # Waiters of this process get an error at once. If the lease has no token, waiters also get a value at once. If the
+    # lease has a token, waiters get the value only after the server has confirmed that the key was not invalidated
+    # during the computation.
 
     def finish(
         self,

@@ -248,8 +248,8 @@ class Writer:
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
                 # If an earlier copy may have been executed before the entries moved, mark the next delivery as a
-                # repetition. In a mode other than ALWAYS, always mark the next delivery. If the server refuses a
-                # repetition, it stores the refusal, and then also refuses late copies.
+                # repetition. In modes other than ALWAYS, mark the next delivery in any case. If the server refuses a
+                # repetition, it stores the refusal, so that it also refuses late copies.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

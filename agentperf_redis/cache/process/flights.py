@@ -136,7 +136,7 @@ class Flights:
         """Start without flights. Also called in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
-        self._owner = object()  # a forked child gets a new owner: it is not part of the computations of its parent
+        self._owner = object()  # new in a forked child, because the child takes no part in the parent's computations
 
     def join(self, name: str) -> tuple[Flight, int | None]:
         """Return the flight of a key, and the number of its confirming requests so far.

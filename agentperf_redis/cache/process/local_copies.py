@@ -167,8 +167,8 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""
-        # `_trusted_until` never decreases. `_proven_at` returns 0 after the bus was lost, but the last proof before the
-        # loss stays valid.
+        # Do not decrease `_trusted_until` here. After a loss of the bus, `_proven_at` returns 0, but the last proof
+        # stays valid.
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -246,8 +246,8 @@ class LocalCopies:
             if copy is not None:  # after a loss of the bus, `_proven_at` is 0, but the last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # The bus has not worked since the copies were set aside. A working bus could have delivered changes
-                # that were not applied to these copies.
+                # Use the copies that were set aside only until the bus works again. After that, this process may have
+                # read newer values.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

@@ -219,8 +219,8 @@ class SharedState:
                 if (merged, "".join(marks)) != (self.settings, self.given):
                     self._set(merged, "".join(marks))
             self._users.add(user)
-        if self.local is not None and any(shard.unsent for shard in self.shards):  # see `change` for the reason
-            self.local.flush()
+        if self.local is not None and any(shard.unsent for shard in self.shards):
+            self.local.flush()  # the next read must reach the server to deploy the settings
 
     def _set(self, settings: Settings, given: str) -> None:
         """Replace the settings. The next call of each shard deploys them."""
@@ -253,7 +253,7 @@ class SharedState:
             changed = Settings.of(fields)
             changed.check_shards(self.service)
             self._set(changed, "".join(marks))
-        if self.local is not None:  # the next read must reach the server, because only then is the setting deployed
+        if self.local is not None:  # the next read must reach the server to deploy the setting
             self.local.flush()
 
     def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:

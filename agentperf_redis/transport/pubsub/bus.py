@@ -90,7 +90,7 @@ class Bus:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.abandon()
-            self._inherited.append(listener)  # no finalizer must run: the listener's resources belong to the parent
+            self._inherited.append(listener)  # its finalizers must not run, because its resources belong to the parent
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

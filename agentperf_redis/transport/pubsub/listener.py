@@ -146,7 +146,7 @@ class Listener:
         with contextlib.suppress(OSError):  # the socket is full (a wake-up is pending) or closed (the thread has ended)
             self._wake_write.send(b"!")
 
-    # The methods below block and run on separate threads.
+    # The methods below run on separate threads, because `_dial` and `_request_layout` block.
 
     def _dial(self, connection: BusConnection) -> None:
         failed = None

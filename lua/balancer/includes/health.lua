@@ -2,8 +2,8 @@
 -- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua,
 -- field.lua, whole_records.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
---   further ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy
---   instance is never ejected. After an ejection, one probe at a time is allowed.
+--   further ejection in a row lasts twice as long. Ejections stop at a maximum share of unhealthy instances, and the
+--   last healthy instance is never ejected. After an ejection, one probe at a time is allowed.
 --   Panic also follows Envoy. When too many instances are unhealthy, the health data is probably wrong. So unhealthy
 --   instances get work too.
 --   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, only a lease
@@ -240,9 +240,9 @@ local function health(self, facts)
     call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
-  -- Start a warm-up if at least half of the usable instances are healthy and warm, so that they can carry the load
-  -- meanwhile. When a whole fleet comes back at once, all of its capacity is needed. Therefore no instance starts a
-  -- warm-up during a panic or within one warm-up step after the panic.
+  -- Start the warm-up of an instance, but only if at least half of the usable instances are healthy and warm: they must
+  -- carry the load during the warm-up. When a whole fleet comes back at once, all of its capacity is needed. Therefore
+  -- no instance starts a warm-up during a panic or within one warm-up step after the panic.
   function self.warm_up(r)
     local slow_start_ms, others = settings.slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
@@ -267,7 +267,7 @@ local function health(self, facts)
     self.add_event('ejected', r.id, 'for_ms', format('%.0f', for_ms), 'in_a_row', format('%d', extra.ejections))
   end
 
-  -- End an ejection or the half-open state that follows it, after a successful probe.
+  -- After a successful probe, end the ejection of an instance, or the half-open state that follows the ejection.
   function self.recover(r)
     self.set(r, 'ejected', false)
     self.set(r, 'half_open', false)
@@ -277,9 +277,8 @@ local function health(self, facts)
     self.add_event('recovered', r.id)
   end
 
-  -- Whether one more instance may be ejected. The last healthy instance must stay. The share of unhealthy instances,
-  -- including this instance, must not exceed max_ejection_share. This limit does not apply to the first unhealthy
-  -- instance.
+  -- Whether one more instance may be ejected. The last healthy instance must stay. After the ejection, the share of
+  -- unhealthy instances must not exceed max_ejection_share. This limit does not apply to the first unhealthy instance.
   local function may_eject()
     local most = math.max(1, floor(usable * settings.max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most

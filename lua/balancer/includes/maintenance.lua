@@ -2,7 +2,7 @@
 -- field.lua, whole_records.lua, pool.lua, labels.lua and health.lua.
 
 -- Whether a number has a leading zero. HINCRBY raises an error if a field has such a number. Scripts check the number
--- before their first write, because they must not fail after it.
+-- before their first write, because a script must not fail after its first write.
 local function has_leading_zero(text) return text and text ~= '0' and match(text, '^%-?0') end
 
 -- Decode the text of #load or #cap. Scripts change these sums mostly by HINCRBY, which treats a missing field as 0. So
@@ -261,14 +261,14 @@ local function maintenance(now_us)
     end
   end
 
-  -- Return the next fencing token of an instance. It is higher than all earlier tokens of the instance. If the earlier
-  -- tokens are no longer stored, as after a restart of the server without its data, this holds only if the server's
-  -- clock was not set back.
+  -- Return the next fencing token of an instance: the present time or the last token + 1, whichever is higher. So the
+  -- token is higher than all earlier tokens of the instance. This can fail only if the last token is no longer stored,
+  -- for example after a loss of data, and the server's clock was set back.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
-  -- Grant a lease on an instance to the request with this token. `write` is the function that makes the record of the
-  -- token, write_lease or write_granted; `last` is passed to it as its third argument. Returns the fencing token and
-  -- the text of the instance's record.
+  -- Grant a lease on an instance to the request with this token. `write` is write_lease or write_granted; it makes the
+  -- record of the token. `last` is the third argument of `write`. Returns the fencing token and the text of the
+  -- instance's record.
   function self.grant(r, token, due_ms, write, last, tokens)
     r.load, r.fence = r.load + 1, self.next_fence(r.fence)
     r.peak = math.max(r.peak, r.load)
@@ -381,8 +381,8 @@ local function maintenance(now_us)
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
   -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
   -- in this call, since no unit becomes free during the call. A call examines at most FEW + (LOOKS - 1) * MANY waiters,
-  -- some 130. After a grant, the waiter has CLAIM_MS to fetch it. The published message only tells the waiter to fetch
-  -- the grant. Returns false if the search stopped after GRANTS grants: more grants may be possible.
+  -- some 130. A waiter has CLAIM_MS to fetch its grant. The published message only tells the waiter to fetch the grant.
+  -- Returns false if the search stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}

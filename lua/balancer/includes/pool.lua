@@ -23,8 +23,8 @@
 --       streak         bad outcomes since the last good one; see `record_outcome` in health.lua
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted. Each name belongs to one of three groups; the flag unhealthy
---                      belongs to the group disabled:
+--       flags          names, comma-separated and sorted. There are three groups of flags. The flag unhealthy is in the
+--                      group disabled
 --         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited

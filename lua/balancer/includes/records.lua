@@ -1,6 +1,7 @@
 -- The patterns for the records in the hash `state`, and the replies that many scripts share. Needs strategies.lua;
--- pool.lua describes all fields. Only these files have patterns for records with a fixed order of the fields: this
--- file, release.lua, whole_records.lua, grants.lua and pick.lua. acquire.lua writes the first few fields in this order.
+-- pool.lua describes all fields. This file, release.lua, whole_records.lua, grants.lua and pick.lua have patterns that
+-- depend on the order of the fields. No other file has such patterns, but acquire.lua writes the first few fields in
+-- this order.
 --
 -- The scripts accept fields in any order, and keep fields of a later minor version. They write the fields in the order
 -- that pool.lua lists. In this order, the fields that change most often come first, so that a call can copy the rest of
@@ -8,10 +9,10 @@
 -- in whole_records.lua reads it.
 --
 -- The two scripts that run most often, acquire and release, format whole numbers with '%d', which costs half as much as
--- '%.0f'. '%d' is safe: Lua 5.1 converts to a 64-bit long, and no number here exceeds 2^53. These scripts also
--- concatenate small numbers directly with '..', which is exact below 10^14. Fencing tokens are larger, so they are
--- formatted first. A function that is created on every call of a script defines its constants in its own body, because
--- each outer local variable that it uses makes its creation slower.
+-- '%.0f'. '%d' is safe: Lua 5.1 converts the number to a 64-bit long, and no number here exceeds 2^53. acquire and
+-- release also concatenate small numbers directly with '..', which is exact below 10^14. Fencing tokens are larger, so
+-- they are formatted first. Each outer local variable that a function uses slows down the creation of the function. So
+-- a function that is created on every call of a script defines its constants in its own body.
 --
 -- acquire and release also define the next four names themselves, since they include this file only after the code of
 -- their usual case.
@@ -24,7 +25,7 @@ local TOMBSTONE = '^tombstone why=(%S+)'
 
 -- A reply begins with its status, which is one of the numbers below; `Status` in replies.py has the same numbers. Many
 -- scripts return these refusals:
---   {-3, fact}                     the pool is divided into shards, see layout.lua, or another major version of the
+--   {-3, fact}                     the pool is divided into shards (see layout.lua), or another major version of the
 --                                  library wrote #pool. fact: the text of #pool
 --   {-4, field}                    this field of the hash `state` has a value that the library did not write. Before
 --                                  its first write, a script checks all fields that it needs, so nothing was changed

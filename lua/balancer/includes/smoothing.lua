@@ -1,6 +1,7 @@
--- Updates ewma_us of an instance, and under 'peak' also ewma_at_ms. response_us is the response time of one task, and
--- `response` is the pool's kind of update, see strategies.lua. Although release includes this file twice, the file
--- contains no function: creating a function on every call would slow down the usual case of release.
+-- Updates ewma_us of an instance; if `response` is 'peak', also updates ewma_at_ms. response_us is the response time of
+-- one task, and `response` is a property of the pool's strategy, see strategies.lua. Although release includes this
+-- file twice, the file contains no function: creating a function on every call would slow down the usual case of
+-- release.
 ewma_us = tonumber(ewma_us)
 if response == 'peak' then
   -- A higher response time replaces the smoothed value at once. A lower response time replaces it gradually, with a

@@ -9,10 +9,10 @@
 -- The server expires the value of an entry. No index is ordered by expiry, since such an index would take a third of
 -- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value
 -- (see I.expire). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
--- average examines 16 residents. If a write finds expired ones, the next write also examines 16. So on average, an
--- expired entry is removed within N writes in a cache of N residents. Even if every entry has a TTL, at most about a
--- seventh of the residents are expired. If the share of expired residents is p, a write removes on average about
--- 16 * p / (1 + 15 * (1 - p)^16) entries. At p = 1 / 7, this is one entry, as many as a write adds.
+-- average examines 16 residents. If a write finds expired residents, the next write also examines 16. So on average, an
+-- expired entry is removed within N writes in a cache of N residents. If the share of expired residents is p, a write
+-- removes on average about 16 * p / (1 + 15 * (1 - p)^16) entries. At p = 1 / 7, a write removes one entry, as many as
+-- it adds. So even if every entry has a TTL, at most about a seventh of the residents are expired.
 --
 -- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
 -- orders reads, versions and evictions. Frequencies age: every 16 * capacity accesses, all frequencies are halved.
@@ -67,8 +67,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   local is_short = policy and #hot <= 15 and #warm <= 15 and #cold <= 15 and #bytes <= 16
     and #hot_ms <= 15 and #warm_ms <= 15 and #cold_ms <= 15
   if not is_short then
-    -- Settings of another layout are no fault: the caller does not know yet that the cache has got this layout, or that
-    -- the entries are being moved to it.
+    -- Settings of another layout are no fault. The caller does not know yet that the layout was changed, or that the
+    -- entries are being moved to a new layout.
     if string.match(m[1], '%d shards %d+') or string.match(m[1], '%d layout %d+') or string.match(m[1], '%d to %d+$')
       or string.match(m[1], ' closed$') then return nil, {0} end
     return nil, corrupt(META, 'settings of another form')
@@ -173,9 +173,10 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
     --   ratio   the hit ratio of an earlier period, with which later periods are compared. A negative value means that
-    --           there is none yet. -3: nothing was evicted yet. -2: the cache became full in that period. -1: that was
-    --           one period earlier, and the entries are still newer than they will be later
-    --   grow    I.grow at the end of the same period. The window has 1 % of the cache, plus I.grow entries
+    --           there is no such ratio yet. -3: nothing was evicted yet. -2: the cache became full in the period that
+    --           has just ended. -1: the cache became full one period earlier, and its entries are still newer than in
+    --           later periods
+    --   grow    I.grow when `ratio` was stored. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
@@ -209,7 +210,9 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       local has_fallen = chance and ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance
       if c.rest > 0 then
         c.rest = c.rest - 1
-        if c.rest == 7 then return end   -- in the first period, the entries still are those of the other size
+        -- c.rest is 7 after the first period in which the window had its earlier size again. When this period began,
+        -- the cache held the entries of the other size, so the hit ratio of the period is not used.
+        if c.rest == 7 then return end
         if c.rest == 6 and has_fallen then c.rest = 0 end
       elseif I.call('ZCARD', I.ghost) == 0 then ratio = -3
       elseif c.ratio == -3 or c.ratio == -2 then ratio = c.ratio + 1

@@ -3,8 +3,8 @@
 -- keys STATE, HELD and QUEUE.
 --
 -- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The keys
--- state, held and queue expire with the last lease, grant or waiter. If a script leaves no lease, grant or waiter, it
--- deletes these three keys.
+-- state, held and queue expire with the last lease, grant or waiter. If a script ends the last one, it deletes these
+-- three keys.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
 --       held fence= ttl_ms= [late=1] [added=]     late: another copy of the acquire request may still arrive;
@@ -12,13 +12,13 @@
 --       grant fence= ticket= [late=1]             granted to a waiter that has not fetched the grant yet
 --       waiting ticket= limit= live_ms= [late=1]  live_ms: server time at which the waiter loses its position unless it
 --                                                 polls again
---     #fence     the last fencing token: the time of the grant, us, or the previous token + 1, whichever is higher
+--     #fence     the last fencing token: the higher of the time of the grant, us, and the previous token + 1
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: time of arrival, us. Grants are published on the channel <tag>:queue
---   <tag>:spent:@<token>  STRING  a tombstone: the reason why a late copy of the request is refused; expires
--- Each request contains its own limit, so the lock stores none. A request is granted only while the number of units
--- held is below the limit of the request. The queue is first in, first out. A waiter with a low limit does not let
--- later waiters pass.
+--   <tag>:spent:@<token>  STRING  a tombstone; its text is the reason why a late copy of the request is refused
+-- Each request contains its own limit, so the lock stores none. A request is granted only if the number of held units
+-- is below the limit of the request. The queue is first in, first out. If the first waiter is blocked by its limit, all
+-- later waiters wait too, even those with a higher limit.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
 local LATE_MS = 55000  -- TTL of a tombstone if another copy of the acquire request may still arrive
@@ -41,8 +41,8 @@ local function is_late(record)
 end
 local function spent_key(token) return string.sub(STATE, 1, -6) .. 'spent:' .. token end
 
--- Return the lock as an object. Scripts call this before their first write, since it raises an error for keys of a
--- wrong type. The second result is the error reply if #fence is not a fencing token.
+-- Return the lock as an object. If #fence is not a fencing token, return nil and the error reply. If a key has a wrong
+-- type, this function raises an error, so scripts call it before their first write.
 local function open_lock(last_fence)
   local CLAIM_MS, EXPIRIES, GRANTS, LIVE_MS, MAX_MS = 3000, 16, 64, 3000, 86400000
   local clock = call('TIME')
@@ -77,7 +77,7 @@ local function open_lock(last_fence)
 
   -- If the server's clock is set back by an hour, the existing leases and grants last an hour too long, even those of
   -- dead processes. To prevent this, check the leases and grants with the earliest expiries. If one has more time left
-  -- than its TTL plus STEP_MS, shorten this time to its TTL.
+  -- than its TTL plus STEP_MS, set its time left to its TTL.
   function self.correct()
     local STEP_MS = 1000
     local first = call('ZRANGE', HELD, 0, EXPIRIES - 1, 'WITHSCORES')

@@ -17,7 +17,7 @@ local function closed_key(tag, tier, series)
   return tag .. 'slices:' .. tier[NAME] .. ':' .. series
 end
 
-local function stamp_of(line, tier)  -- the start of the slice, in the form that `stamp` returns
+local function stamp_of(line, tier)  -- returns the start of the slice, in the form that `stamp` returns
   local found = string.match(line, '^(%d%d%d%d%-%d%d%-%d%d[T%d:]*) ')
   if not found or #found ~= tier[SHOWN] then error(NO_SLICE, 0) end
   return found
@@ -35,7 +35,7 @@ end
 local USUAL = '^%S+ n=(%d+) ok=(%d+) sum_us=(%d+) min_us=(%d+) max_us=(%d+) last_ms=(%d+)() |'
 local function add_head(line, fields)
   local n, ok, sum_us, min_us, max_us, last_ms, stop = string.match(line, USUAL)
-  if n then  -- the usual line, without failures: this takes half the time of the loop below
+  if n then  -- usual lines have only these counters; this branch takes half the time of the loop
     fields.n, fields.ok, fields.sum_us = (fields.n or 0) + n, (fields.ok or 0) + ok, (fields.sum_us or 0) + sum_us
     fields.min_us = math.min(fields.min_us or min_us + 0, min_us)
     fields.max_us, fields.last_ms = math.max(fields.max_us or 0, max_us), math.max(fields.last_ms or 0, last_ms)
@@ -82,15 +82,15 @@ local function add_line(line, fields)
   end
 end
 
--- Return a range of slices of one tier, for `closed_lines`. Its fields `first` and `last` are the starts of its first
--- and its last slice, ms. The caller later sets `last`, and fills the field `at`, which maps the stamp of each wanted
--- slice to any true value.
+-- Return a range of slices of one tier, for `closed_lines`. The fields `first` and `last` of the range are the starts
+-- of its first and its last slice, ms. The caller later sets `last`. The caller also fills the field `at`, which maps
+-- the stamp of each wanted slice to any true value.
 local function closed_range(tier, first)
   return {tier = tier, first = first, last = first, at = {}}
 end
 
 -- Return whether any of the series `names[first]` to `names[last]` may have a list of closed slices. Series with few
--- executions have no such list. One command for GROUP series takes much less time than one command for each of them.
+-- executions have no such list. One command for GROUP series takes much less time than one command for each series.
 local GROUP = 32
 local function may_be_listed(tag, ranges, names, first, last)
   if first == last then return true end  -- for a single series, EXISTS would save no time
@@ -105,9 +105,9 @@ end
 -- If a range ends at most MAX_NEWER slices before the current slice, the script also reads all later lines of the list.
 -- This may save the binary search.
 local MAX_NEWER = 16
--- Return the lines of the wanted slices of a range, and whether each of these slices has a line. First, the script
--- reads the positions at which these lines would be if no slice were missing from the list. If some of these lines may
--- be at other positions, a binary search finds the first line that is not older than the range.
+-- Return the lines of the wanted slices of a range, and whether every wanted slice has a line. The script first reads
+-- the positions that these lines have if no slice is missing from the list. If some of the lines may be at other
+-- positions, a binary search finds the first line that is not older than the range.
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]
   if not range.low then

@@ -1,7 +1,7 @@
 -- Shared by the scripts that read time slices: the slices that cover a time range. Needs slices.lua.
 
--- Of the slices that contain a timestamp, find the narrowest one that is kept. Return the index of its width; nil if
--- none of these slices is kept.
+-- Of the slices that contain a timestamp, find the narrowest one that is kept. Return the index of its width in TIERS;
+-- nil if none of these slices is kept.
 local function finest(ms, now, ttls)
   for t = 1, 4 do
     local width = TIERS[t][WIDTH]
@@ -23,10 +23,9 @@ end
 
 -- Cover the time range [from, to) with slices, beginning at its start. At each point, take the widest kept slice that
 -- starts there and ends in the range. With `to_now`, the range ends now, and a slice that contains the current time
--- counts as ending now. If no kept slice fits, take the narrowest kept slice that contains the point, or the slice of
--- 1 d if none is kept. Such a slice may widen the range. Returns four values: the slices, each as {tier, start}; the
--- start of the covered range; its end; the width in ms of the first slice that was taken although it does not fit, or
--- nil if all slices fit.
+-- counts as ending now. If no kept slice fits, take the narrowest kept slice that contains the point, or the slice of a
+-- day if none is kept. Such a slice may widen the range. Returns four values: the slices, each as {tier, start}; the
+-- start of the covered range; its end; the width of the first slice that did not fit, ms, or nil if all slices fit.
 local function covering(from, to, to_now, now, ttls)
   local slices, misfit = {}, nil
   local at = from
@@ -40,7 +39,7 @@ local function covering(from, to, to_now, now, ttls)
         break
       end
     end
-    if not taken then  -- no kept slice fits: take one that contains `at`, and widen the range to it
+    if not taken then  -- no kept slice fits: take one that contains `at`, which may widen the range
       taken = finest(at, now, ttls) or 4
       local width = TIERS[taken][WIDTH]
       misfit = misfit or width

@@ -1,4 +1,4 @@
--- Shared by the metrics scripts: the widths of the time slices, their names in UTC, and the names of keys. Needs
+-- Shared by the metrics scripts: the widths and TTLs of the time slices, their stamps in UTC, and their keys. Needs
 -- whole_number.lua.
 local floor, format = math.floor, string.format
 
@@ -20,11 +20,11 @@ local function counter(text, missing)
   return number and number >= 0 and number < 1e24 and number or nil
 end
 
--- Return three values: the TTLs of the slices, one for each width, ms; whether the TTLs were stored with the schema of
--- this version; whether all four TTLs are stored. A TTL that is not stored is returned as 0. Older versions stored no
--- schema. If the TTLs cannot be used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width.
--- Older versions do not know closed slices, and would return windows without them. To prevent this, the TTLs are stored
--- with a unit, such as 900000ms. Older versions refuse such TTLs.
+-- Return three values: the TTLs of the slices, ms, one for each width (0 if the TTL is not stored); whether the schema
+-- of this version is stored; whether all four TTLs are stored. Older versions stored no schema. If the TTLs cannot be
+-- used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width, the number of minutes in a
+-- week. Older versions do not know closed slices, and would return windows without them. To prevent this, the TTLs are
+-- stored with a unit, such as 900000ms. Older versions refuse such TTLs.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)
@@ -53,7 +53,7 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- Return a timestamp such as 2026-11-22T16:45:10, cut to its first `shown` characters. TIERS has this number for each
+-- Return a timestamp such as 2026-11-22T16:45:10, cut to its first `shown` characters. TIERS has `shown` for each
 -- width. The conversion of days to a date is from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
@@ -76,7 +76,7 @@ local function stamp(ms, shown)
   return string.sub(known, 1, shown)
 end
 
--- Return a name such as agentperf:{metrics:03}:1m:2026-11-22T16:45:research.
+-- Return the key of a slice, such as agentperf:{metrics:03}:1m:2026-11-22T16:45:research.
 local function slice_key(tag, tier, start_ms, series)
   return tag .. tier[NAME] .. ':' .. stamp(start_ms, tier[SHOWN]) .. ':' .. series
 end

@@ -1,6 +1,6 @@
 -- Shared by the scripts that add up stored counters. An addition such as `text + 0` converts a text to a number in a
--- third of the time that tonumber needs. It raises an error if the text is no number. The functions below also raise
--- errors. The calling script catches all these errors with pcall.
+-- third of the time that tonumber needs. If the text is no number, the addition raises an error. The functions below
+-- also raise errors. The calling script catches all these errors with pcall.
 
 -- Integers in a reply have 64 bits. A sum that does not fit is returned as LARGEST. A sum of costs can be that large,
 -- because costs are stored in units of 10^-9.

@@ -262,7 +262,7 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        wait_for_load(raw, namespace, 0)  # the lease of the cancelled call, if any, and the last lease are released
+        wait_for_load(raw, namespace, 0)  # any lease of the cancelled call and the dropped last lease are released
 
 
 def wait_for_load(raw: Raw, namespace: str, held: int) -> None:

@@ -56,7 +56,7 @@ def test_extended_lease_expires_after_the_new_ttl(
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         lb.status("planner")
         other = lb.acquire("planner")
-        # In a full pool, acquire also corrects distant timers that are later than now plus the TTL of their lease.
+        # In a full pool, acquire also corrects timers that are later than now plus the TTL of their lease.
         assert lb.acquire("planner", wait=0.01) is None
         assert ttl - 9 < left_s(raw, pool, lease) <= ttl
         assert int(raw.hget(pool.state, "#next")) <= raw.zscore(pool.due, lease.token)

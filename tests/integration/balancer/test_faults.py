@@ -394,8 +394,8 @@ def test_lease_granted_while_closing_is_released(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    # `Backend.close` closes the lease keeper before the connections. This test closes only the keeper, so the reply of
-    # acquire still arrives.
+    # `Backend.close` closes the lease keeper before the connections. This test closes only the keeper, so the reply to
+    # `acquire` still arrives.
     lease_keeper_of(backend).close()
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")
@@ -429,7 +429,7 @@ def test_killed_process_frees_its_capacity_within_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # meanwhile, the process renews the lease
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # meanwhile, the worker renews the lease
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:

@@ -64,8 +64,8 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# The next tests make a thousand calls. They end each ejection after a number of calls, not after a time. So the number
-# of probes does not depend on the speed of the machine.
+# The next two tests make a thousand calls in each run. The tests end each ejection after a number of calls, not after a
+# time. So the number of probes does not depend on the speed of the machine.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
@@ -192,8 +192,8 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     assert pool_of(balancer).panic_for is None
     healthy = [balancer.acquire("planner") for _ in range(5)]
     assert {instance.id for instance in healthy if instance} == {"p0"}
-    # These leases are released now. If they were only dropped, they would be released in the background. A release
-    # during the picks below would change the loads.
+    # Release these leases now. Dropped leases would be released in the background. A release during the calls of
+    # `acquire` below would change the loads.
     assert all(balancer.release(instance) for instance in healthy)
 
     balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=LASTING, max_ejection_share=1.0))

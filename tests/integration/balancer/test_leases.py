@@ -547,7 +547,7 @@ def test_foreign_counter_is_named_and_nothing_written(
     held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
     raw.zadd(pool.due, {held[1].lease.token: 1.0})  # the lease has expired, so the next call must end it
     if value in LEADING_ZEROS:
-        # Because of this #next, acquire runs maintenance. Without maintenance, acquire would need no HINCRBY, so it
+        # With `#next` at 0, acquire runs maintenance. Without maintenance, acquire would need no HINCRBY, so acquire
         # could accept the number.
         raw.hset(pool.state, "#next", 0)
     raw.hset(pool.state, field, value)

@@ -144,8 +144,8 @@ def test_overload_ejects_only_when_lower_limits_fail(backend: Backend) -> None:
         assert outcomes < 50
         if outcomes == 4:
             assert status_of(balancer, "p0").limit < 4
-    # The limit falls: 4, 3.2, 2.56, 2.048, 1.638, 1.31, 1.048, 1. Three bad outcomes in a row eject the instance. The
-    # first of them is the timeout that lowers the limit to 1.
+    # Seven timeouts lower the limit from 4 to 3.2, 2.56, 2.048, 1.638, 1.31, 1.048 and 1. The seventh timeout is the
+    # first one that counts for ejection. The third counted timeout ejects the instance.
     assert outcomes > 6
 
 
@@ -260,13 +260,13 @@ def test_fleet_that_recovers_together_skips_warm_up(
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
     # With a threshold of 0.5, the pool panics. In a panic, all ten instances skip the warm-up. With a threshold of 1.0,
-    # there is no panic. Then an instance skips the warm-up only while less than half of the pool is warm. So only p0 to
-    # p4 skip it.
+    # there is no panic. Without a panic, an instance skips the warm-up only while less than half of the pool is warm.
+    # So only p0 to p4 skip the warm-up.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    # p0 has failed once more, and has recovered. It warms up only if at least half of the pool is warm. After a panic,
+    # p0 has failed once more, and has recovered. p0 warms up only if at least half of the pool is warm. After a panic,
     # the nine other instances are warm. Without a panic, only p1 to p4 are warm.
     assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
@@ -331,7 +331,7 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # replay the grants with GCRA, the algorithm of the rate limit, at the server's times
+    for at in grants:  # at the server's times, replay the grants with GCRA, the algorithm of the rate limit
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1

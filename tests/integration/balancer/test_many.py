@@ -249,8 +249,8 @@ def test_damaged_record_is_reported_before_anything_is_written(
     instances = raw.hmget(pool.state, "p0", "p1")
     with pytest.raises(CorruptState, match="p0"):
         call(balancer, "acquire_many", "planner", 2)
-    # Meanwhile, the background thread releases both tokens of the failed call. The releases may leave tombstones, but
-    # no lease.
+    # After the error, the background thread releases both tokens of the failed call. The releases may leave tombstones,
+    # but no lease.
     assert (raw.hmget(pool.state, "p0", "p1"), held(raw, pool)) == (instances, [])
 
 

@@ -89,7 +89,7 @@ def test_tombstones_keep_an_empty_pool_for_their_time(
     lb.remove_instance("planner", "p0")
     found = ttls()
     assert all(MINUTE_MS < ttl <= 2 * MINUTE_MS for ttl in found.values())
-    # There is a history if the background thread has sampled the pool meanwhile.
+    # If the background thread has sampled the pool meanwhile, the pool has a history.
     assert set(found) - {"history"} == {"state", "due", "events"}
 
 

@@ -101,7 +101,7 @@ def use_pool(balancer: LoadBalancer, file: str, chance: random.Random) -> NoRetu
         os.write(seen, f"got {token}\n".encode())
         time.sleep(chance.choice([0.0, 0.001, 0.01]))
         if chance.random() < 0.02:
-            balancer._operations.keeper.drop(instance.lease)  # the lease is no longer renewed and expires
+            balancer._operations.keeper.drop(instance.lease)  # without renewal, the lease expires
             forgotten.append(instance)
         elif balancer.release(instance, outcome=chance.choice(["ok"] * 38 + ["error", "neutral"])):
             os.write(seen, f"freed {token}\n".encode())

@@ -288,7 +288,7 @@ def test_cancelled_leader_lets_another_compute(
 def test_unstorable_value_is_computed_once_for_all_tasks(
     runner: asyncio.Runner, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "_warned", {})  # an earlier test run in this process may already have warned
+    monkeypatch.setattr(compute, "_warned", {})  # an earlier run of this test may already have warned
     cache = LRUCache(name="default", backend=backend)
     calls: list[object] = []
 

@@ -131,7 +131,7 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     assert reader.ask() == [1]
     assert reader.ask() == [1]
     no_longer_fresh(cache, raw, "k")
-    cache.get("k")  # kind "local": makes a copy, as in a process that did not compute the value
+    cache.get("k")  # if `kind` is "local", this read makes a copy, as in a process that did not compute the value
 
     if loop is None:  # only without a loop: on a loop, a blocked function would block the reader, too
         source.may_return.clear()
@@ -219,7 +219,7 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert times[-len(times) // 500] < takes_s
             return
     # The machine stalled in every attempt. So only a lower bound for the number of computations is checked here. The
-    # check with `fresh_s` above is the upper bound. No computation starts while the computing process or all readers
+    # check with `fresh_s` above gives the upper bound. No computation starts while the computing process or all readers
     # stall, so the time of the stalls is subtracted.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)

@@ -256,7 +256,7 @@ def test_script_fault_fails_the_check(
     def found() -> bool:
         return any(raw.exists(f"{cache._shared_state.keys.tag}:faults") for cache in caches(backend))
 
-    for seed in range(1, 6):  # several short runs, since a long one may exceed a worker's timeout
+    for seed in range(1, 6):  # several short runs, because a long run may exceed a worker's timeout
         workers.run(operate, [(server.url, namespace, seed, 300, without)])
         if found():
             break

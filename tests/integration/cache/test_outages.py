@@ -364,7 +364,8 @@ def test_killed_server_costs_no_results_or_coherence(
     tmp_path: Path,
 ) -> None:
     # With the default `appendfsync everysec`, the server may acknowledge a write before it has passed the write to the
-    # operating system. If the server is killed in between, the write is lost.
+    # operating system. If the server is killed in between, the write is lost. With `no`, the server passes on each
+    # write before it acknowledges the write.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):

@@ -92,7 +92,7 @@ def test_cancelled_put_does_not_overwrite_a_newer_one(
 ) -> None:
     cache = LRUCache(name="default", backend=through_proxy)
     cache.put("k", "older")
-    names = ["j", "k"] if many else ["k"]  # put_many sends its first put alone, then the other puts in a batch
+    names = ["j", "k"] if many else ["k"]  # `k` is the last key, so the fault below holds the put of `k`
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
@@ -541,7 +541,7 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
 
     The other process cannot compute if the lease is still renewed long after the last attempt to store the value.
     """
-    lease_s = 1.0  # long enough that a busy machine does not delay three renewals in a row
+    lease_s = 1.0  # long enough that even a busy machine renews the lease in time
     cache = LRUCache(name="default", backend=connect(proxy.url, deadline=0.4), lease=lease_s)
     remote = LRUCache(name="default", backend=connect(server.url), lease=lease_s)
     runner.run(cache.aio.put("warm", 1))
@@ -570,6 +570,6 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
         other = threads.submit(compute_elsewhere)
         runner.run(cancelled())
         computes = other.done()
-        cache._backend.close()  # ends any remaining renewals, and so the lease
+        cache._backend.close()  # ends any remaining renewals, so that the lease expires
         assert other.result(20) == "other"
     return computes

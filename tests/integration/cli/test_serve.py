@@ -60,7 +60,7 @@ class Site:
     def raw(self, *chunks: bytes) -> bytes:
         """Send bytes and return the answer up to its end, or up to the end of the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:
-            with contextlib.suppress(ConnectionError):  # the server may close the connection before it has read all
+            with contextlib.suppress(ConnectionError):  # the server may close the connection before reading all data
                 for chunk in chunks:
                     sock.sendall(chunk)
             found = b""
@@ -238,8 +238,9 @@ def test_port_in_use_exits_1(agentperf: Run) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "sse_starlette", "jinja2"])
 def test_missing_package_names_the_extra(agentperf: Run, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     with monkeypatch.context() as patch:
-        # `agentperf serve` imports the package `web` again and sets this attribute to the new module. The patch
-        # restores the old module at its end. Otherwise, later tests would patch the new module, which no code uses.
+        # `agentperf serve` imports the package `web` again and sets the attribute `agentperf_redis.web` to the new
+        # module. At the end of the block, the patch restores the old module. If the attribute kept the new module,
+        # later tests would patch a module that no code uses.
         patch.setattr(agentperf_redis, "web", getattr(agentperf_redis, "web", None), raising=False)
         for name in [each for each in sys.modules if each.startswith(("agentperf_redis.web", f"{package}."))]:
             patch.delitem(sys.modules, name)

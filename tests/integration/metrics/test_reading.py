@@ -343,7 +343,8 @@ def test_usage_without_counts_keeps_the_call_and_warns(
     for _ in range(2):
         collector.record_llm("research", usage={"secret": "text", "tokens_used": 5, Odd(): 1}, model="gpt-x")
     collector.record_llm("research", usage=object())
-    collector.record_llm("research", usage={"tokens_used": 5}, tokens_in=6)  # the call passes the tokens separately
+    # The next call does not count as `usage_unread`, because `tokens_in` is given.
+    collector.record_llm("research", usage={"tokens_used": 5}, tokens_in=6)
     collector.record_llm("research", usage=None)
     with pytest.raises(InvalidArgument, match="calls"):
         collector.record_llm("research", usage=object(), calls=-1)

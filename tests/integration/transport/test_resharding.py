@@ -227,7 +227,7 @@ class Load:
                 pass
             assert self.perf.metrics.forget(agent)
             assert self.perf.metrics.get_or_create_metrics(agent).task_count == 0
-            assert len(self.perf.metrics.spans(agent).spans) <= 1  # at most the agent itself
+            assert len(self.perf.metrics.spans(agent).spans) <= 1  # at most the agent itself is left
 
         return work
 

@@ -99,7 +99,7 @@ def test_deletions_need_a_ticked_box(browser: Browser, perf: AgentPerf) -> None:
     cache = perf.cache("answers")
     cache.put("a", 1, tags=["new"])
     assert cache.get("a", fresh=True) == 1
-    cache.flush()  # the page then lists the tags and the most-read keys
+    cache.flush()  # so that the page lists the tags and the most-read keys
     page = browser.get("/cache?name=answers").text
     csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', page)
     assert csrf is not None

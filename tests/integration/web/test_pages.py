@@ -257,7 +257,8 @@ def test_page_after_the_last_row_says_so(browser: Browser, filled: AgentPerf, pa
 def test_page_of_a_pool_says_which_instance_is_out_and_why(browser: Browser, filled: AgentPerf) -> None:
     page = parsed(browser.get("/pool?name=coder").text)
     assert "marked unhealthy by hand" in next(row[1] for row in page.rows if row and row[0] == "coder-2")
-    assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))  # row of its lease
+    # The row of a lease has four cells, and the third cell is a time in seconds.
+    assert "coder-1" in next(row[0] for row in page.rows if len(row) == 4 and row[2].endswith("s"))
     assert any(row[1] == "✕ unhealthy" for row in page.rows if len(row) > 1)
 
 
@@ -346,7 +347,7 @@ def test_unreachable_server_is_named_with_the_time(proxy: Proxy, namespace: str,
         proxy.cut()
         since = set()
         for path in (*MENU[:5], "/agent?name=coder"):
-            browser.get("/memory")  # this page may still show data that it read up to a minute ago
+            browser.get("/memory")  # its status is not checked, because its data may be up to a minute old
             reply = browser.get(path)
             assert reply.status == 503, path
             found = words(reply.text)

@@ -108,8 +108,8 @@ class PoolMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32),
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
-        # RANDOM and PEAK_EWMA pick instances by the server's time. With JUMPY settings, the picks would affect too much
-        # of the state, so LEAST_LOADED replaces these two strategies.
+        # Under RANDOM and PEAK_EWMA, the server's time decides which instance a waiter gets. With JUMPY settings, too
+        # much of the state depends on this decision, so LEAST_LOADED replaces these two strategies.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.fake.client.hset(state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         self.refresh()
-        # If there are waiters, one of them may have got a lease, so that the instance is rate-limited again.
+        # A waiter may have got a lease of the instance, which makes the instance rate-limited again.
         if flag == "ejected" or (flag == "rate_limited" and not self.waiting):
             assert flag not in self.instances[name].health
         if flag == "ejected":
@@ -308,7 +308,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            self.queued_before.update(granted)  # releasing these leases leaves tombstones, as after a wait in the queue
+            # The release of a late lease leaves a tombstone, like the release of a lease from the queue.
+            self.queued_before.update(granted)
         if granted:
             again = self.fake.run(command)
             assert {token: each.facts[0] for token, each in again.items()} == {t: self.leases[t] for t in granted}
@@ -374,17 +375,17 @@ class PoolMachine(RuleBasedStateMachine):
         if outcome is Outcome.RATE_LIMITED and self.leases[token] in self.registered():
             assert tombstone or "resting" in self.instances[self.leases[token]].health
             assert self.rest_until_ms(self.leases[token]) >= until_ms
-            assert self.streak(self.leases[token]) == streak  # neither a success nor a failure
+            assert self.streak(self.leases[token]) == streak  # RATE_LIMITED is neither a success nor a failure
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # An ejection leaves at least one healthy instance. A half-open instance may be ejected again, although it
-            # is not in `fit_before`.
+            # An ejection leaves at least one healthy instance. If the ejected instance was half-open, it is not in
+            # `fit_before`.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted
         self.granted.discard(token)
-        # If its release left a tombstone, the token is spent. Otherwise the token is unknown.
+        # If the release of a token left a tombstone, the token is spent. Otherwise the token is unknown.
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
@@ -480,8 +481,8 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # This waiter got a grant. An earlier waiter must not be waiting any more if it requires a subset of the
-            # labels that this waiter requires.
+            # `token` got a grant. No earlier waiter that requires a subset of the labels of `token` may still be
+            # waiting.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"

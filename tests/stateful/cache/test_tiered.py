@@ -135,7 +135,7 @@ class TieredMachine(CacheMachine):
             entry = self.cache.entry(key)
             assert entry is not None
             assert entry.ttl == pytest.approx(self.model[key].ttl_s, abs=30)
-            self.cache.put(key, held.value, ttl=ttl)  # now the TTL counts from creation, as the rule `entry` expects
+            self.cache.put(key, held.value, ttl=ttl)  # sets the creation time, from which `entry` counts the TTL
             self.stored(key, held.value, None, ttl)
 
     @rule(key=KEYS, by=st.integers(-300, 300))
@@ -145,7 +145,7 @@ class TieredMachine(CacheMachine):
         assert self.cache.incr(key, by) == value
         self.stored(key, value, None, None if held is None else held.ttl_s)
         if held is not None:
-            self.cache.put(key, value, ttl=held.ttl_s)  # for the same reason as in `touch`
+            self.cache.put(key, value, ttl=held.ttl_s)  # sets the creation time, as in `touch`
             self.stored(key, value, None, held.ttl_s)
 
     @rule(key=KEYS)

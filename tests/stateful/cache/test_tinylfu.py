@@ -176,7 +176,7 @@ def test_window_returns_if_its_move_cost_hits(backend: Backend, raw: Raw) -> Non
 def scan_for_two_periods(backend: Backend, raw: Raw) -> Both:
     """Continue the scan after the window has returned, so that the hit ratio stays low."""
     both = scan_after_good_period(backend, raw)
-    for number in range(PERIOD * both.model.total):  # each has two accesses
+    for number in range(PERIOD * both.model.total):  # each `put` of `both` makes two accesses
         both.put(f"later{number}")
     return both
 

@@ -161,7 +161,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.acquire_as(token, live_ms=1)  # the waiter counts as dead from the next script on, which runs 1 ms later
+        self.acquire_as(token, live_ms=1)  # the next script runs 1 ms later, and counts the waiter as dead
         self.dead.add(token)
 
     def forget(self, token: str) -> None:

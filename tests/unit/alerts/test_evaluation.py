@@ -56,7 +56,7 @@ def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = M
         ({"keep_firing_for": "2m"}, "+--+---", "FfffffO"),
         ({"keep_firing_for": "2m"}, "+-??--", "FffffO"),
         ({"keep_firing_for": "2m", "resolve": "p95 < 1s"}, "+-=---", "FffffO"),
-        # no data
+        # "0" means no data.
         ({}, "00-", "nno"),
         ({}, "+000-", "FfffO"),
         ({"for_": "2m"}, "+0+++", "pnppF"),

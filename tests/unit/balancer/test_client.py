@@ -19,7 +19,7 @@ def balancer(dead_backend: Backend) -> LoadBalancer:
 
 
 PLANNER = AgentInstance("p0", "planner")
-# One bad value per argument. The tests of the argument checks cover all values that each check refuses.
+# One bad value per argument. The tests of the argument checks cover the other bad values.
 REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("agent_type", method, ("",), {}) for method in ("acquire", "select_instance", "lease", "leases", "repair")],
     ("agent_types", "status", ("",), {}),

@@ -12,7 +12,7 @@ from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 from tests.support.refusals import assert_refused
 
-# One invalid value per argument. The tests of the argument checks cover all values that each check refuses.
+# One invalid value per argument. The tests of the argument checks cover the other invalid values.
 REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("key", method, (5,), {}) for method in ("get", "delete", "entry")],
     ("key", "put", (None, 1), {}),

@@ -162,7 +162,7 @@ def test_packed_numbers_match_in_lua_and_python(fake: Fake, policy: Policy) -> N
     put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b".rrrrrm\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
-    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # minus the last tick, which the put of `other` caused
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of `other` has advanced the clock by 1
     score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the put of `other` has moved `name` to cold
 
     assert size is not None
@@ -294,7 +294,7 @@ def test_number_without_capacity_leaves_the_old_one(fake: Fake, policy: Policy) 
     deployed(fake, Settings(policy, (0, 0, 5), 100, (0, 0, 60_000)))
     store(fake, commands.Mode.ALWAYS, "a", 100)
     before = (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size))
-    fake.client.hincrby(KEYS.meta, "bytes", 10_000)  # as if more entries had to be evicted than one call may evict
+    fake.client.hincrby(KEYS.meta, "bytes", 10_000)  # imitates a cache that is too full for the evictions of one call
 
     for again in (False, True):
         reply = store(fake, commands.Mode.increment(2**40), "b", 2**40, again=again)
@@ -347,7 +347,7 @@ def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
         store(fake, commands.Mode.ALWAYS, "a", before)
     first = store(fake, mode, "r", 5, ttl_ms=60_000)
     assert (first.outcome, value_of(fake)) == (PutResult.STORED, after)
-    store(fake, commands.Mode.ALWAYS, "b", "newer")  # without an expiry
+    store(fake, commands.Mode.ALWAYS, "b", "newer")  # a later put, without a TTL
 
     copies = [store(fake, mode, "r", 5, again=again, ttl_ms=60_000) for again in (True, False)]
 

@@ -84,8 +84,8 @@ def test_pool_is_calculated_from_its_costs() -> None:
 
 
 def test_cache_is_calculated_from_its_costs() -> None:
-    # The default is 16 processes. They find 12,000 entries a second, so each process finds 150 entries in 0.2 s. A
-    # report holds up to 256 entries, so each process sends one report every 0.2 s.
+    # The default is 16 processes. They find 16,000 * 0.75 = 12,000 entries a second, so each process finds 150 entries
+    # in 0.2 s. A report holds up to 256 entries, so each process sends one report every 0.2 s.
     found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
     assert found.memory == found.cache.memory == 10**6 * 900
     reports = 16 / 0.2
@@ -99,7 +99,7 @@ def test_metrics_are_calculated_from_their_costs() -> None:
     expected = 32 * 100e-6 + (200 - 32) * 50e-6 + (1e5 - 200) * 5e-6
     assert found.load.cpu == pytest.approx(expected, rel=1e-6)
     assert found.memory == memory_forecast(Retention(), agents=100, per_second=1000).total
-    # With one execution a second, each execution is flushed alone, in one of the processes.
+    # With one execution a second, each flush contains a single execution.
     found = forecast(Plan(agents=2000, rps=1, processes=1000), COSTS, 8 * GIB, Retention())
     assert found.load.cpu == pytest.approx(100e-6, rel=1e-3)
     assert forecast(Plan(agents=5), COSTS, GIB, Retention()).memory == 0
@@ -108,9 +108,12 @@ def test_metrics_are_calculated_from_their_costs() -> None:
 @pytest.mark.parametrize(
     ("acquires", "nodes", "shards"),
     [
-        (6250, 1, 1),  # 6250 * 80 us: half a core, which is the capacity of a node
-        (6400, 3, 8),  # 1.02 nodes, but a Cluster has at least 3; 4.1 quarters of a node, so 8 shards, a power of two
-        (25_000, 4, 16),  # 4 nodes: 16 quarters, so 16 shards
+        # An acquire and its release take 80 us, and a node has a capacity of half a core. A single node has one shard.
+        # A Cluster has at least 3 nodes, and a shard takes at most a quarter of a node. The number of shards is a power
+        # of two.
+        (6250, 1, 1),  # the load fills exactly one node
+        (6400, 3, 8),  # the load fills 1.02 nodes, or 4.1 quarters
+        (25_000, 4, 16),  # the load fills 4 nodes, or 16 quarters
         (25_100, 5, 32),
     ],
 )
@@ -123,7 +126,7 @@ def test_nodes_and_shards_follow_the_server_time(acquires: int, nodes: int, shar
 
 def test_nodes_and_shards_follow_the_memory() -> None:
     plan = Plan(entries=10**7)
-    assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1  # 9 of 12 GB
+    assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1  # the entries take 9 of 12 GB, the planned share
     found = forecast(plan, COSTS, 2 * 10**9, Retention())
     assert (found.nodes, found.cache.shards, found.pool.shards) == (6, 32, 1)
     assert forecast(Plan(entries=10**7, memory=2 * 10**9), COSTS, 99 * GIB, Retention()) == found

@@ -143,7 +143,7 @@ values = st.recursive(
         | st.dictionaries(st.text(), inner)
         | st.dictionaries(hashable, inner)
         | st.sets(hashable)
-        | st.builds(Path, st.lists(inner))  # a field may hold any value
+        | st.builds(Path, st.lists(inner))  # a field of a dataclass may hold any value
     ),
     max_leaves=12,
 )

@@ -436,7 +436,7 @@ def test_numpy_scalars_round_trip_with_trailing_nul(value: Any) -> None:
 def test_numpy_scalar_its_dtype_cannot_restore_is_refused() -> None:
     value = np.longlong(3)
     if type(np.dtype(value.dtype.str).type(0)) is type(value):
-        assert type(round_trip(value)) is type(value)  # on machines where only one integer type has this size
+        assert type(round_trip(value)) is type(value)  # this machine has only one integer type of this size
     else:
         with pytest.raises(InvalidArgument, match="is int64"):
             round_trip(value)

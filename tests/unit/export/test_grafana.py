@@ -17,7 +17,7 @@ grafana = pytest.importorskip(
     "agentperf_redis.export.grafana", reason="needs the extra grafana", exc_type=ModuleNotFoundError
 )
 promql = pytest.importorskip("promql_parser")
-pytestmark = pytest.mark.thorough  # the packages are large
+pytestmark = pytest.mark.thorough  # the imported packages are large
 
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that Prometheus adds."""

@@ -8,7 +8,7 @@ from agentperf_redis.errors import InvalidArgument
 from tests.support.readings import BUCKETS, reading
 
 otlp = pytest.importorskip("agentperf_redis.export.otlp", reason="needs the extra otel", exc_type=ModuleNotFoundError)
-pytestmark = pytest.mark.thorough  # the packages are large
+pytestmark = pytest.mark.thorough  # the imported packages are large
 
 
 @pytest.mark.parametrize(

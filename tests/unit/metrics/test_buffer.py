@@ -95,7 +95,7 @@ def test_batch_is_settled_only_once(buffer: Buffer) -> None:
 
 
 def test_accumulators_align_with_server_slices(buffer: Buffer, clock: Clock) -> None:
-    for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # on the server, it is 5000, 5009.99, 5010 and 5029 s
+    for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # server times: 5000, 5009.99, 5010 and 5029 s
         clock.now = timestamp
         buffer.record("research", 1 / 1e6, OK)
     (batch,) = pack(buffer)

@@ -217,8 +217,8 @@ def test_idle_span_gives_way_to_a_new_one(world: World) -> None:
 def test_idle_error_or_model_gives_way_to_a_new_one(world: World, kind: str, durations: int) -> None:
     def use(*names: str) -> None:
         def record(buffer: Buffer) -> None:
-            # With 30 durations, the slice of a day has so many fields that a flush on the next day closes it; see
-            # `closed.lua`.
+            # If `durations` is 30, the slice of a day has many fields, and a flush on the next day closes the slice.
+            # See `closed.lua`.
             for number in range(1, durations):
                 buffer.record(stored_name("a"), 1.3**number, OK)
             for name in names:

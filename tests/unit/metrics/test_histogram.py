@@ -45,7 +45,7 @@ def test_duration_lies_in_its_bucket_near_the_middle(us: int) -> None:
 
 
 durations = st.floats(0, YEAR_US / 1e6) | st.integers(0, YEAR_US).map(lambda us: us / 1e6)
-# Durations near the bounds of buckets, where rounding to whole microseconds decides which bucket they are in.
+# Durations near the bounds of buckets. Their bucket depends on the rounding to whole microseconds.
 ends = st.integers(-320, 395).flatmap(
     lambda index: st.floats(-1.0, 1.0).map(lambda us: max(0.0, bucket_bounds(index)[1] + us / 1e6))
 )

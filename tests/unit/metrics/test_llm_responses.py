@@ -112,7 +112,7 @@ def test_responses_api_is_one_call_from_created_to_completed() -> None:
 
 def test_repeated_conversation_counts_only_new_messages() -> None:
     def message(identity: str) -> dict[str, Any]:
-        kind = "ai" if identity == "1" else "AIMessageChunk"  # an AIMessageChunk is a merged stream
+        kind = "ai" if identity == "1" else "AIMessageChunk"  # a merged stream has the type AIMessageChunk
         return {"type": kind, "id": identity, "usage_metadata": {"input_tokens": 5, "output_tokens": 6}}
 
     recorded = Recorded()

@@ -187,7 +187,8 @@ def test_all_timestamp_forms_mean_the_same(monkeypatch: pytest.MonkeyPatch, zone
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        # `seconds` is an hour before the clock change in New York. 5,400 s later, half of the repeated hour has passed.
+        # `seconds` is an hour before the clocks in New York are set back. 5,400 s later, half of the repeated hour has
+        # passed.
         seconds = 1_793_509_200.125
         for as_of in (seconds, seconds + 5400.0):
             aware = datetime.fromtimestamp(as_of, timezone(timedelta(hours=9)))

@@ -95,7 +95,7 @@ def test_each_version_runs_on_valkey_and_one_on_other_servers() -> None:
     plain, other_servers = run(), run("--other-servers")
     assert kinds(BOTH, plain) == kinds(BOTH, run("--other-api")) == {"valkey": 20}
     assert kinds(BOTH, other_servers) == {"redis82": 20, "cluster": 20}
-    for found in (plain, other_servers):  # the checksum chooses one version in some tests, and the other in the rest
+    for found in (plain, other_servers):  # a checksum chooses the version of each test, so both versions occur
         assert min(Counter(item.callspec.params["call"] for item in BOTH if item in found).values()) > 4
 
 
@@ -116,7 +116,7 @@ def test_each_worker_begins_with_its_share_of_the_longest(workers: int, waiting:
     found: Any = selection.ordered(items, workers)
     assert Counter(found) == Counter(items)
     starts, left = [], len(items)
-    for index in range(workers):  # find the first test of each worker, as pytest-xdist distributes the tests
+    for index in range(workers):  # find the first test that pytest-xdist gives to each worker
         starts.append(len(items) - left)
         left -= left // (workers - index)
     shares = Counter(re.sub(r"\d", "", found[start].name) for start in starts)
