@@ -632,7 +632,7 @@ class JumpyPoolMachine(PoolMachine):
 
 
 @pytest.mark.parametrize("machine", [PoolMachine, pytest.param(JumpyPoolMachine, marks=pytest.mark.thorough)])
-@examples(4, 60)
+@examples(4, 40)
 def test_any_sequence_of_operations_matches_the_model(machine: type[PoolMachine], examples: int) -> None:
     effort = settings(max_examples=examples, stateful_step_count=45, deadline=None, phases=[Phase.generate])
     run_state_machine_as_test(machine, settings=effort)

@@ -206,7 +206,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
                 self.forget(token)
 
 
-@examples(3, 80)
+@examples(3, 50)
 def test_any_sequence_of_operations_matches_the_model(examples: int) -> None:
     effort = settings(max_examples=examples, stateful_step_count=40, deadline=None, phases=[Phase.generate])
     run_state_machine_as_test(SemaphoreMachine, settings=effort)

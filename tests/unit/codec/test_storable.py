@@ -547,7 +547,7 @@ def test_random_class_instances_round_trip_or_are_refused(data: st.DataObject, i
 
 @pytest.mark.thorough
 @given(st.data(), class_instances)
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 def test_many_random_class_instances_round_trip_or_are_refused(data: st.DataObject, instance: Any) -> None:
     check_round_trip(data, instance)
 
