@@ -21,6 +21,7 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include cleared
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, ENTRIES = KEYS[7], KEYS[8], 8
 
@@ -31,6 +32,6 @@ for i = 1, #ARGV do
   if I.call('HEXISTS', SIZE, ARGV[i]) == 1 then I.remove(ARGV[i]) else I.call('UNLINK', KEYS[ENTRIES + i]) end
 end
 I.delete_dropped()
-if I.deferred_count > 0 then I.free_cleared(256) end
+if I.deferred_count > 0 then free_cleared(I, 256) end
 I.save()
 return {1, I.n, math.max(0, I.bytes), I.deferred_count}

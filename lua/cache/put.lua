@@ -206,8 +206,14 @@ if SEQ > 0 then
   end
   I.report(WRITER, SEQ, keys, counts, {tonumber(MISSES), tonumber(SAVED_MS), tonumber(CORRUPT)})
 end
-I.expire()
-if I.deferred_count > 0 then I.free_cleared(16) end
+if I.next and I.now_ms >= I.next then
+--@include expiry
+  expire(I)
+end
+if I.deferred_count > 0 then
+--@include cleared
+  free_cleared(I, 16)
+end
 I.tick(1, 0)
 if I.marks then call('HDEL', I.marks, KEY) end
 local version, weight = I.clock, #KEY + #payload

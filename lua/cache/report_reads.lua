@@ -38,8 +38,14 @@ local keys, counts = {}, {}
 for i = READS, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
 I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 if I.writer then
-  I.expire()
-  if I.deferred_count > 0 then I.free_cleared(16) end
+  if I.next and I.now_ms >= I.next then
+--@include expiry
+    expire(I)
+  end
+  if I.deferred_count > 0 then
+--@include cleared
+    free_cleared(I, 16)
+  end
   I.balance()
   I.delete_dropped()
   I.save()

@@ -30,6 +30,8 @@
 --@include corrupt
 --@include whole_number
 --@include index
+--@include expiry
+--@include cleared
 --@include header
 local META, SIZE, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
@@ -49,8 +51,8 @@ for i = 1, #fields, 2 do
   if not seen_ms or seen_ms < I.now_ms - WRITER_KEPT_MS then idle[#idle + 1] = fields[i] end
 end
 if #idle > 0 then I.call('HDEL', META, unpack(idle)) end
-I.expire()
-local freed, orphans = I.free_cleared(N), 0
+if I.next and I.now_ms >= I.next then expire(I) end
+local freed, orphans = free_cleared(I, N), 0
 local tagged, merged = string.match(I.call('MGET', EPOCHS)[1] or '', '^%d+ (%d+) (%d+)$')
 tagged, merged = tonumber(tagged or 0), tonumber(merged or 0)
 local function invalidated(key)          -- called only if a tag was invalidated

@@ -8,7 +8,7 @@
 --
 -- The server expires the value of an entry. No index is ordered by expiry, since such an index would take a third of
 -- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value
--- (see I.expire). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
+-- (see expiry.lua). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
 -- average examines 16 residents. If a write finds expired residents, the next write also examines 16. So on average, an
 -- expired entry is removed within N writes in a cache of N residents. If the share of expired residents is p, a write
 -- removes on average about 16 * p / (1 + 15 * (1 - p)^16) entries. At p = 1 / 7, a write removes one entry, as many as
@@ -47,7 +47,8 @@
 -- the functions are built only after the settings have been found. Numbers are converted to text with '%d', because
 -- Redis 7.0 would convert a number in a command with %.17g.
 
--- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua.
+-- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua. Those that delete expired
+-- entries and cleared values are in expiry.lua and cleared.lua, which most writes do not need.
 
 local MAX_HITS = 9e15  -- up to this number, a double holds each whole number exactly
 
@@ -367,85 +368,16 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     end
   end
 
-  -- Delete expired entries. In a small cache, all residents are examined. In a larger cache, only some calls examine
-  -- residents, about 16 each: a random sample, or the next ones in the order of HSCAN.
-  function I.expire()
-    if not I.next or I.now_ms < I.next then return end
-    -- If the cache has at most SMALL entries, each write removes all expired entries. If it has at most LISTPACK
-    -- entries, the server may store the hash SIZE as a listpack. HSCAN returns all fields of a listpack at once, so
-    -- HRANDFIELD is used instead.
-    local call, found, SMALL, LISTPACK = I.call, 0, 32, 512
-    if I.n <= SMALL then
-      local first_ms = nil
-      for _, key in ipairs(call('HRANDFIELD', I.size, SMALL)) do     -- this returns all fields
-        local left_ms = call('PTTL', I.prefix .. key)
-        if left_ms == -2 then I.remove(key); found = found + 1
-        elseif left_ms >= 0 then first_ms = math.min(first_ms or 8e15, I.now_ms + left_ms) end
-      end
-      I.next = first_ms
-    else
-      -- The clock decides whether this write examines residents. A separate counter would have to be stored at each
-      -- write.
-      if I.clock % 16 > 0 and string.sub(I.scan or '', -1) ~= '+' then return end
-      local cursor = string.match(I.scan or '', '^%d+')
-      local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}
-      if I.n <= LISTPACK then keys = call('HRANDFIELD', I.size, 16)
-      else
-        local page = call('HSCAN', I.size, at, 'COUNT', 16)
-        at = page[1]
-        for i = 1, #page[2], 2 do keys[#keys + 1] = page[2][i] end
-      end
-      for i = 1, #keys do values[i] = I.prefix .. keys[i] end
-      for first = 1, #keys, 256 do       -- `unpack` has a limit
-        local last = math.min(#keys, first + 255)
-        if call('EXISTS', unpack(values, first, last)) <= last - first then
-          for i = first, last do
-            if not gone[keys[i]] and call('EXISTS', values[i]) == 0 then
-              gone[keys[i]] = true       -- HSCAN may return a field twice
-              I.remove(keys[i])
-              found = found + 1
-            end
-          end
-        end
-      end
-      I.scan = at .. (found > 0 and ' +' or '')
-    end
-    I.delete_dropped()
-    I.expired = I.expired + found
-  end
-  -- Deferred deletion: free up to n of the values that clear.lua has left behind. Returns the number of keys examined.
-  function I.free_cleared(n)
-    local version = I.call('LINDEX', I.deferred, 0)
-    if not version then I.deferred_count = 0; return 0 end
-    local cleared = I.deferred .. ':' .. version
-    local keys = redis.pcall('HRANDFIELD', cleared, n)
-    if keys.err then                                                   -- the key has another type: it lists no entries
-      I.call('UNLINK', cleared)
-      keys = {}
-    end
-    if #keys > 0 then
-      local resident, gone = I.call('HMGET', I.size, unpack(keys)), {}
-      for i, key in ipairs(keys) do if not resident[i] then gone[#gone + 1] = I.prefix .. key end end
-      if #gone > 0 then I.call('UNLINK', unpack(gone)) end
-      I.call('HDEL', cleared, unpack(keys))
-    end
-    if #keys < n then I.call('LPOP', I.deferred); I.deferred_count = I.deferred_count - 1 end
-    return #keys
-  end
-
   -- Write the changed state to META. Call this function last, after all commands that free memory.
   function I.save()
     local stored = I.stored
     local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes))}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
+    if I.removed ~= stored[7] then note('removed', I.text(I.removed)) end
     -- If another program has written text into a counter, leave it unchanged. Only statistics read the counters, and
     -- they report the fault.
-    local function count(name, before, more)
-      local number = whole_number(before, 0)
-      if number then note(name, I.text(number + more)) end
-    end
-    if I.removed ~= stored[7] then note('removed', I.text(I.removed)) end
-    if I.evicted > 0 then count('evicted', stored[8], I.evicted) end
+    local evicted = I.evicted > 0 and whole_number(stored[8], 0)
+    if evicted then note('evicted', I.text(evicted + I.evicted)) end
     if I.scan ~= stored[10] then note('scan', I.scan) end
     if I.next ~= tonumber(stored[4] or nil) then note('next', I.next and I.text(I.next) or '') end
     if I.deferred_count ~= tonumber(stored[5] or 0) then note('deferred', I.deferred_count) end
@@ -463,7 +395,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       local names = {'hot', 'warm', 'cold', 'expired', 'misses', 'saved_ms', 'corrupt'}
       local add, have = {s[1], s[2], s[3] + s[4], I.expired, c[1], c[2], c[3]}, I.call('HMGET', I.meta, unpack(names))
       for i, name in ipairs(names) do
-        if add[i] > 0 then count(name, have[i], add[i]) end
+        local before = add[i] > 0 and whole_number(have[i], 0)
+        if before then note(name, I.text(before + add[i])) end
       end
     end
     I.call('HSET', I.meta, unpack(f))
