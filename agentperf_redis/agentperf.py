@@ -34,7 +34,7 @@ _LOADED_LATER = (
     "locks.client",
     "metrics.client",
     "metrics.tracking",
-    "transport.pubsub.listener",
+    "script_header",
 )
 
 

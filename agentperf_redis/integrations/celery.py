@@ -209,7 +209,7 @@ class _Tracking:
             self._count_killed(sender, task_id, exception)
 
     def _note_retry(self, sender: Any, request: Any, reason: object = None, **_: object) -> None:
-        # The worker itself retries each run that was lost or cancelled. For a lost run, `reason.exc` is a
+        # The worker itself retries some of the runs that it lost or cancelled. For a lost run, `reason.exc` is a
         # WorkerLostError. For a cancelled run, `reason` is None.
         cause = getattr(reason, "exc", None)
         if reason is None or isinstance(cause, WorkerLostError):

@@ -233,7 +233,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 lease = yield from self._operations.enter(self._operations.pool(pool), self._request)
                 if lease.instance_id in deployments:
                     break
-                foreign.append(lease)  # another process registered a deployment that this router does not have
+                foreign.append(lease)  # not in `deployments`, for example because only another process has it
                 if len(foreign) == _MAX_FOREIGN:
                     raise NoCapacity(pool, "its instances are deployments that this router does not have", 1.0)
         except NoCapacity as full:

@@ -435,4 +435,6 @@ def _import_what_flushes_import() -> None:
     """
     import encodings.idna  # noqa: F401  `socket.getaddrinfo` imports it
 
+    import agentperf_redis.script_header  # noqa: F401  the error for a key of a wrong type imports it
+
     commands.FLUSH.source  # noqa: B018  reading a script imports `importlib.resources`

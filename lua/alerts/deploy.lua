@@ -7,7 +7,7 @@
 --   receivers  HASH  agentperf:{alerts}:receivers
 --   The keys state:<rule> and outbox:<address> are computed here, under the same hash tag.
 -- ARGV
---   fields     int   number of fields to store in the key rules
+--   fields     int   number of fields to store in the hash `rules`
 --   scheduled  int   number of rules to schedule
 --   values...  text  name and text of each field; then name and interval in ms of each rule to schedule; then the
 --                    addresses. Rule names and addresses are percent-encoded

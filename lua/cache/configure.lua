@@ -70,7 +70,7 @@ if have then
   settings = settings .. have[10]
 end
 local layout = not before[1] and whole_number(before[3])
-if layout and layout < 1e6 then          -- drop.lua has kept the number, so that a new cache reuses no earlier layout
+if layout and layout < 1e6 then          -- drop.lua has kept it, so that a new cache does not start again at layout 0
   settings = settings .. ' layout ' .. string.format('%d', layout)
   call('HDEL', META, 'layout')
   call('PERSIST', META)

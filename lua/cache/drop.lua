@@ -39,7 +39,7 @@ if left > 0 then return {0, left} end
 local layout = string.match(call('HGET', META, 'settings') or '', ' layout (%d+)')
 call('PEXPIRE', EPOCHS, KEEP_MS)
 call('UNLINK', META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
-if layout then                           -- a new cache must not reuse an earlier layout that processes may still know
+if layout then                           -- a new cache must not start again at layout 0: processes may still know it
   call('HSET', META, 'layout', layout)
   call('PEXPIRE', META, KEEP_MS)
 end

@@ -126,9 +126,10 @@ local function append_step(number, prefixes, name, lines, without_hashes)
   size = size + 1
 end
 
+local is_listed  -- whether any series of the current group may have a list of closed slices
+
 -- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. If
 -- the second is true, no step with a line and only one slice has a hash, which is the usual case.
-local is_listed  -- whether any series of the current group may have a list of closed slices
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   if not is_listed then return found, false end

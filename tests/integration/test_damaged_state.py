@@ -63,7 +63,7 @@ def stored(own_server: Server, pytestconfig: pytest.Config) -> Iterator[Namespac
         own_server.client(encoding_errors="surrogateescape") as raw,
         own_server.client(decode_responses=False) as binary,
     ):
-        yield Namespace(raw, binary, every=1 if pytestconfig.getoption("--everything") else 5)
+        yield Namespace(raw, binary, every=1 if pytestconfig.getoption("--everything") else 4)
 
 
 def is_one_of(parts: tuple[str, ...], others: tuple[str, ...] = ()) -> Callable[[str], bool]:

@@ -110,8 +110,8 @@ class Namespace:
     Args:
         raw: a client with `decode_responses`.
         binary: a client without `decode_responses`.
-        every: 1 tries all damages of each field. 5 tries a fifth of them: for one field the first, sixth, ..., for the
-            next field the second, seventh, ..., and so on. So similar fields, such as those of two instances, get
+        every: 1 tries all damages of each field. 4 tries a quarter of them: for one field the first, fifth, ..., for
+            the next field the second, sixth, ..., and so on. So similar fields, such as those of two instances, get
             different damages.
     """
 

@@ -26,6 +26,7 @@ from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Granted, Pool, Queued
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.command import Flow, Wait, WakeUp
+from agentperf_redis.transport.pubsub import listener  # noqa: F401  see `Bus.subscribe`
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
 LIVE_MS = 3000

@@ -246,8 +246,8 @@ class LocalCopies:
             if copy is not None:  # after a loss of the bus, `_proven_at` is 0, but the last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # Use the copies that were set aside only until the bus works again. After that, this process may have
-                # read newer values.
+                # Use the set-aside copies only until the bus works again. After that, this process may have read newer
+                # values.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

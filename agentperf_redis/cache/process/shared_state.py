@@ -19,6 +19,7 @@ from agentperf_redis.cache.process.local_copies import LocalCopies
 from agentperf_redis.cache.process.shard import InvalidationScope, PendingInvalidation, Shard
 from agentperf_redis.command import WakeUp
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.transport.pubsub import listener  # noqa: F401  see `Bus.subscribe`
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
 log = logging.getLogger("agentperf_redis")

@@ -56,7 +56,9 @@ class Bus:
             on_gap: called on the thread of the bus whenever messages may have been missed. This is the case when the
                 node confirms the subscription, when the connection is lost, and when it is restored.
         """
-        from agentperf_redis.transport.pubsub.listener import Listener  # many programs never subscribe
+        # Many programs never subscribe. The modules that subscribe import the listener at their top, so nothing is
+        # loaded here: if the process forked during an import, the child would wait for the module's lock without end.
+        from agentperf_redis.transport.pubsub.listener import Listener
 
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:

@@ -1,6 +1,6 @@
--- Delete expired entries. Needs index.lua. Call this function only if I.next has passed: before that time, no entry has
--- expired. In a small cache, all residents are examined. In a larger cache, only some calls examine residents, about 16
--- each: a random sample, or the next ones in the order of HSCAN.
+-- Delete expired entries. Needs whole_number.lua and index.lua. Call this function only if I.next has passed: before
+-- that time, no entry has expired. In a small cache, all residents are examined. In a larger cache, only some calls
+-- examine residents, about 16 each: a random sample, or the next ones in the order of HSCAN.
 local function expire(I)
   -- If the cache has at most SMALL entries, each write removes all expired entries. If it has at most LISTPACK entries,
   -- the server may store the hash SIZE as a listpack. HSCAN returns all fields of a listpack at once, so HRANDFIELD is
@@ -15,7 +15,8 @@ local function expire(I)
     end
     I.next = first_ms
   else
-    -- The clock decides whether this write examines residents. A separate counter would have to be stored at each write.
+    -- The clock decides whether this write examines residents. A separate counter would have to be stored at each
+    -- write.
     if I.clock % 16 > 0 and string.sub(I.scan or '', -1) ~= '+' then return end
     local cursor = string.match(I.scan or '', '^%d+')
     local at, keys, values, gone = whole_number(cursor) and cursor or '0', {}, {}, {}

@@ -15,7 +15,8 @@
 --     #fence     the last fencing token: the higher of the time of the grant, us, and the previous token + 1
 --   <tag>:held   ZSET    @<token> -> when the lease or grant expires, ms
 --   <tag>:queue  ZSET    @<token> -> ticket: time of arrival, us. Grants are published on the channel <tag>:queue
---   <tag>:spent:@<token>  STRING  a tombstone; its text is the reason why a late copy of the request is refused
+--   <tag>:spent:@<token>  STRING  a tombstone, which expires; its text is the reason why a late copy of the
+--                                 request is refused
 -- Each request contains its own limit, so the lock stores none. A request is granted only if the number of held units
 -- is below the limit of the request. The queue is first in, first out. If the first waiter is blocked by its limit, all
 -- later waiters wait too, even those with a higher limit.

@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            # The release of a late lease leaves a tombstone, like the release of a lease from the queue.
+            # With late 1, the release of these leases leaves tombstones, like the release of leases from the queue.
             self.queued_before.update(granted)
         if granted:
             again = self.fake.run(command)
