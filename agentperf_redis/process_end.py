@@ -135,9 +135,8 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # only one of several threads gets the hook
             if hook is not None:
                 _attach(name, hook, module)
-    # When multiprocessing starts the work of a child, it drops all finalizers. In a child of a forkserver with
-    # preloaded modules, the import of the main module may have registered the finalizer before that. So register a
-    # dropped finalizer again.
+    # Before a child starts its work, multiprocessing drops all finalizers. This finalizer may be among them: if a
+    # forkserver preloads modules, the import of the main module may have registered it. So register it again.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize

@@ -10,7 +10,7 @@
 --   {1, left_ms}  milliseconds until the value expires; -1 for never
 --   {0}           there is no value, or it was invalidated
 -- REPEAT  a second delivery reads again
--- ERRORS  a wrong type of the key tags is refused; an entry of a wrong type counts as no value
+-- ERRORS  refused if `tags` has a wrong type; an entry of a wrong type counts as no value
 -- COST    O(1); O(tags of the entry) if a tag of the cache was invalidated after the entry was written
 --@include whole_number
 --@include header

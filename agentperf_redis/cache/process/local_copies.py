@@ -278,7 +278,7 @@ class LocalCopies:
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            copy.listed = False  # done first: a read that is counted later lists the copy again
+            copy.listed = False  # done before counting, so that a later read appends the copy to `_read` again
             count = copy.reads - copy.reported
             # `copy.reads` is never set to 0: a reset could lose a read that another thread counts at this moment
             copy.reported += count
