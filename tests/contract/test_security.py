@@ -19,7 +19,7 @@ WITH_PATTERNS = {"KEYS", "PSUBSCRIBE", "MATCH"}
 """Commands and options that take a pattern. A long pattern blocks or crashes some servers (CVE-2024-31228)."""
 NAMESPACES_ONLY = {
     "views/scanning.py": {"MATCH"},  # its pattern is an argument: see `foreign_scans`
-    "script.py": {"KEYS"},  # the name of a section in the header of a script
+    "script_header.py": {"KEYS"},  # the name of a section in the header of a script
 }
 
 
