@@ -46,8 +46,8 @@ local response_us, is_ok = tonumber(RESPONSE_US), OUTCOME == 'o'
 -- The usual case: the outcome is good or neutral, the instance has no flags, no waiter of this or another shard waits
 -- for a unit, and no late copy of the acquire request can arrive. The other cases need the files included below. The
 -- usual case returns before the functions of these files are created, which saves 2 us per call. If anything is
--- unusual, such as the form of a field, the code below handles the call. Only that code decides whether a field is
--- corrupt.
+-- unusual, such as the form of a field, the code after the includes handles the call. Only that code decides whether a
+-- field is corrupt.
 local score, _, _, response = rules(facts[2] or '')
 local slow_after_us
 if not score then

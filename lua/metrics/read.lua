@@ -262,7 +262,7 @@ local function full(name)
   append(0)
   for field, value in pairs(fields) do
     if EXTREME[field] then value = extreme(value)
-    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- a call for each value takes longer
+    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- saves most calls
     reply[size + 1], reply[size + 2] = field, value
     size = size + 2
   end

@@ -1,7 +1,8 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
--- this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events. A script that includes
--- one of these three files must name its keys STATE, READY, DUE and WAITQ. The functions in these files use the names
--- directly, because parameters for the keys would cost time on every acquire and release.
+-- this file, health.lua and maintenance.lua add members to the keys `ready`, `ready@<label>` and `away`, and entries to
+-- the stream `events`. A script that includes one of these three files must name its keys STATE, READY, DUE and WAITQ.
+-- The functions in these files use the names directly, because parameters for the keys would cost time on every acquire
+-- and release.
 --
 -- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. If
 -- a pool is divided into shards, each shard has all of these keys under its own <tag>. The <tag> of shard 3 of 8 is,
@@ -68,8 +69,8 @@
 --     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
 --     #clock     a recent time of the server, ms: at most 30 s before the last maintenance of the pool. While timers
---                are corrected because the server's clock was set back, #clock also holds the cursor of the ZSCAN of
---                the key due
+--                are corrected because the server's clock was set back, #clock also holds the cursor of the ZSCAN
+--                over <tag>:due
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the members of ready that have this label; the scripts compute the name of this key
 --   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires

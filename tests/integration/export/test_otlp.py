@@ -17,7 +17,7 @@ from tests.support.servers import wait_until
 
 otlp = pytest.importorskip("agentperf_redis.export.otlp", reason="needs the extra otel", exc_type=ModuleNotFoundError)
 service = pytest.importorskip("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
-pytestmark = pytest.mark.thorough  # the packages of the extra are large
+pytestmark = pytest.mark.thorough  # the extra `otel` installs large packages
 
 
 class Collector:
