@@ -22,7 +22,7 @@ from asyncio import _get_running_loop  # if no loop runs, the public function ra
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
-from agentperf_redis import arguments, keys, sigterm
+from agentperf_redis import arguments, keys, process_end, sigterm
 from agentperf_redis.background import Background, ModuleLock, register_for_fork
 from agentperf_redis.blocking_calls import warn_of_blocking_call
 from agentperf_redis.command import Command, Flow, Reply, running_loop
@@ -295,7 +295,10 @@ class Backend:
             self._close_callbacks.remove(callback)
 
     def close(self) -> None:
-        """Flush the buffers and close the connections. A second call does nothing."""
+        """Flush the buffers and close the connections. A second call does nothing.
+
+        If an exception of a signal handler ends this call early, the next call continues.
+        """
         if self.closed:
             return
         self._breaker.stop()
@@ -335,15 +338,17 @@ class Backend:
     def _run_close_callbacks(self) -> None:
         while True:
             with self._lock:
-                callbacks, self._close_callbacks = self._close_callbacks, []
-                self._close_callbacks_ran = not callbacks
-            if not callbacks:
+                callback = self._close_callbacks.pop() if self._close_callbacks else None
+                self._close_callbacks_ran = callback is None
+            if callback is None:
                 return
-            for callback in reversed(callbacks):
-                try:
-                    callback()
-                except Exception:  # noqa: BLE001  the other services must still flush
-                    _log.exception("closing %r: the close callback of a service failed", self)
+            try:
+                callback()
+            except Exception:  # noqa: BLE001  the other services must still flush
+                _log.exception("closing %r: the close callback of a service failed", self)
+            except BaseException:  # a signal handler raised it: the next `close` continues here
+                self._close_callbacks.append(callback)
+                raise
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""
@@ -520,7 +525,6 @@ def another_default() -> Iterator[None]:
             made.close()
 
 
-@atexit.register
 def close_all(url: str | None = None) -> None:
     """Close the backends of this process. With a URL, only those of this server."""
     address = None if url is None else parse_url(url)
@@ -528,6 +532,11 @@ def close_all(url: str | None = None) -> None:
         if address in (None, backend.address):
             with contextlib.suppress(Exception):
                 backend.close()
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    process_end.despite_exit(close_all)
 
 
 def in_use(namespace: str) -> bool:

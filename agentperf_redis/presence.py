@@ -194,9 +194,10 @@ class Presence:
             _log.debug("this process stays in the list of workers for %g s: %s", FORGET_S, error)
 
     def close(self) -> None:
-        """End the presence. The services are closed earlier, so no heartbeat is in flight."""
-        if self._closed:
-            return
+        """End the presence. The services are closed earlier, so no heartbeat is in flight.
+
+        If an exception of a signal handler ends this call early, the next call continues.
+        """
         self._closed = True
         if self.present and self._jobs is not None:
             self._jobs.put(self.leave)  # on the background thread, because the caller may be an event loop

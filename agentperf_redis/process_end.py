@@ -14,6 +14,7 @@ finds packages that are imported later. The module `sigterm` covers other proces
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from multiprocessing.util import Finalize
 
 _log = logging.getLogger("agentperf_redis")
+
+_MAX_INTERRUPTIONS = 10
+"""So many exceptions `SystemExit` may interrupt a step. Code that always raises the exception must not prevent the end
+of the process."""
 
 
 class Buffered(Protocol):
@@ -83,9 +88,22 @@ def flush_all() -> None:
             _log.exception("the last flush failed")
     for wait in waits:
         try:
-            wait()
+            despite_exit(wait)
         except Exception:  # noqa: BLE001  as above; a warning filter may turn the warning of lost records into an error
             _log.exception("the last flush failed")
+
+
+def despite_exit(step: Callable[[], None]) -> None:
+    """Call a function that can continue after an interruption. Continue if it is interrupted by `SystemExit`.
+
+    `SystemExit` asks the process to end, and the process is ending already. It comes from a signal handler, for example
+    at a second SIGTERM. It also comes from gunicorn's gevent workers: at SIGQUIT, a greenlet waits for 0.1 s and then
+    raises `SystemExit` in the main greenlet, which may be flushing at interpreter exit by then (gunicorn 27.0.1).
+    """
+    for _ in range(_MAX_INTERRUPTIONS):
+        with contextlib.suppress(SystemExit):
+            return step()
+    return step()
 
 
 async def aflush_all() -> None:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -205,19 +205,26 @@ class LeaseKeeper:
             self.jobs.put(partial(_notify, on_lost, loss))
 
     def close(self) -> None:
-        """Release all held leases, run pending retries once, and end the thread."""
-        if self._closed:
-            return
+        """Release all held leases, run pending retries once, and end the thread.
+
+        If an exception of a signal handler ends this call early, the next call continues.
+        """
         self._closed = True  # from now on, `hold` refuses leases
         leases = [lease for lease in self.held() if lease.end()]
-        with contextlib.suppress(AgentPerfError):
-            if leases:
-                self._backend.run(
-                    Batch(
-                        tuple(commands.release(lease.pool, lease.token, lease.instance_id) for lease in leases)
-                    ).settled()
-                )
+        self.release_now([commands.release(lease.pool, lease.token, lease.instance_id) for lease in leases])
         self.jobs.close(_CLOSE_S)
+
+    def release_now(self, releases: Sequence[Command[Any]]) -> None:
+        """Run the commands that release the leases of a closing process. Errors are ignored."""
+        if not releases:
+            return
+        batch = Batch(tuple(releases))
+        try:
+            with contextlib.suppress(AgentPerfError):
+                self._backend.run(batch.settled())
+        except BaseException:  # a signal handler raised it: the background thread releases the leases
+            self.retry_in_background(batch, TOMBSTONE_S)
+            raise
 
     # The methods below run on the background thread, except `_start_over`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -58,6 +59,7 @@ class Maintenance:
         self._lock = threading.RLock()
         self._compute_leases: dict[ComputeLease, float] = {}
         self._reports: dict[Shard, float] = {}
+        self._last_reports: deque[Shard] = deque()
         self._closed = False
         self._failing = False
 
@@ -163,27 +165,33 @@ class Maintenance:
                 self.drop(compute_lease)
 
     def _finish(self) -> None:
-        """Before the connections close: send all pending reports and end the thread."""
+        """Before the connections close: send all pending reports and end the thread.
+
+        If an exception of a signal handler ends this call early, the next call continues.
+        """
         end = time.monotonic() + _CLOSE_S
         with self._lock:
             self._closed = True
-            reports, self._reports = list(self._reports), {}
+            self._last_reports += self._reports
+            self._reports = {}
             self._compute_leases.clear()
         self._jobs.close(_CLOSE_S / 2)
         lost: dict[Node | None, BackendUnavailable] = {}
         unreported = set()
-        for shard in reports:
+        while self._last_reports:
+            shard = self._last_reports[0]
             node = self._backend.node_of(shard.keys.meta)
             if node in lost:  # the node did not answer before, so do not wait for it again
                 unreported.add(shard.cache)
-                continue
-            try:
-                self._backend.run(flush(shard), max(0.05, end - time.monotonic()))
-            except BackendUnavailable as error:
-                lost[node] = error
-                unreported.add(shard.cache)
-            except AgentPerfError as error:
-                log.warning("cache %s: the last reads could not be reported: %s", shard.cache.name, error)
+            else:
+                try:
+                    self._backend.run(flush(shard), max(0.05, end - time.monotonic()))
+                except BackendUnavailable as error:
+                    lost[node] = error
+                    unreported.add(shard.cache)
+                except AgentPerfError as error:
+                    log.warning("cache %s: the last reads could not be reported: %s", shard.cache.name, error)
+            self._last_reports.popleft()
         if lost:
             reason = next(iter(lost.values()))
             log.warning("%d caches: the last reads could not be reported: %s", len(unreported), reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import threading
@@ -168,13 +167,9 @@ class LockKeeper:
 
     def close(self) -> None:
         """Release all held leases."""
-        if self._closed:
-            return
         self._closed = True
         mine = [held for held in self._all() if self.end(held)]
-        with contextlib.suppress(AgentPerfError):
-            if mine:
-                self._backend.run(Batch(tuple(commands.release(held.place, held.token) for held in mine)).settled())
+        self.leases.release_now([commands.release(held.place, held.token) for held in mine])
 
     def _all(self) -> list[Held]:
         return [held for reference in list(self._held.values()) if (held := reference()) is not None]

@@ -82,7 +82,7 @@ class Flusher:
         self.buffer = Buffer(on_first=self._wake)
         self.executions = OpenExecutions(on_first=self._begin_presence)
         self._begin_usages()
-        self._closed = self._closing = False
+        self._closed = self._closing = self._ended = False
         self._warned_closed = False
         self._settled = 0
         """Number of settled batches. While it rises, the last flush makes progress."""
@@ -320,9 +320,9 @@ class Flusher:
         """Flush a last time and end the thread. Later records are not sent.
 
         The call keeps waiting while the server counts one batch after another. If the server does not reply, it waits
-        at most `CLOSE_S`.
+        at most `CLOSE_S`. If an exception of a signal handler ends this call early, the next call continues.
         """
-        if self._closed:
+        if self._ended:
             return
         self._closing = self._closed = True
         try:
@@ -331,6 +331,7 @@ class Flusher:
             if not self.buffer.empty:
                 self._jobs.put(self._flush_last)
             ended = self._while_counting(self._jobs.close, attempt_timeout)
+            self._ended = True
             if not self.buffer.empty:
                 self._warn_lost(attempt_timeout, in_flight=not ended)
         finally:

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from agentperf_redis.metrics.commands import FLUSH
 from tests.support.programs import LIMIT_S, Programs
+from tests.support.proxy import Proxy
 from tests.support.servers import free_port, wait_until
 
 pytestmark = [
@@ -251,6 +253,43 @@ def test_all_services_work_in_gevent_workers_of_gunicorn(
     assert answered == COUNT + 1, programs.log()
     assert counted() == answered
     assert "gevent replaced threads" not in programs.log()
+
+
+GEVENT_PROGRAM = """
+    from gevent import monkey, spawn
+
+    monkey.patch_all()
+
+    import signal
+    import sys
+    from agentperf_redis import AgentPerf
+    from agentperf_redis.metrics import flusher
+
+    flusher.CLOSE_S = 30.0  # on a busy machine, the test may need a long time to send the signal
+    signal.signal(signal.SIGQUIT, lambda number, frame: spawn(sys.exit, 0))
+    perf = AgentPerf(deadline=30.0)
+    perf.metrics.record_execution("worker", 0.1, True)
+    print("at the end", flush=True)
+"""
+
+
+def test_exit_of_a_greenlet_does_not_end_the_last_flush(
+    programs: Programs, proxy: Proxy, counted: Callable[[], int]
+) -> None:
+    """gunicorn's gevent worker does this: 0.1 s after SIGQUIT, even if its main greenlet ends earlier."""
+    pytest.importorskip("gevent")
+    programs.write("work.py", GEVENT_PROGRAM)
+    held = proxy.hold(only=FLUSH, reset=False)
+    program = programs.start("work", url=proxy.url)
+    held.wait(LIMIT_S)
+    wait_until(lambda: programs.said("at the end"), "the program to end")
+    program.send_signal(signal.SIGQUIT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(0.5)
+    held.deliver()
+    assert program.wait(LIMIT_S) == 0, programs.log()
+    assert programs.log().splitlines() == ["at the end"]
+    assert counted() == 1
 
 
 def test_late_patch_of_gevent_is_named_with_its_remedy(programs: Programs) -> None:

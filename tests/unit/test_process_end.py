@@ -98,6 +98,30 @@ def test_failing_flush_is_logged_and_others_go_on(caplog: pytest.LogCaptureFixtu
     assert "1 execution was not counted" in caplog.text
 
 
+def test_exit_during_a_flush_is_ignored_until_it_ends() -> None:
+    interruptions = [SystemExit(0), SystemExit(1)]
+
+    def step() -> None:
+        if interruptions:
+            raise interruptions.pop()
+
+    process_end.despite_exit(step)
+    assert not interruptions
+
+
+@pytest.mark.parametrize(("error", "calls"), [(SystemExit, 11), (KeyboardInterrupt, 1), (ValueError, 1)])
+def test_step_that_never_ends_is_given_up(error: type[BaseException], calls: int) -> None:
+    called = []
+
+    def step() -> None:
+        called.append(1)
+        raise error
+
+    with pytest.raises(error):
+        process_end.despite_exit(step)
+    assert len(called) == calls
+
+
 def test_buffer_that_is_gone_is_forgotten() -> None:
     process_end.register(Buffer())
     assert not process_end.pending()
