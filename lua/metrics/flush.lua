@@ -705,7 +705,8 @@ for i = 1, series_count do
     excess = math.max(excess, size - MAX_RECENT)
     if excess > 0 then call('LTRIM', one.latest, excess, -1) end
     call('PEXPIRE', one.latest, RECENT_KEEP_MS)
-    local min_us = -1  -- if the set is full: the duration of its fastest sample; only slower samples are added
+    -- Only slower samples than this are added: any sample while the set has room, later those above its fastest one.
+    local min_us = -1
     if one.slow_count >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}
     for s = 1, #one.slowest, 2 do

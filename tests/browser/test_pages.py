@@ -6,9 +6,9 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 import pytest
@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]
 
 ODD = "a/b?c=d#e f&g\"h'<script>alert(1)</script>%2F..;é"
 """A name with every character that means something in an address or in HTML."""
+Looks: TypeAlias = Sequence[tuple[int, bool]]
 MENU = [
     (name, f"/{name}".replace("/overview", "/"))
     for name in ("overview", "agents", "caches", "pools", "alerts", "memory")
@@ -44,6 +45,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def looks(pytestconfig: pytest.Config) -> Looks:
+    """The looks of the screenshots: all of them with ``--everything``, otherwise each width and each colour once."""
+    return chromium.LOOKS if pytestconfig.getoption("--everything") else chromium.LOOKS[:2]
+
+
+@pytest.fixture
 def origin(server: Server, namespace: str, tmp_path: Path) -> Iterator[str]:
     """The dashboard of the test's namespace."""
     with dashboard(server.url, namespace, tmp_path / "dashboard.log") as found:
@@ -55,7 +62,9 @@ def named(route: str, **names: str) -> str:
 
 
 @pytest.mark.waits
-def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path) -> None:
+def test_pages_of_a_working_fleet(
+    server: Server, namespace: str, origin: str, folder: Path, tmp_path: Path, looks: Looks
+) -> None:
     async def check() -> list[str]:
         async with AgentPerf(server.url, namespace=namespace) as perf:
             await perf.alerts.aio.deploy(text=RULES)
@@ -71,9 +80,9 @@ def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, f
                 ("pool", named("pool", name="coder")),
                 ("hour", "/agents?window=1h&sort=p95&order=asc&match=o"),
             ]
-            wrong = await chromium.screenshots(origin, pages, folder, "fleet")
+            wrong = await chromium.screenshots(origin, pages, folder, "fleet", looks)
             with dashboard(server.url, namespace, tmp_path / "acting.log", "--allow-actions") as acting:
-                wrong += await chromium.screenshots(acting, [MENU[4], *pages[6:10]], folder, "actions")
+                wrong += await chromium.screenshots(acting, [MENU[4], *pages[6:10]], folder, "actions", looks)
             await work
             return wrong
 
@@ -82,7 +91,7 @@ def test_pages_of_a_working_fleet(server: Server, namespace: str, origin: str, f
 
 @pytest.mark.waits
 def test_pages_of_a_running_demo(
-    programs: Programs, raw: Raw, server: Server, namespace: str, origin: str, folder: Path
+    programs: Programs, raw: Raw, server: Server, namespace: str, origin: str, folder: Path, looks: Looks
 ) -> None:
     programs.write("demo.py", "from agentperf_redis.cli import main\n\nmain()\n")
     words = ("--url", server.url, "--namespace", namespace, "--files", "400", "--workers", "2")
@@ -95,10 +104,12 @@ def test_pages_of_a_running_demo(
         ("cache", named("cache", name="files", kind="lru")),
         ("pool", named("pool", name="reader")),
     ]
-    assert asyncio.run(chromium.screenshots(origin, pages, folder, "demo")) == []
+    assert asyncio.run(chromium.screenshots(origin, pages, folder, "demo", looks)) == []
 
 
-def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, origin: str, folder: Path) -> None:
+def test_pages_of_a_thousand_agents(
+    raw: Raw, server: Server, namespace: str, origin: str, folder: Path, looks: Looks
+) -> None:
     past, source = Past(raw, namespace), random.Random(1)
     for age in (6000.0, 600.0, 300.0, 100.0, 30.0):
         buffer = past.at(age)
@@ -113,10 +124,10 @@ def test_pages_of_a_thousand_agents(raw: Raw, server: Server, namespace: str, or
         ("agent", named("agent", name="team-0/agent-0000")),
         MENU[5],
     ]
-    assert asyncio.run(chromium.screenshots(origin, pages, folder, "thousand")) == []
+    assert asyncio.run(chromium.screenshots(origin, pages, folder, "thousand", looks)) == []
 
 
-def test_pages_of_nothing(origin: str, folder: Path) -> None:
+def test_pages_of_nothing(origin: str, folder: Path, looks: Looks) -> None:
     pages = [
         *MENU,
         ("agent", named("agent", name="nobody")),
@@ -124,27 +135,27 @@ def test_pages_of_nothing(origin: str, folder: Path) -> None:
         ("pool", named("pool", name="nothing")),
         ("invalid", "/agents?window=yesterday"),
     ]
-    wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing"))
+    wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing", looks))
     reported = ("400 (Bad Request)", "404 (Not Found)")  # the browser reports these statuses as errors
     assert [each for each in wrong if not any(status in each for status in reported)] == []
 
 
-def test_pages_without_a_server(own_server: Server, tmp_path: Path, folder: Path) -> None:
+def test_pages_without_a_server(own_server: Server, tmp_path: Path, folder: Path, looks: Looks) -> None:
     with dashboard(own_server.url, "agentperf", tmp_path / "log") as origin:
         own_server.kill()
         pages = [*MENU, ("agent", named("agent", name="coder"))]
-        assert asyncio.run(chromium.screenshots(origin, pages, folder, "away")) == []
+        assert asyncio.run(chromium.screenshots(origin, pages, folder, "away", looks)) == []
 
 
 def test_token_opens_the_wanted_page_until_log_out(
-    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path, folder: Path
+    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path, folder: Path, looks: Looks
 ) -> None:
     perf.metrics.record_execution("coder", 0.1, success=True)
     perf.metrics.flush()
     token = "correct-horse-battery"
 
     async def check(origin: str) -> list[str]:
-        wrong = await chromium.screenshots(origin, [("login", "/login?next=/agents")], folder, "token")
+        wrong = await chromium.screenshots(origin, [("login", "/login?next=/agents")], folder, "token", looks)
         async with chromium.browsing(origin) as visit:
             await visit.open("/agents?window=1h")
             for text in ("not the token at all", token):
@@ -316,8 +327,11 @@ def test_filter_keeps_its_text_while_the_page_is_live(
 
 
 @pytest.mark.waits
-def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: str, tmp_path: Path) -> None:
-    """The page is updated 300 times, as in ten minutes at the usual interval."""
+def test_live_page_keeps_its_size(
+    perf: AgentPerf, server: Server, namespace: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The page is updated 100 times, or with ``--everything`` 300 times, as in ten minutes at the usual interval."""
+    updates = 300 if pytestconfig.getoption("--everything") else 100
 
     async def check(origin: str) -> None:
         async with chromium.browsing(origin) as visit:
@@ -331,7 +345,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 new MutationObserver(() => window.updates++).observe(document.getElementById("main"), {childList: true});
             }""")
             before: dict[str, float] = {}
-            for count in (20, 320):
+            for count in (20, 20 + updates):
                 deadline = time.monotonic() + 600
                 while await visit.page.evaluate("window.updates") < count:
                     assert time.monotonic() < deadline
@@ -344,7 +358,7 @@ def test_live_page_keeps_its_size(perf: AgentPerf, server: Server, namespace: st
                 "JSHeapUsedSize": before["JSHeapUsedSize"] * 1.2 + 500_000,
             }
             deadline = time.monotonic() + 60
-            # Wait until the browser has freed old contents. If each of the 300 updates leaked, this wait would fail.
+            # Wait until the browser has freed old contents. If each update leaked, this wait would fail.
             while True:
                 after = await visit.kept()
                 if all(after[name] <= limit for name, limit in limits.items()):

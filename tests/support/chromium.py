@@ -16,6 +16,8 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE, NARROW = 1440, 390
 """Widths of a screen on a desk and of a phone, px."""
+LOOKS = ((WIDE, False), (NARROW, True), (WIDE, True), (NARROW, False))
+"""Width of the screen, and whether the user prefers dark pages. The first two contain each value once."""
 SERIOUS = ("serious", "critical")
 """A page must have no finding of axe-core with one of these impacts."""
 
@@ -129,31 +131,33 @@ async def browsing(origin: str, *, width: int = WIDE, dark: bool = False, script
             await browser.close()
 
 
-async def screenshots(origin: str, paths: Iterable[tuple[str, str]], folder: Path, label: str) -> list[str]:
-    """Take pictures of pages in both widths and in light and dark mode, and check each page.
+async def screenshots(
+    origin: str, paths: Iterable[tuple[str, str]], folder: Path, label: str, looks: Iterable[tuple[int, bool]]
+) -> list[str]:
+    """Take pictures of pages, and check each page.
 
     Args:
         origin: scheme, host and port of the dashboard.
         paths: name and path of each page.
         folder: where the pictures are written.
         label: the state of the dashboard, for the names of the pictures.
+        looks: each width of the screen, and whether the user prefers dark pages.
 
     Returns:
         Everything that is wrong with the pages.
     """
     wrong: list[str] = []
-    for width in (WIDE, NARROW):
-        for dark in (False, True):
-            async with browsing(origin, width=width, dark=dark) as visit:
-                for name, path in paths:
-                    where = f"{label} {name} at {width} px, {'dark' if dark else 'light'}"
-                    await visit.open(path)
-                    await visit.page.screenshot(
-                        path=folder / f"{label}-{name}-{width}-{'dark' if dark else 'light'}.png", full_page=True
-                    )
-                    if await visit.overflow() > 0:
-                        wrong.append(f"{where}: the page is {await visit.overflow()} px too wide")
-                    wrong += [f"{where}: {each}" for each in await visit.accessibility()]
-                wrong += [f"{label} at {width} px: {each}" for each in visit.complaints]
-                wrong += [f"{label} at {width} px: request to {each}" for each in visit.elsewhere]
+    for width, dark in looks:
+        async with browsing(origin, width=width, dark=dark) as visit:
+            for name, path in paths:
+                where = f"{label} {name} at {width} px, {'dark' if dark else 'light'}"
+                await visit.open(path)
+                await visit.page.screenshot(
+                    path=folder / f"{label}-{name}-{width}-{'dark' if dark else 'light'}.png", full_page=True
+                )
+                if await visit.overflow() > 0:
+                    wrong.append(f"{where}: the page is {await visit.overflow()} px too wide")
+                wrong += [f"{where}: {each}" for each in await visit.accessibility()]
+            wrong += [f"{label} at {width} px: {each}" for each in visit.complaints]
+            wrong += [f"{label} at {width} px: request to {each}" for each in visit.elsewhere]
     return wrong

@@ -6,8 +6,9 @@
 --   last healthy instance is never ejected. After an ejection, one probe at a time is allowed.
 --   Panic also follows Envoy. When too many instances are unhealthy, the health data is probably wrong. So unhealthy
 --   instances get work too.
---   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, only a lease
---   granted later can lower it again. A limit is raised only while the instance uses at least half of it.
+--   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, it is
+--   lowered again only by the outcome of a lease that was granted after that. A limit is raised only while the instance
+--   uses at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
 --   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.

@@ -1,8 +1,10 @@
 -- The strategies, each as a row of four properties. No other Lua code contains the name of a strategy.
 -- LoadBalancingStrategy in model.py is the same list in Python; its docstring says how to add a strategy.
 --   score     the score of an instance in the sorted sets ready and ready@<label>, see `index` in pool.lua
---     load        relative load, then the number of the last pick    last_pick   number of the last pick
---     free_share  weight * free share of the limit                   none        always 0
+--     load        relative load, then the number of the last pick
+--     last_pick   number of the last pick
+--     free_share  weight * free share of the limit
+--     none        always 0
 --   pick      how acquire and select pick a ready instance, see `pick` in pick.lua
 --   waiter    which ready instance a waiter gets, see `best` in maintenance.lua: first or last by score, or any
 --   response  how release updates the smoothed response time. mean: a moving average, in which a new response time has
@@ -10,8 +12,8 @@
 --             time replaces it gradually
 -- The rows are code, not a table, because a call of `rules` costs only 0.1 us. A table would be created on every call
 -- of a script. Its creation would cost 1.4 us with a nested table for each row, and 0.9 us with one text for each row
--- (Valkey 9.1). For comparison, a call of acquire takes some 20 us. The conditions compare the whole usual text of the
--- field #pool (POOL and the name), because cutting the name out of this text would cost another 0.2 us.
+-- (Valkey 9.1). For comparison, a call of acquire takes some 20 us. Each `if` in `rules` compares the whole
+-- text of the field #pool, as the library writes it. Cutting the name out of this text would cost another 0.2 us.
 local POOL, DEFAULT_STRATEGY = 'schema=2 strategy=', 'least_loaded'
 local MAX_WEIGHT = 1e6  -- as in model.py
 

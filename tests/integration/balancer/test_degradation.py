@@ -262,7 +262,8 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        wait_for_load(raw, namespace, 0)  # any lease of the cancelled call and the dropped last lease are released
+        # Two leases are released: that of the cancelled call, if it got one, and that of the last call, which was dropped.
+        wait_for_load(raw, namespace, 0)
 
 
 def wait_for_load(raw: Raw, namespace: str, held: int) -> None:

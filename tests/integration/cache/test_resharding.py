@@ -223,7 +223,7 @@ def test_command_changes_the_number_and_shows_the_progress(
     cache = lru(backend, 1)
     cache.put_many(VALUES)
     assert cache.get_many(NAMES) == VALUES
-    assert cache.stats().hits == len(NAMES)  # `stats` reports the reads of this process to the server
+    assert cache.stats().hits == len(NAMES)  # calling `stats` sends the read counts of this process to the server
     refused = agentperf("cache", "reshard", "answers", "--shards", "3", "--yes")
     assert refused.returncode != 0
     assert "a power of two, 1 to 256" in refused.stderr
