@@ -83,7 +83,7 @@ class Backend:
         self.deadline = arguments.seconds("deadline", deadline, minimum=0.01, maximum=3600.0)
         self.flush_on_sigterm = arguments.flag("flush_on_sigterm", flush_on_sigterm)
         self.process = _process_id()
-        self.closed = False
+        self.closed = self._close_ended = False
         self._made_at = place_of_creation()
         self._open_client: OpenClient | None = None
         self._absence_logged_at = -math.inf
@@ -297,9 +297,9 @@ class Backend:
     def close(self) -> None:
         """Flush the buffers and close the connections. A second call does nothing.
 
-        If an exception of a signal handler ends this call early, the next call continues.
+        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues.
         """
-        if self.closed:
+        if self._close_ended:
             return
         self._breaker.stop()
         self._loop_ends.close(_LOOP_ENDS_CLOSE_S)
@@ -315,6 +315,7 @@ class Backend:
         if self._open_client is not None:
             self._open_client.closed()
         sigterm.release(self)
+        self._close_ended = True
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the loop."""
@@ -338,7 +339,7 @@ class Backend:
     def _run_close_callbacks(self) -> None:
         while True:
             with self._lock:
-                callback = self._close_callbacks.pop() if self._close_callbacks else None
+                callback = self._close_callbacks[-1] if self._close_callbacks else None
                 self._close_callbacks_ran = callback is None
             if callback is None:
                 return
@@ -346,9 +347,8 @@ class Backend:
                 callback()
             except Exception:  # noqa: BLE001  the other services must still flush
                 _log.exception("closing %r: the close callback of a service failed", self)
-            except BaseException:  # a signal handler raised it: the next `close` continues here
-                self._close_callbacks.append(callback)
-                raise
+            # Removed only now, so that a later or concurrent `close` also waits for it. A signal handler may close, too.
+            self.off_close(callback)
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""

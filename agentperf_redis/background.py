@@ -27,7 +27,7 @@ import weakref
 from _thread import start_new_thread
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
@@ -168,11 +168,12 @@ class Background:
         while self._may_run(me):
             while not self._closing and (self._lingers or self._ready or self._heap or not self._inbox.empty()):
                 self._receive(self._pause())
-                self._run(self._due_jobs(time.monotonic()))
+                for job in self._due_jobs(time.monotonic()):
+                    self._run(job)
                 if self._ready:
-                    self._run((self._ready.popleft(),))
+                    self._run(self._ready.popleft())
             if self._closing:
-                self._drain(math.inf)
+                self._drain()
             self._identity = 0
             # A caller puts a job and then checks for a thread. This thread first clears `_thread` and then checks for
             # jobs. So either the caller sees that there is no thread, or this thread sees the job.
@@ -230,30 +231,30 @@ class Background:
                 jobs.append(job)
         return jobs
 
-    def _drain(self, until: float) -> None:
+    def _drain(self, until: float = math.inf) -> None:
+        """Run all jobs. `close` calls this with a time limit if no thread can start.
+
+        `SystemExit` or `KeyboardInterrupt` of a signal handler may then end the call early. The interrupted job and the
+        remaining jobs stay in `_ready`.
+        """
         self._identity = threading.get_ident()
         self._draining = True
-        while self._heap or self._ready or not self._inbox.empty():
-            self._receive(0.0)
-            jobs = [*self._due_jobs(math.inf), *self._ready]
-            self._ready.clear()
-            remaining = self._run(jobs, until)
-            if remaining:  # `until` has passed
-                self._ready.extend(remaining)
-                break
-        self._draining = False
-        self._identity = 0
+        try:
+            while (self._heap or self._ready or not self._inbox.empty()) and time.monotonic() <= until:
+                self._receive(0.0)
+                self._ready.extendleft(reversed(self._due_jobs(math.inf)))
+                while self._ready and time.monotonic() <= until:
+                    self._run(self._ready[0], BaseException if until == math.inf else Exception)
+                    self._ready.popleft()
+        finally:
+            self._draining = False
+            self._identity = 0
 
-    def _run(self, jobs: Sequence[Job], until: float = math.inf) -> Sequence[Job]:
-        """Start jobs until the time `until` has passed. Return the jobs that remain."""
-        for number, job in enumerate(jobs):
-            if time.monotonic() > until:
-                return jobs[number:]
-            try:
-                job()
-            except BaseException:  # noqa: BLE001  even a SystemExit of user code must not end the thread
-                _log.exception("%s: a background job failed", self._name)
-        return ()
+    def _run(self, job: Job, errors: type[BaseException] = BaseException) -> None:
+        try:
+            job()
+        except errors:  # even a SystemExit of user code must not end the thread
+            _log.exception("%s: a background job failed", self._name)
 
 
 class BackgroundTask(ABC):

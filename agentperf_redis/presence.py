@@ -187,16 +187,16 @@ class Presence:
         """
         if not self.present or self.flush_state().error:  # do not wait for a server that does not reply
             return
-        self._sent = None
         try:
             self._backend.run(self.departure(), min(_LEAVE_S, self._backend.deadline))
         except AgentPerfError as error:
             _log.debug("this process stays in the list of workers for %g s: %s", FORGET_S, error)
+        self._sent = None
 
     def close(self) -> None:
         """End the presence. The services are closed earlier, so no heartbeat is in flight.
 
-        If an exception of a signal handler ends this call early, the next call continues.
+        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues.
         """
         self._closed = True
         if self.present and self._jobs is not None:

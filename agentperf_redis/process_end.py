@@ -79,11 +79,11 @@ def flush_all() -> None:
 
     After the flush, the server no longer lists this process as a worker.
     """
-    waits = []
+    waits: list[Callable[[], None]] = []
     for buffer in _registered():
         try:
             if _is_unfinished(buffer):
-                waits.append(buffer.begin_last_flush())
+                despite_exit(functools.partial(_begin, buffer, waits))
         except Exception:  # noqa: BLE001  the process must end, and the other buffers must be flushed
             _log.exception("the last flush failed")
     for wait in waits:
@@ -91,6 +91,10 @@ def flush_all() -> None:
             despite_exit(wait)
         except Exception:  # noqa: BLE001  as above; a warning filter may turn the warning of lost records into an error
             _log.exception("the last flush failed")
+
+
+def _begin(buffer: Buffered, waits: list[Callable[[], None]]) -> None:
+    waits.append(buffer.begin_last_flush())
 
 
 def despite_exit(step: Callable[[], None]) -> None:

@@ -98,10 +98,10 @@ class Evaluator(BackgroundTask):
 
     def stop(self) -> None:
         """Stop. Waits at most five seconds for the running evaluation and deliveries."""
-        self._backend.off_close(self.stop)
         until = time.monotonic() + _CLOSE_S
         self._jobs.close(_CLOSE_S)
         self._rounds.deliveries.wait(max(0.0, until - time.monotonic()))
+        self._backend.off_close(self.stop)
 
     def _round(self) -> None:
         if self._jobs.closing:

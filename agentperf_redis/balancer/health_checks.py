@@ -228,8 +228,8 @@ class Checks(BackgroundTask):
 
     def stop(self) -> None:
         """Stop the checks. Waits for running checks to finish, for at most the timeout of a check plus one second."""
-        self._checking.backend.off_close(self.stop)
         self._jobs.close(self._checking.timeout + 1.0)
+        self._checking.backend.off_close(self.stop)
 
     def _round(self) -> None:
         if self._jobs.closing:

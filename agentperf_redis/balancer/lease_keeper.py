@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -87,6 +87,7 @@ class LeaseKeeper:
         # Each access to the dict is one atomic operation. So no lock is needed, even if a signal handler or `__del__`
         # runs between two accesses.
         self._held: dict[str, weakref.ref[Lease]] = {}
+        self._last_releases: list[Command[Any]] = []
         self._closed = False
         self._numbers = itertools.count(1)
 
@@ -207,24 +208,32 @@ class LeaseKeeper:
     def close(self) -> None:
         """Release all held leases, run pending retries once, and end the thread.
 
-        If an exception of a signal handler ends this call early, the next call continues.
+        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues.
         """
         self._closed = True  # from now on, `hold` refuses leases
-        leases = [lease for lease in self.held() if lease.end()]
-        self.release_now([commands.release(lease.pool, lease.token, lease.instance_id) for lease in leases])
+        for lease in self.held():
+            self.release_last(commands.release(lease.pool, lease.token, lease.instance_id), lease.end)
+        self.send_last_releases()
         self.jobs.close(_CLOSE_S)
 
-    def release_now(self, releases: Sequence[Command[Any]]) -> None:
-        """Run the commands that release the leases of a closing process. Errors are ignored."""
-        if not releases:
-            return
-        batch = Batch(tuple(releases))
-        try:
+    def release_last(self, release: Command[Any], end: Callable[[], bool]) -> None:
+        """End a lease of a closing process. Its release is sent by `send_last_releases`.
+
+        Args:
+            release: the release.
+            end: ends the lease in this process. Returns whether this process held it until now.
+        """
+        self._last_releases.append(release)  # before `end`, because a signal handler may raise an exception afterwards
+        if not end():
+            self._last_releases.remove(release)
+
+    def send_last_releases(self) -> None:
+        """Send the releases of `release_last`. Errors are ignored. A repeated release has no effect."""
+        releases = tuple(self._last_releases)
+        if releases:
             with contextlib.suppress(AgentPerfError):
-                self._backend.run(batch.settled())
-        except BaseException:  # a signal handler raised it: the background thread releases the leases
-            self.retry_in_background(batch, TOMBSTONE_S)
-            raise
+                self._backend.run(Batch(releases).settled())
+            del self._last_releases[: len(releases)]
 
     # The methods below run on the background thread, except `_start_over`.
 

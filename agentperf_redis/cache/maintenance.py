@@ -167,7 +167,7 @@ class Maintenance:
     def _finish(self) -> None:
         """Before the connections close: send all pending reports and end the thread.
 
-        If an exception of a signal handler ends this call early, the next call continues.
+        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues.
         """
         end = time.monotonic() + _CLOSE_S
         with self._lock:

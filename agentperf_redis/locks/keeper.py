@@ -168,8 +168,9 @@ class LockKeeper:
     def close(self) -> None:
         """Release all held leases."""
         self._closed = True
-        mine = [held for held in self._all() if self.end(held)]
-        self.leases.release_now([commands.release(held.place, held.token) for held in mine])
+        for held in self._all():
+            self.leases.release_last(commands.release(held.place, held.token), partial(self.end, held))
+        self.leases.send_last_releases()
 
     def _all(self) -> list[Held]:
         return [held for reference in list(self._held.values()) if (held := reference()) is not None]

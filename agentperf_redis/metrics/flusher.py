@@ -209,8 +209,8 @@ class Flusher:
         error: AgentPerfError | None = AgentPerfError("flushing metrics failed; see the log")
         try:
             error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
-        finally:  # wake the waiting callers, even after an unexpected error
             self._tried_last |= last
+        finally:  # wake the waiting callers, even after an unexpected error
             for request in requests:
                 request.error = error
                 request.wake_up.send()
@@ -320,7 +320,8 @@ class Flusher:
         """Flush a last time and end the thread. Later records are not sent.
 
         The call keeps waiting while the server counts one batch after another. If the server does not reply, it waits
-        at most `CLOSE_S`. If an exception of a signal handler ends this call early, the next call continues.
+        at most `CLOSE_S`. If `SystemExit` or `KeyboardInterrupt` of a signal handler ends
+        this call early, the next call continues.
         """
         if self._ended:
             return
@@ -331,8 +332,8 @@ class Flusher:
             if not self.buffer.empty:
                 self._jobs.put(self._flush_last)
             ended = self._while_counting(self._jobs.close, attempt_timeout)
-            self._ended = True
-            if not self.buffer.empty:
+            first, self._ended = not self._ended, True
+            if first and not self.buffer.empty:
                 self._warn_lost(attempt_timeout, in_flight=not ended)
         finally:
             self._closing = False
@@ -346,8 +347,8 @@ class Flusher:
 
     @property
     def pending(self) -> bool:
-        """Whether there is data to flush. While `close` flushes the data, this is still True. Takes no lock."""
-        return (self._closing or not self._closed) and not self.buffer.empty
+        """Whether there is data to flush. Until `close` has flushed the data, this is True. Takes no lock."""
+        return not self._ended and not self.buffer.empty
 
     @property
     def present(self) -> bool:
@@ -360,7 +361,7 @@ class Flusher:
         Returns:
             A function that waits for the end of this flush, as long as `close` would, but at most `MAX_LAST_FLUSH_S`.
             If records are still uncounted after the wait, the function warns about them. If `close` is already running,
-            the function only waits for `close`, which flushes and warns.
+            the function only waits for `close`, which flushes and warns. It continues a `close` that was interrupted.
         """
         until = time.monotonic() + MAX_LAST_FLUSH_S
         if self._closed:
@@ -384,6 +385,8 @@ class Flusher:
         # A signal handler may have interrupted `close`, so this method takes no lock that `close` may hold.
         while self._closing and time.monotonic() < until:
             time.sleep(_CLOSING_POLL_S)
+        if not self._closing:
+            self.close()
 
     def _await_last_flush(self, request: _Request, until: float) -> None:
         attempt_timeout = self._attempt_timeout()

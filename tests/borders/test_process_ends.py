@@ -266,7 +266,12 @@ GEVENT_PROGRAM = """
     from agentperf_redis.metrics import flusher
 
     flusher.CLOSE_S = 30.0  # on a busy machine, the test may need a long time to send the signal
-    signal.signal(signal.SIGQUIT, lambda number, frame: spawn(sys.exit, 0))
+
+    def end():
+        print("told to end", flush=True)
+        sys.exit(0)
+
+    signal.signal(signal.SIGQUIT, lambda number, frame: spawn(end))
     perf = AgentPerf(deadline=30.0)
     perf.metrics.record_execution("worker", 0.1, True)
     print("at the end", flush=True)
@@ -284,11 +289,12 @@ def test_exit_of_a_greenlet_does_not_end_the_last_flush(
     held.wait(LIMIT_S)
     wait_until(lambda: programs.said("at the end"), "the program to end")
     program.send_signal(signal.SIGQUIT)
+    wait_until(lambda: programs.said("told to end"), "the greenlet to raise SystemExit")
     with pytest.raises(subprocess.TimeoutExpired):
         program.wait(0.5)
     held.deliver()
     assert program.wait(LIMIT_S) == 0, programs.log()
-    assert programs.log().splitlines() == ["at the end"]
+    assert programs.log().splitlines() == ["at the end", "told to end"]
     assert counted() == 1
 
 

@@ -7,6 +7,7 @@ see `process_end.despite_exit`.
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -27,17 +28,18 @@ PROGRAM = """
     import signal
     import sys
 
-    from agentperf_redis import AgentInstance, AgentPerf
+    from agentperf_redis import AgentInstance, AgentPerf, presence
     from agentperf_redis.balancer import lease_keeper
     from agentperf_redis.cache import maintenance
     from agentperf_redis.metrics import flusher
 
     flusher.FLUSH_EVERY_S = maintenance.REPORT_AFTER_S = 30.0  # send nothing before the end
     # On a busy machine, the test may need a long time to send the signal.
-    flusher.CLOSE_S = lease_keeper._CLOSE_S = maintenance._CLOSE_S = 30.0
+    flusher.CLOSE_S = lease_keeper._CLOSE_S = maintenance._CLOSE_S = presence._LEAVE_S = 30.0
 
     def end(number, frame):
         os.write(1, b"told to end\\n")
+        {closing}
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
@@ -63,7 +65,11 @@ PROGRAM = """
     "script",
     ["metrics/flush", "balancer/release", "locks/release", "cache/report_reads", "namespace/leave"],
 )
-@pytest.mark.parametrize("ending", ["pass", "perf.close()"], ids=["at exit", "in close"])
+@pytest.mark.parametrize(
+    ("ending", "closing"),
+    [("pass", "pass"), ("perf.close()", "pass"), ("pass", "perf.close()")],
+    ids=["at exit", "in close", "closed by the handler"],
+)
 def test_second_request_to_end_loses_nothing(
     programs: Programs,
     proxy: Proxy,
@@ -72,13 +78,17 @@ def test_second_request_to_end_loses_nothing(
     counted: Callable[[], int],
     script: str,
     ending: str,
+    closing: str,
 ) -> None:
-    programs.write("work.py", PROGRAM.format(ending=ending))
+    programs.write("work.py", PROGRAM.format(ending=ending, closing=closing))
     held = proxy.hold(only=lambda call: matches(Script(script), call) and programs.said("at the end"), reset=False)
     program = programs.start("work", url=proxy.url)
     held.wait(LIMIT_S)
     program.send_signal(signal.SIGTERM)
     wait_until(lambda: programs.said("told to end"), "the program to handle the signal")
+    if script in ("metrics/flush", "namespace/leave"):  # the program sends the others once more
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.3)
     held.deliver()
     assert program.wait(LIMIT_S) == 0, programs.log()
     assert programs.log().splitlines() == ["at the end", "told to end"]

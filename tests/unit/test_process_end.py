@@ -98,6 +98,27 @@ def test_failing_flush_is_logged_and_others_go_on(caplog: pytest.LogCaptureFixtu
     assert "1 execution was not counted" in caplog.text
 
 
+def test_exit_while_flushes_begin_and_end_loses_none() -> None:
+    class Interrupted(Buffer):
+        def begin_last_flush(self) -> Callable[[], None]:
+            if interruptions:
+                raise interruptions.pop()
+            return super().begin_last_flush()
+
+        def _wait(self, until: float) -> None:
+            if ends:
+                raise ends.pop()
+            super()._wait(until)
+
+    interruptions, ends = [SystemExit(0)], [SystemExit(0)]
+    buffers = [Interrupted(), Buffer()]
+    for buffer in buffers:
+        process_end.register(buffer)
+    process_end.flush_all()
+    assert [buffer.flushes for buffer in buffers] == [1, 1]
+    assert (interruptions, ends) == ([], [])
+
+
 def test_exit_during_a_flush_is_ignored_until_it_ends() -> None:
     interruptions = [SystemExit(0), SystemExit(1)]
 
