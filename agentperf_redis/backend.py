@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import weakref
-from asyncio import _get_running_loop  # if no loop runs, the public function raises, which takes ten times as long
+from asyncio import _get_running_loop  # returns None if no loop runs; the public function raises, ten times slower
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -178,7 +178,7 @@ class Backend:
             self._executor,
             self._loop_ends.put,
         )
-        if self.closed:  # as with `run`, a flow still runs after `close`, but its commands fail
+        if self.closed:  # after `close`, a flow can still run, but its commands fail, as with `run`
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -347,7 +347,7 @@ class Backend:
                 callback()
             except Exception:  # noqa: BLE001  the other services must still flush
                 _log.exception("closing %r: the close callback of a service failed", self)
-            # Removed only now, so that a later or concurrent `close` also waits for it. A signal handler may close, too.
+            # Removed only now, so that a later or concurrent `close` also waits for it, even that of a signal handler.
             self.off_close(callback)
 
     def _note_epoch(self, epoch: str) -> None:

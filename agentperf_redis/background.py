@@ -58,7 +58,7 @@ class Background:
 
     def after_fork(self) -> None:
         """In a forked child: start without jobs. The thread and its jobs belong to the parent."""
-        # Reentrant: `__del__` or a signal handler may put a job while the same thread holds the lock.
+        # Reentrant: a signal handler or `__del__` may call `put` on the thread that holds this lock.
         self._starting = threading.RLock()
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -153,7 +153,7 @@ class Background:
         start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
-                self._thread = thread  # no signal handler runs between this line and the next call, which is C code
+                self._thread = thread  # no signal handler runs before `start_new_thread`, because that is a C function
                 try:
                     start_new_thread(start, ())
                 except RuntimeError:
@@ -226,7 +226,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # rescheduling a job leaves its old entry in the heap
+            if self._due_times.get(job) == due:  # skips old entries: a rescheduled job leaves its old entry in the heap
                 del self._due_times[job]
                 jobs.append(job)
         return jobs

@@ -88,7 +88,7 @@ class Command(Generic[T]):
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # number of tuples at the end; unpacking only the end, not all arguments, saves 1 us per command
+        many = 0  # number of tuples at the end of `flat`; unpacking only these tuples saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:

@@ -456,7 +456,7 @@ def _describe(client: Any, folder: Path, socket: Path) -> EmbeddedServer:
 
 def _shut_down(client: Any) -> None:
     with contextlib.suppress(redis.TimeoutError):  # writing much data to disk may take longer than the timeout
-        client.shutdown()  # before it ends, the server writes and syncs its append-only file
+        client.shutdown()  # the server writes and syncs its append-only file before it ends
 
 
 @contextlib.contextmanager

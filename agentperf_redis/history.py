@@ -110,7 +110,7 @@ def _width_for(from_ms: int, now_ms: int, step_ms: int) -> int:
         return fitting[0]
     if kept:
         raise step_too_narrow(step_ms, kept[-1])
-    # No slices of any width are kept for `from_ms`, so the first steps are empty. The widest slices go back furthest.
+    # No slices of any width go back to `from_ms`, so the first steps are empty. The widest slices go back furthest.
     widest, _, _ = _RINGS[0]
     if step_ms % widest == 0:
         return widest
@@ -217,7 +217,7 @@ class Sampler(Generic[T]):
             except Exception:  # noqa: BLE001  the thread has other work, which must go on
                 _log.exception("the history was not sampled")
         if error is not None and not self._failing and not self._jobs.closing:
-            # The service that uses the resource already reports an outage. So it is logged here only at level DEBUG.
+            # The service that uses the resource already reports an outage. So an outage gets only level DEBUG here.
             level = logging.DEBUG if isinstance(error, BackendUnavailable) else logging.WARNING
             _log.log(level, "the history was not sampled: %s", error)
         self._failing = error is not None

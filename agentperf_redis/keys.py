@@ -242,8 +242,8 @@ def _shard_tag(resource: str, shard: int, shards: int, layout: int = 0) -> str:
     if shards == 1 and not layout:
         return resource
     middle = (2 * shard + 1) * SLOTS // (2 * shards)
-    # The middle quarter of a narrow range has few slots, so it would take many attempts to find a tag there. In such a
-    # range, up to 128 slots on each side of the middle are allowed.
+    # In a narrow range, the middle quarter has few slots, so finding a tag there would take many attempts. Therefore, a
+    # tag in a narrow range may lie up to 128 slots from the middle.
     off = max(SLOTS // (8 * shards), min(SLOTS // (2 * shards) - 1, 128))
     attempt, change = 0, f"~{layout}" if layout else ""
     while True:

@@ -58,8 +58,8 @@ class OpenClient:
             _open[self._key] -= 1
 
     def __del__(self) -> None:
-        # A forked child does not warn, because the client belongs to the parent. At interpreter exit, all clients are
-        # already closed.
+        # A forked child does not warn, because the client belongs to the parent. At interpreter exit, there is no
+        # warning, because all clients are already closed.
         if getattr(self, "_counted", False) and self._pid == os.getpid():
             warnings.warn(
                 f"the client for {self._key[0]}, namespace {self._key[1]}, made at {self._place}, was dropped without "

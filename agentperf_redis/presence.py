@@ -104,7 +104,8 @@ class Presence:
         self.leases: Callable[[], int] = int
         self.flush_state: Callable[[], FlushState] = FlushState
         self.open_calls: Callable[[float], OpenCalls] = lambda _: OpenCalls()
-        # The job refers to this object only weakly, so that a dropped client can be deleted while its thread waits.
+        # The job refers to this object only weakly, so that a dropped client can be garbage-collected while the
+        # background thread waits.
         self._job = functools.partial(_beat_if_present, weakref.ref(self))
         self._closed = False
         self.after_fork()

@@ -157,8 +157,8 @@ def watch() -> None:
             hook = _hooks.pop(name, None)  # only one of several threads gets the hook
             if hook is not None:
                 _attach(name, hook, module)
-    # Before a child starts its work, multiprocessing drops all finalizers. This finalizer may be among them: if a
-    # forkserver preloads modules, the import of the main module may have registered it. So register it again.
+    # Before a child starts its work, multiprocessing drops all finalizers. `_process.finalizer` may be among them: if a
+    # forkserver preloads modules, the import of the main module may have registered it. So register a new finalizer.
     finalizer = _process.finalizer
     if (finalizer is None or not finalizer.still_active()) and "multiprocessing.util" in sys.modules and is_child():
         from multiprocessing.util import Finalize

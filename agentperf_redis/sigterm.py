@@ -64,7 +64,7 @@ class Handler:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Begin to flush. If there is nothing to flush, or a flush has already begun, perform the former action."""
         self.entered = True
-        # A process that sends SIGTERM again during the flush does not want to wait for the flush.
+        # If SIGTERM arrives again during the flush, the sender does not want to wait for the flush.
         if not (self._repeated or self._flushing) and process_end.pending():
             self._flushing = True
             try:

@@ -93,7 +93,7 @@ def agentperf(_agentperf_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(_NAMESPACE_VARIABLE, namespace)
     with another_default(), AgentPerf(_agentperf_server.url, namespace=namespace) as perf:
         yield perf
-    if not in_use(namespace):  # objects that the program left open may still use the keys
+    if not in_use(namespace):  # keys in use stay, because an object that the program left open may need them
         delete_keys(_agentperf_server, f"{namespace}:*")
 
 

@@ -116,7 +116,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = tuple(kind for kind in chosen if kind in ("valkey", "cluster"))
     long, other_servers = selection.parts(metafunc.config)
     if not other_servers or metafunc.definition.path.is_relative_to(selection.BORDERS):
-        chosen = chosen[:1]  # tests of frameworks always run on one kind of server only, because they take long
+        chosen = chosen[:1]  # tests in BORDERS take long, so they always run on one kind of server only
     elif not long:
         chosen = chosen[1:] or chosen[:1]
     metafunc.parametrize("server_kind", chosen)

@@ -123,7 +123,7 @@ def _rows(
 ) -> Flow[dict[str, list[SeriesRow]]]:
     """Read the narrowest rows of a time range that the server keeps, but none narrower than `step_ms`."""
     found: dict[str, list[SeriesRow]] = {agent: [] for agent in agents}
-    waiting = [(first_ms, last_ms, step_ms)]  # time ranges still to read, the latest first: `pop` returns the earliest
+    waiting = [(first_ms, last_ms, step_ms)]  # unread time ranges, the latest first, so that `pop` returns the earliest
     while waiting:
         begin, end, step = waiting.pop()
         if end - begin > _STEPS_AT_ONCE * step:
@@ -231,7 +231,7 @@ def _slid(
     """Yield the totals of the rows in the window that ends at each time."""
     tasks = errors = cancelled = sum_us = tokens = cost_nano = zeros = 0
     buckets: dict[int, int] = {}
-    longest: deque[tuple[int, float]] = deque()  # (index of a row, its longest duration), the longest first
+    longest: deque[tuple[int, float]] = deque()  # (index of a row, its longest duration), by descending duration
     first = after = 0
     changed = True
     last: Totals | None = None

@@ -62,7 +62,7 @@ class _Rounds:
             done = yield from flows.evaluate(self._service, None)
         except BackendUnavailable:
             raise
-        except AgentPerfError as error:  # only some rules failed; the others were evaluated
+        except AgentPerfError as error:  # not raised again, so that `next` still sends due notifications
             self._due = time.monotonic() + _RETRY_S
             self._note(error)
             return

@@ -72,7 +72,7 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if isinstance(error, GeneratorExit):  # the coroutine is being destroyed, so nothing can be awaited
             if lease is not None:
-                # Garbage collection may destroy the coroutine on another thread, on which no loop runs.
+                # Garbage collection may destroy the coroutine on a thread without a running loop.
                 if running_loop() is not None:
                     self._backend.forget_loop_end(lease)
                 self._operations.keeper.jobs.put(partial(self._cut_off, lease))

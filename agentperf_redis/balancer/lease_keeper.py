@@ -84,7 +84,7 @@ class LeaseKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # Each access to the dict is one atomic operation. So no lock is needed, even if a signal handler or `__del__`
+        # Each access to `_held` is one atomic operation. So no lock is needed, even if a signal handler or `__del__`
         # runs between two accesses.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._last_releases: list[Command[Any]] = []

@@ -116,8 +116,8 @@ class Registrations:
             except BackendUnavailable as error:  # raised below, after the other shards are restored
                 away = error
         if layout.is_divided and pool.shards == 1 and self._mine_in(whole, layout):
-            # Another process may have found the pool empty and set the division to expire in a day, see `_let_lapse` in
-            # flows/instances.py. If that process died before it counted the instances again, only this call keeps the
+            # Another process may have found the pool empty and set the division to expire in a day (`_let_lapse` in
+            # flows/instances.py). If that process died before it counted the instances again, only this call keeps the
             # division.
             division = yield from self._divide(whole, len(layout.shards), None, None)
             self.layouts.learn(pool.agent_type, division.shards)

@@ -40,7 +40,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(slots=True)  # not frozen: each call creates an object, and a frozen object takes twice as long
+@dataclass(slots=True)  # not frozen: each call creates an object, and creating a frozen one takes twice as long
 class Wanted(Generic[R_co]):
     """A requested value and the means to compute it.
 
@@ -152,9 +152,8 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # `new` is None if this task did not get the lease: either a refresh has just failed, or another refresh has
-            # the lease. This other refresh may be the one that was cut off. So if `new` is None, the key stays marked
-            # as cut off.
+            # If `new` is None, this task did not get the lease. The refresh that was cut off may still have the lease.
+            # So the key stays marked as cut off.
             cut_off = new is None
             if isinstance(new, Served):
                 return Served(new.value)  # `refreshing` has warned if the value cannot be stored

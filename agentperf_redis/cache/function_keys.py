@@ -34,8 +34,8 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY, *, o
             if isinstance(value, type):  # a class, such as cls of a class method, is identified by its name
                 known = f"{module_of(value)}.{value.__qualname__}"
                 outer, local, _ = known.rpartition("<locals>")
-                # A class that is defined in a function is accepted only if the cached function `name` is defined in the
-                # same function. The class is then as unique as the cached function.
+                # A class that is defined in a function is accepted only if the cached function is defined in the same
+                # function. The name of the class is then as unique as `name`, the name of the cached function.
                 if local and not name.startswith(outer + local):
                     raise InvalidArgument(argument, value, "a class that its name identifies")
                 parts.append(_CLASS + program_of(value) + canonical((argument, known), registry))

@@ -151,7 +151,7 @@ def warming(
     try:
         work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
         yield from Together(work, "agentperf-warm")
-    except BaseException as error:  # even Ctrl-C: start no further functions; running functions end in the background
+    except BaseException as error:  # on Ctrl-C too, start no further functions; running functions end in the background
         count.stop(error)
         if not isinstance(error, Exception):
             raise

@@ -75,7 +75,8 @@ def list_(
     """List all caches of the namespace, with the last recorded access to an entry that is still stored."""
     with target.connect() as perf:
         existing = perf.backend.run(find_all(perf.backend))
-        used = {each: perf.backend.run(each.last_used()) for each in existing}  # before `_stats` drops expired entries
+        # Read the time of the last access first: `_stats` drops expired entries, together with their times of access.
+        used = {each: perf.backend.run(each.last_used()) for each in existing}
         found = [(each, _stats(perf, each)) for each in existing]
     caches = [(cache, stats) for cache, stats in found if stats is not None]
     if target.as_json:

@@ -66,8 +66,8 @@ class _Console(Console):
         raise  # noqa: PLE0704  rich calls this method in its `except BrokenPipeError`
 
 
-# Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
-# terminal and without COLUMNS, lines are not folded: each row of a table is one line, for cut and grep.
+# Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. If
+# stdout is no terminal and COLUMNS is not set, no line is folded. So each row of a table is one line, for cut and grep.
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
 out = _Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ class Target:
             with self.connect() as perf:
                 found = namespaces.others(perf.backend)
                 namespace = perf.backend.namespace
-        except AgentPerfError:  # for example, no permission for SCAN; this is only a hint
+        except AgentPerfError:  # for example, no permission for SCAN; print no hint in this case
             return
         if found is None or not found.names:
             return
@@ -187,7 +187,7 @@ def _reported(work: Callable[[], Exit | None]) -> Exit:
         return Exit.USAGE
     except InvalidArgument as error:
         option = _OPTIONS.get(error.argument, error.argument)
-        allowed = error.allowed.removeprefix("None, ")  # None stands for an omitted option, so a user cannot type it
+        allowed = error.allowed.removeprefix("None, ")  # None means that the option is omitted, and cannot be typed
         err.print(f"agentperf: {InvalidArgument(option, error.value, allowed)}", style="red")
         return Exit.USAGE
     except AgentPerfError as error:

@@ -159,7 +159,7 @@ def _assess_round_trips(server: Executor) -> Diagnosis:
 def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
-    except AgentPerfError as error:  # the user lacks permission for INFO; the other findings still help
+    except AgentPerfError as error:  # for example, the user lacks permission for INFO; the other findings still help
         return [
             Diagnosis(
                 "facts",
@@ -278,7 +278,7 @@ def assess_replication(facts: Mapping[str, str]) -> Diagnosis:
 def assess_latency(times_ms: list[float]) -> Diagnosis:
     """Check how long a round trip from this machine takes."""
     ordered = sorted(times_ms)
-    median, p99 = statistics.median(ordered), ordered[math.ceil(len(ordered) * 0.99) - 1]  # the nearest-rank method
+    median, p99 = statistics.median(ordered), ordered[math.ceil(len(ordered) * 0.99) - 1]  # p99 by nearest rank
     found = f"median {median:.3f} ms, p99 {p99:.3f} ms over {len(ordered)} round trips"
     if p99 > _SLOW_P99_MS:
         return Diagnosis("latency", "note", found, "slow: move the workers nearer, or look for slow commands (SLOWLOG)")

@@ -41,8 +41,8 @@ class Content:
 def inspect(target: Target, key: str, limit: int) -> Exit:
     """Print the kind of a key, its content, the meaning of its fields, and its TTL."""
     meaning = known(key)
-    # A connection creates the key `meta` of its namespace. To leave other namespaces unchanged, connect with the
-    # namespace of the inspected key.
+    # A connection creates the key `meta` of its namespace. So connect with the namespace of the inspected key, and
+    # leave all other namespaces unchanged.
     place = target if meaning is None else replace(target, namespace=meaning.namespace)
     with place.connect() as perf:
         content = _read(perf, key, limit)

@@ -118,7 +118,7 @@ def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> 
         for pattern in patterns:
             matching = [pattern]
             if pattern not in known:
-                # A glob never selects `__other__`, which counts all agents above the maximum number.
+                # No glob selects `__other__`: it stands for all agents beyond the maximum number of agents.
                 matching = [name for name in known if fnmatch.fnmatchcase(name, pattern) and name != OTHER]
             found += matching
             missing += [] if matching else [pattern]
@@ -257,7 +257,7 @@ def compare(
     ran = (found.first.task_count > 0, found.second.task_count > 0)
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
-            continue  # both figures are zero or not finite: `_finite` returns 0 or None
+            continue  # each figure is zero or not finite: `_finite` returned 0 or None
         values = zip(ran, (each.first, each.second), strict=True)
         cells = [_number(value) if known else _MISSING for known, value in values]
         table.add_row(each.name, *cells, _change_text(each) if all(ran) else _MISSING)

@@ -218,7 +218,7 @@ def _pool_costs(probe: _Probe, namespace: str) -> dict[str, Any]:
     if len(held) < len(granted):
         raise AgentPerfError(f"an acquire on a free pool was answered by {granted[-1]!r}")
     leases = (probe.memory(names) - empty) / len(held)
-    left = iter(held[:-1])  # `cost` may make more calls than there are leases; `last` is then released again
+    left = iter(held[:-1])  # if `cost` makes more calls than there are leases, `last` is released several times
     last = held[-1]
 
     def released() -> Command[bool]:
@@ -331,7 +331,7 @@ def _metrics_costs(probe: _Probe, namespace: str) -> dict[str, Any]:
 
     def cost(work: _Work) -> Cost:
         found, replies = probe.cost(lambda: flushed(work))
-        for reply in (replies[0], replies[-1]):  # the slices of the first and of the last flush may differ
+        for reply in (replies[0], replies[-1]):  # the first and the last flush may write different slices
             probe.made.update(_metrics_keys(namespace, agents, reply.now))
         return found
 

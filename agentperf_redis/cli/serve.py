@@ -74,7 +74,7 @@ def serve(
     own = f"[{host}]" if ":" in host else host
     hosts = allow_host or None
     if is_loopback(host) and (hosts or token is None):
-        hosts = [*(hosts or ()), own]  # a browser that opens 127.0.0.2 sends this address as the host
+        hosts = [*(hosts or ()), own]  # a browser that opens 127.0.0.2 sends this address in the Host header
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise InvalidArgument("--root-path", root_path, "a path that begins with / and does not end with /")
     with contextlib.ExitStack() as stack:

@@ -290,8 +290,8 @@ class _Shaper:
         except MemoryError:
             raise
         except Exception as error:
-            # There are three possible causes: the stack was nearly full before this call, another thread changed the
-            # value at the same time, or code of the user, such as a tzinfo or a property, raised an error.
+            # There are three possible causes: (1) the stack was nearly full before this call; (2) another thread
+            # changed the value during this call; (3) code of the user, such as a tzinfo or a property, raised an error.
             allowed = f"a value that can be traversed; this raised {type(error).__name__}: {shown(str(error))}"
             raise InvalidArgument("value", value, allowed) from error
         return packed
@@ -570,8 +570,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype) or dtype.itemsize > max_bytes:
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # Check that each length is an int before calling `math.prod`. With a list among the lengths, `math.prod` could
-    # create a very long list.
+    # First check that each length is an int. With a list among the lengths, `math.prod` could create a very long list.
     if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= max_bytes for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -581,7 +580,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
 
 def _load_scalar(dtype_text: Any, data: Any, max_bytes: int) -> Any:
     array = _load_array(dtype_text, [], data, max_bytes)
-    # NumPy drops the trailing NULs of an array's item. A scalar must keep them.
+    # NumPy drops the trailing NULs of an item that is read from an array. A scalar must keep its trailing NULs.
     if array.dtype.kind == "S":
         return array.dtype.type(data)
     if array.dtype.kind == "U":

@@ -280,7 +280,7 @@ def _imports_from(node: ast.ImportFrom, package: str) -> list[Import]:
         return [Import(node.lineno, node.module or "", names)]
     parts = package.split(".") if package else []
     if node.level - 1 >= len(parts):
-        return []  # the import leads above the top folder: it is broken, or its file is in no package
+        return []  # the import leads above the top folder: the import is broken, or the importing file is in no package
     base = ".".join(parts[: len(parts) - node.level + 1])
     return [Import(node.lineno, f"{base}.{node.module}" if node.module else base, names)]
 

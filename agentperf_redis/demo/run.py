@@ -164,7 +164,7 @@ class _Worker:
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        # The journal was read after the last update of `returncode`. So the journal of an ended process is complete.
+        # `returncode` is updated before the journal is read. So if the process has ended, the whole journal was read.
         code = self.process.returncode
         if code is None:
             return "working" if self.account.process else "starting"

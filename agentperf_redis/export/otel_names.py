@@ -150,7 +150,7 @@ SPAN_MODEL_REQUESTED = (
     "llm.request.model_name",
     "llm.model_name",
     "embedding.model_name",
-    "traceloop.association.properties.ls_model_name",  # LangChain's name, in OpenLLMetry
+    "traceloop.association.properties.ls_model_name",  # OpenLLMetry, from LangChain's metadata
 )
 SPAN_MODEL = ("gen_ai.response.model", "llm.response.model_name", *SPAN_MODEL_REQUESTED)
 NO_NAMES = ("", "unknown")

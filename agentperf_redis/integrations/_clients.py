@@ -36,7 +36,7 @@ def backend_for(url: str | None, namespace: str | None) -> Backend:
         return default_backend()
     key = (resolve_url(url), resolve_namespace(namespace))
     with _lock.lock:
-        made = _made.get(key) if all(isinstance(part, str) for part in key) else None  # Backend refuses other types
+        made = _made.get(key) if all(isinstance(part, str) for part in key) else None  # Backend refuses all but str
         if made is None or made.closed:
             made = _made[key] = Backend(url, namespace=namespace)
         return made

@@ -126,8 +126,8 @@ def _put_off(error: NoCapacity) -> Any:
     if request is None or request.called_directly or request.is_eager:
         raise error
     # `retry` increments `request.retries`. A task that waits for capacity has not failed, so its wait must not use up a
-    # retry. Therefore `request.retries` is first lowered by one. A higher `max_retries` must not be passed instead:
-    # `retry` would store it in the task, for all later retries in this process.
+    # retry. Therefore `request.retries` is first lowered by one. To pass a higher `max_retries` instead would be wrong:
+    # `retry` stores `max_retries` in the task, where it applies to all later retries in this process.
     retries = request.retries
     request.retries = retries - 1
     try:
@@ -168,7 +168,8 @@ class _Tracking:
             (signals.task_revoked, self._note_revocation),
         ):
             # The handlers need no `try`: Celery catches and logs their exceptions. Without `dispatch_uid`, Celery
-            # before 5.7 treats the same method of two objects as one handler, and connects only the first.
+            # before 5.7 treats the same method of two objects as one handler, and connects only the method of the first
+            # object.
             signal.connect(handler, weak=False, dispatch_uid=(__name__, id(self)))
 
     def _is_tracked(self, task: Any) -> bool:

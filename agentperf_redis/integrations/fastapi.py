@@ -108,8 +108,8 @@ class _Templates(Templates):
         return found
 
     def _list(self, routes: Sequence[BaseRoute]) -> _Listed:
-        # A route context only forwards calls to its route, which costs time. So list the route itself: the method
-        # `context.matches` is bound to the route.
+        # A route context only forwards calls to its route, and the forwarding costs time. So list the route itself: it
+        # is the object to which the method `context.matches` is bound.
         targets = tuple(getattr(context.matches, "__self__", context) for context in iter_route_contexts(routes))
         listed = _Listed(routes, len(routes), time.monotonic(), targets)
         if len(self._listed) >= _MAX_LISTS:

@@ -219,12 +219,12 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
             if named is None:
                 raise BadRequestError(f"the router has no deployment of {model!r}", model=model, llm_provider="")
             return named
-        # If `model` is an alias, the deployments found above have the alias as their `model_name`. The deployment that
-        # the router stores still has the name of the group.
+        # If `model` is an alias, the deployments found above have the alias as their `model_name`. The router's stored
+        # deployments have the name of the group instead.
         stored = registry.deployment_dict(next(iter(deployments)))
         pool = f"{self._prefix}{(stored or {}).get('model_name', model)}"
         yield from self._register(pool, deployments)
-        if request is None:  # no call follows that could release a lease
+        if request is None:  # no call follows, so nothing would release a lease
             seen = yield from self._operations.select(pool, (), None)
             return deployments.get("" if seen is None else seen.id) or next(iter(deployments.values()))
         foreign: list[Lease] = []
@@ -233,7 +233,7 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 lease = yield from self._operations.enter(self._operations.pool(pool), self._request)
                 if lease.instance_id in deployments:
                     break
-                foreign.append(lease)  # not in `deployments`, for example because only another process has it
+                foreign.append(lease)  # for example, only another process has the deployment of this lease
                 if len(foreign) == _MAX_FOREIGN:
                     raise NoCapacity(pool, "its instances are deployments that this router does not have", 1.0)
         except NoCapacity as full:
@@ -262,8 +262,8 @@ class AgentPerfRoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc,
                 yield from self._operations.register(instance, None, rpm, tpm)
                 known[name] = facts
         for name in known.keys() - wanted.keys():
-            # The router may find a deployment of the group only by another model name, such as a wildcard. Such a
-            # deployment is missing from `deployments`. So remove a deployment only if the router does not have its id.
+            # The router may find some deployments of the group only by another model name, such as a wildcard. Those
+            # deployments are missing from `deployments`. So remove a deployment only if the router lacks its id.
             if not self._router.registry().has_deployment(name):
                 yield from self._operations.remove(pool, name)
                 known.pop(name, None)

@@ -125,8 +125,8 @@ class LockKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: start without leases. The parent continues to renew its leases."""
-        # Each access to the dict is a single atomic operation, so no lock is needed. A lease ends when `pop` removes
-        # its token. Only one `pop` can find the token. So each lease ends only once: it is either released or lost.
+        # Each access to `_held` is a single atomic operation, so no lock is needed. A lease ends when `pop` removes its
+        # token. Only one `pop` can find the token. So each lease ends only once: it is either released or lost.
         self._held: dict[str, weakref.ref[Held]] = {}
         self._closed = False
 

@@ -312,8 +312,8 @@ class Buffer:
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
                     # By now, the server may have forgotten the sequence number. Without the number, the server cannot
-                    # tell whether it has counted the batch. Probably, the batch was not counted. So it is sent again,
-                    # under a new writer name.
+                    # tell whether it has counted the batch. Probably, the batch was not counted. So the batch is sent
+                    # again, under a new writer name.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1

@@ -245,7 +245,7 @@ def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, .
     key = keys.metrics_latest(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
 
     def decode(reply: Reply) -> tuple[Execution, ...]:
-        # The stored list is in the order of the flushes. So sort the executions by their end.
+        # The stored list is in the order of the flushes. So sort the executions by the time at which they ended.
         found = _executions(key, reply)[::-1]
         newest_first = sorted(found, key=lambda each: each.ended, reverse=True)
         return tuple(newest_first[:limit])

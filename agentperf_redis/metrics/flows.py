@@ -313,7 +313,7 @@ def _compare(
     name, time = query
     other_name, other_time = other
     second = yield from _agent(flusher, name, time)
-    if before:  # `first` covers a range of the same length that ends where `second` starts
+    if before:  # `first` covers as much time as `second`, and ends where `second` starts
         other_time = TimeRange(other_time.window_ms, round(second.interval.start * 1000))
     first = yield from _agent(flusher, other_name, other_time)
     return compared(first, second)

@@ -382,7 +382,7 @@ class Flusher:
         return partial(self._await_last_flush, ended, until)
 
     def _await_close(self, until: float) -> None:
-        # A signal handler may have interrupted `close`, so this method takes no lock that `close` may hold.
+        # A signal handler that interrupts `close` may call this method. So take no lock that `close` may hold.
         while self._closing and time.monotonic() < until:
             time.sleep(_CLOSING_POLL_S)
         if not self._closing:

@@ -307,7 +307,7 @@ class _Search:
             )
         names = self._fields.names(response)
         part = self._part(response, names)
-        if part is None and "data" in names:  # Mistral's events
+        if part is None and "data" in names:  # Mistral's events have the chunk in `data`
             chunk = self._fields.get(response, "data")
             part = self._part(chunk, self._fields.names(chunk))
         return Reading(part=part)
@@ -514,8 +514,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. With this chunk, the response must count as ended: a later
-            # response may have the same id, because Ollama uses only 999 ids.
+            # The last chunk has token counts, but no choices. This chunk must end the response: a later response may
+            # have the same id, because Ollama uses only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))

@@ -205,7 +205,7 @@ class Recording:
         if unread and known is None:
             flusher.unread_usage.note(usage)
         elif unread and not known:
-            flusher.unread_usage.add(1)  # not logged, because a later event may have the counts
+            flusher.unread_usage.add(1)  # counted, but not logged: a later event may have the token counts
         return [Usage(calls=0 if known else 1)]
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:

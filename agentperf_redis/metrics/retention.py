@@ -149,6 +149,6 @@ def _bytes_of_hash(executions: float) -> float:
 
 
 def _buckets(executions: float) -> float:
-    # The formula approximates measurements with lognormal durations: 10 durations fall into 8 distinct buckets, 60 into
-    # 39, 100 into 53, 600 into 89, and 6000 into 121.
+    # The formula approximates measured numbers of buckets. With lognormal durations, 10 durations fell into 8 distinct
+    # buckets, 60 into 39, 100 into 53, 600 into 89, and 6000 into 121.
     return min(executions, 15 * math.log2(1 + executions / 10))

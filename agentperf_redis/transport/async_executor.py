@@ -143,7 +143,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # a forked child must not close its copy of the flow, so it keeps the entry
+            if self._pid == os.getpid():  # a forked child keeps the entry, so that its copy of the flow stays open
                 self._running.pop(flow, None)
 
     async def _shielded(

@@ -11,9 +11,9 @@
 --   {1, version, wait_ms, rule, at_ms, rule, at_ms ...}   version: number of the deployment, 0 if there is none
 --     wait_ms: time until the next rule is due, ms, at most 10000; 0: more than count rules are due now
 --     at_ms: end of the window to evaluate, ms since 1970, a multiple of the interval of the rule
--- REPEAT  a second delivery returns the rules that the first delivery claimed. If a rule was reported, or claimed by a
---         later request, it is left out. Other due rules are claimed too, up to count rules in total
--- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
+-- REPEAT  a second delivery returns the rules that the first delivery claimed. A rule is left out if its result was
+--         reported, or if a later request claimed the rule. Other due rules are claimed too, up to count rules in total
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a text that this library did not write; nothing was changed
 -- COST    O(rules)
 --@include corrupt
 --@include whole_number

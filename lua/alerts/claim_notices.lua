@@ -11,7 +11,7 @@
 --     payload: the text that report.lua stored
 -- REPEAT  a second delivery claims other notifications. If a reply is lost, the notifications in it wait until their
 --         leases end
--- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a text that this library did not write; nothing was changed
 -- COST    O(addresses log N) for N waiting notifications of an address
 --@include corrupt
 --@include whole_number

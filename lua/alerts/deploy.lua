@@ -14,7 +14,7 @@
 -- RETURNS
 --   {1, version, n}  deployed; version: number of this deployment; n: number of rules that were removed
 -- REPEAT  a second delivery deploys the same rules as a further version
--- ERRORS  CORRUPT <key>: it holds another type, or a version that is no number; nothing was changed
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a version that is no number; nothing was changed
 -- COST    O(rules + addresses + waiting notifications of removed addresses)
 --@include corrupt
 --@include whole_number

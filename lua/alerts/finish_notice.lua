@@ -7,14 +7,14 @@
 --   address    text  percent-encoded
 --   id         text  id of the notification
 --   retry_ms   int   time until the next attempt, ms; 0: the notification was delivered
---   keep_ms    int   max age of a notification, ms; an older one is dropped after a failed attempt
+--   keep_ms    int   max age of a notification, ms; an older notification is dropped after a failed attempt
 --   error      text  why the attempt failed, percent-encoded; empty if it did not fail
 -- RETURNS
 --   1   recorded
 --   0   the notification is no longer there: it was delivered or dropped, or its address was removed
 -- REPEAT  if the first call removed the notification, a second call returns 0. Otherwise the second call counts one
 --         more failed attempt
--- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a text that this library did not write; nothing was changed
 -- COST    O(log N) for N waiting notifications of the address
 --@include corrupt
 --@include whole_number

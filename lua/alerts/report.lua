@@ -1,5 +1,4 @@
--- report: store the result of an evaluation of a claimed rule: the states of its targets, new events and new
--- notifications.
+-- report: store the states, events and notifications that the evaluation of a claimed rule has produced.
 -- KEYS
 --   rules      HASH    agentperf:{alerts}:rules
 --   schedule   HASH    agentperf:{alerts}:schedule
@@ -20,10 +19,10 @@
 --                      each notification. Names and addresses are percent-encoded
 -- RETURNS
 --   1   stored
---   0   the rules were deployed again, or a later claim has the rule; nothing was stored
--- REPEAT  a second delivery changes nothing. It returns 0 if a later claim has the rule or if the rules were deployed
---         again, else 1
--- ERRORS  CORRUPT <key>: it holds another type, or a text that this library did not write; nothing was changed
+--   0   the rules were deployed again, or a later request claimed the rule; nothing was stored
+-- REPEAT  a second delivery changes nothing. It returns 0 if the rules were deployed again, or if a later request
+--         claimed the rule; else 1
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a text that this library did not write; nothing was changed
 -- COST    O(targets + events + notifications)
 --@include corrupt
 --@include whole_number

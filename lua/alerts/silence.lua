@@ -10,9 +10,9 @@
 --   rules...  text    percent-encoded
 -- RETURNS
 --   {1, until_ms, rule ...}   until_ms: end of the silences, ms since 1970. rule: each of the given rules that exists
--- REPEAT  a second delivery silences the rules again, and adds further events. If now_ms is -1, the silences start at
---         the time of the second delivery
--- ERRORS  CORRUPT <key>: it holds another type; nothing was changed
+-- REPEAT  a second delivery starts or ends the silences again, and adds further events. If now_ms is -1, the silences
+--         start at the time of the second delivery
+-- ERRORS  CORRUPT <key>: the key has a wrong type; nothing was changed
 -- COST    O(rules)
 --@include corrupt
 --@include whole_number

@@ -12,27 +12,28 @@
 --   late    int   1 when another copy of this request may still arrive, else 0
 --   wanted  text  strategy the pool must have, or '-' for any
 --   labels  text  comma-separated labels; the instance must have all of them; '-' for none
---   point   int   position on the ring, 0 to 2^48 - 1: a hash of the affinity that the caller gave, or random
+--   point   int   position on the ring, 0 to 2^48 - 1: a hash of the caller's affinity; without affinity, random
 --   random  int   random number, 0 to 2^52 - 1
---   tokens  int   number of tokens that the work is expected to use; counts against the instance's tokens per minute
+--   tokens  int   expected number of LLM tokens that the work uses; counts against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record, load, cap}   granted now, or granted before to the same token. id: the instance.
+--   {1, id, expiry_ms, fence, record, load, cap}   the lease granted to this token, now or before. id: the instance.
 --     record: the text of its record. load: sum of the loads of all instances after the grant. cap: sum of the
 --     capacities of the instances that take work
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     no lease is granted. retry_ms: time until a timer may free capacity, at most 1000. registered: number of
+--     no lease is granted. retry_ms: time until a timer may free capacity, ms, at most 1000. registered: number of
 --     instances. waiting: number of waiters. disabled: number of instances that are draining, have missed their
---     heartbeat or were marked unhealthy by hand. unhealthy: number of instances that are not disabled, but ejected,
---     half-open or failing their checks. rate_limited: number of the other instances that are resting or have used up a
---     rate limit. If all instances that are not disabled count as unhealthy or rate_limited, and the time until the
---     first of them comes back is known, retry_ms is this time instead, at most a day
---   {-1, why}                            the token is spent. why: the reason in its tombstone; 'expired' if its lease
---     has expired but the tombstone is not written yet; 'waiting' or 'grant' if the token was used in a call of wait
+--     heartbeat or were marked unhealthy by hand. unhealthy: number of instances that are ejected, half-open or failing
+--     their checks. rate_limited: number of instances that are resting or have used up a rate limit. Each instance
+--     counts at most once: as disabled, else as unhealthy, else as rate_limited. If all instances that are not disabled
+--     count as unhealthy or rate_limited, retry_ms is the time until the first of them comes back, ms, at most a day.
+--     If this time is unknown, retry_ms has its usual value
+--   {-1, why}                            the token is spent. why: the reason in the token's tombstone; 'expired' if the
+--     lease has expired and has no tombstone yet; 'waiting' or 'grant' if the token was used in a call of wait
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  a second copy of the request returns the same lease. The copy is refused if the token was cancelled, if the
---         lease expired, or if the release of the lease left a tombstone. The release leaves a tombstone if a copy of
---         this request had late 1, or if bury_ms of the release is not 0
+--         lease expired, or if the release of the lease left a tombstone. The release leaves a tombstone if late was 1
+--         in a copy of this request, or if bury_ms of the release is not 0
 -- ERRORS  none
 -- COST    O(log N + log L) for N instances and L leases. In the usual case, it calls 6 commands under least_loaded,
 --         round_robin and random, and 7 to 13 under the other strategies. It calls 1 or 2 more if wanted is '-' and the
@@ -58,8 +59,8 @@ local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
 -- Pick an instance now, so that one HMGET can read its record together with the facts about the pool. The pool's
 -- strategy is not known yet, so this pick assumes the wanted strategy or the default. If the pool has another strategy,
--- the pick is repeated below. A pick from the ring needs the facts, so it comes after the HMGET. If there is no record
--- to read, the HMGET reads the token twice.
+-- the pick is repeated below. A pick from the ring needs the facts about the pool, so it comes after the HMGET. If
+-- there is no record to read, the HMGET reads the token a second time instead.
 local _, expected = rules(POOL .. (WANTED == '-' and DEFAULT_STRATEGY or WANTED))
 local id, record
 if not several and expected and expected ~= 'ring' then id, record = pick(expected, from, RANDOM, POINT, now_ms) end
@@ -67,15 +68,16 @@ local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '
 local next_ms, picks = tonumber(facts[3] or 0), tonumber(facts[4] or 0)
 local sum, cap = tonumber(facts[5] or 0), tonumber(facts[6] or 0)
 
--- next_ms, picks, sum and cap are whole numbers unless another program has changed one of them. `maintenance` reports
--- such a change. An infinite number or NaN makes the total infinite or NaN, so a check of the total finds it too.
+-- Normally, next_ms, picks, sum and cap are whole numbers. If another program has changed one of them, `maintenance`
+-- reports the change. If one of them is infinite or NaN, the total is infinite or NaN, so the check of the total finds
+-- this too.
 local total = next_ms and picks and sum and cap and picks >= 0 and next_ms + picks + sum + cap or -1
 local look = next_ms == nil or next_ms <= now_ms or total < 0 or total > 9e15 or total % 1 ~= 0
 
 -- The usual case: the token is new, nothing is due, the queue is empty, and the instance has no rate limits. The other
 -- cases need the files included below. The usual case returns before the functions of these files are created, which
--- saves 2 us per call. If anything is unusual, such as a field of another form, the code below the includes handles it,
--- and reads the record of `id` again. Only that code decides whether a field is corrupt.
+-- saves 2 us per call. If anything is unusual, such as the form of a field, the code below the includes handles the
+-- call. That code reads the record of `id` again. Only that code decides whether a field is corrupt.
 local score, how, _, _, strategy = rules(facts[2] or '')
 if not score then score, how, _, _, strategy = rules(match(facts[2] or '', '^(%S+ %S+) slow_after_us=%d+$')) end
 if look or several or facts[1] or not score or WANTED ~= '-' and WANTED ~= strategy then
@@ -132,9 +134,9 @@ end
 if not stored then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 
 -- Each round of the loop below processes at most EXPIRIES due timers. It then grants free units to waiters, so that
--- this caller does not overtake a waiter. While no unit is free and more timers may be due, another round follows, at
--- most ROUNDS in all. If the pool seems full, the next lines check whether the server's clock was set back. If it was,
--- rounds are needed even if no timer is due, because `maintain` also corrects the timers.
+-- this caller does not overtake a waiter. While no unit is free and more timers may be due, another round follows, up
+-- to ROUNDS rounds in all. If the pool seems full, the next lines check whether the server's clock was set back. If the
+-- clock was set back, rounds are needed even if no timer is due, because `maintain` also corrects the timers.
 local is_old
 if not look and not id then
   local is_set_back

@@ -13,7 +13,7 @@
 --   labels     text  comma-separated labels; each instance must have all of them; '-' for none
 --   point      text  position on the ring, 0 to 2^48 - 1: a hash of the affinity; '-': a random position for each lease
 --   randoms    text  random numbers, 0 to 2^52 - 1, one for each lease, separated by spaces
---   tokens     int   number of tokens that the work on one lease is expected to use; counts against the instance's
+--   tokens     int   expected number of LLM tokens that the work on one lease uses; counts against the instance's
 --                    tokens per minute
 --   whole      int   1 to lease all units or none, 0 to lease as many as are free
 --   leases...  text  '@' followed by the client's token; one for each lease, at most 500
@@ -103,8 +103,8 @@ local several = string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local suits = several and function(record) return has_all(field(record, 'labels') or '', LABELS) end
 local read = {}
--- Read each record only once per round. Within a round, only `pool.grant` changes records, and it also changes their
--- copies in `read`.
+-- Read each record only once per round of the loop below. In a round, after `pool.maintain`, only `pool.grant` changes
+-- records. It also changes the copies of the records in `read`.
 local function instance(id)
   read[id] = read[id] or pool.read(id)
   return read[id]

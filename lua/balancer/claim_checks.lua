@@ -7,10 +7,9 @@
 --   interval_ms  int   time from one check of an instance to the next, ms
 --   count        int   max checks to claim
 -- RETURNS
---   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
---     interval_ms. id, record: the instances to check. A resting instance is not checked. Usually it rests because of
---     its own rate limit. A check would use up more of this limit, and a failed check would also count against the
---     health of the instance
+--   {1, now_ms, next_ms, id, record, id, record ...}   now_ms: the server's time, ms since 1970. next_ms: time until
+--     the next check is due, ms, at most interval_ms. id, record: each instance to check. A resting instance is not
+--     checked: a check might use up more of its rate limit, and a failed check would count against its health
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  claims other due checks. If a reply is lost, the instances in it miss one check
 -- ERRORS  none

@@ -8,7 +8,7 @@
 -- ARGV
 --   settings  text  new value of the field #settings of state, see pool.lua
 --   first     int   rank of the first instance of the page
---   count     int   instances per page
+--   count     int   number of instances per page
 --   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, next_rank, before}   next_rank: value of `first` for the next page, 0 after the last page. before: the

@@ -1,4 +1,4 @@
--- cool_down: let an instance rest. It gets no work until the rest ends. The call never shortens a present rest.
+-- cool_down: let an instance rest. It gets no work until the rest ends. The call never shortens a rest that has begun.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -14,7 +14,8 @@
 --   0   no such instance
 --   {-3, fact}  {-4, field}   as in records.lua
 --   {-6, now_ms}   the request came after until_ms; nothing was changed
--- REPEAT  the rest lasts at least rest_ms from the last copy of the request; a copy after until_ms is refused
+-- REPEAT  the rest lasts at least rest_ms from the last copy of the request; a copy that arrives after until_ms is
+--         refused
 -- ERRORS  none
 -- COST    O(log N) for N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

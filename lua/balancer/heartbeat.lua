@@ -5,8 +5,8 @@
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   silence_ms  int   time until the next heartbeat is due, ms; 0: for each instance, the silence_ms with which it was
---                     registered, or 30 s if that was 0
+--   silence_ms  int   time until the next heartbeat is due, ms; 0: the silence_ms with which the instance was
+--                     registered, or 30 s if it was registered with 0
 --   names...    text  ids of instances, at most 500
 -- RETURNS
 --   {1, id...}   the instances that are not registered. The heartbeats of all others were recorded

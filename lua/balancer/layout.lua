@@ -1,7 +1,7 @@
 -- layout: divide a pool into shards, confirm the division, let it expire, or end it.
--- A divided pool still has the hash `state`, in which #pool holds the number of shards and the strategy, and #settings
--- holds the settings. If any other script finds a number of shards in #pool, the script refuses the request. The caller
--- then uses the keys of the shards.
+-- A divided pool still has the hash `state`. There, #pool holds the number of shards and the strategy, and #settings
+-- holds the settings. If another script finds a number of shards in #pool, it refuses the request. The caller then uses
+-- the keys of the shards.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -78,7 +78,7 @@ elseif WANTED ~= '-' or not strategy then  -- the pool has no instance, so its s
 end
 if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then before, settings = settings or '', SETTINGS end
 if not shards then
-  -- The undivided pool may have waiters, although it has no instances. They queue again in the shards.
+  -- The undivided pool may have waiters, although it has no instances. These waiters queue again in the shards.
   for _, key in ipairs({STATE, READY, DUE, WAITQ, IDS, RING}) do call('UNLINK', key) end
   for _, part in ipairs({'away', 'checks', 'events', 'history'}) do call('UNLINK', TAG .. part) end
   if known[4] then call('HSET', STATE, '#born', known[4]) end

@@ -31,7 +31,7 @@ local call, match, format, floor = redis.call, string.match, string.format, math
 --@include pool
 
 -- Matches the usual record of an instance. A release copies limit, seq, fence and peak as one text, and also reads
--- limit and seq on their own. It copies everything after streak as another text, the rest of the record.
+-- limit and seq on their own. It copies the rest of the record, after streak, as another text.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 -- Most instances have neither labels nor flags. The fastest test for this is a search for PLAIN in the rest of the

@@ -11,10 +11,10 @@
 --   first  int   rank of the first instance of the page
 --   count  int   instances per page
 -- RETURNS
---   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the next page, 0 after the last page. wrong:
---     number of instances whose load differed from the number of their leases. orphans: on the first page, number of
---     leases and waiters that were deleted because they had no timer; 0 on the other pages. registered: number of
---     instances
+--   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the first instance of the next page, 0 after the
+--     last page. wrong: number of instances whose load differed from the number of their leases. orphans: on the first
+--     page, number of leases and waiters that were deleted because they had no timer; 0 on the other pages. registered:
+--     number of instances
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: the first run has made all corrections

@@ -1,6 +1,6 @@
--- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. It
--- processes due timers before it adds the figures, as `status` does. So the history and `status` show the same figures,
--- except for leases on removed instances (see the end of the script).
+-- sample: add the figures of a pool to its history. In each slice of ten seconds, only the first call adds them. Like
+-- `status`, this call first processes due timers. So the history and `status` show the same figures, except for leases
+-- on removed instances (see the end of the script).
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it
@@ -18,8 +18,8 @@
 -- REPEAT  harmless: the slice is already sampled
 -- ERRORS  CORRUPT <key>: the key of the history has another type, or holds a value that this library did not write;
 --         nothing was written
--- COST    O(log N) for N instances; O(N) while at least one of them is disabled, unhealthy, resting or rate-limited. It
---         processes at most 64 due timers, grants units to at most 16 waiters, and then reads up to 5000 due timers
+-- COST    O(log N) for N instances; O(N) while at least one instance is disabled, unhealthy, resting or rate-limited.
+--         It processes at most 64 due timers, grants units to at most 16 waiters, and then reads up to 5000 due timers
 local STATE, READY, DUE, WAITQ, IDS, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 --@include strategies
 --@include whole_number
@@ -86,8 +86,8 @@ if invalid then return corrupt(invalid) end
 pool.maintain(EXPIRIES)
 if pool.changed then healthy, capacity = read_instances() end
 local unhealthy = call('ZCARD', IDS) - healthy
--- Here, leases on removed instances count until they end, because #load includes them. They cannot be subtracted,
--- because no index contains a removed instance. In `status`, these leases do not count.
+-- #load includes the leases on removed instances until these leases end. The history cannot leave them out, because no
+-- index contains a removed instance. `status` does not count these leases.
 local load, waiters = whole_number(call('HGET', STATE, '#load')) or 0, call('ZCARD', WAITQ)
 save_history(history, {
   {'load', 'sum', load}, {'waiters', 'max', waiters}, {'unhealthy', 'max', unhealthy},

@@ -13,8 +13,9 @@
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
 --     registered: number of instances. waiting: number of waiters. late: on the first page, number of leases and grants
 --     that have expired but were not processed yet; 0 on the other pages. picks: number of leases granted so far.
---     next_rank: rank of the next page, 0 after the last page. panic_ms: start of the panic, 0 for none. settings:
---     value of #settings. id, record, extra: an instance, its record, and its extra record (empty for most instances)
+--     next_rank: rank of the first instance of the next page, 0 after the last page. panic_ms: start of the panic, 0
+--     for none. settings: value of #settings. id, record, extra: an instance, its record, and its extra record (empty
+--     for most instances)
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it only processes due timers and grants units to waiters

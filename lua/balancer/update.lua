@@ -65,8 +65,8 @@ if r.extra then
   pool.limit_rate(r)
 end
 local on, off = pool.flags_of(ON), pool.flags_of(OFF)
--- To mark an instance healthy, a caller passes in `off` the flag `unhealthy` and the flags that are set by outcomes,
--- checks and heartbeats. The event `healthy` is added only if the instance had one of these flags.
+-- When a caller marks an instance healthy, `off` contains the flag `unhealthy` and the flags that outcomes, checks and
+-- heartbeats set. The event `healthy` is added only if the instance had one of these flags.
 local is_cleared = false
 for flag in pairs(off) do
   is_cleared = is_cleared or (flag ~= 'draining' and flag ~= 'warming' and r.flags[flag])

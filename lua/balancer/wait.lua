@@ -17,8 +17,9 @@
 --   {1, id, expiry_ms, fence, record, load, cap}   granted and fetched now, or fetched before with the same token. The
 --     values are as in acquire
 --   {0, ahead, poll_ms, ticket, back_ms}   queued. ahead: number of waiters before this one. poll_ms: time until a
---     timer may free capacity, at most 1000. back_ms: if all instances that are not disabled are unhealthy, resting or
---     rate-limited, time until the first of them comes back, at most a day; else, or if this time is unknown, 0
+--     timer may free capacity, at most 1000. back_ms: usually 0. If all instances that are not disabled are unhealthy,
+--     resting or rate-limited, back_ms is the time until the first of them comes back, at most a day, or 0 if this time
+--     is unknown
 --   {-1, why}                           the token is spent. why: the reason in its tombstone, or 'expired'
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease

@@ -1,5 +1,6 @@
--- watch: return whether a shard has a free instance. If not, the next script that frees one publishes a wake-up.
--- Waiters of other shards call this script, so that free capacity of one shard does not stay idle while they wait.
+-- watch: return whether a shard has a free instance. If not, watch the shard: the next script that finds a free
+-- instance publishes a wake-up. Waiters of other shards call this script, so that free capacity of one shard does not
+-- stay idle while they wait.
 -- KEYS
 --   state    HASH  agentperf:{lb:<type>}:state
 --   ready    ZSET  agentperf:{lb:<type>}:ready; the names of the pool's other keys are derived from it

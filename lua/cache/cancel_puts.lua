@@ -1,4 +1,4 @@
--- cancel_puts: cancel requests of put.lua and pop.lua that their caller has given up. Copies of such a request that
+-- cancel_puts: cancel requests of put.lua and pop.lua that the caller has given up. Copies of such a request that
 -- arrive later do nothing.
 -- KEYS
 --   meta      HASH  <tag>:meta

@@ -41,8 +41,8 @@ if not schema then return corrupt(META, 'a schema that is no number') end
 if schema ~= tonumber(SCHEMA) then return {-1, schema} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
--- Decode a settings text. Another program may have changed the stored text. So if the text has another form, or if a
--- number has too many digits, the result is nil.
+-- Decode a settings text. Returns nil if the text does not have the form of settings, or if a number has too many
+-- digits. Another program may have changed the stored text.
 local function values(text)
   local limits, shards, rest = string.match(text, '^(.-) shards (%d+)(.*)$')
   if not limits then limits, rest = string.match(text, '^(.-)( layout %d+.*)$') end
@@ -70,7 +70,7 @@ if have then
   settings = settings .. have[10]
 end
 local layout = not before[1] and whole_number(before[3])
-if layout and layout < 1e6 then          -- drop.lua has kept it, so that a new cache does not start again at layout 0
+if layout and layout < 1e6 then          -- drop.lua has kept the number: a new cache must not start again at layout 0
   settings = settings .. ' layout ' .. string.format('%d', layout)
   call('HDEL', META, 'layout')
   call('PERSIST', META)

@@ -39,7 +39,7 @@ if left > 0 then return {0, left} end
 local layout = string.match(call('HGET', META, 'settings') or '', ' layout (%d+)')
 call('PEXPIRE', EPOCHS, KEEP_MS)
 call('UNLINK', META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, TAGS, RESENT, HISTORY)
-if layout then                           -- a new cache must not start again at layout 0: processes may still know it
+if layout then                           -- a new cache must not start at layout 0: processes may know the old number
   call('HSET', META, 'layout', layout)
   call('PEXPIRE', META, KEEP_MS)
 end

@@ -1,7 +1,7 @@
 -- fence: close a shard of the old layout; relayout.lua explains layouts. From now on, only the scripts that empty the
--- shard use its entries: thin.lua, export.lua and forget.lua. Other scripts refuse to use them, or find them invalid. A
--- process that reads an entry without a script also reads epochs, whose new values make every entry invalid. meta keeps
--- the earlier epochs, for export.lua.
+-- shard use its entries: thin.lua, export.lua and forget.lua. Other scripts refuse to use the entries, or find them
+-- invalid. A process that reads an entry without a script also reads epochs. The new values of epochs make every entry
+-- invalid. meta keeps the earlier epochs, for export.lua.
 -- KEYS
 --   meta    HASH    <tag>:meta
 --   size    HASH    <tag>:size

@@ -13,7 +13,7 @@
 -- ARGV
 --   names...    text    the stored names, at most 256
 -- RETURNS
---   {1, entries, bytes, cleared}  what is left: entries, their bytes, and clears whose values are not freed yet
+--   {1, entries, bytes, cleared}  left in the shard: entries, their bytes, and clears whose values are not freed yet
 --   {0}                 the shard has no settings, or is not closed; nothing done
 -- REPEAT  a second or late delivery finds the entries gone: a closed shard gets no new ones
 -- ERRORS  CORRUPT if meta was not written by this library

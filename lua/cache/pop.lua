@@ -27,8 +27,8 @@
 --   {1, entry, version}  the entry was removed, now or by an earlier copy of the request; version is the cache's clock
 --   {2}                  there is no value, or it was invalidated; nothing removed
 --   {0}                  the cache has no settings, or its entries are being moved to another layout; nothing done
---   {-5, clock}          this delivery did nothing: the request was cancelled, or a repeated delivery arrived after
---                        until_ms. In the second case, an earlier copy may have been executed
+--   {-5, clock}          this delivery did nothing: the request was cancelled, or this is a repeated delivery that
+--                        arrived after until_ms. In the second case, an earlier copy may have been executed
 --   {-6, now_ms}         the first delivery arrived after until_ms; nothing done
 -- REPEAT  the first executed copy leaves the entry in <tag>:r:<id>, and all other copies return it. A repeated delivery
 --         that finds no value leaves a blank there, so that no late copy removes a newer value. If the entries began to

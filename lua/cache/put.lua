@@ -21,17 +21,17 @@
 --   payload    bytes   the entry without version and expiry; see entry_format.payload
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; else the newest version that the caller knew before it first sent
---                      the request
+--   seen       text    empty on the first delivery; on a repeated one, the newest version that the caller knew before
+--                      the first delivery
 --   ttl_ms     text    TTL, ms; 0: the value never expires; -1: the default of the entry's tier. Or three such numbers,
 --                      "<hot>/<warm>/<cold>"; the number of the entry's tier applies
 --   tier       int     1 hot, 2 warm, 3 cold; 0: an existing entry keeps its tier, and the policy chooses the tier of a
 --                      new entry
 --   token      text    token of the compute lease under which the value was computed; empty for a plain put
 --   mode       text    empty: store the payload in any case; 'add': only if there is no value; 'replace': only if there
---                      is one; 'if:<version>': only if the value has this version, or if version is 0 and there is no
---                      value; 'touch': store the old value again with ttl_ms, and keep its version; 'incr:<by>': add
---                      to the stored number and keep its TTL and tags, or store the payload if there is no value;
+--                      is one; 'if:<version>': only if the value has this version (0: only if there is no value);
+--                      'touch': store the old value again with ttl_ms, and keep its version; 'incr:<by>': add <by> to
+--                      the stored number and keep its TTL and tags (if there is no value, store the payload);
 --                      'incrxx:<by>': as 'incr:<by>', but only if there is a value. With a mode, token is empty
 --   bus        text    channel of invalidations
 --   origin     text    id of the writing process; messages on the bus contain it
@@ -57,22 +57,23 @@
 --   {-4, version}          the value does not fit even after 512 evictions. The old value is removed, but in the modes
 --                          'incr' and 'incrxx', an old number stays
 --   {-5, version}          the request was cancelled, or an earlier repeated delivery was executed; nothing done
---   {-5, version}          with a mode: a repeated delivery arrived after until_ms and did nothing; an earlier copy may
---                          have been executed
+--   {-5, version}          with a mode: this is a repeated delivery that arrived after until_ms and did nothing; an
+--                          earlier copy may have been executed
 --   {-5, version}          without a mode: an earlier copy may have stored a value that was replaced since; the key is
 --                          made a miss
 --   {-6, now_ms}           this delivery arrived after until_ms and did nothing; with a mode, it was the first delivery
 --   {-7, 0, 0}             the condition of the mode does not hold; nothing stored
 --   {-8, 0, 0}             'incr': the stored value is no whole number between -2^53 and 2^53; nothing stored
---   {-9, 0, 0}             'incr': the sum would not be such a number; nothing stored
--- REPEAT  a copy that finds its id in the entry reports success again. With a lease, a second copy finds that the lease
---         is gone. A repeated report finds its seq recorded. After until_ms, every copy is refused.
+--   {-9, 0, 0}             'incr': the sum would not be between -2^53 and 2^53; nothing stored
+-- REPEAT  a copy that finds its id in the entry returns success again. With a lease, a second copy finds that the lease
+--         is gone. A repeated report of reads finds its seq recorded. After until_ms, every copy is refused.
 --         Without a mode and without a lease, a repeated delivery writes only if the key cannot have changed since the
 --         first delivery was sent. This is certain in two cases. In the first case, the entry is no newer than `seen`.
 --         In the second case, the key has neither an entry nor a field in size, and no entry of the cache was removed
---         after `seen`. In doubt, the delivery makes the key a miss, which is never wrong. In any case, the delivery
---         leaves its id in resent, so that later copies do nothing. When a caller gives up, cancel_puts.lua writes the
---         id to resent. All these rules together ensure that no late or repeated copy overwrites a newer value.
+--         after `seen`. If neither case applies, the delivery makes the key a miss, which is never wrong. In all three
+--         cases, the delivery leaves its id in resent, so that later copies do nothing. When a caller gives up,
+--         cancel_puts.lua writes the id to resent. All these rules together ensure that no late or repeated copy
+--         overwrites a newer value.
 --         With a mode, the first executed copy leaves its reply in <tag>:r:<id>, and all other copies return this
 --         reply. There are two exceptions. If the first delivery stores nothing, it leaves no reply, so a repeated
 --         delivery checks the condition again. If a repeated delivery returns {-2, version} or {-4, version}, it leaves

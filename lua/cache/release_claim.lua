@@ -19,9 +19,9 @@
 --   tagged    int     1 if the value has tags, else 0
 -- RETURNS
 --   {1}                 released
---   {2}                 released, but the computed value may be outdated: since the claim, the cache was cleared, or
---                       the value has tags and any tag of the cache was invalidated. Also returned if the text
---                       in epochs cannot be parsed
+--   {2}                 released, but the computed value may be outdated: after the claim, the cache was cleared or, if
+--                       the value has tags, any tag of the cache was invalidated. Also returned if the text in epochs
+--                       cannot be parsed
 --   {-1}                the lease was no longer held; nothing done
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none

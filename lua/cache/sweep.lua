@@ -1,6 +1,6 @@
 -- sweep: take one bounded step of maintenance. Removes expired entries, entries whose value the server dropped, entries
--- with an invalidated tag, and entries beyond a lowered capacity. Also removes cleared values, and the idempotency keys
--- of processes that have sent no report for an hour.
+-- with an invalidated tag, and entries beyond a lowered capacity. Also removes cleared values, and the stored
+-- idempotency key of each process that has sent no report for an hour.
 -- KEYS
 --   meta      HASH    <tag>:meta
 --   size      HASH    <tag>:size
@@ -61,7 +61,7 @@ local function invalidated(key)          -- called only if a tag was invalidated
   if not version or tags == '' or version > tagged then return false end
   local newest = merged
   for tag in string.gmatch(tags, '[^,]+') do
-    local mark = redis.pcall('ZSCORE', TAGS, tag)  -- a wrong type must not end this script half-way: readers report it
+    local mark = redis.pcall('ZSCORE', TAGS, tag)  -- a wrong type must not abort the script: readers report the fault
     newest = math.max(newest, type(mark) == 'string' and tonumber(mark) or 0)
   end
   return version <= newest

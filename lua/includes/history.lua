@@ -3,7 +3,7 @@
 -- The history is one hash. It holds time slices of three widths. The slices of each width form a ring with a fixed
 -- number of slots. A new slice overwrites the old slice in its slot, so no script has to delete old slices.
 --   claimed           start of the last sampled slice of 10 s, ms; no further sample is needed in this slice
---   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its totals
+--   totals            the totals of the last sample, each as name=value. The next sample subtracts them from its own
 --   10s|1m|1h:<slot>  at=<start of the slice, ms> samples=<number of samples>, then each figure as name=value. The slot
 --                     is the number of the slice since 1970, modulo the number of slots of the ring
 -- Each figure has a kind:

@@ -1,5 +1,5 @@
--- acquire: take one unit of a lock or semaphore, at most once per token. A waiter repeats the call to join the queue,
--- to stay in it, and to fetch its grant.
+-- acquire: take one unit of a lock or semaphore, at most once per token. A waiter repeats the call: the first call
+-- joins the queue, and later calls keep the waiter in the queue and fetch its grant.
 -- KEYS
 --   state    HASH  <tag>:state
 --   held     ZSET  <tag>:held
@@ -68,7 +68,7 @@ if LIVE_MS > 0 and not (granted and expiry_ms > lock.now_ms) then
   if queued then
     ticket = queued
   elseif ticket == '-' then
-    -- Each waiter gets a later ticket than the waiter before it, even if the server's clock was set back.
+    -- Each waiter gets a higher ticket than the waiter before it, even if the server's clock was set back.
     ticket = format('%d', math.max(lock.now_us, (last or 0) + 1))
   end
   call('ZADD', QUEUE, 'NX', ticket, TOKEN)

@@ -6,9 +6,9 @@
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   latests...      LIST    agentperf:{metrics:<shard>}:latest:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   Other keys under the same hash tag are computed here: the keys of slices, of lists of closed slices, of __other__,
---   of names that give way (see idle_ms), and of the indexes of the parts of agents. The parts of an agent are its
---   spans and measures.
+--   Other keys under the same hash tag are computed here: slices, lists of closed slices, the keys of __other__ and of
+--   names that give way (see idle_ms), and for each agent the index of its parts. The parts of an agent are its spans
+--   and measures.
 -- ARGV
 --   seq             int     idempotency key of this flush, a number that rises with each flush of this writer to this
 --                           shard
@@ -16,9 +16,9 @@
 --   firm            int     1: the next four TTLs apply and are stored for the shard. 0: the stored TTLs apply instead.
 --                           If not all four are stored, 0 has the same effect as 1
 --   keep_10s_ms     int     TTL of a slice of 10 s, counted from its end, ms; 0: no such slices are written
---   keep_1m_ms      int     the same for a slice of 1 min, ms
---   keep_1h_ms      int     the same for a slice of 1 h, ms
---   keep_1d_ms      int     the same for a slice of 1 day, ms
+--   keep_1m_ms      int     as keep_10s_ms, for a slice of 1 min
+--   keep_1h_ms      int     as keep_10s_ms, for a slice of 1 h
+--   keep_1d_ms      int     as keep_10s_ms, for a slice of 1 day
 --   max_recent      int     max number of raw samples of a series
 --   recent_keep_ms  int     TTL of raw samples, ms
 --   max_slow        int     max number of slowest samples of a series
@@ -46,7 +46,7 @@
 --                      that were too old to keep
 --   {0, now_ms, 0, 0}  this flush was counted before: seq is not new
 -- REPEAT  a second delivery finds seq known, so nothing is counted twice
--- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number; nothing was written
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a field that is no number; nothing was written
 -- COST    O(series x widths of slices x fields) + O(samples log N) for N samples of a series. Closing a slice adds
 --         O(fields). A list of closed slices that gets late samples adds O(256 lines). At a limit, each name that gives
 --         way adds O(fields). One flush removes at most 16 agents. Together, these agents have at most as many parts as
@@ -134,8 +134,8 @@ local function make_room(index, known)  -- take an idle member out of a full ind
     if not (other or known.seen[member] or present[index == AGENTS and member or index .. member]) then
       local parts = index == AGENTS and parts_of(member) or {}
       -- This flush must read the counts of every part of the agents that give way. So the number of these parts is
-      -- limited. Only the first agent may exceed the limit. Another agent that would exceed it gives way in a later
-      -- flush.
+      -- limited. Only the first agent may exceed the limit. If a further agent would exceed the limit, it gives way in
+      -- a later flush.
       if #parts == 0 or leaving_parts == 0 or leaving_parts + #parts <= MAX_PARTS then
         leaving_parts = leaving_parts + #parts
         known.size = known.size - 1
@@ -233,8 +233,8 @@ end
 -- on the N days before today. N is IDLE_MS in days, rounded up.
 local guards, gone_fields = {}, {}
 -- The time when a type or model was last used is not stored. But each slice of 1 day has a field for every type and
--- model that was used on that day. So the script reads these slices. If they are kept for less than IDLE_MS, no type or
--- model counts as idle.
+-- model that was used on that day. So the script reads these slices. If slices of 1 day are kept for less than IDLE_MS,
+-- no type or model counts as idle.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
 local function take_out_idle(total, guard, prefix)
   local idle = guard[prefix]
@@ -276,7 +276,7 @@ local function take_out_idle(total, guard, prefix)
   end
   while #idle > 0 do
     local base = table.remove(idle)
-    if guard.kinds[base] == nil then  -- this field gets no counts from a name that gives way
+    if guard.kinds[base] == nil then  -- no name that gives way has added counts to this field
       guard.kinds[base] = false
       local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
       local moved, fields = {names = {}, values = {}, own = true}, {total}
@@ -440,7 +440,7 @@ for _, key in ipairs(order) do
     local field = names[i]
     local value, text = values[field], stored[i]
     if text then
-      local old = tonumber(text)  -- this checks as `counter` does, but without a call in the innermost loop
+      local old = tonumber(text)  -- the same check as in `counter`, but without a function call in this loop
       if not (old and old >= 0 and old < 1e24) then wrong_key, wrong_type = key, 'a field that is no number'
       else
         local extreme = EXTREME[field]
@@ -481,7 +481,7 @@ local to_close, closing  -- `to_close`: the slices to close, by list; `closing`:
 local function is_closed(t, start, last_ms)
   return start + TIERS[t][WIDTH] + SETTLE_MS <= math.min(last_ms, now)
 end
-local function last_sample(one)  -- returns the time of the last sample before and after this flush
+local function last_sample(one)  -- returns last_ms before this flush, and last_ms after this flush
   local before, own = last_before[one.total], sums[one.total].values.last_ms
   return before, before and before > own and before or own
 end
@@ -577,8 +577,8 @@ local function close_slices()
 
   closing = {}
   -- Return two flat lists: the counters that the slice will have after this flush, and the counters that its hash has
-  -- now. Without a hash, the second result is false. If there is no hash and this flush does not write the slice, both
-  -- results are false or nil.
+  -- now. If the slice has no hash, the second result is false or nil. If this flush does not write to the slice either,
+  -- the first result is false or nil too.
   local function counters_of(key, line)
     local stored, write = call('TYPE', key).ok == 'hash' and call('HGETALL', key), writes[key]
     if not (write or line) then return stored, stored end
@@ -658,7 +658,8 @@ local function close_slices()
 end
 if to_close then close_slices() end
 
--- The sequence number is written first. A server at maxmemory refuses this write, so the script writes nothing at all.
+-- The sequence number is written first. A server at maxmemory refuses this write and so ends the script before it has
+-- written anything.
 call('SET', WRITER, whole(SEQ), 'PX', WRITER_KEEP_MS)
 for _, key in ipairs(order) do
   if writes[key] then
@@ -705,7 +706,8 @@ for i = 1, series_count do
     excess = math.max(excess, size - MAX_RECENT)
     if excess > 0 then call('LTRIM', one.latest, excess, -1) end
     call('PEXPIRE', one.latest, RECENT_KEEP_MS)
-    -- Only slower samples than this are added: any sample while the set has room, later those above its fastest one.
+    -- Only samples slower than `min_us` are added. While the set has room, `min_us` is -1. If the set is full, `min_us`
+    -- is the duration of its fastest sample.
     local min_us = -1
     if one.slow_count >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}

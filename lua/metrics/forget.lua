@@ -1,4 +1,4 @@
--- forget: remove an agent with its spans and measures: their names, counts of all time and raw samples.
+-- forget: remove the names, all-time counts and raw samples of an agent and of its spans and measures.
 -- KEYS
 --   agents  ZSET  agentperf:{metrics:<shard>}:agents
 --   parts   ZSET  agentperf:{metrics:<shard>}:parts:<agent>
@@ -13,7 +13,7 @@
 --   {1, n}  removed, with n spans and measures
 --   {0, 0}  there is no such agent
 -- REPEAT  a second delivery finds no such agent
--- ERRORS  CORRUPT <key>: agents or parts holds another type; nothing was removed
+-- ERRORS  CORRUPT <key>: agents or parts has a wrong type; nothing was removed
 -- COST    O(spans); flush.lua limits the spans of an agent to max_parts, which is 200
 --@include corrupt
 local AGENTS, PARTS, TOTAL, LATEST, SLOW = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

@@ -14,15 +14,15 @@
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...}  then for each series: name, number of its fields, name and value of each field,
 --                   raw durations, lines of the closed slices. The raw durations are one text of numbers in us,
---                   separated by spaces; the text is empty if no durations are returned (see max_exact). The fields do
---                   not contain the counts of the lines. The client adds these counts, because it parses the lines
---                   faster than the script. The window is [from_ms, to_ms)
+--                   separated by spaces; the text is empty if no durations are returned (see max_exact). The counters
+--                   in the lines are not added to the fields. The client adds them, because it parses the lines faster
+--                   than the script. The window is [from_ms, to_ms)
 --   {1, now_ms, from_ms, to_ms, ...}  if max_exact is -1; then for each series: name, n, ok, err, sum_us, llm_calls,
 --                   tool_calls, tok_in, tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in,
 --                   tok_cache_write, tok_reasoning. min_us, max_us, last_ms and first_ms are -1 if unknown. For a
 --                   window, first_ms is always -1
 -- REPEAT  reads only
--- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
 --@include corrupt
 --@include whole_number
@@ -40,8 +40,8 @@ local KEEP, wrong_settings = settings_ttls(SETTINGS)
 if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
--- Extend the window to whole slices. Its start is rounded down to the start of the narrowest kept slice that contains
--- it. If the window ends in the past, its end is rounded up in the same way.
+-- Extend the window to whole slices. The start of the window is rounded down to the start of the narrowest kept slice
+-- that contains it. If the window ends in the past, its end is rounded up to the end of the narrowest kept slice there.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -203,9 +203,9 @@ end
 
 -- Return the durations of the n samples in the window, ordered by the ends of the samples; nil if not all n are found.
 -- The list of samples is in the order of the flushes, and a late flush may append earlier samples. So the script first
--- reads the positions that the samples would have in a sorted list, with a margin. If samples are missing there and the
--- list has at most MAX_EXACT samples, the script reads the whole list. The first 13 digits of a sample are the time of
--- its end, ms.
+-- reads the positions that the samples would have in a sorted list, with a margin. If this does not find exactly n
+-- samples, and the list has at most MAX_EXACT samples, the script reads the whole list. The first 13 digits of a sample
+-- are the time of its end, ms.
 local MARGIN = 32
 local function durations(name, n)
   key = tag .. 'latest:' .. name
@@ -262,7 +262,7 @@ local function full(name)
   append(0)
   for field, value in pairs(fields) do
     if EXTREME[field] then value = extreme(value)
-    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- saves most calls
+    elseif not (value >= 0 and value < LARGEST) then value = clamped(value) end  -- this check saves most calls
     reply[size + 1], reply[size + 2] = field, value
     size = size + 2
   end

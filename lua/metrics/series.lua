@@ -2,19 +2,21 @@
 -- KEYS
 --   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
 --   settings   HASH  agentperf:{metrics:<shard>}:settings
---   The keys of the slices and of the lists of closed slices of the series are computed here, under the same hash tag.
+--   Other keys under the same hash tag are computed here. For each series, these are the keys of its slices and of its
+--   lists of closed slices.
 -- ARGV
 --   window_ms  int   length of the window, ms
 --   as_of_ms   int   end of the window, ms since 1970; it may be in the future; -1 for now
 --   step_ms    int   length of a step, ms: a multiple of 10000. Each step begins at a multiple of step_ms since 1970
 --   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} then for each series: name, steps. The steps are one text with a line for each
---                   step. A step has these parts, separated by the character 31: the number of the step, counted from
---                   0; for each closed slice, a bar and the line that stores it (see includes/closed.lua); field and
---                   value of each counter in the hashes of the slices. A step without data may be left out. The steps
---                   cover [from_ms, to_ms). This range contains the window up to now; no step begins after now
---   {0, width_ms, 0, 0}  the step does not fit: for a part of the window, only slices of width_ms or more are kept
+--   {1, now_ms, from_ms, to_ms, ...} then for each series: name, steps. All steps of a series are one text, in which a
+--                   newline ends each step. A step has these parts, separated by the character 31: the number of the
+--                   step, counted from 0; for each closed slice, a bar and the line that stores this slice (see
+--                   includes/closed.lua); for each counter in the hashes of the slices, its field and its value. A step
+--                   without data may be left out. The steps cover [from_ms, to_ms). This range contains the window up
+--                   to now; no step begins after now
+--   {0, width_ms, 0, 0}  the step does not fit: a part of the window is kept only in slices of width_ms or more
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); one slice per step if a step is as long as a slice
@@ -38,10 +40,10 @@ local ending = AS_OF_MS < 0 and now or AS_OF_MS
 local from = floor(math.max(0, ending - WINDOW_MS) / STEP_MS) * STEP_MS
 local to = math.ceil((AS_OF_MS < 0 and now + 1 or math.min(ending, now + 1)) / STEP_MS) * STEP_MS
 
--- The slices of a step are chosen as for a window with the same start and end. For each step, `starts` holds a list of
--- key prefixes, one for each slice. If no slice of the step is kept any longer, this list is empty. In a key, the name
--- of the series follows the prefix. `ranges` holds the slices of 1 min and more for `closed_lines`. The field `at` of a
--- range maps the stamp of each slice to the index of its step in `starts`.
+-- The slices of a step are chosen as for a window that begins and ends with the step. For each step, `starts` holds a
+-- list of key prefixes, one for each slice. If no slice of the step is kept any longer, this list is empty. In a key,
+-- the name of the series follows the prefix. `ranges` holds the slices of 1 min and more, in the form that
+-- `closed_lines` needs. The field `at` of a range maps the stamp of each slice to the index of its step in `starts`.
 local starts, ranges, of_tier = {}, {}, {}
 local oldest = oldest_kept(now, KEEP) or to
 for begin = from, to - STEP_MS, STEP_MS do
@@ -128,8 +130,9 @@ end
 
 local is_listed  -- whether any series of the current group may have a list of closed slices
 
--- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. If
--- the second is true, no step with a line and only one slice has a hash, which is the usual case.
+-- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. The
+-- second concerns the steps that have a line and only one slice. It is usually true: there are such steps, and none of
+-- their slices has a hash.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   if not is_listed then return found, false end

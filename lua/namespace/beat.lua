@@ -5,7 +5,7 @@
 -- ARGV
 --   worker         text  name of the worker
 --   age_ms         int   time since the worker began, ms
---   keep_ms        int   max age of a worker's last heartbeat, ms; if it is older, the worker is forgotten
+--   keep_ms        int   max age of a worker's last heartbeat, ms; a worker with an older heartbeat is forgotten
 --   max_workers    int   max workers of the namespace; further workers are not recorded
 --   host           text  host of the worker's process
 --   pid            int   id of this process

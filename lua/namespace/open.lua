@@ -6,7 +6,7 @@
 --   epoch   text  random text; becomes the epoch of a namespace that has none
 -- RETURNS
 --   {1, schema, epoch}   the namespace is open. The epoch is empty if none is stored and the ACL user may not write
---   {-1, schema, epoch}  the namespace was written by a newer major version; nothing was written
+--   {-1, schema, epoch}  a newer major version has written the namespace; this call wrote nothing
 -- REPEAT  the first call creates the namespace, every later call reads it
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1)

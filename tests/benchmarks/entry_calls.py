@@ -51,8 +51,8 @@ def main() -> None:
         cache = caches[kind]
         if work == "fill":
             cache.put_many({f"key{number:06d}": VALUE for number in range(entries)})
-            # In most caches in use, some entries have expired. So let one entry expire here. Before the first expiry in
-            # a cache, no write looks for expired entries.
+            # Until an entry of the cache has expired, no write looks for expired entries. In most caches in use, some
+            # entries have expired. So let one entry expire here.
             cache.put("soon over", 1, ttl=0.001)
             time.sleep(0.01)
             cache.put("next", 1)

@@ -159,7 +159,8 @@ def divided(bench: Bench, scenes: Iterable[Scene]) -> Iterator[Row]:
         if shards == MOST_SHARDS:
             least = one - BELOW_ONE_SHARD
             if scene.drifts:
-                # In small shards, the window adapts in coarse steps. So the goal refers to an LRU, not to one shard.
+                # In small shards, the window adapts in coarse steps. So with drift, the goal is relative to the hit
+                # ratio of an LRU, not to the hit ratio of one shard.
                 least = percents(scene, lru_hits(scene.trace, scene.size)) - BELOW_LRU
             goal, met = f">= {least:.1f} %", many >= least
         yield Row(name, f"{many:.1f} %", f"one shard {one:.1f}", None, goal, met)
@@ -226,7 +227,7 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("loop", loop(count, keys // 8), keys // 10)
     yield Scene("drifting zipf", drift(count, keys, 3), keys // 10, drifts=True)
     yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
-    if not full:  # in a short trace, the window adapts only after a large part of the accesses
+    if not full:  # these traces are short: the window adapts only after a large part of the accesses
         yield Scene("long drifting zipf", drift(4 * count, keys, 12), keys // 10, drifts=True)
         yield Scene("long births", births(4 * count, keys // 10), keys // 10, drifts=True)
 

@@ -30,7 +30,8 @@ def main(url: str, namespace: str, agents: int, calls: int) -> None:
             took = recorded / calls
         else:
             metrics.flush()
-            # The background thread may have flushed some records already. `took` includes its processor time.
+            # The background thread may already have flushed some records. `took` includes the processor time of these
+            # flushes.
             took = time.process_time() - begun - recorded
         print("done", took, flush=True)
 

@@ -96,8 +96,8 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
                 pairs = figures[work]
                 first, second = (first_decile([pair[at] for pair in pairs]) for at in (0, 1))
                 ratio = first / second
-                # The goal applies to the usual case only. An instance with rate limits takes the slower, general path
-                # of the scripts.
+                # The goal applies only to instances without rate limits. For instances with rate limits, the scripts
+                # take a slower, general path.
                 has_goal = name in names
                 yield Row(
                     f"server time of {work}, {name}, {instances:,} instances",

@@ -87,8 +87,8 @@ def _first_view(port: int) -> tuple[float, int]:
 
         load("/", "gzip")
         took = time.perf_counter() - began
-        # This second load only finds the names of the page's files, and its time is not measured. To answer it, the
-        # program reuses the result of the first load.
+        # A second load finds the names of the page's files. Its time is not measured. For this load, the program
+        # reuses the result of the first load.
         page = load("/", "identity").decode()
         size -= len(page)
         began = time.perf_counter()

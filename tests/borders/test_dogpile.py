@@ -249,7 +249,8 @@ def test_configuration_file_sets_the_arguments(server: Server, namespace: str) -
 
     settings = {"backend": "agentperf.tested", "arguments.url": server.url, "arguments.namespace": namespace}
     settings |= {"arguments.max_size": "5", "expiration_time": "60"}
-    made_region(server.url, namespace).backend._shared.backend().close()  # called only to register agentperf.tested
+    # This call only registers agentperf.tested.
+    made_region(server.url, namespace).backend._shared.backend().close()
     made = make_region().configure_from_config({f"cache.{key}": value for key, value in settings.items()}, "cache.")
     made.set("k", 1)
     assert (made.get("k"), made.backend._cache.max_size) == (1, 5)

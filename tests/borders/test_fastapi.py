@@ -139,7 +139,8 @@ def test_dependency_holds_a_lease_until_the_stream_was_sent(perf: AgentPerf, run
     def refuses(status: int, lease: Annotated[Lease, Depends(leased(lb, "coder"))]) -> None:
         raise HTTPException(status)
 
-    # FastAPI cannot evaluate annotations that are texts and use local variables. So objects replace the texts.
+    # If the text of an annotation names a local variable, FastAPI cannot evaluate the annotation. So objects replace
+    # the texts.
     streams.__annotations__["lease"] = refuses.__annotations__["lease"] = Annotated[Lease, Depends(leased(lb, "coder"))]
     app.add_api_route("/streams", streams)
     app.add_api_route("/refuses/{status}", refuses)

@@ -81,7 +81,7 @@ def settled(statuses: Callable[[], dict[str, InstanceStatus]], runner: asyncio.R
     """Return a function that waits until litellm has reported the end of all calls."""
 
     def is_idle() -> bool:
-        runner.run(asyncio.sleep(0.02))  # run the event loop, on which litellm reports the end of asyncio calls
+        runner.run(asyncio.sleep(0.02))  # let the event loop run: there, litellm reports the end of asyncio calls
         gc.collect()
         return all(each.instance.current_load == 0 for each in statuses().values())
 

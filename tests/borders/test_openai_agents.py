@@ -155,7 +155,7 @@ def test_runs_count_as_record_llm_of_their_responses(
 
     @function_tool
     def search(input: str) -> str:  # noqa: A002  the fake model passes this argument
-        perf.metrics.record_llm(model="by the tool", tokens_in=1)  # counts for the agent that calls the tool
+        perf.metrics.record_llm(model="by the tool", tokens_in=1)  # this usage counts for the agent that calls the tool
         return input
 
     expert = Agent(name="expert", model=model, tools=[search])
@@ -338,7 +338,7 @@ def test_span_that_is_not_recorded_is_not_left_open(
         del lost
     assert current_span() is None
     with pytest.raises(InvalidArgument, match="agent_name"):
-        perf.metrics.record_llm(tokens_in=1)  # would count for the agent "lost" if its span were open
+        perf.metrics.record_llm(tokens_in=1)  # if the span were open, the call would count for the agent "lost"
 
 
 def test_disabled_tracing_counts_nothing(processor: AgentPerfTracingProcessor, snapshots: Snapshots) -> None:

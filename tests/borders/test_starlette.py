@@ -260,7 +260,7 @@ def test_departure_of_the_client_is_a_cancellation(
     async def main() -> None:
         with pytest.raises(Exception):  # noqa: B017  ClientDisconnect, or an error that it causes in the middleware
             await exchange(app, "/reads", [begun])
-        if not wrapped:  # behind BaseHTTPMiddleware, is_disconnected() never returns True
+        if not wrapped:  # BaseHTTPMiddleware would hide the disconnect: is_disconnected() would never return True
             await exchange(app, "/watches", [])
         await exchange(app, "/endless", [whole])
 

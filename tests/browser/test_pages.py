@@ -136,7 +136,7 @@ def test_pages_of_nothing(origin: str, folder: Path, looks: Looks) -> None:
         ("invalid", "/agents?window=yesterday"),
     ]
     wrong = asyncio.run(chromium.screenshots(origin, pages, folder, "nothing", looks))
-    reported = ("400 (Bad Request)", "404 (Not Found)")  # the browser reports these statuses as errors
+    reported = ("400 (Bad Request)", "404 (Not Found)")  # expected statuses, which the browser reports as errors
     assert [each for each in wrong if not any(status in each for status in reported)] == []
 
 

@@ -101,7 +101,8 @@ def test_every_script_compiles(server: Server) -> None:
 
 
 def test_scripts_in_use_are_the_scripts_present() -> None:
-    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # its names are examples
+    # The names in script.py are examples.
+    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")
     used = {name for text in texts for name in re.findall(r"""\bScript\(\s*"([\w/]+)"\s*\)""", text)}
     assert used == set(headers.scripts())
 

@@ -18,7 +18,7 @@ ALLOWED = {"integrations/django.py": {"pickle"}}
 WITH_PATTERNS = {"KEYS", "PSUBSCRIBE", "MATCH"}
 """Commands and options that take a pattern. A long pattern blocks or crashes some servers (CVE-2024-31228)."""
 NAMESPACES_ONLY = {
-    "views/scanning.py": {"MATCH"},  # its pattern is an argument: see `foreign_scans`
+    "views/scanning.py": {"MATCH"},  # the calls of Scan pass the pattern, and `foreign_scans` checks these calls
     "script_header.py": {"KEYS"},  # the name of a section in the header of a script
 }
 

@@ -154,8 +154,8 @@ def test_script_that_leaves_its_slot_fails(server: Server, connect: Callable[...
         source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"
         sha = hashlib.sha1(source.encode()).hexdigest()
 
-    # The three keys belong to two nodes. One of these nodes also owns the slot of `elsewhere`. The other node returns
-    # an error that can also mean that a key is being moved. So the client retries until the deadline.
+    # The three keys belong to two nodes. Only one of these nodes owns the slot of `elsewhere`. The node without this
+    # slot returns an error that can also mean that a key is being moved. So the client retries until the deadline.
     backend = connect(server.url, deadline=2.0)
     for number in range(3):
         with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):

@@ -458,11 +458,11 @@ AFTER_READING = {
     "unsilence": {"rule"},
     "series": {"step"},
     "incr": {"key"},
-    "warm": {"x", "items"},  # each item is checked only after the items before it are computed
+    "warm": {"x", "items"},  # an item is checked only after the earlier items are computed
     "warm_up": {"items"},
     "register_instance": {"shards"},
     "configure_pool": {"shards"},
-    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # of a lease, which an earlier request acquired
+    "attributes": {"outcome", "retry_after", "tokens_used", "ttl"},  # `_use_lease` acquires a lease before it uses them
 }
 """The arguments that a method may refuse after a request, because the refusal depends on the stored state."""
 _WRONG_ARITY = re.compile(r"too many positional arguments|missing a required argument|unexpected keyword")

@@ -131,9 +131,9 @@ HIDDEN = (wrapped, plain, awaitable)
 GENERATORS = (generator_function, async_generator_function)
 
 
-# The functions below are called places. Each place passes a user's function to one parameter of the public API, and
-# returns the result. If the library refuses the function, the place raises an error, even if the library only logs the
-# refusal.
+# The functions below are "places". Each place passes a user's function to one parameter of the public API, and returns
+# the result. If the library refuses the function, the place raises an error. If the library only logs the refusal, the
+# place raises the error itself.
 
 
 def compute(scene: Scene, function: Function) -> Any:
@@ -293,8 +293,8 @@ CALLBACK: tuple[set[Any], set[Any]] = (set(), {*DECLARED, *HIDDEN, *GENERATORS, 
 """A callback is refused in every asynchronous form."""
 
 PLACES: dict[str, tuple[Callable[[Scene, Function], Any], set[Any], set[Any]]] = {
-    # Each key is a parameter, in the form that `parameters` yields. Each value has three items: the place, the forms of
-    # functions that are awaited there, and the forms that are refused there.
+    # Each key is a parameter, in the form that `parameters` yields. Each value has three items: the place, the awaited
+    # forms of functions, and the refused forms.
     "LRUCache.get_or_compute(function)": (compute, set(), {*DECLARED, *HIDDEN}),
     "AsyncLRUCache.get_or_compute(function)": (compute_async, {*DECLARED, *HIDDEN}, set()),
     "LRUCache.warm_up(function)": (warm, set(), {*DECLARED, *HIDDEN}),

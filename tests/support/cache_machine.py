@@ -107,7 +107,7 @@ def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyP
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),  # shrinking over a network takes minutes
+        phases=(Phase.generate,),  # without shrinking, which takes minutes over a network
     )
     monkeypatch.setattr(machine, "server", server, raising=False)
     run_state_machine_as_test(machine, settings=effort)

@@ -115,7 +115,7 @@ async def browsing(origin: str, *, width: int = WIDE, dark: bool = False, script
     found = chromium()
     assert found is not None, "call `require` first"
     async with async_playwright() as playwright:
-        # Tests run as root in containers, where the sandbox of Chromium cannot start.
+        # In containers, tests run as root. The sandbox of Chromium cannot start as root.
         browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         try:
             context = await browser.new_context(

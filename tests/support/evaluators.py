@@ -58,8 +58,9 @@ class Evaluators:
         for number, at in enumerate(times):
             first = number % len(self._alive)
             order = self._alive[first:] + self._alive[:first]
-            # Only the first process gets killed. If the other processes were always faster, the first process would
-            # never be killed. While it lives, the first process therefore gets every third element of `times` first.
+            # Only the first process gets killed, at its third evaluation. If the other processes were always faster, it
+            # would never evaluate an alert. Until it is killed, it therefore gets every third element of `times` before
+            # the other processes.
             groups = [order] if first or self.killed else [order[:1], order[1:]]
             for together in groups:
                 for worker in together:

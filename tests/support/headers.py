@@ -70,7 +70,7 @@ def scripts() -> list[str]:
 
 @cache
 def _known() -> frozenset[str]:
-    return frozenset(scripts())  # scripts of tests are not checked
+    return frozenset(scripts())  # without the scripts of tests, so `misfit` ignores them
 
 
 def fragments_of(name: str) -> dict[str, str]:

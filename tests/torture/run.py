@@ -140,8 +140,8 @@ class Torture:
     def _prepare(self, server: Server, proxy: Proxy | None, receiver: Receiver, folder: Path) -> Job:
         """Register the instances, write the history of the alerts, deploy the rule, and return the job of a worker."""
         with AgentPerf(server.url, namespace=NAMESPACE) as perf:
-            # With the mutant "no capacity check", a script fails if the limit of an instance is 0, for example during
-            # its ejection. Therefore mutants run without ejection.
+            # With the mutant "no capacity check", a script fails if an instance has the limit 0, for example while the
+            # instance is ejected. Therefore all mutants run without ejection.
             balancer = perf.balancer(settings=PoolSettings(eject_after=None) if self._mutant else JUMPY)
             balancer.configure_pool(POOL, shards=self._shards)
             for number in range(INSTANCES):

@@ -291,7 +291,7 @@ class Dropped:
 def test_put_from_destructor_works_at_any_time(jobs: Background) -> None:
     done: list[int] = []
     thresholds = gc.get_threshold()
-    gc.set_threshold(1)  # nearly every allocation triggers a collection, also inside `put` and on the thread
+    gc.set_threshold(1)  # nearly every allocation triggers a collection, also inside `put` and on the background thread
     try:
         for number in range(300):
             Dropped(jobs, done)

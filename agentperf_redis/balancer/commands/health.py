@@ -69,7 +69,7 @@ def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
     def decode(reply: Reply) -> Claimed:
         match opened(pool, reply):
             case Status.DONE, [int() as at_ms, int() as next_ms, *rest]:
-                # If an instance has no record, the reply contains an empty text instead.
+                # For an instance without a record, the reply contains an empty text. Leave out such instances.
                 found = [pair for pair in zip(rest[::2], rest[1::2], strict=False) if pair[1] != b""]
                 return Claimed(at_ms, next_ms / 1000, tuple(snapshot(facts_of(pool, *pair)) for pair in found))
             case status, values:

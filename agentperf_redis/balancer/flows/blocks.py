@@ -67,7 +67,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     Raises:
         LeaseLost: when the block succeeded, but the lease was lost while the block ran.
     """
-    if not lease.is_own:  # in a child forked within the block: the lease belongs to the parent
+    if not lease.is_own:  # this process was forked within the block, so the lease belongs to the parent
         return
     response_time = time.monotonic() - lease.started
     outcome = _outcome(error) if lease.outcome is None else Outcome(lease.outcome)

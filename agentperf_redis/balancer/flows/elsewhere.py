@@ -97,7 +97,7 @@ class Elsewhere:
             while left:
                 lease = yield from self._take(left[0])
                 if lease is not None:
-                    for shard in left:  # the next waiter tries these shards: they may have more free capacity
+                    for shard in left:  # the next waiter tries these shards, which may still have free capacity
                         self._queues.freed(shard)
                     return lease
                 self._queues.watched_until.pop(left.pop(0), None)

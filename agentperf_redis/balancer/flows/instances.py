@@ -56,7 +56,7 @@ def register(
         yield from registrations.divide(pool, shards, wanted.strategy, None)
     reply = yield from registrations.place(pool, wanted)
     registrations.remember(replace(wanted, born=reply.born))
-    if reply.is_first:  # the pool may have been removed from the list of resources when it was empty
+    if reply.is_first:  # an empty pool may have been removed from the list of resources
         yield from backend.enter("lb", agent_type, again=True)
     if reply.replaced and wanted.settings is not None:
         yield from registrations.deploy(pool, wanted.settings)
@@ -132,9 +132,9 @@ def delete(backend: Backend, clock: ServerClock, registrations: Registrations, p
                 pool, partial(commands.divide, pool, "drop", len(layout.shards), None, None)
             )
             existed = existed or done.shards == len(layout.shards)
-            # Another process may have registered an instance in a shard after this flow deleted the shard. Other
-            # processes find this instance only after the registering process has divided the pool again. If the
-            # registering process dies before that, the pool stays undivided. So delete the shard again.
+            # After this flow deleted a shard, another process may have registered an instance in the shard. Other
+            # processes do not find the instance until the pool is divided again. The registering process may die before
+            # it divides the pool. So delete the shard again.
             counts = yield from Batch(tuple(map(commands.count_registered, layout.shards)))
             for shard, count in zip(layout.shards, counts, strict=True):
                 if count:

@@ -158,8 +158,8 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     lookups = sum(hits) + misses
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # A read counts as a search of the tiers hot, warm and cold, in this order. A hit ends the search in the tier of
-        # the entry. The read counts as one lookup in each tier that it searches.
+        # The statistics treat each read as a search through the tiers hot, warm and cold, in this order. A hit ends the
+        # search. Each searched tier gets one lookup.
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

@@ -277,8 +277,8 @@ class Reader:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
         key = plain_text(key)
-        # A long key is stored under its shortened name. A caller may also use the shortened name as a key. Copies are
-        # invalidated by stored name, so only the long key may have a copy.
+        # A long key is stored under its shortened name. A caller may also use the shortened name as a key. An
+        # invalidation by stored name drops only one copy, so only the long key may have a copy.
         if key == name and key_names.is_shortened(name):
             return
         ttl_s = MAX_COPY_TTL_S if expiry is None else expiry - time.monotonic()
@@ -335,7 +335,7 @@ class Reader:
             return None, False
         try:
             stored = entry_format.parse(entry)
-            # The parsed epochs are kept, since they seldom change. The tuple is replaced as a whole, for thread safety.
+            # The parsed epochs are kept, since they seldom change. For thread safety, replace `known_epoch` as a whole.
             known = shard.known_epoch
             if gen != known[0]:
                 known = (
@@ -355,8 +355,8 @@ class Reader:
 
     def _not_invalidated_by_tags(self, shard: Shard, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
         """Return an entry, or None if one of its tags was invalidated since it was written."""
-        # Read the marks of the tags first, and then the epochs again. Between the first read of the epochs and now, a
-        # mark may have been merged into `tagged_cleared_until` and removed from the index of marks.
+        # Read the epochs again, after the marks of the tags. Since the previous read of the epochs, a mark may have
+        # been merged into `tagged_cleared_until` and removed from the index of marks.
         where = shard.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both

@@ -109,7 +109,7 @@ def shards_to_read(shared: SharedState) -> Flow[tuple[Shard, ...]]:
     """
     while True:
         shards = shared.shards
-        if shared.laid_out:  # otherwise, `prepare` reads the layout below
+        if shared.laid_out:  # read a known layout again: `prepare` below reads only an unknown layout
             yield from _learn_layout(shared)
         for shard in shards:
             yield from prepare(shard)
@@ -248,7 +248,8 @@ def _deploy_shares(shards: Sequence[Shard], *, tolerant: bool = False) -> Flow[N
                     raise reply
             elif isinstance(reply, commands.Deployed):
                 yield from _note_deployed(shard, reply, sent_at)
-        # Another process may have changed the settings, and this process may have overwritten this change in a shard.
+        # Another process may have changed the settings meanwhile. The commands above may have overwritten this change
+        # in a shard, so read the settings again.
         stored: Settings | commands.OtherSchema | None = None
         with suppress(BackendUnavailable):  # the settings may be on a node that is down
             stored = yield from commands.stored_settings(shared.keys)
@@ -302,7 +303,7 @@ def _flush_pending(shard: Shard) -> Flow[None]:
         refused = refused or isinstance(reply, NoSettings)
     for chunk in chunks(names[InvalidationScope.KEY]):
         refused = isinstance((yield from commands.delete(shard.keys, chunk, shared.origin)), NoSettings) or refused
-    if refused:  # no settings, or another layout: the next `ready` deploys the settings and retries
+    if refused:  # the shard has no settings, or another layout: the next `ready` deploys the settings and retries
         shard.lose_settings()
     if refused or shard.retired:
         return

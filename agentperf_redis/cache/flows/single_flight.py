@@ -124,7 +124,7 @@ class SingleFlight:
             answer: Answer | Crashed | None = None
             try:
                 answer = yield from self._join_or_claim(name, key, look=look, blocking=blocking)
-            finally:  # a value that another caller computed counts as a hit: it saved a whole computation
+            finally:  # a value that another caller computed counts as a hit, since it saves a computation
                 if counts:
                     if isinstance(answer, Served):
                         self.shared.shard(name).access_buffer.read(name, answer.saved_ms)
@@ -337,9 +337,9 @@ class SingleFlight:
     # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server. The
     # caller runs this flow if the lease has a token.
     #
-    # Waiters of this process get an error at once. If the lease has no token, waiters also get a value at once. If the
-    # lease has a token, waiters get the value only after the server has confirmed that the key was not invalidated
-    # during the computation.
+    # An error is passed to the waiters of this process at once. If the lease has no token, a value is also passed on at
+    # once. If the lease has a token, a value is passed on only after the server has confirmed that the key was not
+    # invalidated during the computation.
 
     def finish(
         self,

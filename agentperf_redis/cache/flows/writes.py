@@ -247,9 +247,9 @@ class Writer:
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
-                # If an earlier copy may have been executed before the entries moved, mark the next delivery as a
-                # repetition. In modes other than ALWAYS, mark the next delivery in any case. If the server refuses a
-                # repetition, it stores the refusal, so that it also refuses late copies.
+                # Mark the next delivery as a repetition in two cases. First, an earlier copy may have been executed
+                # before the entries moved. Second, in modes other than ALWAYS, the server may refuse the put. The
+                # server stores the refusal of a repetition, so that late copies are also refused.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

@@ -56,8 +56,9 @@ class Bus:
             on_gap: called on the thread of the bus whenever messages may have been missed. This is the case when the
                 node confirms the subscription, when the connection is lost, and when it is restored.
         """
-        # Many programs never subscribe. The modules that subscribe import the listener at their top, so nothing is
-        # loaded here: if the process forked during an import, the child would wait for the module's lock without end.
+        # Import the listener only here, because many programs never subscribe. Each module that subscribes has already
+        # imported the listener at its top, so this line loads nothing. Loading would be a risk: if the process forked
+        # during the import, the child would wait for the module's import lock forever.
         from agentperf_redis.transport.pubsub.listener import Listener
 
         subscription = Subscription(channel, listener, on_gap, self._remove)

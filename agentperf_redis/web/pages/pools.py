@@ -79,7 +79,7 @@ async def pool(views: Any, asked: Asked) -> Page:
     if view is None:
         return not_found("pool", name)
     steps = view.row.steps
-    # Instances that take no work come first. Within both groups, the order of registration is kept.
+    # Instances that take no work come first, then all other instances. Each group keeps the order of registration.
     instances = sorted(view.row.instances, key=lambda each: each.takes_work)
     first = asked.page * MAX_INSTANCES
     shown = instances[first : first + MAX_INSTANCES]

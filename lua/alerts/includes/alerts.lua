@@ -13,7 +13,7 @@ local function of_other_type(key, wanted)
   return nil
 end
 
--- Read the schedule of a rule, "every=<ms> next=<ms> token=<text>". Returns nil if the text has another form.
+-- Read the schedule of a rule, "every=<ms> next=<ms> token=<text>". Return nil if the text is not valid.
 local function read_schedule(text)
   local every, due, token = string.match(text or '', '^every=(%d+) next=(%d+) token=(%S+)$')
   every, due = whole_number(every), whole_number(due)
@@ -25,7 +25,7 @@ local function write_schedule(every, due, token)
   return 'every=' .. format('%.0f', every) .. ' next=' .. format('%.0f', due) .. ' token=' .. token
 end
 
--- Read a waiting notification, "attempts=<n> made=<ms> <payload>". Returns nil if the text has another form.
+-- Read a waiting notification, "attempts=<n> made=<ms> <payload>". Return nil if the text is not valid.
 local function read_notice(text)
   local attempts, made, payload = string.match(text or '', '^attempts=(%d+) made=(%d+) (.*)$')
   attempts, made = whole_number(attempts), whole_number(made)
@@ -33,8 +33,8 @@ local function read_notice(text)
   return {attempts = attempts, made = made, payload = payload}
 end
 
--- Read the state of an address, "attempts=<n> failed=<ms> dropped=<n> error=<text>". Returns nil if the text has
--- another form. Without a text, returns the state of a new address.
+-- Read the state of an address, "attempts=<n> failed=<ms> dropped=<n> error=<text>". Return nil if the text is not
+-- valid. If there is no text, return the state of a new address.
 local function read_address(text)
   if not text then return {attempts = 0, failed = 0, dropped = 0, error = ''} end
   local attempts, failed, dropped, wrong = string.match(text, '^attempts=(%d+) failed=(%d+) dropped=(%d+) error=(%S*)$')

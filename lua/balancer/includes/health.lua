@@ -2,13 +2,14 @@
 -- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua,
 -- field.lua, whole_records.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
---   further ejection in a row lasts twice as long. Ejections stop at a maximum share of unhealthy instances, and the
---   last healthy instance is never ejected. After an ejection, one probe at a time is allowed.
+--   further ejection in a row lasts twice as long, up to a maximum. The share of unhealthy instances limits further
+--   ejections (see `may_eject`), and the last healthy instance is never ejected. After an ejection, one probe at a time
+--   is allowed.
 --   Panic also follows Envoy. When too many instances are unhealthy, the health data is probably wrong. So unhealthy
 --   instances get work too.
---   Adaptive limits follow additive increase, multiplicative decrease (AIMD). After a limit was lowered, it is
---   lowered again only by the outcome of a lease that was granted after that. A limit is raised only while the instance
---   uses at least half of it.
+--   Adaptive limits follow additive increase, multiplicative decrease (AIMD). The outcome of a lease lowers a limit
+--   only if the lease was granted after the last lowering of the limit. A limit is raised only while the instance uses
+--   at least half of it.
 --   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
 --   rate-limited until the limit recovers.
 --   An instance rests after it refused work because of its own rate limit (HTTP status 429), or on request of a caller.
@@ -41,7 +42,7 @@ local function read_settings(text)
       settings[name] = value + 0
     end
   end
-  -- Shares are compared in whole thousandths, because in floating point 0.29 * 100 is less than 29.
+  -- Shares are compared in whole thousandths: in floating point, a share of 0.29 of 100 instances is less than 29.
   settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
   settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
   return settings, is_valid
@@ -107,8 +108,7 @@ local function health(self, facts)
     return r.extra
   end
 
-  -- Compute how many leases an instance may have now. The result depends only on its record and on whether there is
-  -- panic.
+  -- Compute how many leases an instance may have now. The result depends only on `r` and on whether there is panic.
   function self.limit(r)
     local flags, extra = r.flags, r.extra
     if any(flags, DISABLED) or flags.rate_limited or flags.resting then return 0 end
@@ -121,8 +121,9 @@ local function health(self, facts)
     return limit
   end
 
-  -- Return the lowest fencing token that a later grant of an instance can have: the present time or the last token + 1,
-  -- whichever is higher. After the server's clock was set back, the last token may be higher than the present time.
+  -- Return the lowest fencing token that the next grant on an instance can have: the present time, or the last token
+  -- plus one, whichever is higher. After the server's clock was set back, the last token may be higher than the present
+  -- time.
   local function after_last_grant_us(r) return math.max(now_us, r.fence + 1) end
 
   -- Correct the arrival times of the two rate limits (rpm_arrival_us and tpm_arrival_us in pool.lua) after the server's
@@ -137,9 +138,9 @@ local function health(self, facts)
     return true
   end
 
-  -- Return the new arrival time of a rate limit after `tokens` units of it were used. A unit is a token or a request.
-  -- The new time is the old arrival time or now, whichever is later, plus tokens / rate minutes. It is at most MAX_US
-  -- (about three years) after now.
+  -- Return the new arrival time of a rate limit after `tokens` units of the limit were used. A unit is a token or a
+  -- request. The new time is `tokens` / `rate` minutes after the old arrival time or after now, whichever is later. It
+  -- is at most MAX_US (about three years) after now.
   local function advanced_us(arrival_us, tokens, rate)
     local MAX_US = 1e14
     return math.max(0, math.min(math.max(arrival_us, now_us) + math.ceil(tokens * 60000000 / rate), now_us + MAX_US))
@@ -153,9 +154,9 @@ local function health(self, facts)
   end
 
   -- When panic begins or ends, the limits of unhealthy instances change. So `store`, which computes the limit of an
-  -- instance, is called for all instances in `away`. A call of this function processes one batch of them; a timer in
-  -- `due` starts the next batch. ZSCAN returns every instance that stays in `away` during the whole scan. A script that
-  -- adds or removes an instance during the scan stores the record of this instance itself.
+  -- instance, is called for all instances in `away`. A call of `store_away` processes one batch of these instances; a
+  -- timer in `due` starts the next batch. ZSCAN returns every instance that stays in `away` during the whole scan. If a
+  -- script adds an instance to `away` or removes one during the scan, the script calls `store` for this instance.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -241,9 +242,9 @@ local function health(self, facts)
     call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
-  -- Start the warm-up of an instance, but only if at least half of the usable instances are healthy and warm: they must
-  -- carry the load during the warm-up. When a whole fleet comes back at once, all of its capacity is needed. Therefore
-  -- no instance starts a warm-up during a panic or within one warm-up step after the panic.
+  -- Start the warm-up of an instance, but only if at least half of the usable instances are healthy and warm. Those
+  -- instances must carry the load during the warm-up. When a whole fleet comes back at once, all of its capacity is
+  -- needed. Therefore no instance starts a warm-up during a panic or within one warm-up step after the panic.
   function self.warm_up(r)
     local slow_start_ms, others = settings.slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
@@ -341,10 +342,10 @@ local function health(self, facts)
     end
   end
 
-  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed, by the
-  -- server's clock. checked_ms: when the last recorded check was claimed. If checked_ms is in the future, the server's
-  -- clock was set back, and the new result counts. Otherwise the new result counts only if claimed_ms is later than
-  -- checked_ms.
+  -- Update the record of an instance with the result of an active check. claimed_ms: server time when this check was
+  -- claimed. checked_ms: server time when the last recorded check was claimed. If checked_ms is in the future, the
+  -- server's clock was set back, and the new result counts. Otherwise the new result counts only if claimed_ms is later
+  -- than checked_ms.
   function self.record_check(r, good, claimed_ms)
     local of, extra = settings, self.extra(r)
     if claimed_ms <= extra.checked_ms and extra.checked_ms <= now_ms then return end
@@ -374,8 +375,8 @@ local function health(self, facts)
     end
   end
 
-  -- Begin, prolong or end the rest of an instance. The end of the rest is stored in rest_until_ms. If the server's
-  -- clock was set back after rest_until_ms was stored, rest_until_ms is corrected first.
+  -- Begin, prolong or end an instance's rest. The end of the rest is stored in rest_until_ms. If the server's clock was
+  -- set back after rest_until_ms was stored, rest_until_ms is corrected first.
   --   for_ms  length of the rest from now; a present rest that ends later is not shortened. 0: end the rest now. nil:
   --           only correct rest_until_ms
   --   why     the reason in the event: rate_limited (by an outcome) or cooled_down (by a call of cool_down)
@@ -434,8 +435,8 @@ local function health(self, facts)
     return units
   end
 
-  -- Correct the number of tokens counted against the limit of an instance, after a request has reported the tokens that
-  -- it really used. tokens: tokens used minus tokens counted at the grant; negative if the request used fewer.
+  -- After a request, correct the number of tokens that count against the instance's limit of tokens per minute. tokens:
+  -- tokens used minus tokens counted at the grant; negative if the request used fewer.
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end

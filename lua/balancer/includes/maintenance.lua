@@ -6,7 +6,7 @@
 local function has_leading_zero(text) return text and text ~= '0' and match(text, '^%-?0') end
 
 -- Decode the text of #load or #cap. Scripts change these sums mostly by HINCRBY, which treats a missing field as 0. So
--- a sum may be negative after another program has deleted its field.
+-- after another program has deleted the field of a sum, the sum may be negative.
 local function whole_sum(text)
   if has_leading_zero(text) then return nil end
   return whole_number(text, 0) or (string.sub(text, 1, 1) == '-' and whole_number(string.sub(text, 2)) and text + 0)
@@ -15,7 +15,7 @@ end
 -- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
 -- grant. The result is at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped.
 -- A busy queue leaves many tombstones, so only the first AHEAD timers are read. If all AHEAD timers are skipped, the
--- result is the time until the last of them. If there are fewer timers and all are skipped, the result is 1000.
+-- result is the time until the last of them. If `due` has fewer timers and all are skipped, the result is 1000.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -28,10 +28,10 @@ local function retry_after_ms(now_ms)
 end
 
 -- Return the bound of a timer in `due`: the longest time, ms, that the timer can have left. Returns nil if this
--- function knows no bound. Tombstones and heartbeats have no bound, since callers choose their times. For rate limits,
--- rests and warm-ups, no bound is needed: `correct_times` in health.lua corrects their timers.
+-- function knows no bound. Tombstones and heartbeats have no bound, since callers choose the times of these timers. For
+-- rate limits, rests and warm-ups, no bound is needed: `correct_times` in health.lua corrects their timers.
 local function longest_ms(name)
-  local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in model.py, `maintenance` and queue.py
+  local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, 3000  -- as in model.py, `maintenance` and queue.py, in order
   local EJECTION_MS = 300000                                  -- as in settings.py
   local kind = string.sub(name, 1, 1)
   if kind == '@' then
@@ -62,8 +62,8 @@ local function read_clock(text, now_ms)
 end
 
 -- Whether a timer at the end of `due` has more time left than its bound (see `longest_ms`). Such a timer shows that the
--- server's clock was set back, even if #clock is too old to show it. Among the 8 latest timers, only the latest timer
--- of a kind with a bound is checked. Timers that are due within DISTANT_MS (two minutes) are not checked. Most timers
+-- server's clock was set back, even if #clock is too old to show it. Of the 8 latest timers, only one is checked: the
+-- latest timer whose kind has a bound. Timers that are due within DISTANT_MS (two minutes) are not checked. Most timers
 -- are due that soon, so usually no record is read. At most one record is read.
 local function has_distant_timer(now_ms)
   local DISTANT_MS, STEP_MS, LAST = 120000, 1000, 8
@@ -82,7 +82,7 @@ end
 -- Return the pool as an object with the functions below and the functions of health.lua. A script calls `maintenance`
 -- only if it needs the object, since creating the object costs some microseconds. The first call must come before the
 -- first write of the script, because `maintenance` raises an error for keys of a wrong type.
---   invalid  the name of a field of state whose value the library did not write; nil if there is none. If there is
+--   invalid  the name of a field of `state` whose value the library did not write; nil if there is none. If there is
 --            one, a script must return `corrupt(pool.invalid)` before it writes. Otherwise arithmetic on the value
 --            could raise an error after the first write
 --   changed  whether the functions of this object have written anything
@@ -201,8 +201,8 @@ local function maintenance(now_us)
     }
   end
 
-  -- Return the first of these instances whose record the library did not write; nil if there is none. Raises an error
-  -- if the index of one of their labels has a wrong type. Scripts call this before their first write.
+  -- Return the first instance of `ids` whose record the library did not write; nil if there is none. Raises an error if
+  -- the index of a label of one of the instances has a wrong type. Scripts call this function before their first write.
   function self.first_corrupt(ids)
     for _, id in ipairs(ids) do
       local _, is_corrupt = self.read(id)
@@ -262,8 +262,8 @@ local function maintenance(now_us)
   end
 
   -- Return the next fencing token of an instance: the present time or the last token + 1, whichever is higher. So the
-  -- token is higher than all earlier tokens of the instance. This can fail only if the last token is no longer stored,
-  -- for example after a loss of data, and the server's clock was set back.
+  -- token is higher than all earlier tokens of the instance. There is one exception: the last token is no longer
+  -- stored, for example after a loss of data, and the server's clock was set back.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
   -- Grant a lease on an instance to the request with this token. `write` is write_lease or write_granted; it makes the
@@ -295,7 +295,7 @@ local function maintenance(now_us)
   end
 
   -- If the server's clock was set back, correct about TIMERS timers. Later calls correct the others. Until all are
-  -- correct, #clock holds the time of the last call and the ZSCAN cursor of `due` at which the next call continues.
+  -- correct, #clock holds the time of the last call, and the cursor of `due` for the ZSCAN of the next call.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end
@@ -379,10 +379,10 @@ local function maintenance(now_us)
   end
 
   -- Grant free units to waiters in queue order. A waiter that has stopped polling is skipped. A waiter is also skipped
-  -- if no ready instance has its labels, so it does not block the waiters behind it. Its labels are not searched again
-  -- in this call, since no unit becomes free during the call. A call examines at most FEW + (LOOKS - 1) * MANY waiters,
-  -- some 130. A waiter has CLAIM_MS to fetch its grant. The published message only tells the waiter to fetch the grant.
-  -- Returns false if the search stopped after GRANTS grants: more grants may be possible.
+  -- if no ready instance has its labels. So this waiter does not block the waiters behind it. The same labels are not
+  -- searched again in this call, since no unit becomes free during the call. A call examines at most some 130 waiters:
+  -- FEW + (LOOKS - 1) * MANY. A waiter has CLAIM_MS to fetch its grant. The published message only tells the waiter to
+  -- fetch the grant. Returns false if the search stopped after GRANTS grants: more grants may be possible.
   local function grant_to_waiters()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -417,7 +417,7 @@ local function maintenance(now_us)
   end
 
   -- Grant free units to waiters. If an instance is still free after that, wake those waiters of other shards that watch
-  -- this shard (see #watched in pool.lua). The wake-up ends their watch. A waiter that still gets no lease watches the
+  -- this shard (see #watched in pool.lua). The wake-up ends the watch. A waiter that still gets no lease watches the
   -- shard again. Returns false if more grants may be possible.
   function self.dispatch()
     if not grant_to_waiters() then return false end

@@ -1,6 +1,6 @@
 -- Counts overdue leases. Needs records.lua, and the key DUE.
 
-local EXPIRIES = 64  -- max due timers that `status` and `sample` process before they count
+local EXPIRIES = 64  -- max due timers that `status` and `sample` process before they count overdue leases
 
 -- Count the leases and grants whose expiry has passed but was not processed yet, among the first 5000 due timers.
 local function count_overdue(now_ms)

@@ -22,13 +22,13 @@ local function pick(how, from, random, point, now_ms, load, cap, suits)
   if how == 'any' or how == 'lower_of_two' then return call('ZRANGE', from, rank, rank)[1] end
 
   -- Draw an instance with a probability proportional to its score, by rejection sampling. The probabilities are exact
-  -- with any upper bound on the scores, but a high bound causes more rejections. The first 6 draws use the highest
-  -- score as the bound. If all of them are rejected, the instances are divided into at most 16 classes by their scores,
-  -- and each class has a bound of its own. Each further draw first takes a class, then an instance of the class. A
-  -- class is a range of ranks in `from`. The scores in a class differ by at most a factor of 4, except in the class of
-  -- the lowest scores. The rank and the acceptance of a draw use two separate random generators (Park and Miller). With
-  -- a single generator, a pool of several thousand instances would show a bias. When all scores are 0, all instances
-  -- are equally likely.
+  -- with any upper bound on the scores, but a higher bound causes more rejections. The first 6 draws use the highest
+  -- score as the bound. If all of them are rejected, the instances are divided into at most 16 classes by their scores.
+  -- A class is a range of ranks in `from` and has its own bound. Each further draw first takes a class, then an
+  -- instance of the class. The scores in a class differ by at most a factor of 4, except in the class of the lowest
+  -- scores. The rank and the acceptance of a draw use two separate random generators (Park and Miller). With a single
+  -- generator, a pool of several thousand instances would show a bias. When all scores are 0, all instances are equally
+  -- likely.
   if how == 'proportional' then
     local M = 2147483647
     local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1

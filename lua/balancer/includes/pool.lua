@@ -1,8 +1,8 @@
 -- The pool: the contents of its keys, and the functions with which scripts use them. Needs `call` and `format`. Only
 -- this file, health.lua and maintenance.lua add members to the keys `ready`, `ready@<label>` and `away`, and entries to
--- the stream `events`. A script that includes one of these three files must name its keys STATE, READY, DUE and WAITQ.
--- The functions in these files use the names directly, because parameters for the keys would cost time on every acquire
--- and release.
+-- the stream `events`. A script that includes one of these three files must assign its keys to the variables STATE,
+-- READY, DUE and WAITQ. The functions in these files use the variables directly, because parameters for the keys would
+-- cost time on every acquire and release.
 --
 -- All keys of an undivided pool begin with the same <tag>, agentperf:{lb:<type>}, so that they are in one hash slot. If
 -- a pool is divided into shards, each shard has all of these keys under its own <tag>. The <tag> of shard 3 of 8 is,
@@ -24,8 +24,8 @@
 --       streak         bad outcomes since the last good one; see `record_outcome` in health.lua
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
---       flags          names, comma-separated and sorted. There are three groups of flags. The flag unhealthy is in the
---                      group disabled
+--       flags          names, comma-separated and sorted. There are three groups of flags. The flag unhealthy belongs
+--                      to the group disabled, not to the group unhealthy
 --         disabled:      heartbeat_missed, unhealthy (set by hand), draining, removed (until its last lease ends)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rate limits), rate_limited
@@ -50,21 +50,26 @@
 --       rest_until_ms        while the instance rests: the end of the rest
 --       rest_set_ms          when rest_until_ms was set
 --     @<token>   the state of a request for a lease; one of
---       lease instance= fence= [late=1] ttl_ms=   late: another copy of the acquire request may still arrive
+--       lease instance= fence= [late=1] ttl_ms=   late=1: another copy of the request may still arrive
 --       grant instance= fence= ticket=            granted to a waiter that has not fetched the grant yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: the score of the waiter in waitq
 --       tombstone why=                            why: released, expired, unfetched, cancelled or refused
 --     #pool      schema= strategy=, and slow_after_us= if slow outcomes count as bad; see layout.lua for a divided pool
 --     #settings  eject_after base_ejection_ms max_ejection_ms max_ejection_share panic_threshold slow_after_us adaptive
 --                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, as name=value; see PoolSettings
---     #born      when the pool was created, us        #picks      leases granted so far
---     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
---     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
---     #warming   usable, healthy, warming instances   #panic      start of the panic, ms; only during a panic
---     #arrived   when the last waiter arrived, us     #claimed   when checks were last claimed, ms
---     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
---                                                                 the first time in due; 0 while the queue has
---                                                                 waiters or #watched is set
+--     #born      when the pool was created, us
+--     #picks     number of leases granted so far
+--     #load      sum of the loads
+--     #cap       sum of the capacities of the instances that take work
+--     #usable    number of instances that are not disabled
+--     #unhealthy   number of usable instances that are unhealthy
+--     #warming   number of usable instances that are healthy and warming up
+--     #panic     start of the panic, ms; only during a panic
+--     #calm      end of the last panic, ms
+--     #arrived   when the last waiter arrived, us
+--     #claimed   when checks were last claimed, ms
+--     #next      time of the next maintenance, ms, no later than the first time in due; 0 while the queue has waiters
+--                or #watched is set
 --     #watched   time, ms, until which waiters of other shards watch this shard; see watch.lua
 --     #expires   while the pool has no instance: the TTL that its keys were given, ms
 --     #configured   1 if `configure` has set the settings
@@ -73,15 +78,20 @@
 --                over <tag>:due
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the members of ready that have this label; the scripts compute the name of this key
---   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant expires
---                                W@<token>: remove a waiter that stopped polling | X@<token>: delete a tombstone
---                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
---                                V:<id>: the next step of a warm-up | C:<id>: a rest ends
---                                P:<cursor>: panic began or ended; update the next batch of the members of away
+--   <tag>:due            ZSET    <timer> -> when it is due, ms. The timers are:
+--                                @<token>     a lease or grant expires
+--                                W@<token>    remove a waiter that stopped polling
+--                                X@<token>    delete a tombstone
+--                                H:<id>       a heartbeat is due
+--                                E:<id>       an ejection ends
+--                                R:<id>       a rate limit recovers
+--                                V:<id>       the next step of a warm-up
+--                                C:<id>       a rest ends
+--                                P:<cursor>   panic began or ended; update the next batch of the members of away
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority. Grants are published on a
 --                                channel with the name of this key
---   <tag>:away           ZSET    <id> -> when the instance comes back, ms; 0 if that is not known. The members are the
---                                usable instances that are unhealthy, resting or rate-limited
+--   <tag>:away           ZSET    <id> -> when the instance comes back, ms; 0 if this time is not known. The members are
+--                                the usable instances that are unhealthy, resting or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries, see health.lua
 --   <tag>:ids            ZSET    <id> -> when the instance was registered, us
 --   <tag>:ring           ZSET    <id>#<n> -> position of a point of the instance on the ring; only under

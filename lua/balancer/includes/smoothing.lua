@@ -1,6 +1,6 @@
 -- Updates ewma_us of an instance; if `response` is 'peak', also updates ewma_at_ms. response_us is the response time of
--- one task, and `response` is a property of the pool's strategy, see strategies.lua. Although release includes this
--- file twice, the file contains no function: creating a function on every call would slow down the usual case of
+-- one task, and `response` is a property of the pool's strategy, see strategies.lua. release includes this file twice.
+-- The file still contains no function, because creating a function on every call would slow down the usual case of
 -- release.
 ewma_us = tonumber(ewma_us)
 if response == 'peak' then

@@ -26,7 +26,7 @@ local function read_record(text)
     if not load then return nil end
   end
   if #load > 10 or #limit > 10 or #peak > 10 or #cap > 10 or weight + 0 > MAX_WEIGHT then return nil end
-  -- In these fields, the pattern admits only digits, so only a number of more than 15 digits may be too large for
+  -- The pattern admits only digits in the fields below. So only a number of more than 15 digits may be too large for
   -- `whole_number`. Usually only `fence` is that long.
   if #fence > 15 and not whole_number(fence) or #seq > 15 and not whole_number(seq)
     or #ewma_us > 15 and not whole_number(ewma_us) or #ewma_at_ms > 15 and not whole_number(ewma_at_ms)

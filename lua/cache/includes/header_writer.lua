@@ -9,8 +9,8 @@ local function version_digits(version)
     37 + high % 90, 37 + floor(low / 729000), 37 + floor(low / 8100) % 90, 37 + floor(low / 90) % 90, 37 + low % 90)
 end
 
--- Return an entry. digits: its version as 8 characters; payload: the entry without version and expiry. If the payload
--- begins with "." (byte 46), the entry has the short header, which has no expiry.
+-- Return an entry as text. digits: the version of the entry, as 8 characters; payload: the entry without version and
+-- expiry. If the payload begins with "." (byte 46), the header has the short form, which has no expiry.
 local function write_entry(digits, expiry, payload)
   if string.byte(payload) == 46 then return digits .. payload end
   return digits .. string.sub(payload, 1, 6) .. expiry .. ' ' .. string.sub(payload, 7)

@@ -2,11 +2,12 @@
 -- <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 --
 -- An entry is resident if the hash SIZE has a field for it. The field holds the entry's hits and bytes (see pack_size).
--- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of
--- its last read or write, and its frequency (see pack_score). Its value is stored at <tag>:e:<key>. This file computes
--- the key names <tag>:e:<key> and <tag>:marks from META, and <tag>:deferred:<version> from DEFERRED.
+-- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there combines two
+-- numbers: the clock of its last read or write, and its frequency (see pack_score). The value of a resident is stored
+-- at <tag>:e:<key>. This file computes the key names <tag>:e:<key> and <tag>:marks from META. cleared.lua computes
+-- <tag>:deferred:<version> from DEFERRED.
 --
--- The server expires the value of an entry. No index is ordered by expiry, since such an index would take a third of
+-- The server expires the value of an entry. No index is ordered by expiry, because such an index would take a third of
 -- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value
 -- (see expiry.lua). In a cache of at most 32 entries, the next write finds it. In a larger cache, every 16th write on
 -- average examines 16 residents. If a write finds expired residents, the next write also examines 16. So on average, an
@@ -28,16 +29,17 @@
 -- twice as many members as there are residents.
 --
 -- Two signals change the size of the window. If keys that were evicted from the window are soon stored again, the
--- window grows. It may fill the whole cache, which then works as an LRU. If entries at the old end of cold are read,
--- the window shrinks. Each change of the window costs hits, since it evicts entries without a comparison. Therefore the
--- size of a change is proportional to the square of `trend`, the moving average of the signals. So the window moves far
--- only while most signals have the same direction. If the signals balance, the window stays.
+-- window grows. If it fills the whole cache, the cache works as an LRU. If entries at the old end of cold (see
+-- reads.lua) are read, the window shrinks. Each change of the window evicts or admits entries without a comparison,
+-- which costs hits. Therefore the size of a change is proportional to the square of `trend`, the moving average of the
+-- signals. So the window moves far only while most signals have the same direction. If the signals balance, the window
+-- stays.
 --
 -- The signals measure only the gain of a small change. If a program loops over slightly more keys than the cache can
--- hold, the signals can pull the window through sizes with far fewer hits. Therefore the hit ratio of each period (see
--- I.adapt) is compared with the hit ratio of an earlier period. If the window has moved and the hit ratio has clearly
--- fallen, the window returns to its earlier size and keeps this size for some periods. If the hit ratio does not return
--- with the window, the window was not the cause, and it may move again after two periods.
+-- hold, the signals can move the window through sizes at which the cache has far fewer hits. Therefore the hit ratio of
+-- each period (see I.adapt) is compared with the hit ratio of an earlier period. If the window has moved and the hit
+-- ratio has clearly fallen, the window returns to its earlier size and keeps this size for some periods. If the hit
+-- ratio stays low even so, the window was not the cause. In this case, the window may move again after two periods.
 --
 -- In the tests in which the popularity of keys drifts, the hit ratio is at most 4 percentage points lower than with an
 -- LRU. With a window of fixed size, it would be at least 25 points lower than with an LRU.
@@ -47,8 +49,8 @@
 -- the functions are built only after the settings have been found. Numbers are converted to text with '%d', because
 -- Redis 7.0 would convert a number in a command with %.17g.
 
--- Needs corrupt.lua and whole_number.lua. The functions that record reads are in reads.lua. Those that delete expired
--- entries and cleared values are in expiry.lua and cleared.lua, which most writes do not need.
+-- Needs corrupt.lua and whole_number.lua. Most writes do not need the functions in three other files: reads.lua records
+-- reads, expiry.lua deletes expired entries, and cleared.lua deletes cleared values.
 
 local MAX_HITS = 9e15  -- up to this number, a double holds each whole number exactly
 
@@ -117,7 +119,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
   -- Therefore some fields are added only in the rare calls that need them:
   --   climb                         how the window moves, see adapt
   --   tail                          see record_reads in reads.lua
-  --   served, counters, writer      statistics and the number of the last report; `save` writes them
+  --   served, counters, writer      statistics, and the seq of the recorded report; `save` writes them
   local I = {
     call = call, meta = META, size = SIZE, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
@@ -143,8 +145,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
 
   -- A field of SIZE and a score each hold two numbers. A field of SIZE is hits * 10^10 + bytes. It may exceed 2^53, so
   -- its digits are handled as text. A score is clock * 16 + frequency. Only the four functions below and their
-  -- counterparts in cache/entry_format.py pack and unpack these numbers. In GHOST, the frequency is at most 7, plus 8
-  -- if the entry was evicted from the window.
+  -- counterparts in cache/entry_format.py pack and unpack these numbers. In a score of GHOST, the frequency is at most
+  -- 7. If the entry was evicted from the window, 8 is added.
   function I.pack_size(hits, size)
     if hits > 0 then return string.format('%d%010d', hits, size) end
     return string.format('%d', size)
@@ -166,7 +168,7 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       return math.floor(score / 16), score % 16
     end
 
-    -- Return `part` times the capacity or the number of entries, whichever is lower.
+    -- Return `part` * min(capacity, number of entries), rounded down.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
 
     -- Adapt the window. Direction 1 is a signal to widen it, -1 a signal to narrow it. Direction 0 ends a period, which
@@ -174,14 +176,14 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     --   trend   the moving average of the signals
     --   rest    the number of periods for which signals are still ignored
     --   ratio   the hit ratio of an earlier period, with which later periods are compared. A negative value means that
-    --           there is no such ratio yet. -3: nothing was evicted yet. -2: the cache became full in the period that
-    --           has just ended. -1: the cache became full one period earlier, and its entries are still newer than in
-    --           later periods
+    --           there is no such ratio yet. -3: nothing was evicted yet. -2: the cache became full in the last
+    --           completed period. -1: the cache became full one period earlier. Neither the period in which the cache
+    --           becomes full nor the next one gives a ratio, because the entries are newer than in later periods
     --   grow    I.grow when `ratio` was stored. The window has 1 % of the cache, plus I.grow entries
     --   age     the number of periods since the last halving of the frequencies
     function I.adapt(direction)
       local c, entries = I.climb, math.min(I.total, I.n)
-      if not c then                      -- read the field; if it has another form, the default values apply
+      if not c then                      -- read the field; if it is missing or malformed, default values apply
         local trend, rest, ratio, grow, age =
           string.match(I.stored[14] or '', '^(%-?%d[%d.e-]*) (%d) (%-?%d[%d.e-]*) (%d[%d.e+-]*) (%d)$')
         c = {trend = tonumber(trend or 0) or 0, rest = tonumber(rest or 0), ratio = tonumber(ratio or -3) or -3,
@@ -211,8 +213,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
       local has_fallen = chance and ratio < c.ratio * 0.95 and ratio < c.ratio - 3 * chance
       if c.rest > 0 then
         c.rest = c.rest - 1
-        -- c.rest is 7 after the first period in which the window had its earlier size again. When this period began,
-        -- the cache held the entries of the other size, so the hit ratio of the period is not used.
+        -- c.rest is 7 at the end of the first period after the window has returned to its earlier size. The hit ratio
+        -- of this period is not used: at its beginning, the cache still held the entries from before the return.
         if c.rest == 7 then return end
         if c.rest == 6 and has_fallen then c.rest = 0 end
       elseif I.call('ZCARD', I.ghost) == 0 then ratio = -3
@@ -304,8 +306,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
         I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
       end
     end
-    -- Return the oldest entry of a tier, and its score as a number and as text. The entry `keep` was just written. So
-    -- if it is the oldest entry, the tier has no other one, and nothing is returned.
+    -- Return the oldest entry of a tier, and its score as a number and as text. The entry `keep` was just written, so
+    -- it is the newest of its tier. If it is also the oldest, the tier has no other entry, and nothing is returned.
     function I.oldest(i, keep)
       local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
       if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
@@ -374,8 +376,8 @@ local function open_index(META, SIZE, NEW, HOT, WARM, COLD, GHOST, DEFERRED, clo
     local f = {'clock', I.text(I.clock), 'bytes', I.text(math.max(0, I.bytes))}
     local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
     if I.removed ~= stored[7] then note('removed', I.text(I.removed)) end
-    -- If another program has written text into a counter, leave it unchanged. Only statistics read the counters, and
-    -- they report the fault.
+    -- If another program has written text into a counter, leave the counter unchanged. Only the statistics read the
+    -- counters, and they report the fault.
     local evicted = I.evicted > 0 and whole_number(stored[8], 0)
     if evicted then note('evicted', I.text(evicted + I.evicted)) end
     if I.scan ~= stored[10] then note('scan', I.scan) end

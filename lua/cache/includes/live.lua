@@ -1,9 +1,9 @@
 -- Needs whole_number.lua and header.lua.
 
--- Return the version of a stored entry, and its computing time as text. Returns nil if a read of the entry is a miss:
--- there is no entry, its header or the epochs cannot be read, the entry was cleared, or one of its tags was or may have
--- been invalidated. The third result is true if there is an entry, but its header or the epochs cannot be read.
--- invalidate_tags.lua explains the epochs.
+-- Return the version of a stored entry, and its computing time as text. Returns nil if the entry counts as a miss. An
+-- entry counts as a miss if it does not exist, if its header or the epochs cannot be read, if it was cleared, or if one
+-- of its tags was (or may have been) invalidated. The third result is true if the entry exists, but its header or the
+-- epochs cannot be read. invalidate_tags.lua explains the epochs.
 local function live(call, entry, epochs, TAGS)
   local written, _, _, cost_ms, _, tags = read_header(entry)
   local cleared, tagged, merged = string.match(epochs or '0 0 0', '^(%d+) (%d+) (%d+)$')

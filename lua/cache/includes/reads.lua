@@ -24,8 +24,9 @@ function I.locate(keys)
   return sizes, tiers, scores
 end
 
--- Record reads of distinct keys, oldest read first. Updates their recency and frequency, and promotes them by one tier
--- per read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
+-- Record reads of distinct keys, oldest read first. Updates the recency and the frequency of each key, and promotes the
+-- key by one tier per read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count
+-- as hits of cold.
 function I.record_reads(keys, counts)
   local sizes, tiers, scores = I.locate(keys)
   -- The old end of cold consists of the entries of cold that were used longest ago. Its size is a tenth of the cache.
@@ -69,7 +70,7 @@ function I.record_reads(keys, counts)
   end
 end
 
--- Record a report of reads that a process made without a script. A report is recorded once, even if it is delivered
+-- Record a report: the reads that a process made without a script. A report is recorded once, even if it is delivered
 -- several times.
 function I.report(writer, seq, keys, counts, counters)
   local field = 'w:' .. writer

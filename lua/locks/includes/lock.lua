@@ -3,8 +3,8 @@
 -- keys STATE, HELD and QUEUE.
 --
 -- All keys of a lock begin with the same <tag>, agentperf:{lock:<name>} or agentperf:{semaphore:<name>}. The keys
--- state, held and queue expire with the last lease, grant or waiter. If a script ends the last one, it deletes these
--- three keys.
+-- state, held and queue expire with the last lease, grant or waiter. If a script ends the last lease, grant or waiter,
+-- it deletes these three keys.
 --   <tag>:state  HASH
 --     @<token>   the state of a request; one of
 --       held fence= ttl_ms= [late=1] [added=]     late: another copy of the acquire request may still arrive;
@@ -55,7 +55,7 @@ local function open_lock(last_fence)
   call('ZCARD', QUEUE)
   local self = {now_us = now_us, now_ms = now_ms}
 
-  -- Hold a unit for a token. Returns the fencing token.
+  -- Take a unit for the request with this token. Returns the fencing token of the unit.
   function self.take(token, for_ms, record)
     last = math.max(now_us, last + 1)
     local fence = format('%d', last)

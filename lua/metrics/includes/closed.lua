@@ -106,8 +106,8 @@ end
 -- This may save the binary search.
 local MAX_NEWER = 16
 -- Return the lines of the wanted slices of a range, and whether every wanted slice has a line. The script first reads
--- the positions that these lines have if no slice is missing from the list. If some of the lines may be at other
--- positions, a binary search finds the first line that is not older than the range.
+-- the part of the list where these lines are if no slice is missing from the list. If some of the lines may be outside
+-- this part, a binary search finds the first line that is not older than the range.
 local function closed_lines(key, range, now)
   local tier, shown = range.tier, range.tier[SHOWN]
   if not range.low then

@@ -12,8 +12,9 @@ local function whole(number)  -- tostring would lose digits from 10^14 up
   return format('%.0f', number)
 end
 
--- Read a stored counter: a number of at least 0 and below 10^24. A sum beyond 2^53 is stored in the form 1.5e+17.
--- Returns `missing` if there is no text. Returns nil if the text is no such number: another program has written it.
+-- Read a stored counter: a number of at least 0 and below 10^24. A sum beyond 2^53 may be stored with an exponent, such
+-- as 1.5e+17. Returns `missing` if there is no text. Returns nil if the text is no such number: another program has
+-- written it.
 local function counter(text, missing)
   if not text then return missing end
   local number = tonumber(text)
@@ -21,10 +22,10 @@ local function counter(text, missing)
 end
 
 -- Return three values: the TTLs of the slices, ms, one for each width (0 if the TTL is not stored); whether the schema
--- of this version is stored; whether all four TTLs are stored. Older versions stored no schema. If the TTLs cannot be
--- used, return nil and the reason. A valid TTL keeps at most 10080 slices of its width, the number of minutes in a
--- week. Older versions do not know closed slices, and would return windows without them. To prevent this, the TTLs are
--- stored with a unit, such as 900000ms. Older versions refuse such TTLs.
+-- of this version is stored; whether all four TTLs are stored. If the TTLs cannot be used, return nil and the reason. A
+-- TTL is valid if it keeps at most 10080 slices of its width; 10080 is the number of minutes in a week. Older versions
+-- of this library stored no schema. They do not know closed slices, and would return windows without them. To prevent
+-- this, the TTLs are stored with a unit, such as 900000ms. Older versions refuse such TTLs.
 local SCHEMA = '2'
 local WRONG_TTLS = 'TTLs that are no numbers of ms'
 local function settings_ttls(key)

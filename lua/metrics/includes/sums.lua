@@ -3,7 +3,7 @@
 -- also raise errors. The calling script catches all these errors with pcall.
 
 -- Integers in a reply have 64 bits. A sum that does not fit is returned as LARGEST. A sum of costs can be that large,
--- because costs are stored in units of 10^-9.
+-- because a cost of 1 is stored as 10^9.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   if number >= 0 and number < LARGEST then return number end
@@ -11,8 +11,8 @@ local function clamped(number)
   error('a number that no counter reaches', 0)  -- NaN also gets here
 end
 
--- Check a time, or a shortest or longest duration. A valid value is -1 (unknown), or it is at least 0 and below 9e15.
--- Any other value raises an error: unlike sums, times and durations never reach 9e15.
+-- Check a time or a duration. A valid value is -1 (unknown), or it is at least 0 and below 9e15. Any other value raises
+-- an error: unlike sums, times and durations never reach 9e15.
 local function extreme(number)
   return number == -1 and -1 or clamped(number < 9e15 and number or -1)
 end

@@ -288,8 +288,8 @@ def test_replay_of_a_pool_names_the_live_firings(
     perf: AgentPerf, backend: Backend, server: Server, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A waiter of `PoolWorld` stays in the queue for ten minutes. So even in a slow test, no waiter leaves between a
-    # sample and an evaluation. But the script `sample` may move the timer of such a waiter to LIVE_MS from now, which
-    # is three seconds. So this test raises LIVE_MS in the script to an hour.
+    # sample and an evaluation. But the script `sample` may move a waiter's timer to LIVE_MS from now. In the script,
+    # LIVE_MS is three seconds, so this test raises LIVE_MS to an hour.
     limits = "local MAX_TTL_MS, CLAIM_MS, LIVE_MS = 86400000, 3000, "
     alter(monkeypatch, "balancer/sample", limits + "3000", limits + "3600000")
     history = History(backend)

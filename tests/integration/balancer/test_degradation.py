@@ -262,7 +262,8 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        # Two leases are released: that of the cancelled call, if it got one, and that of the last call, which was dropped.
+        # The test dropped the lease of the last call. The cancelled call may have got a lease too. Each of these leases
+        # is released in the background.
         wait_for_load(raw, namespace, 0)
 
 

@@ -64,8 +64,8 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# The next two tests make a thousand calls in each run. The tests end each ejection after a number of calls, not after a
-# time. So the number of probes does not depend on the speed of the machine.
+# The next two tests end each ejection after a number of calls, not after a time. So the number of probes does not
+# depend on the speed of the machine.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
@@ -204,7 +204,7 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
-    # A success during panic makes an instance healthy again, and panic ends when half of the instances are healthy.
+    # During panic, a success makes an instance healthy again. Panic ends when half of the instances are healthy.
     for instance in held:
         balancer.release(instance)
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
@@ -326,7 +326,7 @@ def test_half_open_limit_is_lifted_in_panic(backend: Backend, raw: Raw) -> None:
     assert seen == [1, 4, 1]
 
 
-# Ejection ends
+# End of an ejection
 
 
 def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) -> None:

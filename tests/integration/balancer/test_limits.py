@@ -145,7 +145,7 @@ def test_overload_ejects_only_when_lower_limits_fail(backend: Backend) -> None:
         if outcomes == 4:
             assert status_of(balancer, "p0").limit < 4
     # Seven timeouts lower the limit from 4 to 3.2, 2.56, 2.048, 1.638, 1.31, 1.048 and 1. The seventh timeout is the
-    # first one that counts for ejection. The third counted timeout ejects the instance.
+    # first one that counts for ejection. So the first six timeouts cannot eject the instance.
     assert outcomes > 6
 
 
@@ -331,7 +331,7 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # at the server's times, replay the grants with GCRA, the algorithm of the rate limit
+    for at in grants:  # replay the grants with GCRA, the algorithm of the rate limit; `at` is the server's time
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1
@@ -396,7 +396,7 @@ def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
             pass
         assert balancer.release(held)
         # By default, an instance may be six seconds ahead of its rate limit. So the next lease is possible six seconds
-        # before the end of the backlog: at one request per minute, after 54 s.
+        # before the end of the backlog.
         assert (
             backlog_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= backlog_s - 6.0 + 0.002
         )

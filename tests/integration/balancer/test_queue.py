@@ -262,7 +262,7 @@ def test_cancelled_wait_leaves_nothing_at_any_point(
     nothing_left(raw, pool)
 
 
-# The tests below call the script wait.lua directly. So a waiter polls only when the test calls the script.
+# The tests in this section call the script wait.lua directly. So a waiter polls only when a test calls the script.
 
 
 def poll(

@@ -119,7 +119,7 @@ def test_rest_before_a_removal_does_not_prolong_a_later_one(lb: LoadBalancer, ca
     held = call(lb, "acquire", "planner")
     call(lb, "cool_down", "planner", "a", 900.0)
     call(lb, "remove_instance", "planner", "a")
-    register(lb, "a")  # the record of the removed instance still exists, because its lease is held
+    register(lb, "a")  # a held lease has kept the record of the removed instance
     assert state_of(lb, "a") is InstanceState.UP
     found = lb._backend.run(commands.claim_checks(Pool.of(lb._backend.namespace, "planner"), 1000, 10))
     assert [each.id for each in found.instances] == ["a"]

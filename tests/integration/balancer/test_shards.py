@@ -209,7 +209,7 @@ def test_reads_show_all_shards_as_one_pool(
     assert [each.at for each in events] == sorted(each.at for each in events)
     paged: list[Any] = []
     while page := call(newcomer, "events", "planner", after=paged[-1].cursor if paged else "0-0", limit=3):
-        paged += page  # events with equal cursors are on the same page, even if their shards differ
+        paged += page  # a page never separates events with equal cursors, so no event is skipped
     assert paged == events
     pool = shards(namespace)[0]
     name = raw.zrange(pool.ids, 0, 0)[0]
@@ -304,13 +304,13 @@ def test_division_expires_unless_the_pool_has_instances(call: Call, backend: Bac
     assert raw.pttl(whole.state) == -1
     call(balancer, "configure_pool", "planner", shards=SHARDS)
     assert raw.pttl(whole.state) == -1
-    raw.pexpire(whole.state, 60_000)  # as if a process had set this TTL and died before it saw p0
+    raw.pexpire(whole.state, 60_000)  # as if another process had set this TTL and had died before it noticed p0
     wait_until(lambda: raw.pttl(whole.state) == -1, "the process of the instance to keep the division")
     call(balancer, "remove_instance", "planner", "p0")
     assert 80_000_000 < raw.pttl(whole.state) <= 86_400_000
     assert raw.zscore(keys.resources(namespace), "lb:planner") is None
     call(balancer, "configure_pool", "planner", shards=SHARDS)
-    for pool in (whole, *shards(namespace)):  # as if everything had expired
+    for pool in (whole, *shards(namespace)):  # as if every state key had expired
         raw.unlink(pool.state)
     assert call(balancer, "status") == []
     assert raw.zscore(keys.resources(namespace), "lb:planner") is None
@@ -447,7 +447,7 @@ def test_lease_that_expires_in_another_shard_is_noticed(
         if raw.zcard(pool.keys.waitq)
     ]
     ended, lease = next(unit for unit in units(found) if unit[1].pool is not waiter)
-    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # the lease has expired, but no process uses its shard
+    raw.zadd(lease.pool.keys.due, {lease.token: 1})  # the lease has now expired, in a shard that no process uses
     thread.join(TIMEOUT)
     assert results[0].id == ended.id
 

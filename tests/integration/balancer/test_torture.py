@@ -130,7 +130,7 @@ def torture(
     chance = random.Random(4)
     url = server.url if proxy is None else proxy.url
     backend = Backend(server.url, namespace=namespace)
-    # The mutant "no capacity check" raises a script error if the limit of an instance is 0, for example during its
+    # The mutant "no capacity check" raises a script error if the limit of an instance is 0, for example during an
     # ejection. Therefore mutants run without ejection.
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
     balancer.configure_pool("planner", shards=shards)
@@ -245,7 +245,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     assert kinds[EventKind.EJECTED]
     assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
-    for name, capacity in units.items():  # remove all limits below the capacity
+    for name, capacity in units.items():  # so that every instance can be leased up to its capacity
         balancer.mark_healthy("planner", name)
         balancer.update_instance("planner", name, max_capacity=capacity, requests_per_minute=math.inf)
     everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(sum(units.values()) - 1))]
@@ -266,7 +266,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     ("mutant", "expected"),
     [
         ("no capacity check", "were held"),
-        # Without tombstones, a late request gets a second grant, or a release ends an already expired lease again.
+        # Without tombstones, a late request gets a second grant, or a release ends a lease that has already expired.
         (
             "no tombstone",
             "for the second time|which was not held",
@@ -291,7 +291,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read first, so that the histories contain the action of every reply
+        seen = observed(tmp_path)  # read before the histories, so that every reply already has its entry there
         try:
             histories = read_histories(raw, pools_of(namespace, shards))
             check_histories(histories)

@@ -303,7 +303,7 @@ def test_no_process_reads_too_old_values(
     processes = [workers.start(write_and_read, server.url, namespace, me, seconds, options) for me in range(4)]
     end, chance = time.monotonic() + seconds, random.Random(3)
     nodes = [node.client() for node in server.nodes]
-    while time.monotonic() < end:  # cut the buses' connections at random
+    while time.monotonic() < end:  # cut bus connections at random
         chance.choice(nodes).client_kill_filter(_type="pubsub")
         time.sleep(chance.uniform(0.1, 0.6))
     done = [process.result() for process in processes]

@@ -131,7 +131,7 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     assert reader.ask() == [1]
     assert reader.ask() == [1]
     no_longer_fresh(cache, raw, "k")
-    cache.get("k")  # if `kind` is "local", this read makes a copy, as in a process that did not compute the value
+    cache.get("k")  # if `kind` is "local", this read makes a local copy of the stale value
 
     if loop is None:  # only without a loop: on a loop, a blocked function would block the reader, too
         source.may_return.clear()
@@ -241,8 +241,8 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    # `known` is the time when this test first finds a failed computation on the server. Even after the limit, the call
-    # that starts the failing refresh still returns the stale value.
+    # `known` is the time when this test first finds a failed computation on the server. The call that starts the
+    # failing refresh returns the stale value, even after the stale limit.
     known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()

@@ -280,8 +280,8 @@ def test_pending_invalidations_are_bounded(connect: Callable[..., Backend]) -> N
     assert list(cache._shared_state.shards[0].pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
-# In the test below, processes use the cache while the server is killed and restarted. Each value is the time at which
-# the computation of the value began.
+# In the test below, processes use the cache while the server is killed and restarted. Each cached value is the time at
+# which its computation began.
 
 DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
@@ -364,8 +364,8 @@ def test_killed_server_costs_no_results_or_coherence(
     tmp_path: Path,
 ) -> None:
     # With the default `appendfsync everysec`, the server may acknowledge a write before it has passed the write to the
-    # operating system. If the server is killed in between, the write is lost. With `no`, the server passes on each
-    # write before it acknowledges the write.
+    # operating system. If the server is killed in between, the write is lost. With `appendfsync no`, the server passes
+    # each write to the operating system before it acknowledges the write.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):

@@ -82,7 +82,7 @@ def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expecte
             assert os.waitpid(pid, 0)[1] == 0
         if turn == 2:
             with contextlib.suppress(BackendUnavailable):
-                collector.flush(timeout=0.01)  # after so short a timeout, the flush may still be running
+                collector.flush(timeout=0.01)  # after this short timeout, the flush may still be running
     deliver_all(collector)
     return added(parts)
 

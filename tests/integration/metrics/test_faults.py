@@ -206,7 +206,7 @@ def test_wrong_key_type_is_named_and_nothing_written(
     assert state(raw, namespace) == before
     delivery = collector.delivery()
     assert delivery.recorded == delivery.counted + delivery.pending + delivery.dropped == 4
-    if part in ("agents", "settings"):  # all agents share this key, so records wait until the key is deleted
+    if part in ("agents", "settings"):  # all agents of a shard share this key, so records wait until the key is deleted
         assert delivery.pending == 3
         raw.delete(*poisoned)
         collector.record_execution(good, 0.5, True)

@@ -194,7 +194,7 @@ def test_pause_keeps_the_numbers(view: Callable[..., None], perf: AgentPerf) -> 
         await perf.metrics.aio.flush()
         await asyncio.sleep(0.6)  # an unpaused view would read three times in 0.6 s
         assert shown.has("planner", "41")
-        # `w` causes one more read. The slice in which the pause began counts as a whole, so 42 may already appear.
+        # `w` causes one more read. The read counts the whole slice in which the pause began, so 42 may already appear.
         await shown.press("w")
         await shown.shows("last 1h")
         await shown.press("p")

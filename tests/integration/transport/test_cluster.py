@@ -93,8 +93,8 @@ return redis.call('SET', 'elsewhere', 1)
 """
         header = parse_header(source.removeprefix("#!lua\n"))
 
-    # If the slot of `elsewhere` is on another node, the server reports the same error as while a slot is being moved.
-    # The client then retries until its deadline.
+    # If the slot of `elsewhere` is on another node, the script fails with an error that also occurs during the move of
+    # a slot. So the client retries until its deadline.
     backend = connect(server.url, deadline=2.0)
     with pytest.raises((ScriptFailed, BackendUnavailable), match=r"do not hash to the same slot|non local"):
         run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))

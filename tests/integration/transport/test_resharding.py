@@ -338,7 +338,7 @@ def test_slots_moved_round_under_load_lose_nothing(
     rounds = 2 if pytestconfig.getoption("--everything") else 1
     with loaded(server, namespace) as (load, mover):
         load.await_progress()
-        for _ in range(rounds * len(server.nodes)):  # after a full round, each slot is on its first node again
+        for _ in range(rounds * len(server.nodes)):  # after one move per node, each slot is on its first node again
             # The slot of the workers' heartbeats counts as used even if it is empty now. Heartbeats expire and begin
             # again, so this slot may soon be in use.
             used = sorted({*mover.used_slots(), key_slot(keys.workers_seen(namespace))})

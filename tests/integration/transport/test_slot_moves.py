@@ -124,7 +124,7 @@ def windowed_read_of_half_moved_slot(
     counted(connected(), "planner", 20)
     reader = connected()
     assert reader.metrics.snapshots(window="1h")["planner"].task_count == 20
-    # The declared keys of the script are on the new node, and the slices are on the old node.
+    # The script declares the keys `agents` and `settings`, which are on the new node. The slices are on the old node.
     half = HalfMoved(mover, shard_tag(namespace, "planner"), lambda part: part in ("agents", "settings"))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(reader.metrics.snapshots, window="1h")

@@ -165,7 +165,7 @@ def test_ten_minutes_leave_nothing_behind(perf: AgentPerf, runner: asyncio.Runne
         (kb_before, tasks_before, sockets_before), (kb_after, tasks_after, sockets_after) = sizes
         # If each refresh kept one copy of each page, the copies would take 12 MB.
         assert kb_after - kb_before < 8_000, f"{kb_before} kB, later {kb_after} kB"
-        assert tasks_after - tasks_before < 100  # if refreshes 101 to 299 each left a task, 199 would stay
+        assert tasks_after - tasks_before < 100  # if each refresh from 101 to 299 left a task, 199 tasks would stay
         assert sockets_after <= sockets_before + 2
         assert (site.state.live.pages, len(site.state.live)) == (0, 0)
         assert len(site.state.views.shared) < 30

@@ -347,7 +347,7 @@ def test_unreachable_server_is_named_with_the_time(proxy: Proxy, namespace: str,
         proxy.cut()
         since = set()
         for path in (*MENU[:5], "/agent?name=coder"):
-            browser.get("/memory")  # its status is not checked, because its data may be up to a minute old
+            browser.get("/memory")  # this reply is not checked, because it may show data up to a minute old
             reply = browser.get(path)
             assert reply.status == 503, path
             found = words(reply.text)

@@ -115,7 +115,7 @@ def test_reading_user_sees_every_page_and_writes_nothing(
     browser = Browser(runner, app(reader))
     with server.client(encoding_errors="replace") as raw:
         for key in raw.keys(f"{namespace}:*"):
-            raw.persist(key)  # the slices of the past would expire during the test
+            raw.persist(key)  # keeps old slices from expiring during the test
         before = stored(raw, namespace)
         for path in PAGES:
             reply = browser.get(path)

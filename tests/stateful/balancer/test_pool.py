@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.fake.client.hset(state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         self.refresh()
-        # A waiter may have got a lease of the instance, which makes the instance rate-limited again.
+        # If a waiter has just got a lease of the instance, the instance is rate-limited again.
         if flag == "ejected" or (flag == "rate_limited" and not self.waiting):
             assert flag not in self.instances[name].health
         if flag == "ejected":
@@ -234,7 +234,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(commands.cool_down(self.pool, name, rest_ms, "cooled_down")) is (name in self.registered())
         assert self.rest_until_ms(name) >= until_ms  # a rest is never shortened
         if name in self.registered():
-            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # the rest ends only in `rest_ends`
+            self.fake.client.zadd(self.pool.keys.due, {"C:" + name: 2 * 10**15})  # only `rest_ends` ends this rest
             self.refresh()
             assert "resting" in self.instances[name].health
 
@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            # With late 1, the release of these leases leaves tombstones, like the release of leases from the queue.
+            # The release of a lease leaves a tombstone if the lease was acquired with late 1, or came from the queue.
             self.queued_before.update(granted)
         if granted:
             again = self.fake.run(command)
@@ -379,13 +379,12 @@ class PoolMachine(RuleBasedStateMachine):
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # An ejection leaves at least one healthy instance. If the ejected instance was half-open, it is not in
-            # `fit_before`.
+            # An ejection leaves at least one healthy instance.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted
         self.granted.discard(token)
-        # If the release of a token left a tombstone, the token is spent. Otherwise the token is unknown.
+        # The token is spent only if its release left a tombstone.
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
@@ -481,8 +480,8 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # `token` got a grant. No earlier waiter that requires a subset of the labels of `token` may still be
-            # waiting.
+            # `token` got a grant. No earlier waiter may still be waiting if its labels are a subset of the labels of
+            # `token`.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"
@@ -545,7 +544,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # No waiter may stay in the queue while an instance with all required labels has free capacity.
+        # If an instance has free capacity, no waiter that requires only labels of this instance may be in the queue.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())

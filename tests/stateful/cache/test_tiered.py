@@ -135,7 +135,9 @@ class TieredMachine(CacheMachine):
             entry = self.cache.entry(key)
             assert entry is not None
             assert entry.ttl == pytest.approx(self.model[key].ttl_s, abs=30)
-            self.cache.put(key, held.value, ttl=ttl)  # sets the creation time, from which `entry` counts the TTL
+            # The rule `entry` expects that the expiry is the creation time plus the TTL. A touch keeps the creation
+            # time, so put the value again.
+            self.cache.put(key, held.value, ttl=ttl)
             self.stored(key, held.value, None, ttl)
 
     @rule(key=KEYS, by=st.integers(-300, 300))
@@ -145,7 +147,7 @@ class TieredMachine(CacheMachine):
         assert self.cache.incr(key, by) == value
         self.stored(key, value, None, None if held is None else held.ttl_s)
         if held is not None:
-            self.cache.put(key, value, ttl=held.ttl_s)  # sets the creation time, as in `touch`
+            self.cache.put(key, value, ttl=held.ttl_s)  # for the rule `entry`, as in the rule `touch`
             self.stored(key, value, None, held.ttl_s)
 
     @rule(key=KEYS)

@@ -161,7 +161,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.acquire_as(token, live_ms=1)  # the next script runs 1 ms later, and counts the waiter as dead
+        self.acquire_as(token, live_ms=1)  # the next script runs after this 1 ms, so it counts the waiter as dead
         self.dead.add(token)
 
     def forget(self, token: str) -> None:
@@ -197,7 +197,7 @@ class SemaphoreMachine(RuleBasedStateMachine):
                 continue
             del self.waiting[token]
             if record.startswith("grant "):
-                # Every earlier waiter was granted too, or has stopped polling.
+                # Every earlier waiter also got a grant, or has stopped polling.
                 assert not any(self.waiting[other] < int(self.tickets[token]) for other in self.waiting)
                 self.granted[token] = self.raised(int(record.split("fence=")[1].split(" ")[0]))
                 self.fake.client.zadd(self.place.keys.held, {token: GRANTED_MS})

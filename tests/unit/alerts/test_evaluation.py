@@ -42,13 +42,13 @@ def history(of: Rule, signs: str, *, silenced: range = range(0), gap_ms: int = M
         ({}, "-+-", "oFO"),
         ({"for_": "2m"}, "-++++-", "oppFfO"),
         ({"for_": "2m"}, "++-+++", "ppoppF"),
-        # "?" means that the threshold lies within the error bounds of the value. Then the rule neither starts nor stops
-        # firing, and the time does not count towards `for_`.
+        # "?" means that the threshold lies within the error bounds of the value. A "?" neither starts nor stops the
+        # firing, and its minute does not count towards `for_`.
         ({}, "-??????", "ooooooo"),
         ({}, "+???-", "FfffO"),
         ({"for_": "2m"}, "+?+++", "pppFf"),
         ({"for_": "2m"}, "+????", "ppppp"),
-        # "=" means that neither `when` nor `resolve` holds: the value lies between their two levels.
+        # "=" means that the value lies between the levels of `when` and `resolve`, so neither condition holds.
         ({"resolve": "p95 < 1s"}, "+===-", "FfffO"),
         ({"resolve": "p95 < 1s"}, "===", "ooo"),
         ({"for_": "2m", "resolve": "p95 < 1s"}, "+=+++", "poppF"),

@@ -294,7 +294,7 @@ def test_number_without_capacity_leaves_the_old_one(fake: Fake, policy: Policy) 
     deployed(fake, Settings(policy, (0, 0, 5), 100, (0, 0, 60_000)))
     store(fake, commands.Mode.ALWAYS, "a", 100)
     before = (fake.client.dump(KEYS.entry("k")), fake.client.hgetall(KEYS.size))
-    fake.client.hincrby(KEYS.meta, "bytes", 10_000)  # imitates a cache that is too full for the evictions of one call
+    fake.client.hincrby(KEYS.meta, "bytes", 10_000)  # imitates a cache in which one call cannot evict enough
 
     for again in (False, True):
         reply = store(fake, commands.Mode.increment(2**40), "b", 2**40, again=again)
@@ -347,7 +347,7 @@ def test_repeated_request_is_executed_once(fake: Fake, mode: str) -> None:
         store(fake, commands.Mode.ALWAYS, "a", before)
     first = store(fake, mode, "r", 5, ttl_ms=60_000)
     assert (first.outcome, value_of(fake)) == (PutResult.STORED, after)
-    store(fake, commands.Mode.ALWAYS, "b", "newer")  # a later put, without a TTL
+    store(fake, commands.Mode.ALWAYS, "b", "newer")  # a put after `first`, without a TTL
 
     copies = [store(fake, mode, "r", 5, again=again, ttl_ms=60_000) for again in (True, False)]
 

@@ -84,8 +84,8 @@ def test_pool_is_calculated_from_its_costs() -> None:
 
 
 def test_cache_is_calculated_from_its_costs() -> None:
-    # The default is 16 processes. They find 16,000 * 0.75 = 12,000 entries a second, so each process finds 150 entries
-    # in 0.2 s. A report holds up to 256 entries, so each process sends one report every 0.2 s.
+    # A process sends a report every 0.2 s, or after 256 hits. The default is 16 processes. Together, they have
+    # 16,000 * 0.75 = 12,000 hits a second. A process has only 150 hits in 0.2 s, so it sends one report every 0.2 s.
     found = forecast(Plan(entries=10**6, reads=16_000, hits=0.75), COSTS, 8 * GIB, Retention())
     assert found.memory == found.cache.memory == 10**6 * 900
     reports = 16 / 0.2
@@ -94,7 +94,8 @@ def test_cache_is_calculated_from_its_costs() -> None:
 
 
 def test_metrics_are_calculated_from_their_costs() -> None:
-    # With so many executions, each process sends all 100 agents every second, in one flush for each of the 16 shards.
+    # With so many executions, each process sends counts of all 100 agents every second. It sends one flush to each of
+    # the 16 shards.
     found = forecast(Plan(agents=100, rps=1e5, processes=2), COSTS, 8 * GIB, Retention())
     expected = 32 * 100e-6 + (200 - 32) * 50e-6 + (1e5 - 200) * 5e-6
     assert found.load.cpu == pytest.approx(expected, rel=1e-6)
@@ -126,7 +127,8 @@ def test_nodes_and_shards_follow_the_server_time(acquires: int, nodes: int, shar
 
 def test_nodes_and_shards_follow_the_memory() -> None:
     plan = Plan(entries=10**7)
-    assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1  # the entries take 9 of 12 GB, the planned share
+    # The entries take 9 GB. This is 75% of 12 GB, the maximum share.
+    assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1
     found = forecast(plan, COSTS, 2 * 10**9, Retention())
     assert (found.nodes, found.cache.shards, found.pool.shards) == (6, 32, 1)
     assert forecast(Plan(entries=10**7, memory=2 * 10**9), COSTS, 99 * GIB, Retention()) == found

@@ -454,7 +454,7 @@ def test_forked_child_subscribes_on_its_own(backend: Backend, namespace: str) ->
         recorder.wait_gap()
         recorder.wait_confirmed()
         recorder.wait_message(partial(publish, backend, recorder.channel))
-        parents.subscription.close()  # the subscription belongs to the parent, so this does nothing
+        parents.subscription.close()  # the subscription belongs to the parent, so `close` does nothing here
         backend.bus.close()
         return parents.messages == []
 
