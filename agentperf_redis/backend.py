@@ -347,7 +347,8 @@ class Backend:
                 callback()
             except Exception:  # noqa: BLE001  the other services must still flush
                 _log.exception("closing %r: the close callback of a service failed", self)
-            # Removed only now, so that a later or concurrent `close` also waits for it, even that of a signal handler.
+            # Removed only after the call. Until then, another `close`, even one in a signal handler, also runs the
+            # callback, and so waits for the same work. The next `close` does so, too, if this one is interrupted.
             self.off_close(callback)
 
     def _note_epoch(self, epoch: str) -> None:

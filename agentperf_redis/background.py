@@ -153,7 +153,7 @@ class Background:
         start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
-                self._thread = thread  # no signal handler runs before `start_new_thread`, because that is a C function
+                self._thread = thread  # no signal handler runs from here to `start_new_thread`, which is a C function
                 try:
                     start_new_thread(start, ())
                 except RuntimeError:

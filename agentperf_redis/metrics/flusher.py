@@ -320,8 +320,8 @@ class Flusher:
         """Flush a last time and end the thread. Later records are not sent.
 
         The call keeps waiting while the server counts one batch after another. If the server does not reply, it waits
-        at most `CLOSE_S`. If `SystemExit` or `KeyboardInterrupt` of a signal handler ends
-        this call early, the next call continues.
+        at most `CLOSE_S`. If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next
+        call continues.
         """
         if self._ended:
             return

@@ -16,7 +16,7 @@
 --   {0, 0}        there is no such pool, or it has no instance
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: the slice is already sampled
--- ERRORS  CORRUPT <key>: the key of the history has another type, or holds a value that this library did not write;
+-- ERRORS  CORRUPT <key>: the key of the history has a wrong type, or holds a value that this library did not write;
 --         nothing was written
 -- COST    O(log N) for N instances; O(N) while at least one instance is disabled, unhealthy, resting or rate-limited.
 --         It processes at most 64 due timers, grants units to at most 16 waiters, and then reads up to 5000 due timers

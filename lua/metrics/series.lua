@@ -18,7 +18,7 @@
 --                   to now; no step begins after now
 --   {0, width_ms, 0, 0}  the step does not fit: a part of the window is kept only in slices of width_ms or more
 -- REPEAT  reads only
--- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a field that is no number
 -- COST    O(series x slices x fields); one slice per step if a step is as long as a slice
 --@include corrupt
 --@include whole_number
@@ -131,8 +131,8 @@ end
 local is_listed  -- whether any series of the current group may have a list of closed slices
 
 -- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. The
--- second concerns the steps that have a line and only one slice. It is usually true: there are such steps, and none of
--- their slices has a hash.
+-- second is true if there are steps with a line and only one slice, and none of these slices has a hash. This is the
+-- usual case. `append_step` then does not read the hashes of these steps.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   if not is_listed then return found, false end

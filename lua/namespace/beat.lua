@@ -22,7 +22,7 @@
 --   {1, now_ms}  recorded
 --   {0, now_ms}  not recorded, because max_workers other workers are recorded
 -- REPEAT  a second delivery records the same state, with the time of the second delivery
--- ERRORS  CORRUPT <key>: it holds another type, or a time that is no number; nothing was written
+-- ERRORS  CORRUPT <key>: the key has a wrong type, or a time that is no number; nothing was written
 -- COST    O(log N + executions) for N workers, and O(log N) for each worker that is forgotten
 --@include corrupt
 --@include whole_number

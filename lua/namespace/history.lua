@@ -6,7 +6,7 @@
 -- RETURNS
 --   {now_ms, field, value, ...}  all fields; lua/includes/history.lua describes them
 -- REPEAT  reads only
--- ERRORS  CORRUPT <key>: it holds another type
+-- ERRORS  CORRUPT <key>: the key has a wrong type
 -- COST    O(1) for at most 464 fields: 90 + 180 + 192 slots, and the fields claimed and totals
 --@include corrupt
 local HISTORY = KEYS[1]

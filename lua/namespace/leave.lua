@@ -7,7 +7,7 @@
 -- RETURNS
 --   1  the worker is not recorded any longer
 -- REPEAT  a second delivery finds no such worker
--- ERRORS  CORRUPT <key>: seen holds another type; nothing was removed
+-- ERRORS  CORRUPT <key>: seen has a wrong type; nothing was removed
 -- COST    O(log N + executions) for N workers
 --@include corrupt
 local SEEN, RECORD = KEYS[1], KEYS[2]

@@ -7,7 +7,7 @@
 --   {1, now_ms, worker, seen_ms, worker, seen_ms ...}  seen_ms: time of the worker's last heartbeat, ms since 1970; the
 --           oldest heartbeat comes first
 -- REPEAT  reads only
--- ERRORS  CORRUPT <key>: it holds another type
+-- ERRORS  CORRUPT <key>: the key has a wrong type
 -- COST    O(log N + M) for N recorded workers, of which M are listed
 --@include corrupt
 local SEEN = KEYS[1]

@@ -227,7 +227,7 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("loop", loop(count, keys // 8), keys // 10)
     yield Scene("drifting zipf", drift(count, keys, 3), keys // 10, drifts=True)
     yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
-    if not full:  # these traces are short: the window adapts only after a large part of the accesses
+    if not full:  # the traces above are short: the window adapts only after a large part of their accesses
         yield Scene("long drifting zipf", drift(4 * count, keys, 12), keys // 10, drifts=True)
         yield Scene("long births", births(4 * count, keys // 10), keys // 10, drifts=True)
 

@@ -101,7 +101,7 @@ def test_every_script_compiles(server: Server) -> None:
 
 
 def test_scripts_in_use_are_the_scripts_present() -> None:
-    # The names in script.py are examples.
+    # The names of scripts in script.py are only examples.
     texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")
     used = {name for text in texts for name in re.findall(r"""\bScript\(\s*"([\w/]+)"\s*\)""", text)}
     assert used == set(headers.scripts())

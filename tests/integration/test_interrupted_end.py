@@ -86,7 +86,7 @@ def test_second_request_to_end_loses_nothing(
     held.wait(LIMIT_S)
     program.send_signal(signal.SIGTERM)
     wait_until(lambda: programs.said("told to end"), "the program to handle the signal")
-    if script in ("metrics/flush", "namespace/leave"):  # the program sends the others once more
+    if script in ("metrics/flush", "namespace/leave"):  # the program waits for these, and sends the other scripts again
         with pytest.raises(subprocess.TimeoutExpired):
             program.wait(0.3)
     held.deliver()

@@ -77,7 +77,7 @@ def refusal(
     if status == Status.OTHER_SCHEMA and shards_in(text) > 1:
         return PoolIsDivided(pool.agent_type, shards_in(text))
     if status == Status.OTHER_SCHEMA:
-        # Since schema 2, the text looks like "schema=3 strategy=...". In schema 1, it looked like "1 least_loaded".
+        # From schema 2 on, the text begins with "schema=<number> strategy=". In schema 1, it was "1 least_loaded".
         return SchemaMismatch(pool.keys.state, text.partition(" ")[0].removeprefix("schema="), SCHEMA)
     if status == Status.UNKNOWN_STRATEGY:
         known = ", ".join(each.value for each in LoadBalancingStrategy)

@@ -2,9 +2,9 @@
 -- warm-up and rate limits. `maintenance` adds the functions to the object that it returns. Needs strategies.lua,
 -- field.lua, whole_records.lua and pool.lua.
 --   Ejection follows Envoy's outlier detection. After a number of bad outcomes in a row, an instance is ejected. Each
---   further ejection in a row lasts twice as long, up to a maximum. The share of unhealthy instances limits further
---   ejections (see `may_eject`), and the last healthy instance is never ejected. After an ejection, one probe at a time
---   is allowed.
+--   further ejection in a row lasts twice as long, up to a maximum. While too many instances are unhealthy, no healthy
+--   instance is ejected (see `may_eject`). The last healthy instance is never ejected. After an ejection, one probe at
+--   a time is allowed.
 --   Panic also follows Envoy. When too many instances are unhealthy, the health data is probably wrong. So unhealthy
 --   instances get work too.
 --   Adaptive limits follow additive increase, multiplicative decrease (AIMD). The outcome of a lease lowers a limit

@@ -12,8 +12,8 @@
 --             time replaces it gradually
 -- The rows are code, not a table, because a call of `rules` costs only 0.1 us. A table would be created on every call
 -- of a script. Its creation would cost 1.4 us with a nested table for each row, and 0.9 us with one text for each row
--- (Valkey 9.1). For comparison, a call of acquire takes some 20 us. Each `if` in `rules` compares the whole text, with
--- POOL in front of the name. Cutting the name out of this text would cost another 0.2 us.
+-- (Valkey 9.1). For comparison, a call of acquire takes some 20 us. Each `if` in `rules` compares its whole argument,
+-- which is POOL and the name. Cutting the name out of this text would cost another 0.2 us.
 local POOL, DEFAULT_STRATEGY = 'schema=2 strategy=', 'least_loaded'
 local MAX_WEIGHT = 1e6  -- as in model.py
 

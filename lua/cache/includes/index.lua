@@ -4,8 +4,8 @@
 -- An entry is resident if the hash SIZE has a field for it. The field holds the entry's hits and bytes (see pack_size).
 -- A resident is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there combines two
 -- numbers: the clock of its last read or write, and its frequency (see pack_score). The value of a resident is stored
--- at <tag>:e:<key>. This file computes the key names <tag>:e:<key> and <tag>:marks from META. cleared.lua computes
--- <tag>:deferred:<version> from DEFERRED.
+-- at <tag>:e:<key>. This file computes the key names <tag>:e:<key> and <tag>:marks from META. cleared.lua and clear.lua
+-- compute <tag>:deferred:<version> from DEFERRED.
 --
 -- The server expires the value of an entry. No index is ordered by expiry, because such an index would take a third of
 -- the memory of all indexes. An expired entry therefore stays resident until a write finds that the entry has no value

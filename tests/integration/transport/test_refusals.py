@@ -135,8 +135,8 @@ def test_refused_write_is_not_applied_and_succeeds_after_the_refusal(
 
     with server.client() as raw, ThreadPoolExecutor(1) as pool:
         with refuse(server, raw):
-            # If the server or the machine is busy, the reply to the last attempt may come after the deadline. The outcome
-            # is then unknown.
+            # If the server or the machine is busy, the reply to the last attempt may come after the deadline. Then the
+            # outcome is unknown, so try again.
             wait_until(is_refused, "a refusal of each attempt within the deadline")
             waiting = pool.submit(patient.run, add(namespace))
         assert waiting.result(LONG_S) == 1, "executed once"

@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
         if late:
             self.tombstones.update(dict.fromkeys(set(tokens) - set(granted), "refused"))
-            # The release of a lease leaves a tombstone if the lease was acquired with late 1, or came from the queue.
+            # If a lease was acquired with late 1, or was fetched from the queue, its release leaves a tombstone.
             self.queued_before.update(granted)
         if granted:
             again = self.fake.run(command)
@@ -379,7 +379,8 @@ class PoolMachine(RuleBasedStateMachine):
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome is not Outcome.RATE_LIMITED
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # An ejection leaves at least one healthy instance.
+            # An ejection leaves at least one healthy instance. A half-open instance is not in `fit_before`, but it can
+            # be ejected, too.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted

@@ -147,7 +147,8 @@ class TieredMachine(CacheMachine):
         assert self.cache.incr(key, by) == value
         self.stored(key, value, None, None if held is None else held.ttl_s)
         if held is not None:
-            self.cache.put(key, value, ttl=held.ttl_s)  # for the rule `entry`, as in the rule `touch`
+            # An incr keeps the expiry and sets a new creation time. So put the value again, as in the rule `touch`.
+            self.cache.put(key, value, ttl=held.ttl_s)
             self.stored(key, value, None, held.ttl_s)
 
     @rule(key=KEYS)

@@ -127,7 +127,7 @@ def test_nodes_and_shards_follow_the_server_time(acquires: int, nodes: int, shar
 
 def test_nodes_and_shards_follow_the_memory() -> None:
     plan = Plan(entries=10**7)
-    # The entries take 9 GB. This is 75% of 12 GB, the maximum share.
+    # The entries take 9 GB. This is 75% of the node's 12 GB, and 75% is the maximum share (MAX_MEMORY_SHARE).
     assert forecast(plan, COSTS, 12 * 10**9, Retention()).nodes == 1
     found = forecast(plan, COSTS, 2 * 10**9, Retention())
     assert (found.nodes, found.cache.shards, found.pool.shards) == (6, 32, 1)
