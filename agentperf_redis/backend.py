@@ -49,6 +49,9 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LOOP_ENDS_CLOSE_S = 1.0
+_OTHER_CLOSE_S = 30.0
+"""How long a `close` waits for that of another thread, s. It usually takes milliseconds. If the server does not reply,
+it takes a few seconds. The limit matters only if both threads wait for each other."""
 """How long `close` waits for flows that the end of an event loop interrupted. After that, their leases expire."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
@@ -90,6 +93,8 @@ class Backend:
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
+        self._close_lock = threading.RLock()
+        self._in_callback = False
         self._shared: dict[Hashable, Any] = {}
         self._epoch: str | None = None
         self._epoch_callbacks: list[Callable[[], None]] = []
@@ -297,13 +302,15 @@ class Backend:
     def close(self) -> None:
         """Flush the buffers and close the connections. A second call does nothing.
 
-        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues.
+        If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next call continues. A call
+        on another thread waits until this call has flushed.
         """
         if self._close_ended:
             return
         self._breaker.stop()
         self._loop_ends.close(_LOOP_ENDS_CLOSE_S)
-        self._run_close_callbacks()
+        if not self._run_close_callbacks():
+            return
         self.closed = True
         self.bus.close()
         for loop, executor in self._executors_by_loop():
@@ -319,7 +326,7 @@ class Backend:
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the loop."""
-        if self.closed:
+        if self._close_ended:
             return
         self._breaker.stop()
         await asyncio.to_thread(self._run_close_callbacks)
@@ -336,20 +343,34 @@ class Backend:
             self._absence_logged_at = now
             _log.warning("load balancer: calls return without a lease: %s", error)
 
-    def _run_close_callbacks(self) -> None:
-        while True:
-            with self._lock:
-                callback = self._close_callbacks[-1] if self._close_callbacks else None
-                self._close_callbacks_ran = callback is None
-            if callback is None:
-                return
-            try:
-                callback()
-            except Exception:  # noqa: BLE001  the other services must still flush
-                _log.exception("closing %r: the close callback of a service failed", self)
-            # Removed only after the call. Until then, another `close`, even one in a signal handler, also runs the
-            # callback, and so waits for the same work. The next `close` does so, too, if this one is interrupted.
-            self.off_close(callback)
+    def _run_close_callbacks(self) -> bool:
+        """Run the callbacks of `on_close`, one after another. If another thread does so already, wait for it.
+
+        Returns:
+            False in a signal handler that interrupted this method. The interrupted call goes on after the handler. If
+            the handler raises `SystemExit`, the next `close` continues, at the latest that at exit.
+        """
+        locked = self._close_lock.acquire(timeout=_OTHER_CLOSE_S)
+        try:
+            if self._in_callback:
+                return False
+            while True:
+                with self._lock:
+                    callback = self._close_callbacks[-1] if self._close_callbacks else None
+                    self._close_callbacks_ran = callback is None
+                if callback is None:
+                    return True
+                self._in_callback = True
+                try:
+                    callback()
+                except Exception:  # noqa: BLE001  the other services must still flush
+                    _log.exception("closing %r: the close callback of a service failed", self)
+                finally:
+                    self._in_callback = False
+                self.off_close(callback)  # only now, so that the next `close` continues an interrupted callback
+        finally:
+            if locked:
+                self._close_lock.release()
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""
@@ -412,6 +433,8 @@ class Backend:
         for loop, _ in executors:
             self._foreign_loops.add(loop)
         self._lock = threading.RLock()
+        self._close_lock = threading.RLock()
+        self._in_callback = False
         self._connector.after_fork()
         self._breaker.after_fork()
         self._make_drivers()
@@ -537,7 +560,9 @@ def close_all(url: str | None = None) -> None:
 
 @atexit.register
 def _close_at_exit() -> None:
-    process_end.despite_exit(close_all)
+    for backend in list(_backends):
+        with contextlib.suppress(Exception, SystemExit):
+            process_end.despite_exit(backend.close)
 
 
 def in_use(namespace: str) -> bool:

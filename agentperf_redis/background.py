@@ -235,7 +235,7 @@ class Background:
         """Run all jobs. `close` calls this with a time limit if no thread can start.
 
         `SystemExit` or `KeyboardInterrupt` of a signal handler may then end the call early. The interrupted job and the
-        remaining jobs stay in `_ready`.
+        remaining jobs are in `_ready` then.
         """
         self._identity = threading.get_ident()
         self._draining = True
@@ -244,8 +244,12 @@ class Background:
                 self._receive(0.0)
                 self._ready.extendleft(reversed(self._due_jobs(math.inf)))
                 while self._ready and time.monotonic() <= until:
-                    self._run(self._ready[0], BaseException if until == math.inf else Exception)
-                    self._ready.popleft()
+                    job = self._ready.popleft()
+                    try:
+                        self._run(job, BaseException if until == math.inf else Exception)
+                    except BaseException:  # a signal handler raised it
+                        self._ready.append(job)  # at the end, so that a job that always raises blocks no other job
+                        raise
         finally:
             self._draining = False
             self._identity = 0

@@ -188,11 +188,13 @@ class Presence:
         """
         if not self.present or self.flush_state().error:  # do not wait for a server that does not reply
             return
+        sent = self._sent
         try:
             self._backend.run(self.departure(), min(_LEAVE_S, self._backend.deadline))
         except AgentPerfError as error:
             _log.debug("this process stays in the list of workers for %g s: %s", FORGET_S, error)
-        self._sent = None
+        if self._sent == sent:  # otherwise another thread has sent a heartbeat meanwhile
+            self._sent = None
 
     def close(self) -> None:
         """End the presence. The services are closed earlier, so no heartbeat is in flight.

@@ -225,7 +225,7 @@ class LeaseKeeper:
         """
         self._last_releases.append(release)  # before `end`, because a signal handler may raise an exception afterwards
         if not end():
-            self._last_releases.remove(release)
+            self._forget_releases(release)
 
     def send_last_releases(self) -> None:
         """Send the releases of `release_last`. Errors are ignored. A repeated release has no effect."""
@@ -233,7 +233,12 @@ class LeaseKeeper:
         if releases:
             with contextlib.suppress(AgentPerfError):
                 self._backend.run(Batch(releases).settled())
-            del self._last_releases[: len(releases)]
+            self._forget_releases(*releases)
+
+    def _forget_releases(self, *releases: Command[Any]) -> None:
+        for release in releases:
+            with contextlib.suppress(ValueError):  # another thread that closes has forgotten it already
+                self._last_releases.remove(release)
 
     # The methods below run on the background thread, except `_start_over`.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -59,7 +58,7 @@ class Maintenance:
         self._lock = threading.RLock()
         self._compute_leases: dict[ComputeLease, float] = {}
         self._reports: dict[Shard, float] = {}
-        self._last_reports: deque[Shard] = deque()
+        self._last_reports: dict[Shard, float] = {}
         self._closed = False
         self._failing = False
 
@@ -172,14 +171,13 @@ class Maintenance:
         end = time.monotonic() + _CLOSE_S
         with self._lock:
             self._closed = True
-            self._last_reports += self._reports
+            self._last_reports |= self._reports
             self._reports = {}
             self._compute_leases.clear()
         self._jobs.close(_CLOSE_S / 2)
         lost: dict[Node | None, BackendUnavailable] = {}
         unreported = set()
-        while self._last_reports:
-            shard = self._last_reports[0]
+        for shard in list(self._last_reports):
             node = self._backend.node_of(shard.keys.meta)
             if node in lost:  # the node did not answer before, so do not wait for it again
                 unreported.add(shard.cache)
@@ -191,7 +189,7 @@ class Maintenance:
                     unreported.add(shard.cache)
                 except AgentPerfError as error:
                     log.warning("cache %s: the last reads could not be reported: %s", shard.cache.name, error)
-            self._last_reports.popleft()
+            self._last_reports.pop(shard, None)
         if lost:
             reason = next(iter(lost.values()))
             log.warning("%d caches: the last reads could not be reported: %s", len(unreported), reason)

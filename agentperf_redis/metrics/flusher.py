@@ -323,6 +323,9 @@ class Flusher:
         at most `CLOSE_S`. If `SystemExit` or `KeyboardInterrupt` of a signal handler ends this call early, the next
         call continues.
         """
+        self._close(math.inf)
+
+    def _close(self, until: float) -> None:
         if self._ended:
             return
         self._closing = self._closed = True
@@ -331,7 +334,7 @@ class Flusher:
             self.buffer.announce_next()  # so that a later record calls `_wake`, which warns
             if not self.buffer.empty:
                 self._jobs.put(self._flush_last)
-            ended = self._while_counting(self._jobs.close, attempt_timeout)
+            ended = self._while_counting(self._jobs.close, attempt_timeout, until)
             first, self._ended = not self._ended, True
             if first and not self.buffer.empty:
                 self._warn_lost(attempt_timeout, in_flight=not ended)
@@ -385,8 +388,8 @@ class Flusher:
         # A signal handler that interrupts `close` may call this method. So take no lock that `close` may hold.
         while self._closing and time.monotonic() < until:
             time.sleep(_CLOSING_POLL_S)
-        if not self._closing:
-            self.close()
+        if not self._closing and time.monotonic() < until:
+            self._close(until)
 
     def _await_last_flush(self, request: _Request, until: float) -> None:
         attempt_timeout = self._attempt_timeout()

@@ -41,7 +41,7 @@ if not KEEP then return corrupt(SETTINGS, wrong_settings) end
 local from, to = 0, now + 1
 
 -- Extend the window to whole slices. The start of the window is rounded down to the start of the narrowest kept slice
--- that contains it. If the window ends in the past, its end is rounded up to the end of the narrowest kept slice there.
+-- that contains it. If the window ends in the past, its end is rounded up in the same way.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now

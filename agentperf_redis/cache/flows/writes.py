@@ -248,8 +248,8 @@ class Writer:
             if reply.outcome is PutResult.NO_SETTINGS:
                 shard.lose_settings()
                 # Mark the next delivery as a repetition in two cases. First, an earlier copy may have been executed
-                # before the entries moved. Second, the mode is not ALWAYS: the server may then refuse the next delivery.
-                # Only for a repetition does the server store the refusal, so that late copies are refused too.
+                # before the entries moved. Second, the mode is not ALWAYS. The server may then refuse the next
+                # delivery. Only for a repetition does it store the refusal, so that late copies are refused too.
                 again = again or reply.repeated or mode != Mode.ALWAYS
             elif reply.outcome is PutResult.LATE:
                 shard.set_clock(reply.version, sent_at)

@@ -294,8 +294,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- If the server's clock was set back, correct about TIMERS timers. Later calls correct the others. Until all are
-  -- correct, #clock holds the time of the last call, and the cursor of `due` for the ZSCAN of the next call.
+  -- If the server's clock was set back, correct about TIMERS timers. Later calls correct the others. Until all timers
+  -- are correct, #clock also holds a ZSCAN cursor, at which the next call continues in `due`.
   local function correct_timers()
     local is_set_back, _, cursor = read_clock(known[12], now_ms)
     if not is_set_back and not has_distant_timer(now_ms) then return end

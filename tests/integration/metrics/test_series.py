@@ -259,7 +259,7 @@ def test_series_takes_one_round_trip_a_shard(collector: MetricsCollector, raw: R
 @pytest.mark.parametrize("damage", ["text", "type", "settings"])
 def test_damaged_slice_is_named(collector: MetricsCollector, call: Call, raw: Raw, namespace: str, damage: str) -> None:
     past = Past(raw, namespace)
-    past.at(125.0).record("research", 0.1, OK)  # this minute is over, so its one-minute slice is read
+    past.at(125.0).record("research", 0.1, OK)  # in a past minute, so the one-minute slice is read
     past.count()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     damaged = f"{tag}:settings"
@@ -281,7 +281,7 @@ def test_huge_sums_are_read_as_the_largest_integer(
     collector: MetricsCollector, call: Call, raw: Raw, namespace: str
 ) -> None:
     past = Past(raw, namespace)
-    past.at(125.0).record("research", 0.1, OK)  # this minute is over, so its one-minute slice is read
+    past.at(125.0).record("research", 0.1, OK)  # in a past minute, so the one-minute slice is read
     past.count()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     (minute,) = raw.keys(f"{tag}:1m:*:research")

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -358,6 +359,58 @@ def test_close_runs_callbacks_before_disconnecting(
     backend.on_close(lambda: done.append(backend.run(add(namespace, 7))))
     backend.close()
     assert raw.get(f"{namespace}:counter") == "7"
+
+
+def test_close_on_another_thread_waits_for_the_running_callbacks(
+    connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        backend.run(add(namespace))
+
+    backend = connect(server.url)
+    backend.on_close(slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(backend.close)
+        assert begun.wait(30)
+        second = pool.submit(backend.close)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        go_on.set()
+        first.result(30)
+        second.result(30)
+    assert raw.get(f"{namespace}:counter") == "1", "the connections were open, and the callback ran once"
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_interrupted_close_is_continued(
+    connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str, times: int
+) -> None:
+    interruptions = [SystemExit() for _ in range(times)]
+    order: list[str] = []
+
+    def interrupted() -> None:
+        order.append("interrupted")
+        backend.close()  # as a signal handler may do; the interrupted call continues
+        if interruptions:
+            raise interruptions.pop()
+        backend.run(add(namespace))
+
+    backend = connect(server.url)
+    backend.on_close(lambda: order.append("first"))
+    backend.on_close(interrupted)
+    backend.on_close(lambda: order.append("last"))
+    for _ in range(times):
+        with pytest.raises(SystemExit):
+            backend.close()
+    backend.close()
+    assert order == ["last", *["interrupted"] * (times + 1), "first"]
+    assert raw.get(f"{namespace}:counter") == "1"
+    with pytest.raises(BackendUnavailable, match="closed"):
+        backend.run(add(namespace))
 
 
 def test_flow_can_catch_errors_of_commands(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
