@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys, process_end, sigterm
-from agentperf_redis.background import Background, ModuleLock, register_for_fork
+from agentperf_redis.background import Background, ModuleLock, register_for_fork, runs_jobs
 from agentperf_redis.blocking_calls import warn_of_blocking_call
 from agentperf_redis.command import Command, Flow, Reply, running_loop
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
@@ -49,10 +49,10 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LOOP_ENDS_CLOSE_S = 1.0
-_OTHER_CLOSE_S = 30.0
-"""How long a `close` waits for that of another thread, s. It usually takes milliseconds. If the server does not reply,
-it takes a few seconds. The limit matters only if both threads wait for each other."""
 """How long `close` waits for flows that the end of an event loop interrupted. After that, their leases expire."""
+_OTHER_CLOSE_S = 30.0
+"""How long `close` waits for the `close` of another thread, s. That usually takes milliseconds, and a few seconds if
+the server does not reply. This limit matters only if both threads wait for each other."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _LOG_ABSENCE_EVERY_S = 10.0
@@ -347,12 +347,15 @@ class Backend:
         """Run the callbacks of `on_close`, one after another. If another thread does so already, wait for it.
 
         Returns:
-            False in a signal handler that interrupted this method. The interrupted call goes on after the handler. If
-            the handler raises `SystemExit`, the next `close` continues, at the latest that at exit.
+            False if another call goes on with the callbacks. There are three cases. First, the current call is made in
+            a signal handler that interrupted this method. If the handler raises `SystemExit`, the next `close`
+            continues, at the latest the one at exit. Second, a background job made the current call while another
+            thread, which may wait for this job, closes. Third, the wait reached its limit.
         """
-        locked = self._close_lock.acquire(timeout=_OTHER_CLOSE_S)
+        lock = self._close_lock  # a child that is forked in a callback has another one
+        locked = lock.acquire(timeout=0.0 if runs_jobs() else _OTHER_CLOSE_S)
         try:
-            if self._in_callback:
+            if not locked or self._in_callback:
                 return False
             while True:
                 with self._lock:
@@ -370,7 +373,7 @@ class Backend:
                 self.off_close(callback)  # only now, so that the next `close` continues an interrupted callback
         finally:
             if locked:
-                self._close_lock.release()
+                lock.release()
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""

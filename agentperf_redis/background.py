@@ -39,6 +39,20 @@ _log = logging.getLogger("agentperf_redis")
 Job: TypeAlias = Callable[[], object]
 
 
+class _Here(threading.local):
+    """Facts about the current thread."""
+
+    runs_jobs = False
+
+
+_here = _Here()
+
+
+def runs_jobs() -> bool:
+    """Whether the current thread is one that runs background jobs."""
+    return _here.runs_jobs
+
+
 class Background:
     """Runs jobs on one daemon thread, in the order of `put`.
 
@@ -165,6 +179,7 @@ class Background:
 
     def _work(self, unnamed: threading.Thread | None = None) -> None:
         me = unnamed or threading.current_thread()
+        _here.runs_jobs = True
         while self._may_run(me):
             while not self._closing and (self._lingers or self._ready or self._heap or not self._inbox.empty()):
                 self._receive(self._pause())

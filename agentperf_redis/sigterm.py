@@ -131,8 +131,8 @@ class _Watch:
         """End the watch. On the main thread only."""
         if self._pipe is not None:
             self._reset()
-            os.close(self._pipe[1])  # the thread then reads end-of-file and ends
-            self._pipe = None
+            (_, writer), self._pipe = self._pipe, None
+            os.close(writer)  # the thread then reads end-of-file and ends
 
     def after_fork(self) -> None:
         """End the watch in a forked child, since the inherited file descriptor leads to the parent."""

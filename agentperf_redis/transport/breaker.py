@@ -83,7 +83,7 @@ class Breaker:
     def after_fork(self) -> None:
         """In a forked child: close the breaker. The child has no threads yet, and the state of the nodes is unknown."""
         self.open: dict[Node, _Outage] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant, because a signal handler may close the client
         """Held while an outage is recorded, so that no outage is recorded after `stop`."""
         self._stopped = False
         self._calm_until: dict[Node, float] = {}

@@ -16,6 +16,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background
 from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Shielded, Together, Wait, WakeUp
 from agentperf_redis.errors import (
     AgentPerfError,
@@ -383,6 +384,31 @@ def test_close_on_another_thread_waits_for_the_running_callbacks(
         first.result(30)
         second.result(30)
     assert raw.get(f"{namespace}:counter") == "1", "the connections were open, and the callback ran once"
+
+
+def test_background_job_that_closes_does_not_wait_for_the_close_that_waits_for_it(
+    connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
+) -> None:
+    backend = connect(server.url)
+    jobs = Background("test")
+    begun = threading.Event()
+
+    def close_by_job() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        backend.close()
+
+    def end_jobs() -> None:
+        go_on.set()
+        assert jobs.close(30), "the jobs are done"
+
+    go_on = threading.Event()
+    backend.on_close(end_jobs)
+    jobs.put(close_by_job)
+    jobs.put(lambda: backend.run(add(namespace)))
+    assert begun.wait(30)
+    backend.close()
+    assert raw.get(f"{namespace}:counter") == "1", "the connections were open until the last job"
 
 
 @pytest.mark.parametrize("times", [1, 5])
