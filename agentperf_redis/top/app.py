@@ -117,12 +117,12 @@ class TopApp(App[None]):
         self._show_state()
 
     def _viewed(self) -> Viewed | None:
-        """Return the screen if it shows data and is ready; None also after the user has quit, without any screen."""
+        """Return the screen if it shows data and is ready. None also after the user has quit: widgets are gone then."""
         try:
             screen: Screen[Any] = self.screen
         except ScreenStackError:
             return None
-        return screen if isinstance(screen, Viewed) and screen.is_ready else None
+        return screen if self.is_running and isinstance(screen, Viewed) and screen.is_ready else None
 
     def _show_state(self) -> None:
         screen = self._viewed()

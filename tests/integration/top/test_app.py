@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from textual.widgets import DataTable, Input, TabbedContent
@@ -42,6 +43,28 @@ def test_reading_that_begins_after_the_user_has_quit_ends(perf: AgentPerf, runne
         await shown.app._read_once()
 
     runner.run(body())
+
+
+@pytest.mark.thorough
+def test_reading_that_begins_when_the_widgets_are_gone_ends(
+    perf: AgentPerf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    async def body() -> None:
+        async with screen(perf) as shown:
+            await shown.shows("agentperf")
+            prune: Any = shown.app._prune
+
+            async def prune_and_read(*nodes: Any) -> None:
+                await prune(*nodes)
+                await shown.app._read_once()
+                read.append(nodes)
+
+            monkeypatch.setattr(shown.app, "_prune", prune_and_read)
+
+    runner.run(body())
+    assert read
 
 
 @pytest.mark.thorough
