@@ -38,7 +38,7 @@ _LOGGED = (
         "before",
     ),
     ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. holder", "after"),
-    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
+    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id .. ' ' .. fetched", "after"),
 )
 LOGGING: tuple[Change, ...] = tuple(
     (line, line + _LOG.format(what) if side == "after" else _LOG.format(what) + line) for line, what, side in _LOGGED
@@ -67,6 +67,8 @@ def check_history(history: Iterable[str]) -> dict[str, str]:
             if live.pop(token, None) != instance:
                 raise Unsound(f"{number}: {entry}, which was not held")
             held[instance] -= 1
+            if rest == ["0"]:  # a grant that its waiter did not fetch in time; the waiter may queue again
+                granted.discard(token)
             continue
         fence, limit = map(int, rest)
         if held[instance] >= limit:

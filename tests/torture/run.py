@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -185,6 +186,7 @@ class Torture:
         with server.client() as raw, AgentPerf(server.url, namespace=NAMESPACE) as perf:
             complain(self._units_that_stay_taken(perf, raw))
             histories = [raw.lrange(f"{pool.state}:log", 0, -1) for pool in self._pools()]
+            (job.folder / "leases.json").write_text(json.dumps(histories, indent=0))  # kept if something is wrong
             report.grants = sum(entry.startswith("grant") for history in histories for entry in history)
             complain(checks.unsound_leases(histories, lines))
             agents = {f"agent-{line.worker}" for line in lines}
