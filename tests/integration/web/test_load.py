@@ -78,8 +78,8 @@ def test_twenty_pages_cost_what_one_costs(
     monkeypatch.setattr(view, read_name, counted)
     site = app(perf, allow_actions=actions, refresh=interval)
 
-    async def cost(pages: int, refreshes: int = 8) -> tuple[float, float]:
-        """Return the number of commands per read, and the number of reads per interval."""
+    async def cost(pages: int, refreshes: int = 12) -> tuple[float, int, float]:
+        """Return the number of commands per read, the number of reads, and the maximum number of reads in this time."""
         async with AsyncExitStack() as stack:
             for number in range(pages):
                 browser, page = Browser(runner, site), filtered(number) if of_agents else "/"
@@ -93,16 +93,18 @@ def test_twenty_pages_cost_what_one_costs(
                 before, first, began = calls(raw), reads[0], time.monotonic()
                 while reads[0] < first + refreshes:
                     await asyncio.sleep(interval / 20)
-                read_until, intervals = reads[0] - first, (time.monotonic() - began) / interval
+                made, intervals = reads[0] - first, (time.monotonic() - began) / interval
                 await asyncio.sleep(0)
-                return (calls(raw) - before) / read_until, read_until / (intervals + 1)
+                # A result is shared for 0.9 intervals, so reads begin at least that far apart. On a busy machine, one
+                # read that was due before this measurement begins during it.
+                return (calls(raw) - before) / made, made, intervals / 0.9 + 2
 
     async def both() -> None:
         async with asyncio.timeout(60):
             await cost(1, 3)  # a warm-up, which also reads the data that is rarely refreshed
             one, twenty = await cost(1), await cost(20)
         assert twenty[0] <= 1.2 * one[0] + 5, f"{twenty[0]:.0f} commands a read with 20 pages, {one[0]:.0f} with one"
-        assert twenty[1] <= 1.01, "a read each interval"
+        assert twenty[1] <= twenty[2], "at most one read in each interval"
 
     runner.run(both())
     assert (site.state.live.pages, len(site.state.live)) == (0, 0)
