@@ -23,8 +23,9 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys, process_end, sigterm
-from agentperf_redis.background import Background, ModuleLock, register_for_fork, runs_jobs
+from agentperf_redis.background import Background, ModuleLock, register_for_fork
 from agentperf_redis.blocking_calls import warn_of_blocking_call
+from agentperf_redis.closing import CloseCallbacks
 from agentperf_redis.command import Command, Flow, Reply, running_loop
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.open_clients import OpenClient, place_of_creation
@@ -50,9 +51,6 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 DEFAULT_DEADLINE_S = 5.0
 _LOOP_ENDS_CLOSE_S = 1.0
 """How long `close` waits for flows that the end of an event loop interrupted. After that, their leases expire."""
-_OTHER_CLOSE_S = 30.0
-"""How long `close` waits for the `close` of another thread, s. That usually takes milliseconds, and a few seconds if
-the server does not reply. This limit matters only if both threads wait for each other."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _LOG_ABSENCE_EVERY_S = 10.0
@@ -93,13 +91,10 @@ class Backend:
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
-        self._close_lock = threading.RLock()
-        self._in_callback = False
+        self._close_callbacks = CloseCallbacks(repr(self))
         self._shared: dict[Hashable, Any] = {}
         self._epoch: str | None = None
         self._epoch_callbacks: list[Callable[[], None]] = []
-        self._close_callbacks: list[Callable[[], None]] = []
-        self._close_callbacks_ran = False
         self._entered: set[str] = set()
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -287,17 +282,11 @@ class Backend:
         If the close callbacks have already run, `callback` is called at once, so that a service created later is
         closed immediately.
         """
-        with self._lock:
-            late = self._close_callbacks_ran
-            if not late:
-                self._close_callbacks.append(callback)
-        if late:
-            callback()
+        self._close_callbacks.add(callback)
 
     def off_close(self, callback: Callable[[], None]) -> None:
         """Remove a callback of `on_close`. Does nothing if the callback is not registered or was called already."""
-        with contextlib.suppress(ValueError):
-            self._close_callbacks.remove(callback)
+        self._close_callbacks.remove(callback)
 
     def close(self) -> None:
         """Flush the buffers and close the connections. A second call does nothing.
@@ -309,7 +298,7 @@ class Backend:
             return
         self._breaker.stop()
         self._loop_ends.close(_LOOP_ENDS_CLOSE_S)
-        if not self._run_close_callbacks():
+        if not self._close_callbacks.run():
             return
         self.closed = True
         self.bus.close()
@@ -329,7 +318,7 @@ class Backend:
         if self._close_ended:
             return
         self._breaker.stop()
-        await asyncio.to_thread(self._run_close_callbacks)
+        await asyncio.to_thread(self._close_callbacks.run)
         executor = self._async_executors.pop(asyncio.get_running_loop(), None)
         if executor is not None:
             await executor.aclose()
@@ -342,38 +331,6 @@ class Backend:
         if now - self._absence_logged_at >= _LOG_ABSENCE_EVERY_S:
             self._absence_logged_at = now
             _log.warning("load balancer: calls return without a lease: %s", error)
-
-    def _run_close_callbacks(self) -> bool:
-        """Run the callbacks of `on_close`, one after another. If another thread does so already, wait for it.
-
-        Returns:
-            False if another call goes on with the callbacks. There are three cases. First, the current call is made in
-            a signal handler that interrupted this method. If the handler raises `SystemExit`, the next `close`
-            continues, at the latest the one at exit. Second, a background job made the current call while another
-            thread, which may wait for this job, closes. Third, the wait reached its limit.
-        """
-        lock = self._close_lock  # a child that is forked in a callback has another one
-        locked = lock.acquire(timeout=0.0 if runs_jobs() else _OTHER_CLOSE_S)
-        try:
-            if not locked or self._in_callback:
-                return False
-            while True:
-                with self._lock:
-                    callback = self._close_callbacks[-1] if self._close_callbacks else None
-                    self._close_callbacks_ran = callback is None
-                if callback is None:
-                    return True
-                self._in_callback = True
-                try:
-                    callback()
-                except Exception:  # noqa: BLE001  the other services must still flush
-                    _log.exception("closing %r: the close callback of a service failed", self)
-                finally:
-                    self._in_callback = False
-                self.off_close(callback)  # only now, so that the next `close` continues an interrupted callback
-        finally:
-            if locked:
-                lock.release()
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""
@@ -436,8 +393,7 @@ class Backend:
         for loop, _ in executors:
             self._foreign_loops.add(loop)
         self._lock = threading.RLock()
-        self._close_lock = threading.RLock()
-        self._in_callback = False
+        self._close_callbacks.after_fork()
         self._connector.after_fork()
         self._breaker.after_fork()
         self._make_drivers()
