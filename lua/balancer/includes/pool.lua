@@ -42,7 +42,7 @@
 --       limit_cut_us         when the adaptive limit was last lowered
 --       warm_tenths          during a warm-up: the usable tenths of the capacity
 --       checks               number of active checks passed in a row; negative: failed in a row
---       checked_ms           when the last counted check was claimed
+--       checked_ms           when a worker claimed the last check that `checks` counts
 --       rpm, tpm             rate limits: requests and tokens per minute, decimal
 --       rpm_arrival_us, tpm_arrival_us   theoretical arrival times (GCRA) of the two rate limits
 --       metered_us           when the arrival times were last changed
