@@ -91,7 +91,7 @@ class Backend:
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
-        self._close_callbacks = CloseCallbacks(repr(self))
+        self._close_callbacks = CloseCallbacks(repr(self), self._lock)
         self._shared: dict[Hashable, Any] = {}
         self._epoch: str | None = None
         self._epoch_callbacks: list[Callable[[], None]] = []
@@ -393,7 +393,7 @@ class Backend:
         for loop, _ in executors:
             self._foreign_loops.add(loop)
         self._lock = threading.RLock()
-        self._close_callbacks.after_fork()
+        self._close_callbacks.after_fork(self._lock)
         self._connector.after_fork()
         self._breaker.after_fork()
         self._make_drivers()

@@ -1,4 +1,4 @@
-"""Runs the callbacks of the services when their backend closes: each one to its end, even if a signal interrupts it."""
+"""Runs the callbacks of the services when their backend closes, even if a signal interrupts some of them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from agentperf_redis.background import runs_jobs
 _log = logging.getLogger("agentperf_redis")
 
 _OTHER_CLOSE_S = 30.0
-"""How long a thread waits for the callbacks that another thread runs, s. That usually takes milliseconds, and a few
-seconds if the server does not reply. This limit matters only if both threads wait for each other."""
+"""How long a thread waits for the callbacks that another thread runs, s. The callbacks usually take milliseconds, and a
+few seconds if the server does not reply. This limit matters only if both threads wait for each other."""
 
 
 class CloseCallbacks:
     """The callbacks that run before the connections of a backend close. The newest callback runs first.
 
+    A callback that `SystemExit` or `KeyboardInterrupt` interrupts is called again by the next `run`, so a second call
+    must continue where the first one ended.
+
     Args:
         owner: the name of the backend in log messages.
+        lock: the lock of the backend. While another thread creates a service under it, the callbacks wait.
     """
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, lock: threading.RLock) -> None:
         self._owner = owner
         self._callbacks: list[Callable[[], None]] = []
         self._ran = False
-        self._make_locks()
+        self.after_fork(lock)
 
-    def _make_locks(self) -> None:
-        self._lock = threading.RLock()
+    def after_fork(self, lock: threading.RLock) -> None:
+        """In a forked child: replace the locks, which other threads of the parent may have held, and start anew.
+
+        If the child was forked inside a callback, its own `run` calls this callback, too.
+        """
+        self._lock = lock
         self._running = threading.RLock()
         self._in_callback = False
-
-    def after_fork(self) -> None:
-        """In a forked child: replace the locks, which another thread of the parent may have held."""
-        self._make_locks()
 
     def add(self, callback: Callable[[], None]) -> None:
         """Call `callback` on closing. If all callbacks have already run, call it at once."""
@@ -56,10 +60,11 @@ class CloseCallbacks:
         """Run the callbacks, one after another. If another thread does so already, wait for it.
 
         Returns:
-            False if another call goes on with the callbacks. There are three cases. First, the current call is made in
-            a signal handler that interrupted this method. If the handler raises `SystemExit`, the next call continues,
-            at the latest the one at exit. Second, a background job made the current call while another thread, which
-            may wait for this job, runs the callbacks. Third, the wait reached its limit.
+            False if another call goes on with the callbacks. There are three cases. First, the current call is made
+            inside a callback, usually by a signal handler that interrupted it. If the handler raises `SystemExit`, the
+            next call continues with this callback, at the latest the call at exit. Second, a background job made the
+            current call while another thread, which may wait for this job, runs the callbacks. Third, the wait reached
+            its limit.
         """
         running = self._running  # a child that is forked in a callback has another one
         locked = running.acquire(timeout=0.0 if runs_jobs() else _OTHER_CLOSE_S)

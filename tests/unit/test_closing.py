@@ -1,8 +1,9 @@
-"""Each close callback runs to its end once, the newest first, whoever closes and whatever interrupts."""
+"""The newest close callback runs first. An interrupted callback runs again; a callback that failed does not."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ import pytest
 
 from agentperf_redis.background import Background
 from agentperf_redis.closing import CloseCallbacks
+from tests.support.forks import in_child
 
 LIMIT_S = 30.0
 
 
 @pytest.fixture
 def callbacks() -> CloseCallbacks:
-    return CloseCallbacks("a backend")
+    return CloseCallbacks("a backend", threading.RLock())
 
 
 @pytest.fixture
@@ -49,6 +51,12 @@ def test_callback_added_after_all_have_run_runs_at_once(callbacks: CloseCallback
     callbacks.add(noted(ran, "late"))
     assert ran == ["late"]
 
+    def failing() -> None:
+        raise ValueError("the reason")
+
+    with pytest.raises(ValueError, match="the reason"):
+        callbacks.add(failing)
+
 
 def test_removed_callback_does_not_run(callbacks: CloseCallbacks, ran: list[str]) -> None:
     removed = noted(ran, "removed")
@@ -73,7 +81,7 @@ def test_callback_that_fails_is_logged_and_the_others_run(
     assert "closing a backend: the close callback of a service failed" in caplog.text
     assert "ValueError: the reason" in caplog.text
     assert callbacks.run()
-    assert len(caplog.records) == 1, "a failed callback has ended"
+    assert caplog.text.count("closing a backend") == 1, "a failed callback has ended"
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
@@ -91,7 +99,8 @@ def test_interrupted_callback_runs_again(callbacks: CloseCallbacks, ran: list[st
     with pytest.raises(error):
         callbacks.run()
     assert ran == ["new"]
-    assert callbacks.run()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(callbacks.run).result(LIMIT_S), "the interrupted call has released its lock"
     assert ran == ["new", "interrupted", "old"]
 
 
@@ -108,7 +117,7 @@ def test_another_thread_waits_for_the_running_callbacks(callbacks: CloseCallback
 
     def slow() -> None:
         begun.set()
-        assert go_on.wait(LIMIT_S)
+        go_on.wait(LIMIT_S)
         ran.append("slow")
 
     callbacks.add(slow)
@@ -116,7 +125,8 @@ def test_another_thread_waits_for_the_running_callbacks(callbacks: CloseCallback
         first = pool.submit(callbacks.run)
         assert begun.wait(LIMIT_S)
         second = pool.submit(callbacks.run)
-        assert not second.done()
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
         go_on.set()
         assert (first.result(LIMIT_S), second.result(LIMIT_S)) == (True, True)
     assert ran == ["slow"]
@@ -127,51 +137,109 @@ def test_wait_for_another_thread_is_bounded(callbacks: CloseCallbacks, monkeypat
     found: list[bool] = []
 
     def waits_for_a_thread_that_closes() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            found.append(pool.submit(callbacks.run).result(LIMIT_S))
+        closing = threading.Thread(target=lambda: found.append(callbacks.run()), daemon=True)
+        closing.start()
+        closing.join(LIMIT_S)
 
     callbacks.add(waits_for_a_thread_that_closes)
     assert callbacks.run()
     assert found == [False]
 
 
-def test_background_job_does_not_wait_for_the_running_callbacks(callbacks: CloseCallbacks) -> None:
+def test_background_job_does_not_wait_for_the_running_callbacks(
+    callbacks: CloseCallbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.closing._OTHER_CLOSE_S", 10 * LIMIT_S)
     found: list[bool] = []
+    ended: list[bool] = []
     jobs = Background("agentperf-test-closing")
 
     def waits_for_a_job_that_closes() -> None:
         jobs.put(lambda: found.append(callbacks.run()))
-        assert jobs.close(LIMIT_S), "the job is done"
+        ended.append(jobs.close(LIMIT_S))
 
     callbacks.add(waits_for_a_job_that_closes)
     assert callbacks.run()
-    assert found == [False]
+    assert (found, ended) == ([False], [True])
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_callbacks_wait_while_a_service_is_created(ran: list[str]) -> None:
+    lock = threading.RLock()
+    callbacks = CloseCallbacks("a backend", lock)
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            callbacks.add(noted(ran, "first half"))
+            closing = pool.submit(callbacks.run)
+            with pytest.raises(TimeoutError):
+                closing.result(0.1)
+            callbacks.add(noted(ran, "second half"))
+        assert closing.result(LIMIT_S)
+    assert ran == ["second half", "first half"]
+
+
 def test_forked_child_closes_while_its_parent_does(callbacks: CloseCallbacks, ran: list[str]) -> None:
     """A thread of the parent holds the lock at the fork, and does not exist in the child."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
         begun.set()
-        assert go_on.wait(LIMIT_S)
+        go_on.wait(LIMIT_S)
+
+    def child() -> None:
+        callbacks.after_fork(threading.RLock())
+        callbacks.remove(slow)
+        callbacks.add(noted(ran, "child"))
+        assert callbacks.run()
+        assert ran == ["child"]
 
     callbacks.add(slow)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(callbacks.run)
         assert begun.wait(LIMIT_S)
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                callbacks.after_fork()
-                callbacks.remove(slow)
-                callbacks.add(noted(ran, "child"))
-                code = 0 if callbacks.run() and ran == ["child"] else 2
-            finally:
-                os._exit(code)
+        in_child(child)
         go_on.set()
         assert running.result(LIMIT_S)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ran == []
+
+
+def test_child_forked_in_a_callback_closes(callbacks: CloseCallbacks, ran: list[str]) -> None:
+    in_callback: list[bool] = []
+
+    def child() -> None:
+        callbacks.after_fork(threading.RLock())
+        callbacks.remove(forks)
+        in_callback.append(callbacks.run())
+        assert (in_callback, ran) == ([True], ["old"])
+
+    def forks() -> None:
+        in_child(child)
+        ran.append("forked")
+
+    callbacks.add(noted(ran, "old"))
+    callbacks.add(forks)
+    assert callbacks.run()
+    assert ran == ["forked", "old"]
+
+
+def test_child_that_returns_from_the_callback_goes_on(callbacks: CloseCallbacks, ran: list[str]) -> None:
+    """As `os.fork` does in the callback of a service: the child leaves `run` with the lock of its parent."""
+    parent = os.getpid()
+    children: list[int] = []
+
+    def forks() -> None:
+        children.append(os.fork())
+        if os.getpid() != parent:
+            signal.alarm(int(LIMIT_S))
+            callbacks.after_fork(threading.RLock())
+
+    callbacks.add(noted(ran, "old"))
+    callbacks.add(forks)
+    code = 1
+    try:
+        done = callbacks.run()
+        code = 0 if done and ran == ["old"] and callbacks.run() else 2
+    finally:
+        if os.getpid() != parent:
+            os._exit(code)
+    assert code == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0

@@ -171,8 +171,8 @@ local function maintenance(now_us)
     return type(size) == 'number' and size or nil
   end
 
-  -- Return the record of an instance. Return nil and false if there is no record. Return nil and true if it is damaged:
-  -- something else wrote the record or its extra record, or the index of one of the instance's labels has a wrong type.
+  -- Return the record of an instance. Return nil and false if there is no record. Return nil and true if the record or
+  -- its extra record cannot be read, or if the index of one of the instance's labels has a wrong type.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end

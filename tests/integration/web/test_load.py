@@ -79,7 +79,7 @@ def test_twenty_pages_cost_what_one_costs(
     site = app(perf, allow_actions=actions, refresh=interval)
 
     async def cost(pages: int, refreshes: int = 12) -> tuple[float, int, float]:
-        """Return the number of commands per read, the number of reads, and the maximum number of reads in this time."""
+        """Return the commands per read, the number of reads, and the largest number of reads that sharing allows."""
         async with AsyncExitStack() as stack:
             for number in range(pages):
                 browser, page = Browser(runner, site), filtered(number) if of_agents else "/"
@@ -95,16 +95,16 @@ def test_twenty_pages_cost_what_one_costs(
                     await asyncio.sleep(interval / 20)
                 made, intervals = reads[0] - first, (time.monotonic() - began) / interval
                 await asyncio.sleep(0)
-                # A result is shared for 0.9 intervals, so reads begin at least that far apart. On a busy machine, one
-                # read that was due before this measurement begins during it.
+                # A result is shared for 0.9 intervals, so the beginnings of two reads lie at least that far apart, and
+                # n such distances hold at most n + 1 reads. One more read may have been due before the measurement.
                 return (calls(raw) - before) / made, made, intervals / 0.9 + 2
 
     async def both() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await cost(1, 3)  # a warm-up, which also reads the data that is rarely refreshed
             one, twenty = await cost(1), await cost(20)
         assert twenty[0] <= 1.2 * one[0] + 5, f"{twenty[0]:.0f} commands a read with 20 pages, {one[0]:.0f} with one"
-        assert twenty[1] <= twenty[2], "at most one read in each interval"
+        assert twenty[1] <= twenty[2], "the pages share their reads"
 
     runner.run(both())
     assert (site.state.live.pages, len(site.state.live)) == (0, 0)
