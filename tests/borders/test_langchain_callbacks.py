@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,6 +31,7 @@ from langchain_core.tools import ToolException, tool
 
 from agentperf_redis.integrations import _langchain_callbacks as callbacks
 from agentperf_redis.integrations.langchain import AgentPerfCache, AgentPerfCallbackHandler
+from tests.support.forks import in_child
 
 pytestmark = [pytest.mark.thorough, pytest.mark.servers("valkey")]  # the packages take long to import
 
@@ -507,20 +506,15 @@ def test_forked_child_records_its_own_runs_only(perf: AgentPerf) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     assert held.wait(60)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(60)
-            open_stream.close()
-            Model().invoke("why?", config={"callbacks": [handler]})
-            perf.metrics.flush()
-            status = 0
-        finally:
-            os._exit(status)
+
+    def child() -> None:
+        open_stream.close()
+        Model().invoke("why?", config={"callbacks": [handler]})
+        perf.metrics.flush()
+
+    in_child(child)
     forked.set()
     holder.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert perf.metrics.get_or_create_metrics("planner").task_count == 1
     open_stream.close()
     assert perf.metrics.get_or_create_metrics("planner").task_count == 2

@@ -19,6 +19,7 @@ import pytest
 from agentperf_redis import AgentInstance, LoadBalancer, LRUCache
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.process import flights
+from tests.support.forks import in_child
 from tests.support.places import ROOT
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
@@ -352,17 +353,13 @@ def test_forked_child_gives_back_nothing_of_its_parent(backend: Backend) -> None
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(pending(hold(lb, begun), begun))
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            loop.close()
-            gc.collect()
-            time.sleep(0.2)
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def child() -> None:
+        loop.close()
+        gc.collect()
+        time.sleep(0.2)
+
+    in_child(child)
     assert len(lb.leases("coder").leases) == 1
     loop.close()
     wait_until(lambda: not lb.leases("coder").leases, "the release of the lease")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import random
 import signal
 import sys
@@ -20,6 +19,7 @@ import pytest
 
 from agentperf_redis import background
 from agentperf_redis.background import Background, ModuleLock, register_for_fork
+from tests.support.forks import in_child
 from tests.support.servers import wait_until
 
 NAME = "agentperf-under-test"
@@ -429,20 +429,6 @@ def test_unnamed_thread_takes_over_at_thread_limit(jobs: Background, monkeypatch
     assert not threads()
     assert jobs.close(LIMIT_S)
     assert not jobs.running
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run a function in a forked child. An exception in the child fails the test."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            signal.alarm(20)  # ends a child that hangs
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_forked_child_starts_empty_and_works(jobs: Background) -> None:

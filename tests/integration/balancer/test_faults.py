@@ -25,6 +25,7 @@ from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
 from tests.support import records
 from tests.support.calls import Call
+from tests.support.forks import in_child
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
@@ -602,22 +603,20 @@ def test_forked_child_leaves_its_parents_leases_alone(
     balancer = balancer_with(connect(server.url))
     instance = balancer.acquire("planner", ttl=6.0)
     assert instance is not None
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            del instance
-            gc.collect()
-            own = balancer.acquire("planner", ttl=2.4)
-            time.sleep(2.5)  # longer than the TTL, so the lease must be renewed
-            if own is not None and balancer.release(own):
-                status = 0
-        finally:
-            os._exit(status)
-    _, code = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(code) == 0
+    held = [instance]
+    del instance
+
+    def child() -> None:
+        held.clear()
+        gc.collect()
+        own = balancer.acquire("planner", ttl=2.4)
+        time.sleep(2.5)  # longer than the TTL, so the lease must be renewed
+        assert own is not None
+        assert balancer.release(own)
+
+    in_child(child)
     assert load(raw, pool) == 1
-    assert balancer.release(instance) is True
+    assert balancer.release(held.pop()) is True
 
 
 @pytest.mark.thorough
@@ -628,23 +627,18 @@ def test_child_forked_within_a_block_keeps_parents_lease(
     balancer = balancer_with(connect(server.url))
     block = balancer.lease("planner", ttl=1.2)
     with block as lease:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                assert not lease.held
-                lease.check()
-                if ending == "release":
-                    assert balancer.release(lease) is False
-                elif ending == "error":
-                    block.__exit__(KeyError, KeyError(), None)
-                else:
-                    block.__exit__(None, None, None)
-                status = 0
-            finally:
-                os._exit(status)
-        _, code = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(code) == 0
+
+        def child() -> None:
+            assert not lease.held
+            lease.check()
+            if ending == "release":
+                assert balancer.release(lease) is False
+            elif ending == "error":
+                block.__exit__(KeyError, KeyError(), None)
+            else:
+                block.__exit__(None, None, None)
+
+        in_child(child)
         assert load(raw, pool) == 1
         time.sleep(1.3)  # longer than the TTL, so the parent must continue to renew the lease
         lease.check()

@@ -21,6 +21,7 @@ from agentperf_redis.balancer import EventKind, InstanceState, LoadBalancer, com
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.errors import InvalidArgument
 from tests.support.calls import Call
+from tests.support.forks import in_child
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
 from tests.support.workers import Worker, Workers
@@ -248,17 +249,15 @@ def test_stopped_checks_are_dropped_and_close_stops_others(backend: Backend) -> 
 def test_forked_child_runs_no_checks_of_its_parent(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     with balancer.run_checks("planner", bool) as checks:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if not checks.running and "stopped" in repr(checks):
-                    checks.stop()
-                    with balancer.run_checks("planner", bool) as its_own:
-                        code = 0 if its_own.running else 1
-            finally:
-                os._exit(code)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def child() -> None:
+            assert not checks.running
+            assert "stopped" in repr(checks)
+            checks.stop()
+            with balancer.run_checks("planner", bool) as its_own:
+                assert its_own.running
+
+        in_child(child)
         assert checks.running
         assert "running" in repr(checks)
 

@@ -22,6 +22,7 @@ from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.cache.freshness import Age, Freshness
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import stored_name
+from tests.support.forks import in_child
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
@@ -537,17 +538,13 @@ def test_closing_and_forked_child_skip_slow_refreshes(server: Server, connect: C
     time.sleep(0.03)
     assert cache.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
     assert begun.wait(10)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            assert cache.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
-            assert cache.get_or_compute("child", lambda: 1, 60, soft_ttl=0.02) == 1
-            backend.close()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def child() -> None:
+        assert cache.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
+        assert cache.get_or_compute("child", lambda: 1, 60, soft_ttl=0.02) == 1
+        backend.close()
+
+    in_child(child)
     with StallDetector() as stalls:
         closing = time.monotonic()
         backend.close()

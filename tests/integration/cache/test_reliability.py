@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
 from tests.support.cache_scan import faults
 from tests.support.calls import Call
+from tests.support.forks import in_child
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
@@ -451,17 +451,14 @@ def test_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, name
     leader = threading.Thread(target=cache.get_or_compute, args=("slow", work))
     leader.start()
     assert busy.wait(10)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            if cache.get("k") == 1 and not cache._shared_state.flights._flights:
-                cache.put("child", 2)
-                backend.close()
-                code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def child() -> None:
+        assert cache.get("k") == 1
+        assert not cache._shared_state.flights._flights
+        cache.put("child", 2)
+        backend.close()
+
+    in_child(child)
     release.set()
     leader.join()
     assert cache.stats().hits == 4, "three here, one in the child"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import random
 import threading
 import time
@@ -32,6 +31,7 @@ from agentperf_redis.metrics.tracking import track_performance
 from tests.support.calls import Call
 from tests.support.distributions import DISTRIBUTIONS
 from tests.support.filled import Past, fill_slices
+from tests.support.forks import in_child
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import hurry
 
@@ -584,17 +584,13 @@ def test_samples_of_an_outage_count_in_their_slices(own_server: Server, connect:
 
 
 def test_fork_inside_a_span_leaves_the_parent_intact(collector: MetricsCollector) -> None:
+    def child() -> None:
+        with collector.span("agent", "child"):
+            pass
+        assert collector.flush()
+
     with collector.track("agent"):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with collector.span("agent", "child"):
-                    pass
-                status = 0 if collector.flush() else 2
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0
+        in_child(child)
     report = collector.spans("agent")
     assert {span.name: span.metrics.task_count for span in report.spans} == {"": 1, "child": 1}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR
 from agentperf_redis.metrics.model import OTHER
 from tests.support.calls import Call
+from tests.support.forks import in_child
 from tests.support.servers import Raw, Server, wait_until
 
 
@@ -277,18 +277,14 @@ def test_forked_child_counts_only_its_own_records(
     server: Server, collector: MetricsCollector, raw: Raw, namespace: str
 ) -> None:
     collector.record_execution("parent", 1.0, True)  # this record is in the buffer during the fork
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            assert collector.delivery().recorded == 0
-            for _ in range(3):
-                collector.record_execution("child", 1.0, True)
-            assert collector.flush()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def child() -> None:
+        assert collector.delivery().recorded == 0
+        for _ in range(3):
+            collector.record_execution("child", 1.0, True)
+        assert collector.flush()
+
+    in_child(child)
     for _ in range(2):
         collector.record_execution("parent", 1.0, True)
     assert {name: each.task_count for name, each in collector.metrics.items()} == {"parent": 3, "child": 3}

@@ -16,6 +16,7 @@ from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.workers import RunningExecution, WorkerInfo
 from agentperf_redis.presence import ALIVE_S, FORGET_S, MAX_EXECUTIONS, OpenCalls, presence_of
 from tests.support.calls import Call
+from tests.support.forks import in_child
 from tests.support.programs import Programs
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.workers import Workers
@@ -213,27 +214,18 @@ def test_each_worker_lists_its_oldest_executions(perf: AgentPerf, monkeypatch: p
 
 def test_forked_child_starts_without_executions(perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentperf_redis.metrics.flusher.MIN_AGE_S", 0.0)
-    reader, writer = os.pipe()
+
+    def child() -> None:
+        with perf.metrics.track("child"):
+            found = sorted((each.agent, each.pid == os.getpid()) for each in perf.metrics.running())
+            assert (found, len(perf.metrics.workers())) == ([("child", True), ("parent", False)], 2)
+        perf.close()
+
     with perf.metrics.track("parent"):
         assert [each.pid for each in perf.metrics.running()] == [os.getpid()]
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                with perf.metrics.track("child"):
-                    found = sorted((each.agent, each.pid == os.getpid()) for each in perf.metrics.running())
-                    os.write(writer, repr((found, len(perf.metrics.workers()))).encode())
-                perf.close()
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(writer)
-        said = os.read(reader, 1000).decode()
-        assert os.waitpid(child, 0)[1] == 0
-        assert said == repr(([("child", True), ("parent", False)], 2))
+        in_child(child)
         (info,) = perf.metrics.workers()
         assert (info.pid, [each.agent for each in info.running]) == (os.getpid(), ["parent"])
-    os.close(reader)
 
 
 ENDING = """

@@ -15,6 +15,7 @@ from agentperf_redis.errors import AgentPerfError, InvalidArgument
 from agentperf_redis.metrics import spans
 from agentperf_redis.metrics.model import PerformanceMetrics
 from agentperf_redis.metrics.spans import Span, current_span, executions_around, span_report
+from tests.support.forks import in_child
 
 
 class Clock:
@@ -364,28 +365,25 @@ def test_forked_child_does_not_record_the_parents_span() -> None:
 
 
 def test_child_records_a_span_that_it_enters_itself() -> None:
-    reading, writing = os.pipe()
     recorded: list[str] = []
     span = Span("agent", None, lambda span, outcome: recorded.append(outcome))
-    child = os.fork()
-    if child == 0:
+
+    def child() -> None:
         with span:
             pass
-        os.write(writing, ",".join(recorded).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(reading, 100) == b"ok"
-    os.close(reading)
-    os.close(writing)
+        assert recorded == ["ok"]
+
+    in_child(child)
+    assert recorded == []
 
 
 def test_child_cannot_defer_a_span_of_its_parent() -> None:
     with Span("agent", None, lambda span, outcome: None) as span:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if span.defer() is False else 1)
-        _, code = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(code) == 0
+
+        def child() -> None:
+            assert span.defer() is False
+
+        in_child(child)
 
 
 def test_executions_around_are_listed_innermost_first(book: Book) -> None:

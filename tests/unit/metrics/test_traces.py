@@ -5,7 +5,6 @@ import contextlib
 import gc
 import itertools
 import logging
-import os
 import random
 import threading
 import time
@@ -31,6 +30,7 @@ from agentperf_redis.metrics.traces import (
     flush,
     self_times,
 )
+from tests.support.forks import in_child
 
 USAGE = {"input_tokens": 100, "output_tokens": 20}
 
@@ -427,11 +427,12 @@ def test_error_types_are_those_of_tracked_calls(error_type: object, outcome: str
 
 def test_forked_child_records_no_span_of_its_parent(book: Book, tracer: Tracer) -> None:
     span = tracer.begin(Kind.AGENT, "a")
-    child = os.fork()
-    if child == 0:
+
+    def child() -> None:
         tracer.end(span)
-        os._exit(len(book.ended))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not book.ended
+
+    in_child(child)
     tracer.end(span)
     assert book.names == ["a"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from agentperf_redis.command import Command
 from agentperf_redis.keys import SLOTS, key_slot
 from agentperf_redis.transport.pubsub.bus import Bus
 from agentperf_redis.transport.pubsub.connection import BusConnection
+from tests.support.forks import in_child
 from tests.support.proxy import Proxy
 from tests.support.servers import Node, Raw, Server, wait_until
 from tests.support.stalls import StallDetector
@@ -409,18 +409,6 @@ def test_subscription_follows_a_moved_slot(
 # Forks
 
 
-def in_child(work: Callable[[], bool]) -> bool:
-    """Run `work` in a forked child, and return its result."""
-    child = os.fork()
-    if child == 0:
-        good = False
-        try:
-            good = work()
-        finally:
-            os._exit(0 if good else 1)
-    return os.waitpid(child, 0)[1] == 0
-
-
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -434,13 +422,16 @@ def test_forked_child_starts_without_thread_or_connection(backend: Backend, name
     recorder.wait_confirmed()
     before = descriptors()
 
-    def grandchild() -> bool:
-        return bus_threads() == [] and descriptors() < before
+    def grandchild() -> None:
+        assert bus_threads() == []
+        assert descriptors() < before
 
-    def child() -> bool:
-        return bus_threads() == [] and descriptors() < before and in_child(grandchild)
+    def child() -> None:
+        assert bus_threads() == []
+        assert descriptors() < before
+        in_child(grandchild)
 
-    assert in_child(child)
+    in_child(child)
     recorder.wait_message(partial(publish, backend, recorder.channel))
     assert len(recorder.gaps) == 1, "the children do not affect the connection of the parent"
 
@@ -449,16 +440,16 @@ def test_forked_child_subscribes_on_its_own(backend: Backend, namespace: str) ->
     parents = Recorder(backend.bus, channel(namespace))
     parents.wait_confirmed()
 
-    def child() -> bool:
+    def child() -> None:
         recorder = Recorder(backend.bus, channel(namespace))
         recorder.wait_gap()
         recorder.wait_confirmed()
         recorder.wait_message(partial(publish, backend, recorder.channel))
         parents.subscription.close()  # the subscription belongs to the parent, so `close` does nothing here
         backend.bus.close()
-        return parents.messages == []
+        assert parents.messages == []
 
-    assert in_child(child)
+    in_child(child)
     parents.wait_confirmed()
 
 
@@ -467,11 +458,11 @@ def test_bus_closed_before_fork_stays_closed(backend: Backend, namespace: str) -
     recorder.wait_gap()
     backend.bus.close()
 
-    def child() -> bool:
+    def child() -> None:
         backend.bus.subscribe(channel(namespace), lambda _: None, lambda: None)
-        return bus_threads() == []
+        assert bus_threads() == []
 
-    assert in_child(child)
+    in_child(child)
 
 
 def test_cache_subscribes_once_in_forked_child(own_server: Server, connect: Callable[..., Backend], raw: Raw) -> None:
@@ -480,10 +471,10 @@ def test_cache_subscribes_once_in_forked_child(own_server: Server, connect: Call
     cache.put("k", 1)
     assert cache.get("k") == 1
 
-    def child() -> bool:
+    def child() -> None:
         wait_until(lambda: cache.get("k") == 1 and len(cache._shared_state.local or ()), "a copy", TIMEOUT)
         listener = backend.bus._listener
         subscriptions = [] if listener is None else listener._subscribers._of[cache._shared_state.keys.bus]
-        return len(subscriptions) == 1
+        assert len(subscriptions) == 1
 
-    assert in_child(child)
+    in_child(child)
