@@ -193,7 +193,7 @@ class Flusher:
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # try only once: without a reply, a second try would only wait until the deadline
+        if not self._tried_last:  # if the server did not answer a first try, a second one would wait in vain
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:

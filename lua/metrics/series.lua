@@ -131,8 +131,8 @@ end
 local is_listed  -- whether any series of the current group may have a list of closed slices
 
 -- Return two values. The first maps the index of a step in `starts` to the lines of the closed slices of this step. The
--- second is true if there are steps with a line and only one slice, and none of these slices has a hash. This is the
--- usual case. `append_step` then does not read the hashes of these steps.
+-- second says whether `append_step` may skip the hashes of all steps that cover a single slice and have a line for it.
+-- That is so if no hash of these slices exists, which is the usual case; without such steps, it is false.
 local function lines_of_steps(name)
   local found, hashes = {}, {}
   if not is_listed then return found, false end
