@@ -34,9 +34,9 @@ class CloseCallbacks:
         self.after_fork(lock)
 
     def after_fork(self, lock: threading.RLock) -> None:
-        """In a forked child: replace the locks, which other threads of the parent may have held, and start anew.
+        """In a forked child: replace the locks, because another thread of the parent may have held them.
 
-        If the child was forked inside a callback, its own `run` calls this callback, too.
+        If the child was forked inside a callback, its own `run` calls this callback again.
         """
         self._lock = lock
         self._running = threading.RLock()

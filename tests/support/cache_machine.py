@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from agentperf_redis.keys import CacheKeys
-from tests.support.servers import Raw, Server
+from tests.support.servers import Raw, Server, new_namespace
 
 
 @dataclass(kw_only=True)
@@ -36,7 +35,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
+        self.backend = Backend(self.server.url, namespace=new_namespace(type(self).__name__))
         self.raw: Raw = self.server.client()
         self.unreported = False
         """Whether reads are waiting to be reported."""

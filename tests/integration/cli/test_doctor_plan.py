@@ -26,6 +26,7 @@ def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan_costs, name, value)
 
 
+@pytest.mark.privileged
 @pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.usefixtures("few_calls")
 def test_plan_is_printed_and_leaves_no_keys(agentperf: Run, server: Server, namespace: str) -> None:
@@ -80,6 +81,7 @@ def test_faulty_plan_sends_nothing(agentperf: Run) -> None:
     assert "agents is 'many'; allowed: a whole number from 0 to 2000" in done.stderr
 
 
+@pytest.mark.privileged
 @pytest.mark.servers("cluster")
 @pytest.mark.usefixtures("few_calls")
 @pytest.mark.thorough
@@ -130,6 +132,7 @@ def near(found: tuple[float, ...], forecast_of: Forecast) -> bool:
     return all(0.5 < one / other < 2 for one, other in zip(found[1:], expected, strict=True))
 
 
+@pytest.mark.privileged
 @pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis82")
 def test_forecast_is_within_a_factor_of_two(measured: tuple[AgentPerf, Any]) -> None:
